@@ -1,0 +1,28 @@
+"""torch.hub entry points, with the names of openai/CLIP's: `torch.hub.load(REPOSITORY, "ViT_B_32")`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "src"))  # torch.hub puts only this folder on the path
+
+from clip.clip import _MODELS, load
+from clip.clip import tokenize as _tokenize
+
+dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "safetensors"]
+
+
+def _entry_point(model_name: str):
+    def entry(device=None, jit=False, download_root=None):
+        return load(model_name, device=device, jit=jit, download_root=download_root)
+
+    entry.__doc__ = f"{model_name} and its preprocess, as clip.load({model_name!r}) gives them."
+    return entry
+
+
+def tokenize():
+    """The function that turns texts into tokens."""
+    return _tokenize
+
+
+for _name in _MODELS:
+    globals()["".join(c if c.isalnum() else "_" for c in _name)] = _entry_point(_name)

@@ -1,0 +1,56 @@
+"""OpenAI's CLIP, the same calls and the same vectors, ready for real work.
+
+Names are resolved on first use (PEP 562): `import clip` loads neither torch nor anything else that is installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clip import clip, errors, model, simple_tokenizer
+    from clip.clip import available_models, load, tokenize
+    from clip.encoder import Encoder
+    from clip.jobs import EmbedJob, EmbedReport
+    from clip.pipeline import embed
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EmbedJob",
+    "EmbedReport",
+    "Encoder",
+    "available_models",
+    "clip",
+    "embed",
+    "errors",
+    "load",
+    "model",
+    "simple_tokenizer",
+    "tokenize",
+]
+
+_HOME = {
+    "available_models": "clip.clip",
+    "load": "clip.clip",
+    "tokenize": "clip.clip",
+    "Encoder": "clip.encoder",
+    "EmbedJob": "clip.jobs",
+    "EmbedReport": "clip.jobs",
+    "embed": "clip.pipeline",
+}
+_MODULES = ("clip", "errors", "model", "simple_tokenizer")
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"clip.{name}")
+    if name in _HOME:
+        value = globals()[name] = getattr(import_module(_HOME[name]), name)
+        return value
+    raise AttributeError(f"module 'clip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

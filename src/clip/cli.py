@@ -1,0 +1,172 @@
+"""The command `clip`: flags in, jobs to the verbs, a bar and a summary out. Knows nothing about pictures or models.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done; 3 done, with failure rows; 1 failed; 2 refused
+before any work; 130 and 143 interrupted, with finished parts kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+import click
+
+import clip
+from clip.errors import ClipError, InputError, InputTypeError, StoreMismatchError, UnknownModelError
+from clip.jobs import EmbedJob, EmbedReport, Progress, VectorDtype
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES, EXIT_SIGNAL = 1, 2, 3, 128
+REFUSALS = (InputError, InputTypeError, StoreMismatchError, UnknownModelError)
+PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is no terminal
+GLOB_HELP = (
+    "Take the files whose path below PHOTOS matches, instead of those with a picture's extension; "
+    "** crosses folders. May be repeated."
+)
+BUDGET_HELP = "Decoded pictures that threads may hold at a time."
+DEFAULTS = {field.name: field.default for field in fields(EmbedJob)}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(clip.__version__, message="clip-turbo %(version)s")
+@click.option("--debug", is_flag=True, help="Show where an error arose.")
+def cli(debug: bool) -> None:
+    """Pictures to CLIP vectors: OpenAI's numbers, in bulk."""
+
+
+def _option(*names: str, field: str, **settings: Any) -> Any:
+    """A flag that mirrors a field of EmbedJob and has its default."""
+    default = DEFAULTS[field]
+    shown = default is not None and default != () and not isinstance(default, bool)
+    return click.option(*names, field, default=default, show_default=shown, **settings)
+
+
+@cli.command()
+@click.argument("source", metavar="PHOTOS")
+@click.option("-o", "--output", metavar="OUT", required=True, help="Folder to write; made where there is none.")
+@_option("-m", "--model", field="model", metavar="MODEL", help="A released name, or the path of a weights file.")
+@_option("--untrained", field="untrained", metavar="SEED", type=int, help="Draw the named model's weights at random.")
+@_option("--device", field="device", help="cpu, cuda, cuda:1 or mps; auto takes CUDA where there is one.")
+@_option("--batch-size", field="batch_size", metavar="N", type=int, help="Pictures the model reads at a time.")
+@_option("--workers", field="workers", metavar="N", type=int, help="Threads that decode.  [default: one a core]")
+@_option("--threads", field="threads", metavar="N", type=int, help="Threads of the model on a CPU, likewise.")
+@click.option("--raw", is_flag=True, help="Write features as the model gives them, not scaled to unit length.")
+@_option("--dtype", field="dtype", type=click.Choice(get_args(VectorDtype)), help="Of the vectors in OUT.")
+@_option("--glob", field="globs", metavar="PATTERN", multiple=True, help=GLOB_HELP)
+@_option("--limit", field="limit", metavar="N", type=int, help="Only the first N pictures.")
+@_option("--shard-size", field="shard_size", metavar="N", type=int, help="Pictures per Parquet part.")
+@_option("--decode-budget-bytes", field="decode_budget_bytes", metavar="N", type=int, help=BUDGET_HELP)
+@_option("--overwrite", field="overwrite", is_flag=True, help="Replace an earlier run's files in OUT.")
+@click.option("--dry-run", is_flag=True, help="Count what would be read, and stop.")
+def embed(*, raw: bool, dry_run: bool, **options: Any) -> int:
+    """Turn a folder of pictures into Parquet files of vectors.
+
+    OUT gets embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes),
+    failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every picture becomes a row of one or
+    the other. Exit code 0: all have vectors; 3: some are failure rows; 1: the run failed; 2: it did not begin.
+    """
+    job = EmbedJob(normalize=not raw, **options)
+    from clip import pipeline  # here, because it brings torch, which `--help` can do without
+
+    if dry_run:
+        pictures, ignored = pipeline.count(job)
+        _say(f"would read {pictures:,} pictures into {job.output}{_ignored(ignored)}")
+        return 0
+    if job.untrained is not None:
+        _say(f"{job.model} is untrained (random weights of seed {job.untrained}): alike vectors mean nothing yet")
+    bar = _ProgressBar()
+    try:
+        report = pipeline.embed(job, bar.update)
+    finally:
+        bar.close()
+    _say(_summary(report))
+    return EXIT_WITH_FAILURES if report.failed else 0
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def _summary(report: EmbedReport) -> str:
+    rate = report.read / report.seconds
+    failed = f", failed {report.failed:,} (see {report.output}/failures)" if report.failed else ", failed 0"
+    return (
+        f"read {report.read:,} = written {report.written:,}{failed}; "
+        f"{report.seconds:.1f} s, {rate:.1f} images/s; {report.output}{_ignored(report.ignored)}"
+    )
+
+
+def _ignored(ignored: dict[str, int]) -> str:
+    if not ignored:
+        return ""
+    return "; ignored: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(ignored.items()))
+
+
+class _ProgressBar:
+    """A bar with images/s and time left on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._started = self._spoken = 0.0
+
+    def update(self, progress: Progress) -> None:
+        if sys.stderr.isatty():
+            self._draw(progress)
+        elif not self._started:
+            self._started = self._spoken = time.monotonic()
+        elif time.monotonic() - self._spoken >= PLAIN_INTERVAL_S:
+            self._spoken = time.monotonic()
+            rate = progress.read / (self._spoken - self._started)
+            left_s = max(0, progress.total - progress.read) / rate
+            done = f"{progress.read:,} of {progress.total:,} images, failed {progress.failed:,}"
+            _say(f"{done}, {rate:.1f} images/s, {left_s:.0f} s left")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _draw(self, progress: Progress) -> None:
+        if self._bar is None:
+            from tqdm import tqdm  # here, because only a run on a terminal needs it
+
+            self._bar = tqdm(total=progress.total, unit=" images", dynamic_ncols=True)
+        self._bar.set_postfix(failed=progress.failed, refresh=False)
+        self._bar.update()
+
+
+class _Terminated(BaseException):
+    """SIGTERM, on its way out through what has to be cleaned up."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # its warnings would end up between ours on stderr
+    try:
+        code = cli.main(arguments, prog_name="clip", standalone_mode=False) or 0
+    except click.ClickException as exc:
+        exc.show()
+        code = exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted; finished parts are kept")
+        code = EXIT_SIGNAL + signal.SIGINT
+    except _Terminated:
+        _say("terminated; finished parts are kept")
+        code = EXIT_SIGNAL + signal.SIGTERM
+    except (ClipError, OSError) as exc:
+        if "--debug" in arguments:
+            raise
+        _say(f"clip: {exc}")
+        code = EXIT_REFUSED if isinstance(exc, REFUSALS) else EXIT_FAILED
+    sys.exit(code)

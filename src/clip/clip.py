@@ -1,0 +1,149 @@
+"""OpenAI's module: the calls and private names that code written for openai/CLIP uses. Knows nothing about batch jobs.
+
+COMPATIBILITY.md lists each name as same, differs or absent, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from clip import weights
+from clip.engine import load_model, resolve_device
+from clip.errors import InputTypeError, TextTooLongError
+from clip.model import CLIP, build_model
+from clip.preprocess import (
+    BICUBIC,
+    CenterCrop,
+    Compose,
+    Normalize,
+    Resize,
+    ToTensor,
+    make_preprocess,
+)
+from clip.preprocess import convert_image_to_rgb as _convert_image_to_rgb
+from clip.simple_tokenizer import END, START, SimpleTokenizer
+
+__all__ = ["available_models", "load", "tokenize"]
+
+# Names that users import from here, besides those defined below.
+_REEXPORTED = (BICUBIC, CenterCrop, Compose, Normalize, Resize, ToTensor, build_model, _convert_image_to_rgb)
+
+_MODELS = dict(weights.URLS)  # users add to it and put another in its place; `load` reads it at each call
+# Distributions that install a package of our name over ours; CONTRACT of names on PyPI, 2026-11.
+FOREIGN_DISTRIBUTIONS = ("clip", "openai-clip", "clip-anytorch")
+
+
+def __getattr__(name: str) -> object:
+    if name == "_tokenizer":  # OpenAI builds it at import; here its 30 ms are spent at first use
+        return _shared_tokenizer()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _shared_tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+def available_models() -> list[str]:
+    """Names of the models `load` knows."""
+    return list(_MODELS)
+
+
+def _download(url: str, root: str | os.PathLike[str] | None = None) -> str:
+    """Path of the verified local copy of the weights a URL names. Source: openai/CLIP@d05afc4 clip/clip.py:43."""
+    return weights.cached_file(url, root)
+
+
+def _transform(n_px: int) -> Compose:
+    """The transform for a model that reads `n_px` pixels a side. Source: openai/CLIP@d05afc4 clip/clip.py:79."""
+    return make_preprocess(n_px)
+
+
+def load(
+    name: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | os.PathLike[str] | None = None,
+) -> tuple[CLIP, Compose]:
+    """A model in eval mode on `device`, and the transform that makes its input of a picture.
+
+    `name` is one of `available_models()` or a path (OpenAI's archive, a state dict, safetensors). Without a device it
+    is CUDA where there is one, else the CPU. Weights are fp16 and fp32 as `convert_weights` splits them on CUDA, and
+    fp32 elsewhere. `jit=True` gives the same eager model: this package never runs TorchScript.
+
+    Raises:  UnknownModelError, WeightsMissingError, CheckpointError, DeviceError, all of them RuntimeErrors.
+    Source:  openai/CLIP@d05afc4 clip/clip.py:94.
+    """
+    if jit:
+        warnings.warn(
+            "clip.load(jit=True): the weights are loaded into the eager model, which gives the same features. "
+            "TorchScript is never run, because it would run code of the file. Drop jit=True.",
+            stacklevel=2,
+        )
+    _warn_of_foreign_distribution()
+    path = weights.locate(name, download_root, urls=_MODELS, fetch=_download)
+    model = load_model(weights.read_checkpoint(path), resolve_device(device))
+    return model, _transform(model.visual.input_resolution)
+
+
+def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:
+    """Turn texts into the token table that `encode_text` reads.
+
+    Shapes:  T texts -> int32 (T, context_length); a row is start, tokens, end, then zeros.
+    Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for what is no text.
+    Source:  openai/CLIP@d05afc4 clip/clip.py:205.
+    """
+    tokenizer = _shared_tokenizer()
+    rows = _as_list(texts)
+    table = torch.zeros(len(rows), context_length, dtype=torch.int32)
+    for i, text in enumerate(rows):
+        ids = [tokenizer.encoder[START], *tokenizer.encode(text), tokenizer.encoder[END]]
+        if len(ids) > context_length:
+            if not truncate:
+                raise TextTooLongError(
+                    f"text {i} of {len(rows)}: found {len(ids)} tokens, expected at most {context_length}: "
+                    f"{text[:40]!r}. Shorten it, or pass truncate=True to drop the tail."
+                )
+            ids = [*ids[: context_length - 1], tokenizer.encoder[END]]
+        table[i, : len(ids)] = torch.tensor(ids)
+    return table
+
+
+def _as_list(texts: object) -> list[str]:
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Iterable):
+        raise InputTypeError(f"texts: found {type(texts).__name__}, expected str or a list of str. Pass one of them.")
+    rows: list[str] = []
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputTypeError(
+                f"text {i}: found {type(text).__name__}, expected str. Pass a text or a list of texts."
+            )
+        rows.append(text)
+    return rows
+
+
+@cache
+def _warn_of_foreign_distribution() -> None:
+    """Say once which other installed distribution claims the folder this code runs from."""
+    from importlib import metadata
+
+    here = Path(__file__).resolve().parent
+    for name in FOREIGN_DISTRIBUTIONS:
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if Path(str(distribution.locate_file("clip"))).resolve() == here:
+            warnings.warn(
+                f"{here}: installed by clip-turbo and by {name} {distribution.version}, expected one of them. "
+                f"Run: pip uninstall {name}; pip install --force-reinstall --no-deps clip-turbo",
+                stacklevel=3,
+            )

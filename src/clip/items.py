@@ -1,0 +1,113 @@
+"""The records that travel between rooms. Knows nothing about how any of them is made.
+
+Plain frozen dataclasses: a source makes an `Item`, a decode thread turns it into `Pixels` or a `Failure`, the store
+writes either; `weights` makes a `Checkpoint`, `model` and `engine` read it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Stage = Literal["read", "open", "decode", "encode"]
+
+
+def utf8_path(path: str) -> str:
+    r"""A path as valid UTF-8: a byte that is none becomes \\xNN, and so that no two meet, a backslash is doubled."""
+    return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a source, not yet read."""
+
+    id: str  # stable name, valid UTF-8; in a folder the path relative to it, with forward slashes
+    path: str  # where it is now; bytes that are not UTF-8 as surrogates, as the os module gives them
+    size_bytes: int  # when it was listed
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is stored of a picture beside its vector."""
+
+    id: str
+    path: str
+    width: int  # of the original [Unit: px]
+    height: int  # of the original [Unit: px]
+    format: str  # Pillow's name: "JPEG", "PNG"
+    size_bytes: int  # encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One decoded picture, cropped to what the model reads."""
+
+    row: Row
+    array: np.ndarray  # uint8 (R, R, 3), channels R, G, B
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The reason why an item has no vector. A row of `failures/`."""
+
+    id: str
+    path: str
+    stage: Stage
+    error: str  # name of the exception's type
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Consecutive entries of a source that become one Parquet part. What could not even be listed is a Failure."""
+
+    index: int
+    entries: list[Item | Failure]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The arguments of `clip.model.CLIP`, in its order and with OpenAI's names."""
+
+    embed_dim: int
+    image_resolution: int  # [Unit: px]
+    vision_layers: int | tuple[int, int, int, int]  # a tuple means ModifiedResNet
+    vision_width: int
+    vision_patch_size: int | None  # [Unit: px]; None for ModifiedResNet
+    context_length: int
+    vocab_size: int
+    transformer_width: int
+    transformer_heads: int
+    transformer_layers: int
+
+
+# Means and standard deviations of the training pictures, RGB in 0..1. openai/CLIP@d05afc4 clip/clip.py:85.
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """What a checkpoint asks of the pictures it is shown."""
+
+    resolution_px: int
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, and all that is known of where they come from."""
+
+    architecture: Architecture
+    state_dict: dict[str, torch.Tensor]  # OpenAI's keys; tensors may be views of the file
+    preprocess: PreprocessSettings
+    source: str  # a path, or "untrained:SEED"
+    sha256: str | None = None  # of the file, where it was checked
+    revision: str | None = None  # of the repository it was fetched from
+    licence: str | None = None

@@ -1,0 +1,65 @@
+"""What a user can ask of each verb, spelt once, and what comes back. Knows nothing about how it is carried out.
+
+The command line, the server and the cluster build these records and pass them whole. They import nothing heavy, so that
+`clip embed --help` answers without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from clip.errors import InputError
+
+VectorDtype = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedJob:
+    """All that decides which vectors a run of `clip.embed` writes, and how."""
+
+    source: str  # a folder
+    output: str | Path
+    model: str = "ViT-B/32"  # a released name, or the path of a weights file
+    untrained: int | None = None  # draw the weights at random from this seed
+    device: str = "auto"
+    batch_size: int = 32  # pictures the model reads at a time; larger ones gain nothing on a CPU
+    workers: int | None = None  # threads that decode; one a core without
+    threads: int | None = None  # threads of the model on a CPU; one a core without
+    normalize: bool = True  # vectors of unit length
+    dtype: VectorDtype = "float32"
+    globs: tuple[str, ...] = ()  # the paths to take, instead of those with a picture's extension
+    limit: int | None = None  # the first so many pictures
+    shard_size: int = 10_000  # pictures per Parquet part
+    decode_budget_bytes: int = 400_000_000  # decoded pictures that threads may hold at a time
+    overwrite: bool = False  # remove an earlier run's files from the output
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}: found {value}, expected at least 1. Pass a larger number.")
+        if self.dtype not in get_args(VectorDtype):
+            raise InputError(f"dtype: found {self.dtype!r}, expected one of {get_args(VectorDtype)}. Pass one.")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    read: int
+    total: int  # as counted before the run
+    failed: int
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What came of a run."""
+
+    output: Path
+    read: int  # written + failed
+    written: int
+    failed: int
+    ignored: dict[str, int]  # files and folders passed over, by reason; sources.py has the rules
+    seconds: float  # start-up included

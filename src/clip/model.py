@@ -1,0 +1,605 @@
+"""The network: plain, eager, patchable modules with OpenAI's names. Knows nothing about files, devices or pictures.
+
+This is the truth the fast paths are held to. Module tree, state-dict keys and layouts are those of
+openai/CLIP@d05afc4 clip/model.py, so subclassing, hooks, `.train()` and surgery written for it work here.
+
+Axes in comments: B images, T texts, C channels, R pixels a side, L tokens, W width, D embed_dim, H heads.
+Inside the transformers tensors are sequence first: (L, B, W).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip.errors import CheckpointError, CheckpointKeyError
+from clip.items import Architecture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = [
+    "CLIP",
+    "AttentionPool2d",
+    "Bottleneck",
+    "LayerNorm",
+    "ModifiedResNet",
+    "QuickGELU",
+    "ResidualAttentionBlock",
+    "Transformer",
+    "VisionTransformer",
+    "build_model",
+    "convert_weights",
+    "infer_architecture",
+    "load_weights",
+]
+
+HEAD_WIDTH = 64  # channels an attention head reads in every released model; openai/CLIP@d05afc4 clip/model.py:270
+POOL_STRIDE = 32  # pixels of the picture behind one cell of a ModifiedResNet's last feature map
+MAX_LAYERS = 1000  # blocks a tower; RN50x64, the deepest released, has 64
+MAX_CONTEXT_LENGTH = 4096  # tokens; the causal mask then takes 64 MiB
+# Entries that TorchScript archives carry beside the weights; a CLIP computes them or keeps them as integers.
+ARCHIVE_BUFFERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+
+
+class Bottleneck(nn.Module):
+    """A residual block whose stride is an average pool, on both of its ways.
+
+    Shapes:  (B, inplanes, R, R) -> (B, 4 * planes, R / stride, R / stride).
+    """
+
+    expansion = 4
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
+        super().__init__()
+        outplanes = planes * self.expansion
+        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, outplanes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outplanes)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.downsample: nn.Sequential | None = None
+        self.stride = stride
+        if stride > 1 or inplanes != outplanes:
+            # The pool is named "-1" so that the convolution and its norm keep torchvision's "0" and "1".
+            self.downsample = nn.Sequential(
+                OrderedDict[str, nn.Module](
+                    {
+                        "-1": nn.AvgPool2d(stride),
+                        "0": nn.Conv2d(inplanes, outplanes, 1, bias=False),
+                        "1": nn.BatchNorm2d(outplanes),
+                    }
+                )
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inplanes, R, R) -> (B, 4 * planes, R / stride, R / stride)."""
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.relu2(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(self.avgpool(out)))
+        identity = x if self.downsample is None else self.downsample(x)
+        return self.relu3(out + identity)
+
+
+class AttentionPool2d(nn.Module):
+    """Pools a feature map by attention, with the map's mean as the one query.
+
+    Shapes:  (B, C, R, R) -> (B, D).
+    """
+
+    def __init__(self, spacial_dim: int, embed_dim: int, num_heads: int, output_dim: int | None = None) -> None:
+        super().__init__()
+        tokens = spacial_dim**2 + 1
+        self.positional_embedding = nn.Parameter(torch.randn(tokens, embed_dim) / embed_dim**0.5)
+        self.k_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.v_proj = nn.Linear(embed_dim, embed_dim)
+        self.c_proj = nn.Linear(embed_dim, output_dim or embed_dim)
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, R, R) -> (B, D)."""
+        x = x.flatten(start_dim=2).transpose(1, 2)  # (B, C, R, R) -> (B, R*R, C)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (B, L, C), L = R*R + 1
+        x = x + self.positional_embedding.to(x.dtype)
+        pooled = F.scaled_dot_product_attention(
+            self._split_heads(self.q_proj(x[:, :1])),
+            self._split_heads(self.k_proj(x)),
+            self._split_heads(self.v_proj(x)),
+        )  # (B, H, 1, C / H)
+        return self.c_proj(pooled.flatten(start_dim=1))  # (B, C) -> (B, D)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, L, C) -> (B, H, L, C / H)
+
+
+class ModifiedResNet(nn.Module):
+    """A ResNet with a three-layer stem, strides by average pooling, and attention as its last pool.
+
+    Shapes:  (B, 3, R, R) -> (B, D).
+    """
+
+    def __init__(
+        self,
+        layers: tuple[int, int, int, int],
+        output_dim: int,
+        heads: int,
+        input_resolution: int = 224,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.output_dim = output_dim
+        self.input_resolution = input_resolution
+
+        self.conv1 = nn.Conv2d(3, width // 2, kernel_size=3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(width // 2, width, kernel_size=3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(2)
+
+        self._inplanes = width  # channels that come into the next layer; `_make_layer` moves it on
+        self.layer1 = self._make_layer(width, layers[0])
+        self.layer2 = self._make_layer(width * 2, layers[1], stride=2)
+        self.layer3 = self._make_layer(width * 4, layers[2], stride=2)
+        self.layer4 = self._make_layer(width * 8, layers[3], stride=2)
+        self.attnpool = AttentionPool2d(input_resolution // POOL_STRIDE, width * 32, heads, output_dim)
+
+    def _make_layer(self, planes: int, blocks: int, stride: int = 1) -> nn.Sequential:
+        outplanes = planes * Bottleneck.expansion
+        first = Bottleneck(self._inplanes, planes, stride)
+        self._inplanes = outplanes
+        return nn.Sequential(first, *(Bottleneck(outplanes, planes) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, R, R), cast to the weights' dtype -> (B, D)."""
+        x = x.type(self.conv1.weight.dtype)
+        x = self.relu1(self.bn1(self.conv1(x)))  # (B, W/2, R/2, R/2)
+        x = self.relu2(self.bn2(self.conv2(x)))
+        x = self.relu3(self.bn3(self.conv3(x)))  # (B, W, R/2, R/2)
+        x = self.avgpool(x)  # (B, W, R/4, R/4)
+        x = self.layer1(x)  # (B, 4W, R/4, R/4)
+        x = self.layer2(x)  # (B, 8W, R/8, R/8)
+        x = self.layer3(x)  # (B, 16W, R/16, R/16)
+        x = self.layer4(x)  # (B, 32W, R/32, R/32)
+        return self.attnpool(x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm that computes in float32 or wider and answers in its input's dtype, whatever dtype its weights have.
+
+    OpenAI's casts the input only, so that a model after `.half()`, `.bfloat16()` or `.double()` fails.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., W) -> (..., W)."""
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        normed = F.layer_norm(
+            input.to(dtype),
+            self.normalized_shape,
+            self.weight.to(dtype),
+            self.bias.to(dtype),
+            self.eps,
+        )
+        return normed.to(input.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU the released weights were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., W) -> (..., W)."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Attention and MLP, each normed before and added after.
+
+    Shapes:  (L, B, W) -> (L, B, W).
+    """
+
+    attn_mask: Tensor | None
+
+    def __init__(self, d_model: int, n_head: int, attn_mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(d_model, n_head)
+        self.ln_1 = LayerNorm(d_model)
+        self.mlp = nn.Sequential(
+            OrderedDict[str, nn.Module](
+                {
+                    "c_fc": nn.Linear(d_model, d_model * 4),
+                    "gelu": QuickGELU(),
+                    "c_proj": nn.Linear(d_model * 4, d_model),
+                }
+            )
+        )
+        self.ln_2 = LayerNorm(d_model)
+        # A buffer, so that it moves with the module; not persistent, so that state dicts stay OpenAI's.
+        self.register_buffer("attn_mask", attn_mask, persistent=False)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Self-attention under the block's mask. (L, B, W) -> (L, B, W)."""
+        mask = None if self.attn_mask is None else self.attn_mask.to(x.dtype)
+        return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(L, B, W) -> (L, B, W)."""
+        x = x + self.attention(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks.
+
+    Shapes:  (L, B, W) -> (L, B, W).
+    """
+
+    def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = layers
+        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(width, heads, attn_mask) for _ in range(layers)))
+
+    def blocks(self) -> Iterator[ResidualAttentionBlock]:
+        """`resblocks`, with their type."""
+        return (cast("ResidualAttentionBlock", block) for block in self.resblocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(L, B, W) -> (L, B, W)."""
+        return self.resblocks(x)
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, blocks, and the class token projected.
+
+    Shapes:  (B, 3, R, R) in the weights' dtype -> (B, D).
+    """
+
+    proj: nn.Parameter | None  # users set it to None to read the unprojected class token
+
+    def __init__(
+        self,
+        input_resolution: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        output_dim: int,
+    ) -> None:
+        super().__init__()
+        self.input_resolution = input_resolution
+        self.output_dim = output_dim
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        scale = width**-0.5
+        tokens = (input_resolution // patch_size) ** 2 + 1
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, R, R) -> (B, D)."""
+        x = self.conv1(x)  # (B, W, R/P, R/P), P pixels a patch
+        x = x.flatten(start_dim=2).transpose(1, 2)  # (B, L-1, W)
+        class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # (B, 1, W)
+        x = torch.cat([class_token, x], dim=1)  # (B, L, W)
+        x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
+        x = x.transpose(0, 1)  # (B, L, W) -> (L, B, W)
+        x = self.transformer(x)
+        x = x.transpose(0, 1)  # (L, B, W) -> (B, L, W)
+        x = self.ln_post(x[:, 0])  # (B, W)
+        return x if self.proj is None else x @ self.proj  # (B, W) -> (B, D)
+
+
+class CLIP(nn.Module):
+    """Both towers and the temperature. `clip.load` builds one from weights.
+
+    Shapes:  pictures (B, 3, R, R) and tokens (T, L) -> logits (B, T) and (T, B).
+    Source:  openai/CLIP@d05afc4 clip/model.py:243, same arguments.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        # vision
+        image_resolution: int,
+        vision_layers: int | tuple[int, int, int, int],
+        vision_width: int,
+        vision_patch_size: int | None,
+        # text
+        context_length: int,
+        vocab_size: int,
+        transformer_width: int,
+        transformer_heads: int,
+        transformer_layers: int,
+    ) -> None:
+        super().__init__()
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.visual: ModifiedResNet | VisionTransformer
+        if isinstance(vision_layers, (tuple, list)):
+            heads = vision_width * 32 // HEAD_WIDTH
+            self.visual = ModifiedResNet(vision_layers, embed_dim, heads, image_resolution, vision_width)
+        else:
+            if vision_patch_size is None:
+                raise CheckpointError(
+                    "vision_patch_size: found None with an integer vision_layers, expected pixels a patch. "
+                    "Pass it, or pass four vision_layers for a ModifiedResNet."
+                )
+            self.visual = VisionTransformer(
+                image_resolution,
+                vision_patch_size,
+                vision_width,
+                vision_layers,
+                vision_width // HEAD_WIDTH,
+                embed_dim,
+            )
+        self.transformer = Transformer(
+            transformer_width, transformer_layers, transformer_heads, self.build_attention_mask()
+        )
+        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
+        self.ln_final = LayerNorm(transformer_width)
+        self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
+        self.logit_scale = nn.Parameter(torch.ones([]) * math.log(1 / 0.07))
+        self.initialize_parameters()
+
+    def initialize_parameters(self) -> None:
+        """Draw the start values OpenAI trained from; openai/CLIP@d05afc4 clip/model.py:299."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        if isinstance(self.visual, ModifiedResNet):
+            pool = self.visual.attnpool
+            for proj in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+                nn.init.normal_(proj.weight, std=pool.c_proj.in_features**-0.5)
+            for name, parameter in self.visual.named_parameters():
+                if name.endswith("bn3.weight") and name.startswith("layer"):
+                    nn.init.zeros_(parameter)  # each block starts as its identity
+        width, layers = self.transformer.width, self.transformer.layers
+        residual_std = width**-0.5 * (2 * layers) ** -0.5
+        for block in self.transformer.blocks():
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
+            c_fc, _, c_proj = block.mlp
+            nn.init.normal_(cast("nn.Linear", c_fc).weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(cast("nn.Linear", c_proj).weight, std=residual_std)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+
+    def build_attention_mask(self) -> Tensor:
+        """The causal mask of the text tower: (L, L), -inf above the diagonal, 0 elsewhere."""
+        # On the CPU even where the model is laid out on "meta": it is no weight, so nothing would fill it later.
+        full = torch.full((self.context_length, self.context_length), float("-inf"), device="cpu")
+        return full.triu_(1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype pictures are cast to and features come in."""
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Pictures to features, not normalised.
+
+        Shapes:  (B, 3, R, R) of any dtype, cast to `self.dtype` -> (B, D); B may be 0.
+        Units:   in standard deviations from the training mean, as `preprocess` gives; bytes are cast, not scaled.
+        """
+        return self.visual(image.type(self.dtype))
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Token tables to features, not normalised.
+
+        Shapes:  int (T, L), as `clip.tokenize` gives -> (T, D).
+        """
+        x = self.token_embedding(text).type(self.dtype)  # (T, L, W)
+        x = x + self.positional_embedding.type(self.dtype)
+        x = x.transpose(0, 1)  # (T, L, W) -> (L, T, W)
+        x = self.transformer(x)
+        x = x.transpose(0, 1)  # (L, T, W) -> (T, L, W)
+        x = self.ln_final(x).type(self.dtype)
+        # The end-of-text token has the highest id of all, so argmax finds where it stands.
+        x = x[torch.arange(x.shape[0], device=x.device), text.argmax(dim=-1)]  # (T, W)
+        return x @ self.text_projection  # (T, W) -> (T, D)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of every picture with every text, times the temperature.
+
+        Shapes:  (B, 3, R, R) and (T, L) -> (B, T) and its transpose (T, B).
+        """
+        image_features = self.encode_image(image)
+        text_features = self.encode_text(text)
+        image_features = image_features / image_features.norm(dim=1, keepdim=True)
+        text_features = text_features / text_features.norm(dim=1, keepdim=True)
+        logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()  # (B, T)
+        return logits_per_image, logits_per_image.t()
+
+
+def convert_weights(model: nn.Module) -> None:
+    """Make a model's matrices fp16 and leave its norms, embeddings and temperature fp32, in place.
+
+    Source:  openai/CLIP@d05afc4 clip/model.py:375; counts per model in tests/unit/test_model.py.
+    """
+
+    def halve(module: nn.Module) -> None:
+        names: tuple[str, ...] = ("text_projection", "proj")  # on any module that has them
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            names += ("weight", "bias")
+        if isinstance(module, nn.MultiheadAttention):
+            names += ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+            names += ("in_proj_bias", "bias_k", "bias_v")
+        for name in names:
+            tensor = getattr(module, name, None)
+            if isinstance(tensor, Tensor):
+                tensor.data = tensor.data.half()
+
+    model.apply(halve)
+
+
+def infer_architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
+    """Read a CLIP's arguments off the names and shapes of its weights.
+
+    Raises:  CheckpointKeyError (a KeyError) for a missing entry, CheckpointError for shapes no CLIP has.
+    Source:  openai/CLIP@d05afc4 clip/model.py:399.
+    """
+
+    def shape(key: str, ndim: int) -> tuple[int, ...]:
+        if key not in state_dict:
+            raise CheckpointKeyError(
+                f"weights: entry {key!r} is missing, expected a CLIP with OpenAI's names. "
+                f"Pass one; the {len(state_dict)} entries found start with {list(state_dict)[:3]}."
+            )
+        found = tuple(state_dict[key].shape)
+        if len(found) != ndim or 0 in found:
+            raise CheckpointError(
+                f"weights: entry {key!r} has shape {found}, expected {ndim} sizes above 0. Pass the weights of a CLIP."
+            )
+        return found
+
+    def grid_side(key: str) -> int:
+        tokens = shape(key, 2)[0]
+        side = math.isqrt(tokens - 1)
+        if side == 0 or side**2 + 1 != tokens:
+            raise CheckpointError(
+                f"weights: entry {key!r} has {tokens} positions, expected a square number and 1 more. "
+                "Pass weights for square pictures."
+            )
+        return side
+
+    def count(prefix: str, suffix: str = "", part: int = 2) -> int:
+        return len({k.split(".")[part] for k in state_dict if k.startswith(prefix) and k.endswith(suffix)})
+
+    vision_layers: int | tuple[int, int, int, int]
+    if "visual.proj" in state_dict:
+        vision_width, _, _, patch_size = shape("visual.conv1.weight", 4)
+        vision_layers = count("visual.transformer.resblocks.", ".attn.in_proj_weight", part=3)
+        resolution = patch_size * grid_side("visual.positional_embedding")
+    else:
+        vision_width = shape("visual.layer1.0.conv1.weight", 4)[0]
+        stages = [count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)]
+        vision_layers = (stages[0], stages[1], stages[2], stages[3])
+        patch_size = None
+        resolution = POOL_STRIDE * grid_side("visual.attnpool.positional_embedding")
+
+    transformer_width = shape("ln_final.weight", 1)[0]
+    architecture = Architecture(
+        embed_dim=shape("text_projection", 2)[1],
+        image_resolution=resolution,
+        vision_layers=vision_layers,
+        vision_width=vision_width,
+        vision_patch_size=patch_size,
+        context_length=shape("positional_embedding", 2)[0],
+        vocab_size=shape("token_embedding.weight", 2)[0],
+        transformer_width=transformer_width,
+        transformer_heads=transformer_width // HEAD_WIDTH,
+        transformer_layers=count("transformer.resblocks."),
+    )
+    _check_plausible(architecture)
+    return architecture
+
+
+def _check_plausible(architecture: Architecture) -> None:
+    """Refuse what would cost a hostile file nothing to state and us gigabytes to lay out."""
+    layers = architecture.vision_layers
+    # What attention splits into heads of 64: the ViT's width, or the 32 times wider map a ResNet pools.
+    vision_width = architecture.vision_width * (POOL_STRIDE if isinstance(layers, tuple) else 1)
+    depth = sum(layers) if isinstance(layers, tuple) else layers
+    for what, found, fits, expected in (
+        ("vision width", vision_width, vision_width % HEAD_WIDTH == 0, f"a multiple of {HEAD_WIDTH}"),
+        (
+            "text width",
+            architecture.transformer_width,
+            architecture.transformer_width % HEAD_WIDTH == 0,
+            f"a multiple of {HEAD_WIDTH}",
+        ),
+        ("vision depth", depth, 0 < depth <= MAX_LAYERS, f"1 to {MAX_LAYERS} layers"),
+        (
+            "text depth",
+            architecture.transformer_layers,
+            0 < architecture.transformer_layers <= MAX_LAYERS,
+            f"1 to {MAX_LAYERS} layers",
+        ),
+        (
+            "context length",
+            architecture.context_length,
+            architecture.context_length <= MAX_CONTEXT_LENGTH,
+            f"at most {MAX_CONTEXT_LENGTH} tokens",
+        ),
+    ):
+        if not fits:
+            raise CheckpointError(
+                f"weights: the {what} their shapes tell is {found}, expected {expected}. Pass the weights of a CLIP."
+            )
+
+
+def load_weights(
+    state_dict: dict[str, Tensor],
+    architecture: Architecture,
+    *,
+    device: torch.device | str = "cpu",
+    mixed_fp16: bool,
+) -> CLIP:
+    """A model on `device` with copies of these weights, in eval mode. Empties `state_dict` as it goes.
+
+    `mixed_fp16` gives the split of `convert_weights`, otherwise every weight is float32. The network is laid out on the
+    meta device, so nothing is drawn at random to be overwritten, and at its peak memory holds the model and one tensor.
+
+    Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit the architecture.
+    """
+    with torch.device("meta"):
+        model = CLIP(*vars(architecture).values())
+    if mixed_fp16:
+        convert_weights(model)
+    wanted = model.state_dict()
+    _check_fit(state_dict, wanted)
+    weights = {
+        key: state_dict.pop(key).to(device=device, dtype=layout.dtype, copy=True) for key, layout in wanted.items()
+    }
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.to(device).eval()  # .to moves the text tower's masks; the weights are there already
+
+
+def _check_fit(state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    problems = [f"missing {key}" for key in wanted if key not in state_dict]
+    problems += [f"unexpected {key}" for key in state_dict if key not in wanted]
+    problems += [
+        f"{key} is {tuple(state_dict[key].shape)} and should be {tuple(layout.shape)}"
+        for key, layout in wanted.items()
+        if key in state_dict and state_dict[key].shape != layout.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
+        raise CheckpointError(
+            f"weights: {len(problems)} entries do not fit the CLIP their shapes describe, expected none: {shown}. "
+            "Pass the whole state dict of one model."
+        )
+
+
+def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
+    """A CLIP of the architecture that the weights' shapes tell, fp16 where `convert_weights` makes it, in eval mode.
+
+    The weights are copied and the caller's dict is left as it is.
+
+    Raises:  CheckpointKeyError (a KeyError) or CheckpointError (a RuntimeError) where they are no CLIP's.
+    Source:  openai/CLIP@d05afc4 clip/model.py:399.
+    """
+    weights = drop_archive_buffers(state_dict)
+    return load_weights(weights, infer_architecture(weights), mixed_fp16=True)
+
+
+def drop_archive_buffers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights alone, in a new dict."""
+    return {k: tensor for k, tensor in state_dict.items() if k.rpartition(".")[2] not in ARCHIVE_BUFFERS}

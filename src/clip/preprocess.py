@@ -1,0 +1,308 @@
+"""A picture -> the pixels a model reads, bit for bit as OpenAI's transform gives them. Knows nothing about models.
+
+Five steps in the reference's order: resize, crop, convert to RGB, to tensor, normalise. The order matters: Pillow
+resizes palettes with NEAREST and alpha premultiplied, so converting first would change the vectors of such pictures.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clip.errors import ImageError, InputTypeError
+from clip.items import OPENAI_MEAN, OPENAI_STD, Failure, Item, Pixels, Row, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+__all__ = [
+    "BICUBIC",
+    "CenterCrop",
+    "Compose",
+    "Normalize",
+    "Resize",
+    "ToTensor",
+    "convert_image_to_rgb",
+    "crop_offset",
+    "decodable_extensions",
+    "decode",
+    "looks_like_picture",
+    "make_preprocess",
+    "normalize_pixels",
+    "resized_size",
+]
+
+PREPROCESS_ID = "openai-clip"  # goes into manifests: the five steps, as openai/CLIP@d05afc4 has them
+BICUBIC = Image.Resampling.BICUBIC
+# A 1 x 50 picture is resized to 224 x 11200 before its middle is cut out, and thinner ones to more than memory holds.
+MAX_CANVAS_PX = 256_000_000  # pixels of the resized picture; up to 1 GB in Pillow's four bytes a pixel
+# Pillow's readers that start another program (EPS runs Ghostscript), or that only tell the header.
+UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+SNIFF_BYTES = 16  # what Pillow hands its readers to recognise a format by
+BYTE_MAX = 255.0
+
+
+def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height after the shorter side became `short_side`; the longer one is rounded down.
+
+    Units:   px.
+    Source:  torchvision 0.29.2 transforms/functional.py:358, whose float arithmetic decides 1 px cases.
+    """
+    short, long = (width, height) if width <= height else (height, width)
+    new_long = int(short_side * long / short)
+    return (short_side, new_long) if width <= height else (new_long, short_side)
+
+
+def crop_offset(size: int, crop: int) -> int:
+    """Where a centre crop starts: half of what is left, rounded half to even. Units: px.
+
+    Flooring instead shifts the crop by a pixel wherever `size - crop` leaves 3 modulo 4.
+    Source:  torchvision 0.29.2 transforms/functional.py:592.
+    """
+    return round((size - crop) / 2.0) if size >= crop else -((crop - size) // 2)
+
+
+class Resize:
+    """Scale a picture until its shorter side is `size` px. One that fits is handed on untouched."""
+
+    def __init__(self, size: int, interpolation: Image.Resampling = BICUBIC) -> None:
+        self.size = size
+        self.interpolation = interpolation
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Shapes: (H, W) any mode -> (size, W') or (H', size), same mode. Raises: ImageError over 256 megapixels."""
+        _check_is_image(image, "preprocess")
+        width, height = image.size
+        if not width or not height:
+            raise ImageError(f"picture: {width} x {height} px, expected sides above 0. Leave it out.")
+        size = resized_size(width, height, self.size)
+        if size == image.size:
+            return image
+        if size[0] * size[1] > MAX_CANVAS_PX:
+            raise ImageError(
+                f"picture: {width} x {height} px would be resized to {size[0]} x {size[1]}, "
+                f"expected at most {MAX_CANVAS_PX:,} pixels. Crop it first, or leave it out."
+            )
+        return image.resize(size, self.interpolation)
+
+    def __repr__(self) -> str:
+        return f"Resize(size={self.size}, interpolation={self.interpolation.name.lower()})"
+
+
+class CenterCrop:
+    """Cut the middle out of a picture; a side that is too short is filled up with 0."""
+
+    def __init__(self, size: int | tuple[int, int]) -> None:
+        self.size = (size, size) if isinstance(size, int) else size  # height, width, as in torchvision
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Shapes: (H, W) any mode -> (size[0], size[1]), same mode."""
+        _check_is_image(image, "CenterCrop")
+        height, width = self.size
+        left, top = crop_offset(image.width, width), crop_offset(image.height, height)
+        return image.crop((left, top, left + width, top + height))
+
+    def __repr__(self) -> str:
+        return f"CenterCrop(size={self.size})"
+
+
+def convert_image_to_rgb(image: Image.Image) -> Image.Image:
+    """Pillow's conversion to RGB: alpha is dropped, CMYK converted without a profile, 16 bits clipped to 255."""
+    return image.convert("RGB")
+
+
+class ToTensor:
+    """Make a tensor of a picture."""
+
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        """Shapes: uint8 (H, W) or (H, W, C) -> float32 (C, H, W). Units: 0..255 -> 0..1."""
+        pixels = np.array(image)
+        if pixels.dtype != np.uint8:
+            raise InputTypeError(
+                f"ToTensor: found {pixels.dtype} values, expected uint8. Convert the picture to RGB first."
+            )
+        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W) -> (H, W, 1)
+        channels_first = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (C, H, W)
+        return channels_first.to(torch.float32).div_(BYTE_MAX)
+
+    def __repr__(self) -> str:
+        return "ToTensor()"
+
+
+class Normalize:
+    """Subtract the mean and divide by the standard deviation of each channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Shapes: float (..., C, H, W) -> the same. Units: 0..1 -> standard deviations from the mean."""
+        if not tensor.is_floating_point():
+            raise InputTypeError(
+                f"Normalize: found a tensor of {tensor.dtype}, expected floats in 0..1. Pass it through ToTensor first."
+            )
+        mean = torch.as_tensor(self.mean, dtype=tensor.dtype, device=tensor.device).view(-1, 1, 1)
+        std = torch.as_tensor(self.std, dtype=tensor.dtype, device=tensor.device).view(-1, 1, 1)
+        return (tensor - mean).div_(std)
+
+    def __repr__(self) -> str:
+        return f"Normalize(mean={self.mean}, std={self.std})"
+
+
+class Compose:
+    """Steps in a list that users index, slice and assign into, as they do with torchvision's class."""
+
+    def __init__(self, transforms: list[Callable[..., object]]) -> None:
+        self.transforms = transforms
+
+    def __call__(self, image: Image.Image | str | os.PathLike[str] | bytes | np.ndarray) -> torch.Tensor:
+        """One picture -> what the model reads.
+
+        Shapes:  a PIL image of any mode, a path, an encoded picture, or uint8 (H, W, 3) -> float32 (3, R, R).
+        Units:   in 0..255; out standard deviations from the training mean.
+        Raises:  InputTypeError (a TypeError) for anything else, ImageError for a canvas over 256 megapixels; what
+                 Pillow raises for a damaged picture comes through.
+        Source:  openai/CLIP@d05afc4 clip/clip.py:79.
+        """
+        step: object = open_picture(image)
+        for transform in self.transforms:
+            step = transform(step)
+        return cast("torch.Tensor", step)  # what the last step gives; a user's own list may end elsewhere
+
+    def __repr__(self) -> str:
+        steps = "\n".join(f"    {getattr(t, '__name__', None) or repr(t)}" for t in self.transforms)
+        return f"Compose(\n{steps}\n)"
+
+
+def open_picture(image: object) -> Image.Image:
+    """A picture in any form that `preprocess` takes -> a PIL image, decoded only if it came as a path.
+
+    Raises:  InputTypeError (a TypeError) for another type or an array that is not uint8 (H, W, 3).
+    """
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        with Image.open(Path(image)) as opened:
+            opened.load()  # before the file is closed
+            return opened
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return Image.open(io.BytesIO(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputTypeError(
+                f"picture: found an array of {image.dtype} {image.shape}, expected uint8 (H, W, 3). "
+                "Scale it to 0..255 and put the channels last."
+            )
+        return Image.fromarray(image)
+    raise InputTypeError(
+        f"picture: found {type(image).__name__}, expected a PIL image, a path, bytes or a uint8 array. "
+        "Open it with PIL.Image.open."
+    )
+
+
+def _check_is_image(image: object, where: str) -> None:
+    if not isinstance(image, Image.Image):
+        raise InputTypeError(
+            f"{where}: found {type(image).__name__}, expected a PIL image. Open it with PIL.Image.open."
+        )
+
+
+def make_preprocess(
+    resolution_px: int,
+    mean: tuple[float, float, float] = OPENAI_MEAN,
+    std: tuple[float, float, float] = OPENAI_STD,
+) -> Compose:
+    """The reference's five steps for a model that reads `resolution_px` pixels a side."""
+    return Compose(
+        [
+            Resize(resolution_px),
+            CenterCrop(resolution_px),
+            convert_image_to_rgb,
+            ToTensor(),
+            Normalize(mean, std),
+        ]
+    )
+
+
+def normalize_pixels(
+    pixels: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """The last two steps for a whole batch, with the same float32 operations and so the same bits.
+
+    Shapes:  uint8 (B, R, R, 3) -> float32 (B, 3, R, R).
+    """
+    scaled = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(BYTE_MAX)  # (B, 3, R, R)
+    return Normalize(mean, std)(scaled)
+
+
+def to_pixels(image: Image.Image, resolution_px: int) -> np.ndarray:
+    """The first three steps: a PIL image -> uint8 (R, R, 3), channels R, G, B."""
+    cropped = CenterCrop(resolution_px)(Resize(resolution_px)(image))
+    return np.asarray(convert_image_to_rgb(cropped))
+
+
+def decode(
+    item: Item,
+    data: bytes,
+    resolution_px: int,
+    reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
+) -> Pixels | Failure:
+    """One encoded picture -> one model input, or the reason there is none. Only the first frame of several.
+
+    `reserve` is entered with the bytes that decoding will take, once the header has told the size.
+
+    Shapes:  data of any of `decodable_formats` -> uint8 (R, R, 3).
+    """
+    stage: Stage = "open"
+    try:
+        if not data:
+            raise ImageError("the file is empty, expected a picture. Restore it from where it came.")
+        with Image.open(io.BytesIO(data), formats=decodable_formats()) as image:
+            stage = "decode"
+            width, height = image.size
+            with reserve(_decoded_bytes(width, height, resolution_px)):
+                array = to_pixels(image, resolution_px)
+            return Pixels(Row(item.id, item.path, width, height, image.format or "", len(data)), array)
+    except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
+        return Failure(item.id, item.path, stage, type(exc).__name__, str(exc))
+
+
+def _decoded_bytes(width: int, height: int, resolution_px: int) -> int:
+    """What decoding and resizing hold at their peak: Pillow keeps four bytes a pixel for all that has colours."""
+    resized_width, resized_height = resized_size(max(width, 1), max(height, 1), resolution_px)
+    return 4 * (width * height + resized_width * resized_height)
+
+
+@cache
+def decodable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats we decode: all it reads by itself, without starting another program."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in UNDECODABLE_FORMATS)
+
+
+@cache
+def decodable_extensions() -> frozenset[str]:
+    """The file name extensions of these formats, in lower case, with their dot."""
+    formats = {*decodable_formats(), "MPO"}  # MPO, several JPEGs in one file, is read by the JPEG reader
+    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in formats)
+
+
+def looks_like_picture(path: str) -> bool:
+    """Whether a file's content is one of these formats, by its header. Raises OSError where it cannot be read."""
+    with Path(path).open("rb") as file:
+        prefix = file.read(SNIFF_BYTES)
+    for name in decodable_formats():
+        accepts = Image.OPEN[name][1]
+        if accepts is not None and accepts(prefix) is True:
+            return True
+    return False

@@ -1,0 +1,148 @@
+"""Text -> token ids, by OpenAI's byte-pair encoding. Knows nothing about models or tensors.
+
+The vocabulary is `merges.bin` beside this file: the 48,894 merges that the tokenizer uses, each a pair of ids, made by
+tools/make_merges.py from the file OpenAI published. Names are those of openai/CLIP@d05afc4 clip/simple_tokenizer.py.
+"""
+
+from __future__ import annotations
+
+import array
+import gzip
+import html
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import ftfy
+import regex
+
+__all__ = [
+    "SimpleTokenizer",
+    "basic_clean",
+    "bytes_to_unicode",
+    "default_bpe",
+    "get_pairs",
+    "whitespace_clean",
+]
+
+MERGES = 49152 - 256 - 2  # lines of the published file that are used: a vocabulary of 48 Ki less bytes and specials
+CACHE_TOKENS = 65_536  # words kept; a book in English has some 10,000
+START, END = "<|startoftext|>", "<|endoftext|>"
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@cache
+def default_bpe() -> str:
+    """Path of the merges that come with the package."""
+    return str(Path(__file__).with_name("merges.bin"))
+
+
+@cache
+def bytes_to_unicode() -> dict[int, str]:
+    """A printable character for each byte, in the order that gives the first 256 ids.
+
+    Printable bytes of Latin-1 stand for themselves; the others get the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {byte: chr(byte) for byte in printable}
+    others = [byte for byte in range(256) if byte not in table]
+    return table | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def get_pairs(word: tuple[str, ...]) -> set[tuple[str, str]]:
+    """The neighbouring symbols of a word."""
+    return set(pairwise(word))
+
+
+def basic_clean(text: str) -> str:
+    """Repair mojibake, undo HTML escapes (twice: many captions are escaped twice), strip."""
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+def whitespace_clean(text: str) -> str:
+    """Make every run of white space one blank, strip."""
+    return regex.sub(r"\s+", " ", text).strip()
+
+
+def _first_symbols() -> list[str]:
+    characters = list(bytes_to_unicode().values())
+    return characters + [character + "</w>" for character in characters]
+
+
+def read_merges(path: str) -> list[tuple[str, str]]:
+    """The merges of a file, most frequent first: ours (pairs of ids) or OpenAI's (gzipped text, a pair a line)."""
+    content = Path(path).read_bytes()
+    if content.startswith(GZIP_MAGIC):
+        lines = gzip.decompress(content).decode("utf-8").split("\n")[1 : MERGES + 1]  # the first is a comment
+        return [(left, right) for left, right in (line.split() for line in lines)]
+    ids = array.array("H", content)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    symbols = _first_symbols()
+    merges: list[tuple[str, str]] = []
+    for left, right in zip(ids[::2], ids[1::2], strict=True):
+        merges.append((symbols[left], symbols[right]))
+        symbols.append(symbols[left] + symbols[right])
+    return merges
+
+
+class SimpleTokenizer:
+    """OpenAI's tokenizer: lower-cased text to ids and back."""
+
+    def __init__(self, bpe_path: str | None = None) -> None:
+        """Read the merges of `bpe_path`, in OpenAI's format or ours; without one those of the package."""
+        merges = read_merges(bpe_path or default_bpe())
+        symbols = _first_symbols() + ["".join(pair) for pair in merges] + [START, END]
+        self.byte_encoder = bytes_to_unicode()
+        self.byte_decoder = {character: byte for byte, character in self.byte_encoder.items()}
+        self.encoder = {symbol: n for n, symbol in enumerate(symbols)}
+        self.decoder = dict(enumerate(symbols))
+        self.bpe_ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.cache: dict[str, str] = {}
+        # The two special strings, English contractions, words, single digits, runs of anything else.
+        self.pat = regex.compile(
+            r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+            regex.IGNORECASE,
+        )
+
+    def bpe(self, token: str) -> str:
+        """One word, a character a byte -> its symbols, separated by blanks."""
+        if token in (START, END):
+            return token
+        known = self.cache.get(token)
+        if known is None:
+            if len(self.cache) >= CACHE_TOKENS:
+                self.cache.clear()
+            known = self.cache[token] = " ".join(self._merge(token))
+        return known
+
+    def _merge(self, token: str) -> list[str]:
+        word = [*token[:-1], token[-1] + "</w>"]
+        while len(word) > 1:
+            best = min(pairwise(word), key=lambda pair: self.bpe_ranks.get(pair, MERGES))
+            if best not in self.bpe_ranks:
+                break
+            merged: list[str] = []
+            for symbol in word:
+                # What was just merged is longer than the left half, so it cannot pair a second time.
+                if merged and (merged[-1], symbol) == best:
+                    merged[-1] += symbol
+                else:
+                    merged.append(symbol)
+            word = merged
+        return word
+
+    def encode(self, text: str) -> list[int]:
+        """Text of any length -> its ids, without start and end."""
+        ids: list[int] = []
+        for word in self.pat.findall(whitespace_clean(basic_clean(text)).lower()):
+            characters = "".join(self.byte_encoder[byte] for byte in word.encode("utf-8"))
+            ids.extend(self.encoder[symbol] for symbol in self.bpe(characters).split(" "))
+        return ids
+
+    def decode(self, tokens: list[int]) -> str:
+        """Ids -> lower-cased text, a blank after each word. Raises KeyError for an id there is not."""
+        text = "".join(self.decoder[token] for token in tokens)
+        content = bytes(self.byte_decoder[character] for character in text)
+        return content.decode("utf-8", errors="replace").replace("</w>", " ")

@@ -1,0 +1,80 @@
+"""Threads ahead of a consumer: cores, a stream mapped in order, a budget of bytes. Knows nothing about pictures."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_cores(cgroup: Path = CGROUP) -> int:
+    """Cores this process may use: its affinity, and the CPU quota of its container (cgroup v2 or v1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota_file, period_file in (
+        ("cpu.max", None),  # v2: "200000 100000", or "max 100000"
+        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),  # v1: a number each, -1 for no limit
+    ):
+        try:
+            words = (cgroup / quota_file).read_text().split()
+            if period_file:
+                words += (cgroup / period_file).read_text().split()
+            quota, period = int(words[0]), int(words[1])
+        except (OSError, ValueError, IndexError):
+            continue  # another version of cgroups, no limit, or no cgroups
+        if quota > 0 and period > 0:
+            cores = min(cores, max(1, quota // period))
+    return cores
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int) -> Generator[R]:
+    """`function` of each item, computed by `workers` threads, in the order of the items.
+
+    At most `ahead` items are in work or waiting to be taken, so a slow consumer stops the threads. An exception comes
+    to the consumer at its item's turn. Closing the iterator drops what has not begun.
+    """
+    source = iter(items)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
+    try:
+        waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(source, ahead))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class ByteBudget:
+    """Bytes that threads may hold at a time. What needs more than all of it runs alone."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._free = limit_bytes
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, size_bytes: int) -> Generator[None]:
+        """Wait until so many bytes are free, and hold them."""
+        size_bytes = min(size_bytes, self.limit_bytes)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size_bytes)
+            self._free -= size_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size_bytes
+                self._changed.notify_all()
