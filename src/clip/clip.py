@@ -9,13 +9,13 @@ import os
 import warnings
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 
 import torch
 
 from clip import weights
 from clip.engine import load_model, resolve_device
 from clip.errors import InputTypeError, TextTooLongError
+from clip.installed import warn_of_foreign_distribution
 from clip.model import CLIP, build_model
 from clip.preprocess import (
     BICUBIC,
@@ -35,8 +35,6 @@ __all__ = ["available_models", "load", "tokenize"]
 _REEXPORTED = (BICUBIC, CenterCrop, Compose, Normalize, Resize, ToTensor, build_model, _convert_image_to_rgb)
 
 _MODELS = dict(weights.URLS)  # users add to it and put another in its place; `load` reads it at each call
-# Distributions that install a package of our name over ours; CONTRACT of names on PyPI, 2026-11.
-FOREIGN_DISTRIBUTIONS = ("clip", "openai-clip", "clip-anytorch")
 
 
 def __getattr__(name: str) -> object:
@@ -86,7 +84,7 @@ def load(
             "TorchScript is never run, because it would run code of the file. Drop jit=True.",
             stacklevel=2,
         )
-    _warn_of_foreign_distribution()
+    warn_of_foreign_distribution()
     path = weights.locate(name, download_root, urls=_MODELS, fetch=_download)
     model = load_model(weights.read_checkpoint(path), resolve_device(device))
     return model, _transform(model.visual.input_resolution)
@@ -128,22 +126,3 @@ def _as_list(texts: object) -> list[str]:
             )
         rows.append(text)
     return rows
-
-
-@cache
-def _warn_of_foreign_distribution() -> None:
-    """Say once which other installed distribution claims the folder this code runs from."""
-    from importlib import metadata
-
-    here = Path(__file__).resolve().parent
-    for name in FOREIGN_DISTRIBUTIONS:
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        if Path(str(distribution.locate_file("clip"))).resolve() == here:
-            warnings.warn(
-                f"{here}: installed by clip-turbo and by {name} {distribution.version}, expected one of them. "
-                f"Run: pip uninstall {name}; pip install --force-reinstall --no-deps clip-turbo",
-                stacklevel=3,
-            )

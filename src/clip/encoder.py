@@ -14,6 +14,7 @@ from clip import weights
 from clip.clip import tokenize
 from clip.engine import Engine, load_model, resolve_device
 from clip.errors import ClipError, ImageError, InputError
+from clip.installed import warn_of_foreign_distribution
 from clip.items import PreprocessSettings
 from clip.model import CLIP, infer_architecture
 from clip.preprocess import open_picture, to_pixels
@@ -52,6 +53,7 @@ class Encoder:
         """
         if batch_size < 1:
             raise InputError(f"batch_size: found {batch_size}, expected at least 1. Pass a number of pictures.")
+        warn_of_foreign_distribution()
         self.batch_size = batch_size
         if isinstance(model, CLIP):
             self.model_name, self.source = type(model).__name__, "a loaded model"
