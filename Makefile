@@ -7,9 +7,10 @@ BIN := .venv/bin
 # constraints.txt pins every version; PyTorch comes as pip finds it. README, "Install", tells how to get its CPU build.
 install: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt dev-requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement dev-requirements.txt --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps open_clip_torch
 	touch $@
 
 demo: install

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from clip import weights
+from clip.architecture import infer_architecture
 from clip.clip import tokenize
 from clip.engine import Engine, load_model, resolve_device
 from clip.errors import ClipError, ImageError, InputError
 from clip.installed import warn_of_foreign_distribution
 from clip.items import PreprocessSettings
-from clip.model import CLIP, infer_architecture
+from clip.model import CLIP
 from clip.preprocess import open_picture, to_pixels
 from clip.threads import available_cores, map_ahead
 

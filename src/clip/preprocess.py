@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from clip.errors import ImageError, InputTypeError
 from clip.items import OPENAI_MEAN, OPENAI_STD, Failure, Item, Pixels, Row, Stage
@@ -273,6 +273,11 @@ def decode(
             with reserve(_decoded_bytes(width, height, resolution_px)):
                 array = to_pixels(image, resolution_px)
             return Pixels(Row(item.id, item.path, width, height, image.format or "", len(data)), array)
+    except UnidentifiedImageError as exc:  # whose own message names a buffer at an address
+        found = (
+            f"the file starts with {data[:SNIFF_BYTES]!r}, expected a picture that Pillow decodes. Check what it is."
+        )
+        return Failure(item.id, item.path, stage, type(exc).__name__, found)
     except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
         return Failure(item.id, item.path, stage, type(exc).__name__, str(exc))
 

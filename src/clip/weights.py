@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from clip.architecture import drop_archive_buffers, infer_architecture
 from clip.errors import CheckpointError, UnknownModelError, WeightsMissingError
 from clip.items import Architecture, Checkpoint, PreprocessSettings
-from clip.model import CLIP, drop_archive_buffers, infer_architecture
+from clip.model import CLIP
 from clip.torch_archive import read_torch_file
 
 if TYPE_CHECKING:

@@ -1,0 +1,42 @@
+"""The package as it is installed: what the wheel holds, and that it works from there."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_package_its_table_and_its_types_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {f"clip/{path.name}" for path in (ROOT / "src" / "clip").iterdir() if path.is_file()}
+    assert {"clip/merges.bin", "clip/py.typed"} <= package
+    assert {name for name in names if ".dist-info/" not in name} == package
+
+
+def test_the_installed_wheel_runs_without_the_repository(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, capture_output=True)
+    code = "import clip; print(clip.__file__, clip.tokenize('a diagram')[0, :4].tolist())"
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert ran.stdout.split(" ", 1) == [str(target / "clip" / "__init__.py"), "[49406, 320, 22697, 49407]\n"]
+    helped = subprocess.run(
+        [str(target / "bin" / "clip"), "--version"], check=True, capture_output=True, text=True, env=environment
+    )
+    assert helped.stdout == "clip-turbo 0.1.0\n"
