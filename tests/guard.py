@@ -1,7 +1,7 @@
 """Loading files that may be bombs: in a process of its own, with little memory and little time.
 
-The server imports torch once and forks for each file, so a file costs milliseconds. It never computes: a fork of a
-process whose OpenMP threads have run would wait for them for ever.
+The server imports torch once and forks for each file, so a file costs milliseconds. It computes with one thread: a fork
+does not take OpenMP's other threads along, and would wait for them for ever.
 """
 
 import atexit
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 MAX_CPU_S = 20  # the costliest honest refusal, of a pickle of four million opcodes, takes 4
-MAX_WALL_S = 120  # for a process that waits instead of computing
+MAX_WALL_S = 60  # for a process that waits instead of computing
 MAX_BYTES = 2**30  # of address space beyond the idle server's; that same refusal takes 350 MB
 MAX_MESSAGE = 1_000  # characters; what a file says of itself must not fill the terminal
 
@@ -61,6 +61,7 @@ def _serve() -> None:
 
     import clip
 
+    torch.set_num_threads(1)
     with torch.device("meta"):  # what torch imports at its first use
         clip.model.CLIP(8, 32, 1, 64, 16, 4, 8, 64, 1, 1)
     for line in sys.stdin:
