@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip.architecture import HEAD_WIDTH, POOL_STRIDE, drop_archive_buffers, infer_architecture
+from clip.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
 from clip.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from clip.items import Architecture
+    from clip.items import Activation, Architecture
 
 __all__ = [
     "CLIP",
@@ -208,16 +208,25 @@ class ResidualAttentionBlock(nn.Module):
 
     attn_mask: Tensor | None
 
-    def __init__(self, d_model: int, n_head: int, attn_mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_head: int,
+        attn_mask: Tensor | None = None,
+        *,
+        mlp_width: int | None = None,
+        activation: Activation = "quick_gelu",
+    ) -> None:
         super().__init__()
+        mlp_width = mlp_width or d_model * MLP_RATIO
         self.attn = nn.MultiheadAttention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model)
         self.mlp = nn.Sequential(
             OrderedDict[str, nn.Module](
                 {
-                    "c_fc": nn.Linear(d_model, d_model * 4),
-                    "gelu": QuickGELU(),
-                    "c_proj": nn.Linear(d_model * 4, d_model),
+                    "c_fc": nn.Linear(d_model, mlp_width),
+                    "gelu": QuickGELU() if activation == "quick_gelu" else nn.GELU(),
+                    "c_proj": nn.Linear(mlp_width, d_model),
                 }
             )
         )
@@ -242,11 +251,24 @@ class Transformer(nn.Module):
     Shapes:  (L, B, W) -> (L, B, W).
     """
 
-    def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        attn_mask: Tensor | None = None,
+        *,
+        mlp_width: int | None = None,
+        activation: Activation = "quick_gelu",
+    ) -> None:
         super().__init__()
         self.width = width
         self.layers = layers
-        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(width, heads, attn_mask) for _ in range(layers)))
+
+        def block() -> ResidualAttentionBlock:
+            return ResidualAttentionBlock(width, heads, attn_mask, mlp_width=mlp_width, activation=activation)
+
+        self.resblocks = nn.Sequential(*(block() for _ in range(layers)))
 
     def blocks(self) -> Iterator[ResidualAttentionBlock]:
         """`resblocks`, with their type."""
@@ -273,6 +295,9 @@ class VisionTransformer(nn.Module):
         layers: int,
         heads: int,
         output_dim: int,
+        *,
+        mlp_width: int | None = None,
+        activation: Activation = "quick_gelu",
     ) -> None:
         super().__init__()
         self.input_resolution = input_resolution
@@ -283,7 +308,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads)
+        self.transformer = Transformer(width, layers, heads, mlp_width=mlp_width, activation=activation)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
 
@@ -322,6 +347,12 @@ class CLIP(nn.Module):
         transformer_width: int,
         transformer_heads: int,
         transformer_layers: int,
+        # what only models of others need; clip.items.Architecture has the meanings
+        *,
+        activation: Activation = "quick_gelu",
+        vision_heads: int | None = None,
+        vision_mlp_width: int | None = None,
+        transformer_mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         self.context_length = context_length
@@ -341,11 +372,18 @@ class CLIP(nn.Module):
                 vision_patch_size,
                 vision_width,
                 vision_layers,
-                vision_width // HEAD_WIDTH,
+                vision_heads or max(1, vision_width // HEAD_WIDTH),
                 embed_dim,
+                mlp_width=vision_mlp_width,
+                activation=activation,
             )
         self.transformer = Transformer(
-            transformer_width, transformer_layers, transformer_heads, self.build_attention_mask()
+            transformer_width,
+            transformer_layers,
+            transformer_heads,
+            self.build_attention_mask(),
+            mlp_width=transformer_mlp_width,
+            activation=activation,
         )
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
@@ -458,7 +496,7 @@ def load_weights(
     Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit the architecture.
     """
     with torch.device("meta"):
-        model = CLIP(*vars(architecture).values())
+        model = CLIP(**vars(architecture))
     if mixed_fp16:
         convert_weights(model)
     wanted = model.state_dict()

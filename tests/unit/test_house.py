@@ -21,8 +21,9 @@ LAYERS = {
     "edges": {"cli", "__main__"},
     "verbs": {"clip", "encoder", "pipeline"},
     "rooms": {"engine", "weights", "sources", "store"},
+    "plumbing": {"download"},
     "truth": {"architecture", "errors", "installed", "items", "jobs", "model", "preprocess", "threads"}
-    | {"restricted_pickle", "simple_tokenizer", "torch_archive"},
+    | {"restricted_pickle", "simple_tokenizer", "torch_archive", "layouts", "releases", "checkpoints"},
 }
 ORDER = list(LAYERS)
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
