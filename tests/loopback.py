@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 class Server(ThreadingHTTPServer):
@@ -82,9 +84,64 @@ class Handler(BaseHTTPRequestHandler):
         """Tests look at `requests` instead."""
 
 
+class Hub(ThreadingHTTPServer):
+    """What huggingface_hub asks of a Hub, for files held in memory as {"ORG/NAME": {file name: bytes}}."""
+
+    daemon_threads = True
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def __init__(self, repositories: dict[str, dict[str, bytes]]) -> None:
+        self.repositories = repositories
+        self.requests: list[tuple[str, str]] = []  # method and path
+        self.cut = False  # whether bodies end in the middle
+        super().__init__(("127.0.0.1", 0), HubHandler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away is part of the tests."""
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        self.server.requests.append((self.command, self.path))
+        organisation, name, verb, revision, file_name = (self.path.split("?")[0].strip("/").split("/", 4) + [""] * 5)[
+            :5
+        ]
+        files = self.server.repositories.get(f"{organisation}/{name}")
+        known = verb == "resolve" and files is not None and revision in ("main", Hub.commit)
+        body = files.get(file_name) if files is not None and known else None
+        if body is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.send_header("X-Repo-Commit", Hub.commit)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", Hub.commit)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body[: len(body) // 2] if self.server.cut else body)
+
+    def log_message(self, *_: object) -> None:
+        """Tests look at `requests` instead."""
+
+
 @contextmanager
-def serving(content: bytes, *script: str) -> Iterator[Server]:
-    server = Server(content, *script)
+def running(server: Any) -> Iterator[Any]:
+    """The server, answering in a thread until the block ends."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -93,3 +150,7 @@ def serving(content: bytes, *script: str) -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def serving(content: bytes, *script: str) -> AbstractContextManager[Server]:
+    return running(Server(content, *script))

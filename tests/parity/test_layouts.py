@@ -8,12 +8,11 @@ import formula
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 import clip
-from clip.checkpoints import export, read_checkpoint
+from clip.checkpoints import read_checkpoint
 from clip.engine import load_model
-from clip.errors import CheckpointError
 from clip.items import Architecture
 from clip.layouts import to_transformers
 from clip.releases import RELEASES
