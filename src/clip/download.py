@@ -166,7 +166,8 @@ class _Download:
         if self.done:
             request.add_header("Range", f"bytes={self.done}-")
         try:
-            return urllib.request.urlopen(request, timeout=self.patience.timeout_s)
+            # An opener of its own, because urlopen's keeps the proxies that the environment named at its first use.
+            return urllib.request.build_opener().open(request, timeout=self.patience.timeout_s)
         except urllib.error.HTTPError as exc:
             exc.close()
             if exc.code == RANGE_NOT_SATISFIABLE:
