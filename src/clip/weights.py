@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,9 @@ from clip.errors import CheckpointError, DownloadError, UnknownModelError, Weigh
 from clip.releases import RELEASES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
+
+    from clip.releases import Release
 
 CACHE = "~/.cache/clip"  # the reference's, shared with open_clip's and clip-as-service's copies
 OFFLINE = ("CLIP_OFFLINE", "HF_HUB_OFFLINE")
@@ -150,27 +152,38 @@ def _released(name: str, url: str, root: str | os.PathLike[str] | None, download
     """The archive in our cache, a copy in the Hub's cache, the archive from OpenAI's host, a copy from the Hub."""
     release = RELEASES.get(name)
     copies = release.hub if release and release.url == url else ()
-    if not cache_path(url, root).exists():
-        for copy in copies:
-            with suppress(DownloadError):
-                return _hub_snapshot(copy.repository, copy.revision, cached_only=True)
+    if copies and not cache_path(url, root).exists() and (snapshot := cached_copy(RELEASES[name])):
+        return snapshot
     problems: list[str] = []
     try:
         return Path(download(url, root or os.path.expanduser(CACHE)))  # noqa: PTH111  a str, as users' own take it
     except (DownloadError, WeightsMissingError) as exc:
-        if not copies:
+        if not copies or offline():
             raise
-        problems.append(str(exc))
-    for copy in copies if not offline() else ():
+        problems.append(_what_happened(exc))
+    for copy in copies:
         _log.warning("%s: %s; trying %s on the Hugging Face Hub", name, problems[-1], copy.repository)
         try:
             return _hub_snapshot(copy.repository, copy.revision)
         except DownloadError as exc:
-            problems.append(str(exc))
+            problems.append(_what_happened(exc))
     raise WeightsMissingError(
-        f"{name}: no source has the weights, expected one to: {' '.join(problems)} Put the file with sha256 "
+        f"{name}: no source has the weights ({'; '.join(problems)}), expected one to. Put the file with sha256 "
         f"{url.split('/')[-2]} at {cache_path(url, root)}, or pass the path of another copy."
     )
+
+
+def _what_happened(exc: Exception) -> str:
+    """An error of ours without what was expected and what to do."""
+    return str(exc).partition(", expected")[0]
+
+
+def cached_copy(release: Release) -> Path | None:
+    """The folder of a released model in the Hub's own cache; nothing is asked of the network."""
+    for copy in release.hub:
+        with suppress(DownloadError):
+            return _hub_snapshot(copy.repository, copy.revision, cached_only=True)
+    return None
 
 
 def _hub_snapshot(repository: str, revision: str | None, *, cached_only: bool = False) -> Path:
@@ -184,15 +197,12 @@ def _hub_snapshot(repository: str, revision: str | None, *, cached_only: bool = 
 
     def get(file_name: str) -> Path | None:
         try:
-            return Path(
-                hf_hub_download(
-                    repository,
-                    file_name,
-                    revision=revision,
-                    local_files_only=cached_only or offline(),
-                    library_name="clip-turbo",
+            with _quiet("huggingface_hub"):
+                only_local = cached_only or offline()
+                found = hf_hub_download(
+                    repository, file_name, revision=revision, local_files_only=only_local, library_name="clip-turbo"
                 )
-            )
+            return Path(found)
         except LocalEntryNotFoundError as exc:
             if cached_only or offline():
                 return None
@@ -214,6 +224,18 @@ def _hub_snapshot(repository: str, revision: str | None, *, cached_only: bool = 
     raise DownloadError(
         f"{repository}: {where} has no open_clip model and no CLIPModel of this name, expected one. Check the name."
     )
+
+
+@contextmanager
+def _quiet(library: str) -> Generator[None]:
+    """Keep what a library logs of its retries from between our lines; what came of them is in our errors."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _unreachable(repository: str, exc: Exception) -> str:

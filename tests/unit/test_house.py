@@ -19,7 +19,7 @@ LONGER_FILES = {"model": 500}
 # Arrows go down only. Rooms do not know each other: records go between them. ARCHITECTURE.md draws it.
 LAYERS = {
     "edges": {"cli", "__main__"},
-    "verbs": {"clip", "encoder", "pipeline"},
+    "verbs": {"catalog", "clip", "encoder", "pipeline"},
     "rooms": {"engine", "weights", "sources", "store"},
     "plumbing": {"download"},
     "truth": {"architecture", "errors", "installed", "items", "jobs", "model", "preprocess", "threads"}
