@@ -1,11 +1,12 @@
 """torch.hub entry points, with the names of openai/CLIP's: `torch.hub.load(REPOSITORY, "ViT_B_32")`."""
 
+import pathlib
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "src"))  # torch.hub puts only this folder on the path
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "src"))  # torch.hub puts only this folder on the path
 
-from clip.clip import _MODELS, load
+from clip.clip import _MODELS
+from clip.clip import load as _load
 from clip.clip import tokenize as _tokenize
 
 dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "safetensors"]
@@ -13,7 +14,7 @@ dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "safetensors"]
 
 def _entry_point(model_name: str):
     def entry(device=None, jit=False, download_root=None):
-        return load(model_name, device=device, jit=jit, download_root=download_root)
+        return _load(model_name, device=device, jit=jit, download_root=download_root)
 
     entry.__doc__ = f"{model_name} and its preprocess, as clip.load({model_name!r}) gives them."
     return entry

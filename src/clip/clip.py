@@ -98,7 +98,7 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
     Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for what is no text.
     Source:  openai/CLIP@d05afc4 clip/clip.py:205.
     """
-    tokenizer = _shared_tokenizer()
+    tokenizer = globals().get("_tokenizer") or _shared_tokenizer()  # users put another in its place
     rows = _as_list(texts)
     table = torch.zeros(len(rows), context_length, dtype=torch.int32)
     for i, text in enumerate(rows):

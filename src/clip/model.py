@@ -236,7 +236,7 @@ class ResidualAttentionBlock(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Self-attention under the block's mask. (L, B, W) -> (L, B, W)."""
-        mask = None if self.attn_mask is None else self.attn_mask.to(x.dtype)
+        mask = None if self.attn_mask is None else self.attn_mask.to(x)
         return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
 
     def forward(self, x: Tensor) -> Tensor:

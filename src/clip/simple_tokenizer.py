@@ -70,17 +70,17 @@ def _first_symbols() -> list[str]:
     return characters + [character + "</w>" for character in characters]
 
 
-def read_merges(path: str) -> list[tuple[str, str]]:
+def read_merges(path: str) -> list[tuple[str, ...]]:
     """The merges of a file, most frequent first: ours (pairs of ids) or OpenAI's (gzipped text, a pair a line)."""
     content = Path(path).read_bytes()
     if content.startswith(GZIP_MAGIC):
         lines = gzip.decompress(content).decode("utf-8").split("\n")[1 : MERGES + 1]  # the first is a comment
-        return [(left, right) for left, right in (line.split() for line in lines)]
+        return [tuple(line.split()) for line in lines]
     ids = array.array("H", content)
     if sys.byteorder == "big":
         ids.byteswap()
     symbols = _first_symbols()
-    merges: list[tuple[str, str]] = []
+    merges: list[tuple[str, ...]] = []
     for left, right in zip(ids[::2], ids[1::2], strict=True):
         merges.append((symbols[left], symbols[right]))
         symbols.append(symbols[left] + symbols[right])
