@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from clip.blueprint import blueprint
 from clip.items import Architecture
 from clip.model import CLIP
 from clip.releases import RELEASES
@@ -23,8 +24,7 @@ TEXTS = ["a diagram", "a photo of a dog, and a cat!"]
 
 def layout(architecture: Architecture) -> CLIP:
     """The network without memory behind its weights."""
-    with torch.device("meta"):
-        return CLIP(**vars(architecture))
+    return blueprint(lambda: CLIP(**vars(architecture)))
 
 
 def entries(architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
+from clip.blueprint import blueprint, fill
 from clip.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class AttentionPool2d(nn.Module):
     def __init__(self, spacial_dim: int, embed_dim: int, num_heads: int, output_dim: int | None = None) -> None:
         super().__init__()
         tokens = spacial_dim**2 + 1
-        self.positional_embedding = nn.Parameter(torch.randn(tokens, embed_dim) / embed_dim**0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(tokens, embed_dim))
+        nn.init.normal_(self.positional_embedding, std=embed_dim**-0.5)
         self.k_proj = nn.Linear(embed_dim, embed_dim)
         self.q_proj = nn.Linear(embed_dim, embed_dim)
         self.v_proj = nn.Linear(embed_dim, embed_dim)
@@ -200,6 +202,12 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+def _unusual(mlp_width: int | None, activation: Activation) -> dict[str, Any]:
+    """Arguments that OpenAI's classes do not have, if asked for: a class that a user puts in need not know them."""
+    asked = {"mlp_width": mlp_width, "activation": activation}
+    return {name: value for name, value in asked.items() if value not in (None, "quick_gelu")}
+
+
 class ResidualAttentionBlock(nn.Module):
     """Attention and MLP, each normed before and added after.
 
@@ -264,11 +272,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.width = width
         self.layers = layers
-
-        def block() -> ResidualAttentionBlock:
-            return ResidualAttentionBlock(width, heads, attn_mask, mlp_width=mlp_width, activation=activation)
-
-        self.resblocks = nn.Sequential(*(block() for _ in range(layers)))
+        unusual = _unusual(mlp_width, activation)
+        self.resblocks = nn.Sequential(
+            *(ResidualAttentionBlock(width, heads, attn_mask, **unusual) for _ in range(layers))
+        )
 
     def blocks(self) -> Iterator[ResidualAttentionBlock]:
         """`resblocks`, with their type."""
@@ -305,12 +312,14 @@ class VisionTransformer(nn.Module):
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
         scale = width**-0.5
         tokens = (input_resolution // patch_size) ** 2 + 1
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, mlp_width=mlp_width, activation=activation)
+        self.transformer = Transformer(width, layers, heads, **_unusual(mlp_width, activation))
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+        self.proj = nn.Parameter(torch.empty(width, output_dim))
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, R, R) -> (B, D)."""
@@ -374,22 +383,20 @@ class CLIP(nn.Module):
                 vision_layers,
                 vision_heads or max(1, vision_width // HEAD_WIDTH),
                 embed_dim,
-                mlp_width=vision_mlp_width,
-                activation=activation,
+                **_unusual(vision_mlp_width, activation),
             )
         self.transformer = Transformer(
             transformer_width,
             transformer_layers,
             transformer_heads,
             self.build_attention_mask(),
-            mlp_width=transformer_mlp_width,
-            activation=activation,
+            **_unusual(transformer_mlp_width, activation),
         )
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
         self.ln_final = LayerNorm(transformer_width)
         self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
-        self.logit_scale = nn.Parameter(torch.ones([]) * math.log(1 / 0.07))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.initialize_parameters()
 
     def initialize_parameters(self) -> None:
@@ -490,38 +497,14 @@ def load_weights(
 ) -> CLIP:
     """A model on `device` with copies of these weights, in eval mode. Empties `state_dict` as it goes.
 
-    `mixed_fp16` gives the split of `convert_weights`, otherwise every weight is float32. The network is laid out on the
-    meta device, so nothing is drawn at random to be overwritten, and at its peak memory holds the model and one tensor.
+    `mixed_fp16` gives the split of `convert_weights`, otherwise every weight is float32.
 
     Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit the architecture.
     """
-    with torch.device("meta"):
-        model = CLIP(**vars(architecture))
+    model = blueprint(lambda: CLIP(**vars(architecture)))
     if mixed_fp16:
         convert_weights(model)
-    wanted = model.state_dict()
-    _check_fit(state_dict, wanted)
-    weights = {
-        key: state_dict.pop(key).to(device=device, dtype=layout.dtype, copy=True) for key, layout in wanted.items()
-    }
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model.to(device).eval()  # .to moves the text tower's masks; the weights are there already
-
-
-def _check_fit(state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    problems = [f"missing {key}" for key in wanted if key not in state_dict]
-    problems += [f"unexpected {key}" for key in state_dict if key not in wanted]
-    problems += [
-        f"{key} is {tuple(state_dict[key].shape)} and should be {tuple(layout.shape)}"
-        for key, layout in wanted.items()
-        if key in state_dict and state_dict[key].shape != layout.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
-        raise CheckpointError(
-            f"weights: {len(problems)} entries do not fit the CLIP their shapes describe, expected none: {shown}. "
-            "Pass the whole state dict of one model."
-        )
+    return fill(model, state_dict, device)
 
 
 def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:

@@ -1,8 +1,9 @@
 """A name or a path -> a local file or folder that is whole. The only module that fetches weights.
 
 A released name resolves through the caches, OpenAI's host and the Hugging Face Hub, in this order; the first that has
-it wins. An archive of OpenAI's is known by its sha256, a copy on the Hub by repository and revision. Knows nothing
-about devices, pictures, or what is in the files.
+it wins. An archive of OpenAI's is known by its sha256, a copy on the Hub by repository and revision.
+
+Knows nothing about devices, pictures, or what is in the files.
 """
 
 from __future__ import annotations

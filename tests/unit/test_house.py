@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "clip"
 FILES = sorted(SOURCE.glob("*.py"))
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 65
 # The network stays in one module, as OpenAI's: users replace a class in it, and its neighbours must see that.
-LONGER_FILES = {"model": 500}
+LONGER_FILES = {"model": 520}
 
 # Arrows go down only. Rooms do not know each other: records go between them. ARCHITECTURE.md draws it.
 LAYERS = {
@@ -22,7 +22,7 @@ LAYERS = {
     "verbs": {"catalog", "clip", "encoder", "pipeline"},
     "rooms": {"engine", "weights", "sources", "store"},
     "plumbing": {"download"},
-    "truth": {"architecture", "errors", "installed", "items", "jobs", "model", "preprocess", "threads"}
+    "truth": {"architecture", "blueprint", "errors", "installed", "items", "jobs", "model", "preprocess", "threads"}
     | {"restricted_pickle", "simple_tokenizer", "torch_archive", "layouts", "releases", "checkpoints"},
 }
 ORDER = list(LAYERS)
@@ -112,7 +112,7 @@ def test_every_error_type_is_documented() -> None:
 def test_every_command_and_flag_is_documented() -> None:
     from clip.cli import cli
 
-    page = (ROOT / "docs" / "embed.md").read_text()
+    page = "".join((ROOT / "docs" / name).read_text() for name in ("embed.md", "weights.md"))
     for name, command in cli.commands.items():
         assert f"clip {name}" in page
         flags = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]
