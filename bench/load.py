@@ -3,7 +3,7 @@
 Usage: python bench/load.py [--pairs 5]
 
 Makes a TorchScript archive by tracing our own model, fp16 and fp32 mixed as OpenAI's are (933 MB). In turn, each in a
-process of its own, it runs `clip.load` on the CPU, and the least that any loader must do: read the file's bytes and make
+process of its own, it runs `clip.load` on the CPU, and the least a loader must do: read the file's bytes and make
 an fp32 copy of each tensor. Prints one JSON line: medians, their ratio, and the growth of the peak resident memory.
 """
 
