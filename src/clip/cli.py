@@ -134,6 +134,8 @@ def _say(message: str) -> None:
 def _summary(report: EmbedReport) -> str:
     rate = report.read / report.seconds
     failed = f", failed {report.failed:,} (see {report.output}/failures)" if report.failed else ", failed 0"
+    if not report.read:
+        return f"found no pictures in the source{_ignored(report.ignored)}; {report.output}"
     return (
         f"read {report.read:,} = written {report.written:,}{failed}; "
         f"{report.seconds:.1f} s, {rate:.1f} images/s; {report.output}{_ignored(report.ignored)}"

@@ -16,7 +16,7 @@ from clip.checkpoints import read_checkpoint
 from clip.checkpoints import untrained as untrained_checkpoint
 from clip.clip import tokenize
 from clip.engine import Engine, load_model, resolve_device
-from clip.errors import ClipError, ImageError, InputError
+from clip.errors import ClipError, ImageError, InputError, InputTypeError
 from clip.installed import warn_of_foreign_distribution
 from clip.items import PreprocessSettings
 from clip.model import CLIP
@@ -126,12 +126,16 @@ class Encoder:
             try:
                 return to_pixels(open_picture(image), self.settings)
             except ClipError as exc:
-                raise type(exc)(f"picture {number}: {exc}") from exc
+                raise type(exc)(f"picture {number}: {str(exc).removeprefix('picture: ')}") from exc
             except Exception as exc:
                 raise ImageError(
                     f"picture {number}: cannot be decoded ({type(exc).__name__}: {exc}). Leave it out, or repair it."
                 ) from exc
 
+        if isinstance(images, (str, bytes)):
+            raise InputTypeError(
+                f"images: found {type(images).__name__}, expected several pictures. Pass a list of one."
+            )
         workers = available_cores()
         decoded = map_ahead(pixels_of, enumerate(images), workers=workers, ahead=self.batch_size + workers)
         parts = [self.encode_pixels(np.stack(batch)) for batch in batched(decoded, self.batch_size)]

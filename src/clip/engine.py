@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from clip.items import Checkpoint, PreprocessSettings
 
 
+MAX_REASON = 100  # characters of what torch says; for an unknown name it lists every device it has heard of
+
+
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for; with None or "auto" CUDA where there is one, else the CPU.
 
@@ -28,10 +31,12 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         wanted = torch.device(device)
-        torch.empty(0, device=wanted)  # the one way to ask that holds for every kind, index and build
+        # The one way to ask that holds for every kind, index and build; "meta" would answer, with no numbers in it.
+        torch.empty(1, device=wanted).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        reason = str(exc).splitlines()[0].partition(". ")[0]
         raise DeviceError(
-            f"device {str(device)!r}: not usable here ({str(exc).splitlines()[0]}), expected one of {_devices()}. "
+            f"device {str(device)!r}: not usable here ({reason[:MAX_REASON]}), expected one of {_devices()}. "
             'Pass one of these, or "auto".'
         ) from exc
     return wanted

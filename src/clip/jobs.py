@@ -13,13 +13,14 @@ from typing import Literal, get_args
 from clip.errors import InputError
 
 VectorDtype = Literal["float32", "float16"]
+MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedJob:
     """All that decides which vectors a run of `clip.embed` writes, and how."""
 
-    source: str  # a folder
+    source: str | Path  # a folder
     output: str | Path
     model: str = "ViT-B/32"  # a released name, or the path of a weights file
     untrained: int | None = None  # draw the weights at random from this seed
@@ -40,6 +41,11 @@ class EmbedJob:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: found {value}, expected at least 1. Pass a larger number.")
+        for name in ("workers", "threads"):
+            if (getattr(self, name) or 1) > MAX_THREADS:
+                raise InputError(f"{name}: found {getattr(self, name)}, expected at most {MAX_THREADS}. Pass fewer.")
+        if self.untrained is not None and not 0 <= self.untrained < 2**63:
+            raise InputError(f"untrained: found {self.untrained}, expected a seed from 0 to 2**63 - 1. Pass another.")
         if self.dtype not in get_args(VectorDtype):
             raise InputError(f"dtype: found {self.dtype!r}, expected one of {get_args(VectorDtype)}. Pass one.")
 

@@ -42,8 +42,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
              before any work; what Encoder raises; StoreError for an output that cannot be written.
     """
     started = time.monotonic()
-    total, _ = count(job)
-    check_room(Path(job.output), overwrite=job.overwrite)  # before weights are read, which takes longer
+    total, _ = count(job)  # also refuses what cannot be done, before weights are read
     with limit_threads(job.threads or available_cores()), warnings.catch_warnings():
         # What Pillow has to say about a picture is in its row, or in its failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -71,12 +70,13 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
 
 
 def count(job: EmbedJob) -> tuple[int, dict[str, int]]:
-    """How many entries the job would read, and what it would pass over, by reason. Opens no picture that has a name.
+    """How many entries the job would read, and what it would pass over, by reason. Decodes nothing.
 
-    Raises:  InputError for a source that is no folder.
+    Raises:  InputError for a source that is no folder, StoreMismatchError for an output that holds another run.
     """
+    check_room(Path(job.output), overwrite=job.overwrite)
     ignored: Counter[str] = Counter()
-    shards = FolderSource(job.source, job.globs).shards(job.shard_size, ignored, job.limit)
+    shards = FolderSource(str(job.source), job.globs).shards(job.shard_size, ignored, job.limit)
     return sum(len(shard.entries) for shard in shards), dict(ignored)
 
 
@@ -84,7 +84,7 @@ def _outcomes(
     job: EmbedJob, settings: PreprocessSettings, ignored: Counter[str]
 ) -> Generator[tuple[Shard, Pixels | Failure]]:
     """Each entry of the source decoded, in order, with its shard; threads run ahead across the borders of shards."""
-    source = FolderSource(job.source, job.globs)
+    source = FolderSource(str(job.source), job.globs)
     budget = ByteBudget(job.decode_budget_bytes)
     workers = job.workers or available_cores()
 
@@ -136,13 +136,18 @@ class _Part:
 
     def _encode(self) -> None:
         features = self._encoder.encode_pixels(np.stack([pixels.array for pixels in self._waiting]))  # (B, D)
-        norms = np.linalg.norm(features, axis=1)  # (B,)
-        usable = np.isfinite(norms) & (norms > 0)
+        with np.errstate(over="ignore"):  # what overflows is infinite, and that is looked for
+            norms = np.linalg.norm(features, axis=1)  # (B,)
+            stored = features if self._job.normalize else features.astype(self._job.dtype)  # (B, D)
+        usable = np.isfinite(norms) & (norms > 0) & np.isfinite(stored).all(axis=1)
         for pixels, norm, good in zip(self._waiting, norms, usable, strict=True):
             if good:
                 self.rows.append(pixels.row)
             else:
-                message = f"the model gave a vector of norm {norm}, expected a finite one above 0. Check the weights."
+                message = (
+                    f"the model gave a vector of norm {norm}, expected one above 0 that {self._job.dtype} can hold. "
+                    "Check the weights."
+                )
                 self.failures.append(Failure(pixels.row.id, pixels.row.path, "encode", "ValueError", message))
         features = features[usable]
         self._vectors.append(unit_vectors(features) if self._job.normalize else features)
@@ -173,7 +178,7 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "dim": encoder.dim,
         "device": str(encoder.device),
         "versions": {"clip-turbo": clip.__version__, **versions},
-        "source": job.source,
+        "source": str(job.source),
         "globs": list(job.globs),
         "limit": job.limit,
         "shard_size": job.shard_size,

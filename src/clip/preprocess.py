@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -188,16 +189,17 @@ class Compose:
 def open_picture(image: object) -> Image.Image:
     """A picture in any form that `preprocess` takes -> a PIL image, decoded only if it came as a path.
 
-    Raises:  InputTypeError (a TypeError) for another type or an array that is not uint8 (H, W, 3).
+    Raises:  InputTypeError (a TypeError) for another type or an array that is not uint8 (H, W, 3), ImageError for bytes
+             of no format that Pillow decodes.
     """
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, (str, os.PathLike)):
-        with Image.open(Path(image)) as opened:
+        with Image.open(Path(image), formats=decodable_formats()) as opened:
             opened.load()  # before the file is closed
             return opened
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return Image.open(io.BytesIO(image))
+        return _open_encoded(bytes(image))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputTypeError(
@@ -209,6 +211,17 @@ def open_picture(image: object) -> Image.Image:
         f"picture: found {type(image).__name__}, expected a PIL image, a path, bytes or a uint8 array. "
         "Open it with PIL.Image.open."
     )
+
+
+def _open_encoded(data: bytes) -> Image.Image:
+    if not data:
+        raise ImageError("picture: empty, expected an encoded one. Restore it from where it came.")
+    try:
+        return Image.open(io.BytesIO(data), formats=decodable_formats())
+    except UnidentifiedImageError as exc:  # whose own message names a buffer at an address
+        raise ImageError(
+            f"picture: starts with {data[:SNIFF_BYTES]!r}, expected a format that Pillow decodes. Check what it is."
+        ) from exc
 
 
 def _check_is_image(image: object, where: str) -> None:
@@ -259,19 +272,12 @@ def decode(
     """
     stage: Stage = "open"
     try:
-        if not data:
-            raise ImageError("the file is empty, expected a picture. Restore it from where it came.")
-        with Image.open(io.BytesIO(data), formats=decodable_formats()) as image:
+        with _open_encoded(data) as image:
             stage = "decode"
             width, height = image.size
             with reserve(_decoded_bytes(width, height, settings.resolution_px)):
                 array = to_pixels(image, settings)
             return Pixels(Row(item.id, item.path, width, height, image.format or "", len(data)), array)
-    except UnidentifiedImageError as exc:  # whose own message names a buffer at an address
-        found = (
-            f"the file starts with {data[:SNIFF_BYTES]!r}, expected a picture that Pillow decodes. Check what it is."
-        )
-        return Failure(item.id, item.path, stage, type(exc).__name__, found)
     except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
         return Failure(item.id, item.path, stage, type(exc).__name__, str(exc))
 
@@ -300,8 +306,12 @@ def looks_like_picture(path: str) -> bool:
     """Whether a file's content is one of these formats, by its header. Raises OSError where it cannot be read."""
     with Path(path).open("rb") as file:
         prefix = file.read(SNIFF_BYTES)
-    for name in decodable_formats():
-        accepts = Image.OPEN[name][1]
-        if accepts is not None and accepts(prefix) is True:
-            return True
-    return False
+    return any(_accepts(name, prefix) for name in decodable_formats())
+
+
+def _accepts(name: str, prefix: bytes) -> bool:
+    accepts = Image.OPEN[name][1]
+    try:
+        return accepts is not None and accepts(prefix) is True
+    except (SyntaxError, IndexError, TypeError, struct.error):  # as in Image.open: prefixes shorter than a header
+        return False

@@ -15,8 +15,9 @@ row too, for nobody knows what was in it. Everything else is counted as ignored,
 from __future__ import annotations
 
 import os
-import re
+import stat
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,13 +41,13 @@ class FolderSource:
     globs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not Path(self.root).is_dir():
-            raise InputError(f"{self.root}: not a folder, expected one with pictures. Check the path.")
+        if not self.root or not Path(self.root).is_dir():
+            raise InputError(f"{self.root or '(empty)'}: not a folder, expected one with pictures. Check the path.")
 
     def walk(self, ignored: Counter[str]) -> Iterator[Item | Failure]:
         """Every picture, in a stable order; a Failure for a folder that cannot be listed. Counts what is left."""
         extensions = decodable_extensions()
-        patterns = [_compile_glob(glob) for glob in self.globs]
+        globs = [(glob if "/" in glob else f"**/{glob}").split("/") for glob in self.globs]  # no slash: a name's
         pending = [""]  # folders still to list, the next one last
         while pending:
             folder = pending.pop()
@@ -63,11 +64,11 @@ class FolderSource:
                     ignored["hidden"] += 1
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(f"{relative}/")
-                elif entry.is_dir():
+                elif (kind := _kind(entry)) == stat.S_IFDIR:
                     ignored["link to a folder"] += 1
-                elif not entry.is_file() and not entry.is_symlink():
+                elif kind not in (stat.S_IFREG, None):
                     ignored["not a file"] += 1
-                elif _is_picture(entry, relative, patterns, extensions):
+                elif _is_picture(entry, relative, globs, extensions):
                     yield Item(utf8_path(relative), entry.path, _size(entry))
                 else:
                     ignored["not a picture"] += 1
@@ -84,17 +85,18 @@ class FolderSource:
     def read(self, item: Item) -> bytes:
         """The bytes of a picture. Raises OSError, and InputError for a file of over 2 GiB."""
         path = Path(item.path)
-        size_bytes = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError("became something else than a file since it was listed. Leave it out.")
+        size_bytes = status.st_size
         if size_bytes > MAX_FILE_BYTES:
             raise InputError(f"{size_bytes:,} bytes, expected at most {MAX_FILE_BYTES:,}. Leave it out.")
         return path.read_bytes()
 
 
-def _is_picture(
-    entry: os.DirEntry[str], relative: str, patterns: list[re.Pattern[str]], extensions: frozenset[str]
-) -> bool:
-    if patterns:
-        return any(pattern.fullmatch(relative) for pattern in patterns)
+def _is_picture(entry: os.DirEntry[str], relative: str, globs: list[list[str]], extensions: frozenset[str]) -> bool:
+    if globs:
+        return any(_matches(relative.split("/"), glob) for glob in globs)
     extension = Path(entry.name).suffix.lower()
     if extension:
         return extension in extensions
@@ -102,6 +104,16 @@ def _is_picture(
         return looks_like_picture(entry.path)
     except OSError:
         return True  # not readable, so perhaps a picture: reading it will fail and leave a failure row
+
+
+def _kind(entry: os.DirEntry[str]) -> int | None:
+    """The file type of an entry, of what it leads to if it is a link; None where it leads to nothing or in a circle."""
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG  # as the listing says: no system call
+    try:
+        return stat.S_IFMT(entry.stat().st_mode)
+    except OSError:
+        return None  # perhaps a picture: reading it will fail and leave a failure row
 
 
 def _size(entry: os.DirEntry[str]) -> int:
@@ -115,15 +127,10 @@ def _reason(exc: OSError) -> tuple[str, str]:
     return type(exc).__name__, f"cannot be listed ({exc.strerror}), expected a readable folder. Check its permissions."
 
 
-def _compile_glob(glob: str) -> re.Pattern[str]:
-    """A pattern of relative paths: * and ? stay inside a name, ** crosses folders; without a slash it is a name's."""
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob if "/" in glob else f"**/{glob}")
-    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile(
-        "".join(
-            meaning.get(piece)
-            or (piece.replace("[!", "[^") if piece.startswith("[") and len(piece) > 2 else re.escape(piece))
-            for piece in pieces
-        ),
-        re.DOTALL,
-    )
+def _matches(names: list[str], globs: list[str]) -> bool:
+    """Whether a path, name by name, is one that a glob means: *, ? and [] stay inside a name, ** crosses folders."""
+    if not globs:
+        return not names
+    if globs[0] == "**":
+        return any(_matches(names[skipped:], globs[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], globs[0]) and _matches(names[1:], globs[1:])

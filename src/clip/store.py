@@ -61,6 +61,8 @@ def check_room(path: Path, *, overwrite: bool) -> None:
         raise StoreMismatchError(f"{path}: is a file, expected a folder or nothing. Choose another output.")
     standing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
     if (path / MANIFEST).exists():
+        if not _is_ours(path / MANIFEST):
+            raise StoreMismatchError(f"{path}: holds a {MANIFEST} that is not ours. Choose another output, or move it.")
         if not overwrite:
             raise StoreMismatchError(
                 f"{path}: holds the embeddings of another run, expected an empty or new folder. "
@@ -71,6 +73,14 @@ def check_room(path: Path, *, overwrite: bool) -> None:
             f"{path}: holds {standing[0]!r} and no {MANIFEST}, expected an empty folder or one of ours. "
             "Choose another output, or move it away."
         )
+
+
+def _is_ours(manifest: Path) -> bool:
+    try:
+        content = json.loads(manifest.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"dim", "dtype"} <= content.keys()  # web applications have manifests too
 
 
 class StoreWriter:
@@ -90,9 +100,10 @@ class StoreWriter:
             for folder in (EMBEDDINGS, FAILURES, INDEX):
                 if (path / folder).exists():
                     shutil.rmtree(path / folder)
+            path.mkdir(parents=True, exist_ok=True)
+            self._write_manifest()  # before the folders, which nobody would know for ours without it
             for folder in (EMBEDDINGS, FAILURES):
-                (path / folder).mkdir(parents=True, exist_ok=True)
-            self._write_manifest()
+                (path / folder).mkdir()
 
     def commit(self, index: int, rows: Sequence[Row], vectors: np.ndarray, failures: Sequence[Failure]) -> None:
         """Write a shard: its failures, then its embeddings, row by row the `vectors`, float (N, D).

@@ -74,7 +74,9 @@ def read_torch_file(path: Path) -> Any:
                 return _read_zip(file)
             file.seek(0)
             if file.read(1) != PICKLE_PROTO:
-                raise CheckpointError("it is neither a zip nor a pickle, expected PyTorch weights. Pass such a file.")
+                raise CheckpointError(
+                    "it is neither a whole zip nor a pickle, expected PyTorch weights. Fetch it again."
+                )
             return _read_legacy(file)
         except CheckpointError as exc:
             raise type(exc)(f"{path}: {exc}") from exc

@@ -150,7 +150,7 @@ def test_decode_gives_the_transforms_pixels_and_what_the_original_was() -> None:
 @pytest.mark.parametrize(
     ("data", "stage", "message"),
     [
-        (b"", "open", "the file is empty"),
+        (b"", "open", "picture: empty"),
         (b"just a text", "open", "starts with b'just a text'"),
         (encoded(formula.picture(0, 64, 64), "JPEG")[:400], "open", "Truncated"),
         (encoded(formula.picture(0, 64, 64), "PNG")[:900], "decode", "truncated"),

@@ -1,0 +1,350 @@
+"""`clip embed` as a user types it: exit codes, messages, flags, signals, and the files that come of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import formula
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import clip
+from clip import cli, pipeline
+from clip.errors import InputError
+from clip.jobs import EmbedJob, EmbedReport
+
+COMMAND = str(Path(sys.executable).with_name("clip"))
+LIMIT_S = 60.0
+TOLERANCE = 1e-5
+GOOD = [f"{n}.png" for n in range(7)]
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven good pictures."""
+    folder = tmp_path_factory.mktemp("photos")
+    for n, name in enumerate(GOOD):
+        formula.picture(n, 40 + n, 30).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good picture, a bad one, and a file that is none."""
+    folder = tmp_path_factory.mktemp("mixed")
+    os.link(photos / "0.png", folder / "0.png")
+    (folder / "1.jpg").write_text("no picture")
+    (folder / "notes.txt").touch()
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """The command in this process: its exit code and what it says on stderr. Nothing ever goes to stdout."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str | Path) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, err
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+def embeddings(out: Path) -> dict[str, np.ndarray]:
+    rows = pq.read_table(out / "embeddings").to_pylist()
+    return {row["id"]: np.array(row["embedding"], np.float64) for row in rows}
+
+
+def manifest(out: Path) -> dict[str, Any]:
+    return json.loads((out / "manifest.json").read_text())
+
+
+def assert_same_vectors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    assert max(np.abs(found[name] - expected[name]).max() for name in found) < tolerance
+
+
+def test_the_installed_command_embeds_a_folder(photos: Path, weights: Path, tmp_path: Path) -> None:
+    command = [COMMAND, "embed", str(photos), "-o", str(tmp_path / "out"), "-m", str(weights)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    (summary,) = done.stderr.splitlines()
+    assert summary.startswith("read 7 = written 7, failed 0; ")
+    vectors = clip.Encoder(weights).embed([photos / name for name in GOOD])
+    assert_same_vectors(embeddings(tmp_path / "out"), dict(zip(GOOD, vectors, strict=True)), TOLERANCE)
+
+
+def test_help_needs_no_torch() -> None:
+    script = "import runpy, sys; sys.argv = ['clip', 'embed', '-h']\ntry: runpy.run_module('clip', run_name='__main__')"
+    script += "\nexcept SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: clip embed [OPTIONS] PHOTOS" in done.stdout
+
+
+def test_failures_are_summed_up_and_give_a_code_of_their_own(
+    run: Run, mixed: Path, weights: Path, tmp_path: Path
+) -> None:
+    code, said = run("embed", mixed, "-o", tmp_path / "out", "-m", weights)
+    assert code == 3
+    assert said.startswith(f"read 2 = written 1, failed 1 (see {tmp_path}/out/failures); ")
+    assert said.endswith("; ignored: 1 not a picture\n")
+    (failure,) = pq.read_table(tmp_path / "out/failures").to_pylist()
+    assert (failure["id"], failure["stage"]) == ("1.jpg", "open")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--no-such-flag"], "No such option '--no-such-flag'"),
+        (["--dtype", "float64"], "'float64' is not one of 'float32', 'float16'"),
+        (["--batch-size", "0"], "found 0, expected at least 1"),
+        (["--batch-size", "two"], "'two' is not a valid integer"),
+        (["--limit", "-1"], "found -1, expected at least 1"),
+        (["--dry-run", "--shard-size", "0"], "found 0, expected at least 1"),
+        (["-m", "missing.pt"], "model 'missing.pt': not found"),
+        (["-m", "missing.pt", "--untrained", "1"], "Untrained weights need a name"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_refused_before_any_work(
+    run: Run, photos: Path, weights: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    code, said = run("embed", photos, "-o", tmp_path / "out", "-m", weights, *arguments)
+    assert code == 2
+    assert words in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["missing", "file"])
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_source_that_is_no_folder_is_refused(
+    run: Run, weights: Path, tmp_path: Path, source: str, flags: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    code, said = run("embed", tmp_path / source, "-o", tmp_path / "out", "-m", weights, *flags)
+    assert (code, said) == (
+        2,
+        f"clip: {tmp_path / source}: not a folder, expected one with pictures. Check the path.\n",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_missing_or_damaged_fail_the_run_in_a_line(
+    run: Run, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "cut.pt").write_bytes(weights.read_bytes()[:9000])
+    (tmp_path / "empty.pt").touch()
+    for model, words in [
+        ("RN50", "RN50.pt: not found"),
+        (tmp_path / "cut.pt", "cut.pt: "),
+        (tmp_path / "empty.pt", "empty.pt: "),
+    ]:
+        code, said = run("embed", photos, "-o", tmp_path / "out", "-m", model)
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith("clip: ")
+        assert words in line
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_fails_the_run_in_a_line(run: Run, photos: Path, weights: Path) -> None:
+    code, said = run("embed", photos, "-o", "/proc/clip", "-m", weights)
+    assert code == 1
+    assert said.startswith("clip: /proc/clip: cannot be written (")
+    assert len(said.splitlines()) == 1
+
+
+def test_where_an_error_arose_is_shown_on_demand(photos: Path, tmp_path: Path, run: Run) -> None:
+    with pytest.raises(InputError, match="batch_size"):
+        run("--debug", "embed", photos, "-o", tmp_path, "--batch-size", "0")
+
+
+def test_an_output_that_holds_a_run_is_refused_until_it_may_be_overwritten(
+    run: Run, photos: Path, mixed: Path, weights: Path, tmp_path: Path
+) -> None:
+    assert run("embed", photos, "-o", tmp_path, "-m", weights, "--shard-size", "2")[0] == 0
+    (tmp_path / "notes.txt").touch()
+    code, said = run("embed", mixed, "-o", tmp_path, "-m", weights)
+    assert code == 2
+    assert "--overwrite" in said
+    assert len(embeddings(tmp_path)) == 7
+    assert run("embed", mixed, "-o", tmp_path, "-m", weights, "--overwrite")[0] == 3
+    assert list(embeddings(tmp_path)) == ["0.png"]
+    assert sorted(os.listdir(tmp_path)) == ["embeddings", "failures", "manifest.json", "notes.txt"]
+
+
+def test_a_dry_run_counts_and_writes_nothing(run: Run, mixed: Path, tmp_path: Path) -> None:
+    code, said = run("embed", mixed, "-o", tmp_path / "out", "-m", "no weights are needed", "--dry-run")
+    assert (code, said) == (0, f"would read 2 pictures into {tmp_path}/out; ignored: 1 not a picture\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_choose_what_is_read_and_how_it_is_written(run: Run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    def written(name: str, *flags: str) -> dict[str, np.ndarray]:
+        assert run("embed", photos, "-o", tmp_path / name, "-m", weights, *flags)[0] == 0
+        assert manifest(tmp_path / name)["counts"]["written"] == len(embeddings(tmp_path / name))
+        return embeddings(tmp_path / name)
+
+    plain = written("plain")
+    assert list(plain) == GOOD
+    assert all(abs(np.linalg.norm(vector) - 1) < 1e-6 for vector in plain.values())
+    assert_same_vectors(written("one thread", "--workers", "1", "--threads", "1"), plain, TOLERANCE)
+    assert_same_vectors(written("half", "--dtype", "float16"), plain, 1e-3)
+    assert (
+        pq.read_schema(tmp_path / "half/embeddings/part-00000.parquet").field("embedding").type.value_type
+        == "halffloat"
+    )
+
+    raw = written("raw", "--raw")
+    assert all(abs(np.linalg.norm(vector) - 1) > 1e-3 for vector in raw.values())
+    assert_same_vectors({name: vector / np.linalg.norm(vector) for name, vector in raw.items()}, plain, TOLERANCE)
+    assert (manifest(tmp_path / "raw")["normalised"], manifest(tmp_path / "plain")["normalised"]) == (False, True)
+
+    assert list(written("limit", "--limit", "3")) == GOOD[:3]
+    assert list(written("glob", "--glob", "[12].png", "--glob", "6*")) == ["1.png", "2.png", "6.png"]
+    assert list(written("both", "--glob", "[12].png", "--limit", "1")) == ["1.png"]
+
+
+def test_shards_have_the_names_and_the_bytes_that_follow_from_the_input(
+    run: Run, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    flags = ["-m", weights, "--shard-size", "3"]
+    assert run("embed", photos, "-o", tmp_path / "a", *flags)[0] == 0
+    assert run("embed", photos, "-o", tmp_path / "b", *flags, "--workers", "3")[0] == 0
+    parts = [f"part-{n:05}.parquet" for n in range(3)]
+    for n, part in enumerate(parts):
+        assert pq.read_table(tmp_path / "a/embeddings" / part)["id"].to_pylist() == GOOD[3 * n : 3 * n + 3]
+        for folder in ("embeddings", "failures"):
+            assert sorted(os.listdir(tmp_path / "a" / folder)) == parts
+            assert (tmp_path / "a" / folder / part).read_bytes() == (tmp_path / "b" / folder / part).read_bytes()
+
+
+def test_a_released_architecture_runs_untrained_and_says_so(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # no weights there
+    code, said = run("embed", photos, "-o", tmp_path / "out", "-m", "RN50", "--untrained", "7", "--limit", "2")
+    assert code == 0
+    assert said.startswith("RN50 is untrained (random weights of seed 7)")
+    found = manifest(tmp_path / "out")
+    assert (found["model"], found["weights_source"], found["weights_sha256"]) == ("RN50", "untrained:7", None)
+    assert all(vector.shape == (1024,) for vector in embeddings(tmp_path / "out").values())
+
+
+def test_progress_goes_to_stderr_in_lines_or_as_a_bar_on_a_terminal(
+    run: Run, mixed: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "PLAIN_INTERVAL_S", 0)
+    _, said = run("embed", mixed, "-o", tmp_path / "lines", "-m", weights)
+    assert "2 of 2 images, failed 1, " in said.splitlines()[0]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    _, said = run("embed", mixed, "-o", tmp_path / "bar", "-m", weights)
+    assert "2/2" in said
+    assert "failed=1" in said
+
+
+FLAGS: list[tuple[list[str], str, object]] = [
+    (["-m", "RN50"], "model", "RN50"),
+    (["--untrained", "5"], "untrained", 5),
+    (["--device", "cuda:1"], "device", "cuda:1"),
+    (["--batch-size", "7"], "batch_size", 7),
+    (["--workers", "3"], "workers", 3),
+    (["--threads", "4"], "threads", 4),
+    (["--raw"], "normalize", False),
+    (["--dtype", "float16"], "dtype", "float16"),
+    (["--glob", "a/*", "--glob", "b"], "globs", ("a/*", "b")),
+    (["--limit", "9"], "limit", 9),
+    (["--shard-size", "11"], "shard_size", 11),
+    (["--decode-budget-bytes", "1000"], "decode_budget_bytes", 1000),
+    (["--overwrite"], "overwrite", True),
+]
+
+
+def test_each_field_of_the_job_has_a_flag_and_each_flag_a_field() -> None:
+    of_job = {field.name for field in fields(EmbedJob)}
+    flags = {parameter.name for parameter in cli.cli.commands["embed"].params}
+    assert flags == of_job - {"normalize"} | {"raw", "dry_run"}
+    assert {field for _, field, _ in FLAGS} == of_job - {"source", "output"}
+
+
+@pytest.mark.parametrize(("flags", "field", "value"), [*FLAGS, ([], "source", "in")], ids=lambda value: str(value))
+def test_a_flag_sets_its_field_and_no_other(
+    run: Run, monkeypatch: pytest.MonkeyPatch, flags: list[str], field: str, value: Any
+) -> None:
+    asked: list[EmbedJob] = []
+
+    def record(job: EmbedJob, _progress: object) -> EmbedReport:
+        asked.append(job)
+        return EmbedReport(Path("out"), 0, 0, 0, {}, 1.0)
+
+    monkeypatch.setattr(pipeline, "embed", record)
+    assert run("embed", "in", "-o", "out", *flags)[0] == 0
+    assert asked == [replace(EmbedJob(source="in", output="out"), **{field: value})]
+
+
+@pytest.fixture(scope="module")
+def many(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Links to one picture: more than a run gets through before it is stopped."""
+    folder = tmp_path_factory.mktemp("many")
+    for n in range(10_000):
+        os.link(photos / "0.png", folder / f"{n:05}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_the_run_with_its_code_and_finished_parts_are_kept(
+    many: Path, weights: Path, tmp_path: Path, number: signal.Signals, code: int, words: str
+) -> None:
+    out = tmp_path / "out"
+    command = [COMMAND, "embed", str(many), "-o", str(out), "-m", str(weights), "--shard-size", "5"]
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while not (out / "embeddings/part-00002.parquet").exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, stdout) == (code, ""), stderr
+    assert stderr.splitlines()[-1] == f"{words}; finished parts are kept"
+    assert "Traceback" not in stderr
+    parts = sorted(os.listdir(out / "embeddings"))
+    assert 3 <= len(parts) < 2000
+    assert parts == [f"part-{n:05}.parquet" for n in range(len(parts))]
+    assert pq.read_table(out / "embeddings")["id"].to_pylist() == [f"{n:05}.png" for n in range(5 * len(parts))]
+    assert sorted(os.listdir(out / "failures"))[: len(parts)] == parts  # perhaps one more, but nothing half
+    assert sorted(os.listdir(out)) == ["embeddings", "failures", "manifest.json"]
+    assert manifest(out)["counts"] is None

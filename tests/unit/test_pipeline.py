@@ -1,0 +1,356 @@
+"""clip.embed in this process: every entry becomes one row or one failure row, in order, whatever the settings."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import formula
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import clip
+from clip import pipeline
+from clip.errors import CheckpointError, InputError, StoreError, StoreMismatchError, WeightsMissingError
+from clip.items import Item
+from clip.jobs import EmbedJob, EmbedReport, Progress
+from clip.sources import FolderSource
+from clip.threads import ByteBudget
+
+TOLERANCE = 1e-5
+GOOD = [f"{n:02}.png" for n in range(11)]
+
+
+@pytest.fixture(scope="module")
+def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven pictures, two that are none, and a text file."""
+    folder = tmp_path_factory.mktemp("photos")
+    for n, name in enumerate(GOOD):
+        formula.picture(n, 40 + n, 30).save(folder / name)
+    (folder / "05.broken.jpg").write_bytes(b"no picture")
+    (folder / "zz.empty.gif").touch()
+    (folder / "notes.txt").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(weights_path: Path, photos: Path) -> np.ndarray:
+    return clip.Encoder(weights_path).embed([photos / name for name in GOOD])
+
+
+def job(photos: Path, output: Path, weights_path: Path, **choices: Any) -> EmbedJob:
+    choices = {"threads": 1} | choices  # so small a network gains nothing from more
+    return EmbedJob(source=str(photos), output=output, model=str(weights_path), **choices)
+
+
+def rows(output: Path, folder: str = "embeddings") -> list[dict[str, Any]]:
+    """The rows of all parts, in the order of the parts' names."""
+    return [row for part in sorted((output / folder).iterdir()) for row in pq.read_table(part).to_pylist()]
+
+
+def vectors(output: Path) -> np.ndarray:
+    return np.array([row["embedding"] for row in rows(output)], np.float64)
+
+
+def manifest(output: Path) -> dict[str, Any]:
+    return json.loads((output / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"batch_size": 1},
+        {"batch_size": 3, "workers": 1, "threads": 2},
+        {"batch_size": 4, "shard_size": 5},
+        {"shard_size": 1, "workers": 5},
+        {"decode_budget_bytes": 1},
+        {"shard_size": 13},
+    ],
+    ids=str,
+)
+def test_no_setting_of_the_run_shows_in_what_is_written(
+    photos: Path, weights_path: Path, expected: np.ndarray, tmp_path: Path, choice: dict[str, int]
+) -> None:
+    shard_size = choice.get("shard_size", 13)
+    report = clip.embed(job(photos, tmp_path, weights_path, **choice))
+    assert dataclasses.replace(report, seconds=0) == EmbedReport(tmp_path, 13, 11, 2, {"not a picture": 1}, 0)
+    assert [row["id"] for row in rows(tmp_path)] == GOOD
+    assert [row["id"] for row in rows(tmp_path, "failures")] == ["05.broken.jpg", "zz.empty.gif"]
+    assert np.abs(vectors(tmp_path) - expected).max() < TOLERANCE
+    parts = [f"part-{n:05}.parquet" for n in range(-(-13 // shard_size))]
+    assert sorted(os.listdir(tmp_path / "embeddings")) == sorted(os.listdir(tmp_path / "failures")) == parts
+    for n, part in enumerate(parts):  # a shard's rows and failures stand in the parts of its number
+        read = [pq.read_metadata(tmp_path / folder / part).num_rows for folder in ("embeddings", "failures")]
+        assert sum(read) == min(shard_size, 13 - n * shard_size)
+
+
+def test_a_row_says_of_the_original_what_it_was(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+    clip.embed(job(photos, tmp_path, weights_path, limit=2))
+    row = rows(tmp_path)[1]
+    del row["embedding"]
+    size_bytes = (photos / "01.png").stat().st_size
+    path = str(photos / "01.png")
+    assert row == dict(id="01.png", path=path, width=41, height=30, format="PNG", size_bytes=size_bytes)
+
+
+def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+    clip.embed(job(photos, tmp_path, weights_path, normalize=False, dtype="float16", globs=("*.png",), limit=3))
+    found = manifest(tmp_path)
+    versions, architecture = found.pop("versions"), found.pop("architecture")
+    assert versions["torch"] == torch.__version__
+    assert versions["clip-turbo"] == clip.__version__
+    assert architecture == dataclasses.asdict(dataclasses.replace(formula.TINY["tiny-vit"], vocab_size=1))
+    assert found.pop("input_fingerprint")
+    assert found == {
+        "model": str(weights_path),
+        "weights_sha256": hashlib.sha256(weights_path.read_bytes()).hexdigest(),
+        "weights_source": str(weights_path),
+        "preprocess": f"openai-clip/32px/pillow-{versions['pillow']}",
+        "precision": "reference",
+        "decode": "exact",
+        "orientation": "as stored",
+        "normalised": False,
+        "dtype": "float16",
+        "dim": 32,
+        "device": "cpu",
+        "source": str(photos),
+        "globs": ["*.png"],
+        "limit": 3,
+        "shard_size": 10_000,
+        "counts": {"read": 3, "written": 3, "failed": 0, "ignored": {}},
+    }
+
+
+def test_the_fingerprint_is_that_of_the_input_and_of_nothing_else(
+    photos: Path, weights_path: Path, tmp_path: Path
+) -> None:
+    def fingerprint(name: str, source: Path, **choice: Any) -> str:
+        clip.embed(job(source, tmp_path / name, weights_path, **choice))
+        return manifest(tmp_path / name)["input_fingerprint"]
+
+    whole = fingerprint("a", photos)
+    assert fingerprint("b", photos, shard_size=3, batch_size=2, normalize=False) == whole
+    assert fingerprint("c", photos, limit=12) != whole
+    (tmp_path / "copy").mkdir()
+    for path in photos.iterdir():
+        (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
+    assert fingerprint("d", tmp_path / "copy") == whole
+    (tmp_path / "copy/zz.empty.gif").write_bytes(b"longer")
+    assert fingerprint("e", tmp_path / "copy") != whole
+
+
+def test_counting_tells_what_a_run_reads_and_passes_over(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+    for choice in ({}, {"limit": 4, "shard_size": 3}, {"globs": ("0*",)}, {"globs": ("none",)}):
+        wanted = job(photos, tmp_path, weights_path, overwrite=True, **choice)
+        report = clip.embed(wanted)
+        assert pipeline.count(wanted) == (report.read, report.ignored)
+
+
+def test_progress_is_told_after_each_picture(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    clip.embed(job(photos, tmp_path, weights_path, shard_size=4), told.append)
+    assert [progress.read for progress in told] == list(range(1, 14))
+    assert {progress.total for progress in told} == {13}
+    assert [progress.failed for progress in told] == [0] * 5 + [1] * 7 + [2]
+
+
+def test_each_picture_is_decoded_within_the_budget(
+    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved: list[int] = []
+
+    class Budget(ByteBudget):
+        def reserve(self, size_bytes: int) -> Any:
+            assert self.limit_bytes == 12345
+            reserved.append(size_bytes)
+            return super().reserve(size_bytes)
+
+    monkeypatch.setattr(pipeline, "ByteBudget", Budget)
+    clip.embed(job(photos, tmp_path, weights_path, decode_budget_bytes=12345))
+    assert len(reserved) == len(GOOD)
+    assert min(reserved) >= 4 * 40 * 30
+
+
+def test_no_more_is_read_ahead_than_two_batches_and_a_picture_a_thread(
+    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ahead = [], []
+    read = FolderSource.read
+
+    def counted(source: FolderSource, item: Item) -> bytes:
+        begun.append(item)
+        return read(source, item)
+
+    (tmp_path / "in").mkdir()
+    for n in range(40):
+        os.link(photos / GOOD[0], tmp_path / f"in/{n}.png")
+    monkeypatch.setattr(FolderSource, "read", counted)
+    wanted = job(tmp_path / "in", tmp_path / "out", weights_path, batch_size=2, workers=3, shard_size=4)
+    clip.embed(wanted, lambda progress: ahead.append(len(begun) - progress.read))
+    assert len(begun) == 40
+    assert max(ahead) <= 2 * 2 + 3
+
+
+def test_an_empty_folder_gives_an_empty_run(weights_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    report = clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
+    assert (report.read, report.written, report.failed, report.ignored) == (0, 0, 0, {})
+    assert manifest(tmp_path / "out")["counts"]["read"] == 0
+
+
+def test_the_number_of_threads_is_given_back(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    clip.embed(job(photos, tmp_path, weights_path, threads=3), lambda _: seen.append(torch.get_num_threads()))
+    assert set(seen) == {3}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0, 1e30])
+def test_a_vector_that_is_none_becomes_a_failure_row(photos: Path, tmp_path: Path, number: float) -> None:
+    weights_path = checkpoints.write(tmp_path, texts=False, projection=number)
+    report = clip.embed(job(photos, tmp_path / "out", weights_path, batch_size=2))
+    assert (report.read, report.written, report.failed) == (13, 0, 13)
+    failed = rows(tmp_path / "out", "failures")
+    assert sorted(row["id"] for row in failed if row["stage"] == "encode") == GOOD
+    assert all("Check the weights" in row["message"] for row in failed if row["stage"] == "encode")
+
+
+def test_numbers_that_float16_cannot_hold_are_never_stored_as_infinite(photos: Path, tmp_path: Path) -> None:
+    weights_path = checkpoints.write(tmp_path, texts=False, projection=1e6)
+    report = clip.embed(job(photos, tmp_path / "out", weights_path, normalize=False, dtype="float16"))
+    assert report.read == report.written + report.failed == 13
+    assert all(np.isfinite(row["embedding"]).all() for row in rows(tmp_path / "out"))
+    clip.embed(job(photos, tmp_path / "large", weights_path, normalize=False))
+    assert len(rows(tmp_path / "large")) == 11  # which float32 can
+
+
+def test_a_folder_that_cannot_be_listed_is_a_failure_row(
+    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> Any:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    report = clip.embed(job(photos, tmp_path, weights_path))
+    monkeypatch.undo()
+    assert (report.read, report.written, report.failed) == (1, 0, 1)
+    assert [(row["id"], row["stage"]) for row in rows(tmp_path, "failures")] == [(".", "read")]
+
+
+def test_a_picture_that_goes_between_listing_and_reading_is_a_failure_row(
+    photos: Path, weights_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for n in range(40):  # more than the look-ahead takes up at once
+        os.link(photos / GOOD[0], tmp_path / f"in/{n}.png")
+    last = tmp_path / "in/9.png"
+    report = clip.embed(
+        job(tmp_path / "in", tmp_path / "out", weights_path, batch_size=1, workers=1),
+        lambda _: last.unlink(missing_ok=True),
+    )
+    assert (report.read, report.written, report.failed) == (40, 39, 1)
+    (failure,) = rows(tmp_path / "out", "failures")
+    assert (failure["id"], failure["stage"], failure["error"]) == ("9.png", "read", "FileNotFoundError")
+
+
+def test_what_breaks_a_run_leaves_its_finished_parts(
+    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table = pq.write_table
+
+    def fill_up(table: Any, file: Any, **options: Any) -> None:
+        if "part-00002" in file.name and "embedding" in table.column_names:
+            raise OSError(28, "No space left on device")
+        write_table(table, file, **options)
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", fill_up)
+    with pytest.raises(StoreError, match="part-00002"):
+        clip.embed(job(photos, tmp_path, weights_path, shard_size=3))
+    assert sorted(os.listdir(tmp_path / "embeddings")) == ["part-00000.parquet", "part-00001.parquet"]
+    assert [row["id"] for row in rows(tmp_path)] == GOOD[:5]
+    assert [row["id"] for row in rows(tmp_path, "failures")] == ["05.broken.jpg"]
+    assert manifest(tmp_path)["counts"] is None
+
+
+def test_a_run_that_cannot_begin_leaves_the_one_that_stands(
+    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip.embed(job(photos, tmp_path / "out", weights_path))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(weights_path.read_bytes()[:1000])
+    for error, changed in [
+        (WeightsMissingError, {"model": "RN50"}),
+        (CheckpointError, {"model": str(damaged)}),
+        (InputError, {"source": str(damaged)}),
+        (StoreMismatchError, {"overwrite": False, "model": "RN50"}),  # said before weights are looked for
+    ]:
+        with pytest.raises(error):
+            clip.embed(dataclasses.replace(job(photos, tmp_path / "out", weights_path, overwrite=True), **changed))
+        assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{name: 0} for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes")]
+    + [{"limit": -1}, {"dtype": "float64"}],
+    ids=str,
+)
+def test_a_job_that_asks_for_nothing_is_refused_when_it_is_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        EmbedJob(source="in", output="out", **wrong)
+
+
+def _encoded(format_name: str, n: int) -> bytes:
+    buffer = io.BytesIO()
+    formula.picture(n, 20 + n, 16).save(buffer, format_name)
+    return buffer.getvalue()
+
+
+PICTURES = {".png": _encoded("png", 0), ".JPG": _encoded("jpeg", 1), ".gif": _encoded("gif", 2), "": _encoded("bmp", 3)}
+kinds = st.sampled_from(
+    [("good", ext, data) for ext, data in PICTURES.items()]
+    + [("bad", ext, data[: len(data) // 2]) for ext, data in PICTURES.items() if ext]
+    + [("bad", ".tif", b""), ("bad", ".webp", b"RIFF"), ("ignored", ".txt", PICTURES[".png"]), ("ignored", "", b"text")]
+)
+folders = st.sampled_from(["", "b/", "b/c/", "é \n/"])
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.tuples(folders, kinds), max_size=12), st.integers(1, 5), st.integers(1, 5))
+def test_each_picture_is_written_or_failed_whatever_stands_beside_it(
+    weights_path: Path, entries: list[tuple[str, tuple[str, str, bytes]]], shard_size: int, batch_size: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root, wanted = Path(folder, "in"), {"good": set[str](), "bad": set[str](), "ignored": set[str]()}
+        root.mkdir()
+        for n, (below, (kind, extension, data)) in enumerate(entries):
+            path = root / f"{below}{n}{extension}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            wanted[kind].add(str(path.relative_to(root)))
+        out = Path(folder, "out")
+        report = clip.embed(job(root, out, weights_path, shard_size=shard_size, batch_size=batch_size))
+        assert sorted(row["id"] for row in rows(out)) == sorted(wanted["good"])
+        assert sorted(row["id"] for row in rows(out, "failures")) == sorted(wanted["bad"])
+        assert (report.written, report.failed) == (len(wanted["good"]), len(wanted["bad"]))
+        assert report.read == report.written + report.failed
+        assert sum(report.ignored.values()) == len(wanted["ignored"])
+        assert manifest(out)["counts"]["read"] == report.read
