@@ -75,6 +75,7 @@ class Encoder:
             self.architecture = asdict(checkpoint.architecture)
             self._engine = Engine(load_model(checkpoint, where), settings)
         self.settings = settings
+        self.resolution_px = settings.resolution_px
         self.dim = self._engine.model.visual.output_dim
         self.device = self._engine.device
         self.dtype = self._engine.model.dtype
