@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from clip.blueprint import blueprint
 from clip.items import Architecture
 from clip.model import CLIP
-from clip.weights import RELEASES
+from clip.releases import RELEASES
 
 TINY = {
     "tiny-vit": Architecture(32, 32, 2, 64, 8, 77, 49408, 64, 1, 2),
@@ -23,8 +24,7 @@ TEXTS = ["a diagram", "a photo of a dog, and a cat!"]
 
 def layout(architecture: Architecture) -> CLIP:
     """The network without memory behind its weights."""
-    with torch.device("meta"):
-        return CLIP(*vars(architecture).values())
+    return blueprint(lambda: CLIP(**vars(architecture)))
 
 
 def entries(architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:

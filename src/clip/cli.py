@@ -6,18 +6,19 @@ before any work; 130 and 143 interrupted, with finished parts kept.
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
 import clip
 from clip.errors import ClipError, InputError, InputTypeError, StoreMismatchError, UnknownModelError
-from clip.jobs import EmbedJob, EmbedReport, Progress, VectorDtype
+from clip.jobs import EmbedJob, EmbedReport, FetchJob, Progress, VectorDtype
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -87,6 +88,43 @@ def embed(*, raw: bool, dry_run: bool, **options: Any) -> int:
         bar.close()
     _say(_summary(report))
     return EXIT_WITH_FAILURES if report.failed else 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--download-root", metavar="DIR", help="The cache to look into.  [default: ~/.cache/clip]")
+def models(*, as_json: bool, download_root: str | None) -> None:
+    """List the models OpenAI released, and which of them are here."""
+    from clip import catalog
+
+    rows = catalog.models(download_root)
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(asdict(row)))
+        return
+    click.echo(f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached")
+    for row in rows:
+        size_mb = row.size_bytes / 1e6
+        click.echo(
+            f"{row.name:<16}{row.dim:>5}{row.resolution_px:>8}{row.parameters:>13,}{row.gflops:>9.1f}{size_mb:>7.0f}"
+            f"  {row.licence:<9}{row.cached or 'no'}"
+        )
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--download-root", metavar="DIR", help="The cache to fill.  [default: ~/.cache/clip]")
+@click.option("--check", is_flag=True, help="Hash the files that are here again, instead of fetching.")
+@click.option("--to", metavar="FILE.safetensors", help="Also write the one model's weights, with OpenAI's names.")
+def fetch(**options: Any) -> None:
+    """Get the weights of released names, or of hf-hub:ORG/NAME[@REVISION], and say where they are."""
+    job = FetchJob(**options)
+    from clip import catalog
+
+    for found in catalog.fetch(job):
+        click.echo(f"{found.name}\t{found.path}\t{found.sha256 or ''}".rstrip())
+    if job.to:
+        click.echo(f"{job.names[0]}\t{job.to}")
 
 
 def _say(message: str) -> None:

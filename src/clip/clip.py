@@ -13,9 +13,11 @@ from functools import cache
 import torch
 
 from clip import weights
+from clip.checkpoints import read_checkpoint
 from clip.engine import load_model, resolve_device
 from clip.errors import InputTypeError, TextTooLongError
 from clip.installed import warn_of_foreign_distribution
+from clip.items import PreprocessSettings
 from clip.model import CLIP, build_model
 from clip.preprocess import (
     BICUBIC,
@@ -58,9 +60,9 @@ def _download(url: str, root: str | os.PathLike[str] | None = None) -> str:
     return weights.cached_file(url, root)
 
 
-def _transform(n_px: int) -> Compose:
+def _transform(n_px: int) -> Compose:  # pyright: ignore[reportUnusedFunction]  for users, as OpenAI's
     """The transform for a model that reads `n_px` pixels a side. Source: openai/CLIP@d05afc4 clip/clip.py:79."""
-    return make_preprocess(n_px)
+    return make_preprocess(PreprocessSettings(n_px))
 
 
 def load(
@@ -85,9 +87,8 @@ def load(
             stacklevel=2,
         )
     warn_of_foreign_distribution()
-    path = weights.locate(name, download_root, urls=_MODELS, fetch=_download)
-    model = load_model(weights.read_checkpoint(path), resolve_device(device))
-    return model, _transform(model.visual.input_resolution)
+    checkpoint = read_checkpoint(weights.locate(name, download_root, urls=_MODELS, download=_download))
+    return load_model(checkpoint, resolve_device(device)), make_preprocess(checkpoint.preprocess)
 
 
 def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:

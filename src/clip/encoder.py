@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,8 @@ import torch
 
 from clip import weights
 from clip.architecture import infer_architecture
+from clip.checkpoints import read_checkpoint
+from clip.checkpoints import untrained as untrained_checkpoint
 from clip.clip import tokenize
 from clip.engine import Engine, load_model, resolve_device
 from clip.errors import ClipError, ImageError, InputError, InputTypeError
@@ -57,7 +59,7 @@ class Encoder:
         warn_of_foreign_distribution()
         self.batch_size = batch_size
         if isinstance(model, CLIP):
-            self.model_name, self.source = type(model).__name__, "a loaded model"
+            self.model_name, self.source, self._files = type(model).__name__, "a loaded model", ()
             settings = PreprocessSettings(model.visual.input_resolution)
             self._engine = Engine(model, settings)
             self.architecture = asdict(infer_architecture(model.state_dict()))
@@ -65,12 +67,14 @@ class Encoder:
             where = resolve_device(device)
             self.model_name = str(model)
             if untrained is None:
-                checkpoint = weights.read_checkpoint(weights.locate(model, download_root))
+                checkpoint = read_checkpoint(weights.locate(model, download_root))
             else:
-                checkpoint = weights.untrained(self.model_name, untrained)
+                checkpoint = untrained_checkpoint(self.model_name, untrained)
+            self._files = checkpoint.files
             self.source, settings = checkpoint.source, checkpoint.preprocess
             self.architecture = asdict(checkpoint.architecture)
             self._engine = Engine(load_model(checkpoint, where), settings)
+        self.settings = settings
         self.resolution_px = settings.resolution_px
         self.dim = self._engine.model.visual.output_dim
         self.device = self._engine.device
@@ -78,8 +82,15 @@ class Encoder:
 
     @cached_property
     def weights_sha256(self) -> str | None:
-        """The sha256 of the weights file; None for weights that come from none."""
-        return weights.file_sha256(self.source) if Path(self.source).is_file() else None
+        """The sha256 of the weights file; of the hashes, a line each, where there are several; None without a file."""
+        hashes = [weights.file_sha256(file) for file in self._files]
+        return (
+            hashes[0]
+            if len(hashes) == 1
+            else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+            if hashes
+            else None
+        )
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Preprocessed pictures to features, as `model.encode_image`, in batches.
@@ -114,7 +125,7 @@ class Encoder:
         def pixels_of(numbered: tuple[int, Picture]) -> np.ndarray:
             number, image = numbered
             try:
-                return to_pixels(open_picture(image), self.resolution_px)
+                return to_pixels(open_picture(image), self.settings)
             except ClipError as exc:
                 raise type(exc)(f"picture {number}: {str(exc).removeprefix('picture: ')}") from exc
             except Exception as exc:

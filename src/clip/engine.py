@@ -83,7 +83,7 @@ class Engine:
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Shapes: uint8 (B, R, R, 3) -> float32 (B, D), not normalised."""
         batch = torch.from_numpy(pixels).to(self.device)  # bytes over the bus, a quarter of floats
-        image = normalize_pixels(batch, self.settings.mean, self.settings.std)  # (B, 3, R, R)
+        image = normalize_pixels(batch, self.settings)  # (B, 3, R, R)
         return self.model.encode_image(image).float().cpu().numpy()
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@
     ├── InputTypeError (TypeError)          an argument of a type we do not take
     ├── UnknownModelError (RuntimeError)    neither a released name nor a file
     ├── WeightsMissingError (RuntimeError)  a released name whose file is not on this machine
+    ├── DownloadError (RuntimeError)        a file that no server gave, or that the disk does not take
     ├── CheckpointError (RuntimeError)      a weights file that is not a CLIP
     │   ├── CheckpointKeyError (KeyError)   ... because an entry is missing
     │   └── UnsafeCheckpointError           ... because it carries more than tensors and plain values
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointKeyError",
     "ClipError",
     "DeviceError",
+    "DownloadError",
     "ImageError",
     "InputError",
     "InputTypeError",
@@ -53,6 +55,10 @@ class UnknownModelError(ClipError, RuntimeError):
 
 class WeightsMissingError(ClipError, RuntimeError):
     """A released model whose weights are not on this machine."""
+
+
+class DownloadError(ClipError, RuntimeError):
+    """A file that no server gave, or that the disk does not take."""
 
 
 class CheckpointError(ClipError, RuntimeError):

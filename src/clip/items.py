@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
 
 Stage = Literal["read", "open", "decode", "encode"]
+Activation = Literal["quick_gelu", "gelu"]
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "squash"]  # the shorter side becomes the resolution, or both do
+Triple = tuple[float, float, float]
 
 
 def utf8_path(path: str) -> str:
@@ -84,6 +90,11 @@ class Architecture:
     transformer_width: int
     transformer_heads: int
     transformer_layers: int
+    # What no released model needs, and shapes alone do not tell:
+    activation: Activation = "quick_gelu"
+    vision_heads: int | None = None  # of a ViT; None: one for every 64 channels
+    vision_mlp_width: int | None = None  # of a ViT; None: four times its width
+    transformer_mlp_width: int | None = None  # None: four times the width
 
 
 # Means and standard deviations of the training pictures, RGB in 0..1. openai/CLIP@d05afc4 clip/clip.py:85.
@@ -96,8 +107,10 @@ class PreprocessSettings:
     """What a checkpoint asks of the pictures it is shown."""
 
     resolution_px: int
-    mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
+    mean: Triple = OPENAI_MEAN
+    std: Triple = OPENAI_STD
+    interpolation: Interpolation = "bicubic"
+    resize_mode: ResizeMode = "shortest"
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,4 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]  # OpenAI's keys; tensors may be views of the file
     preprocess: PreprocessSettings
     source: str  # a path, or "untrained:SEED"
-    sha256: str | None = None  # of the file, where it was checked
-    revision: str | None = None  # of the repository it was fetched from
-    licence: str | None = None
+    files: tuple[Path, ...] = ()  # that the weights were read from

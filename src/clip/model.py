@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip.architecture import HEAD_WIDTH, POOL_STRIDE, drop_archive_buffers, infer_architecture
+from clip.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
+from clip.blueprint import blueprint, fill
 from clip.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from clip.items import Architecture
+    from clip.items import Activation, Architecture
 
 __all__ = [
     "CLIP",
@@ -94,7 +95,8 @@ class AttentionPool2d(nn.Module):
     def __init__(self, spacial_dim: int, embed_dim: int, num_heads: int, output_dim: int | None = None) -> None:
         super().__init__()
         tokens = spacial_dim**2 + 1
-        self.positional_embedding = nn.Parameter(torch.randn(tokens, embed_dim) / embed_dim**0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(tokens, embed_dim))
+        nn.init.normal_(self.positional_embedding, std=embed_dim**-0.5)
         self.k_proj = nn.Linear(embed_dim, embed_dim)
         self.q_proj = nn.Linear(embed_dim, embed_dim)
         self.v_proj = nn.Linear(embed_dim, embed_dim)
@@ -200,6 +202,12 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+def _unusual(mlp_width: int | None, activation: Activation) -> dict[str, Any]:
+    """Arguments that OpenAI's classes do not have, if asked for: a class that a user puts in need not know them."""
+    asked = {"mlp_width": mlp_width, "activation": activation}
+    return {name: value for name, value in asked.items() if value not in (None, "quick_gelu")}
+
+
 class ResidualAttentionBlock(nn.Module):
     """Attention and MLP, each normed before and added after.
 
@@ -208,16 +216,25 @@ class ResidualAttentionBlock(nn.Module):
 
     attn_mask: Tensor | None
 
-    def __init__(self, d_model: int, n_head: int, attn_mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_head: int,
+        attn_mask: Tensor | None = None,
+        *,
+        mlp_width: int | None = None,
+        activation: Activation = "quick_gelu",
+    ) -> None:
         super().__init__()
+        mlp_width = mlp_width or d_model * MLP_RATIO
         self.attn = nn.MultiheadAttention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model)
         self.mlp = nn.Sequential(
             OrderedDict[str, nn.Module](
                 {
-                    "c_fc": nn.Linear(d_model, d_model * 4),
-                    "gelu": QuickGELU(),
-                    "c_proj": nn.Linear(d_model * 4, d_model),
+                    "c_fc": nn.Linear(d_model, mlp_width),
+                    "gelu": QuickGELU() if activation == "quick_gelu" else nn.GELU(),
+                    "c_proj": nn.Linear(mlp_width, d_model),
                 }
             )
         )
@@ -242,11 +259,23 @@ class Transformer(nn.Module):
     Shapes:  (L, B, W) -> (L, B, W).
     """
 
-    def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        attn_mask: Tensor | None = None,
+        *,
+        mlp_width: int | None = None,
+        activation: Activation = "quick_gelu",
+    ) -> None:
         super().__init__()
         self.width = width
         self.layers = layers
-        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(width, heads, attn_mask) for _ in range(layers)))
+        unusual = _unusual(mlp_width, activation)
+        self.resblocks = nn.Sequential(
+            *(ResidualAttentionBlock(width, heads, attn_mask, **unusual) for _ in range(layers))
+        )
 
     def blocks(self) -> Iterator[ResidualAttentionBlock]:
         """`resblocks`, with their type."""
@@ -273,6 +302,9 @@ class VisionTransformer(nn.Module):
         layers: int,
         heads: int,
         output_dim: int,
+        *,
+        mlp_width: int | None = None,
+        activation: Activation = "quick_gelu",
     ) -> None:
         super().__init__()
         self.input_resolution = input_resolution
@@ -280,12 +312,14 @@ class VisionTransformer(nn.Module):
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
         scale = width**-0.5
         tokens = (input_resolution // patch_size) ** 2 + 1
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads)
+        self.transformer = Transformer(width, layers, heads, **_unusual(mlp_width, activation))
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+        self.proj = nn.Parameter(torch.empty(width, output_dim))
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, R, R) -> (B, D)."""
@@ -322,6 +356,12 @@ class CLIP(nn.Module):
         transformer_width: int,
         transformer_heads: int,
         transformer_layers: int,
+        # what only models of others need; clip.items.Architecture has the meanings
+        *,
+        activation: Activation = "quick_gelu",
+        vision_heads: int | None = None,
+        vision_mlp_width: int | None = None,
+        transformer_mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         self.context_length = context_length
@@ -341,17 +381,22 @@ class CLIP(nn.Module):
                 vision_patch_size,
                 vision_width,
                 vision_layers,
-                vision_width // HEAD_WIDTH,
+                vision_heads or max(1, vision_width // HEAD_WIDTH),
                 embed_dim,
+                **_unusual(vision_mlp_width, activation),
             )
         self.transformer = Transformer(
-            transformer_width, transformer_layers, transformer_heads, self.build_attention_mask()
+            transformer_width,
+            transformer_layers,
+            transformer_heads,
+            self.build_attention_mask(),
+            **_unusual(transformer_mlp_width, activation),
         )
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
         self.ln_final = LayerNorm(transformer_width)
         self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
-        self.logit_scale = nn.Parameter(torch.ones([]) * math.log(1 / 0.07))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.initialize_parameters()
 
     def initialize_parameters(self) -> None:
@@ -452,38 +497,14 @@ def load_weights(
 ) -> CLIP:
     """A model on `device` with copies of these weights, in eval mode. Empties `state_dict` as it goes.
 
-    `mixed_fp16` gives the split of `convert_weights`, otherwise every weight is float32. The network is laid out on the
-    meta device, so nothing is drawn at random to be overwritten, and at its peak memory holds the model and one tensor.
+    `mixed_fp16` gives the split of `convert_weights`, otherwise every weight is float32.
 
     Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit the architecture.
     """
-    with torch.device("meta"):
-        model = CLIP(*vars(architecture).values())
+    model = blueprint(lambda: CLIP(**vars(architecture)))
     if mixed_fp16:
         convert_weights(model)
-    wanted = model.state_dict()
-    _check_fit(state_dict, wanted)
-    weights = {
-        key: state_dict.pop(key).to(device=device, dtype=layout.dtype, copy=True) for key, layout in wanted.items()
-    }
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model.to(device).eval()  # .to moves the text tower's masks; the weights are there already
-
-
-def _check_fit(state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    problems = [f"missing {key}" for key in wanted if key not in state_dict]
-    problems += [f"unexpected {key}" for key in state_dict if key not in wanted]
-    problems += [
-        f"{key} is {tuple(state_dict[key].shape)} and should be {tuple(layout.shape)}"
-        for key, layout in wanted.items()
-        if key in state_dict and state_dict[key].shape != layout.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
-        raise CheckpointError(
-            f"weights: {len(problems)} entries do not fit the CLIP their shapes describe, expected none: {shown}. "
-            "Pass the whole state dict of one model."
-        )
+    return fill(model, state_dict, device)
 
 
 def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import Counter
 from contextlib import closing
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ import clip
 from clip.encoder import Encoder, unit_vectors
 from clip.engine import limit_threads
 from clip.errors import ClipError
-from clip.items import Failure, Item, Pixels, Row, Shard
+from clip.items import Failure, Item, Pixels, PreprocessSettings, Row, Shard
 from clip.jobs import EmbedJob, EmbedReport, Progress
 from clip.preprocess import PREPROCESS_ID, decode
 from clip.sources import FolderSource
@@ -51,7 +52,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         fingerprint = hashlib.sha256()
         read = written = failed = 0
         part: _Part | None = None
-        with closing(_outcomes(job, encoder.resolution_px, ignored)) as outcomes:
+        with closing(_outcomes(job, encoder.settings, ignored)) as outcomes:
             for shard, outcome in outcomes:
                 part = part or _Part(len(shard.entries), encoder, job)
                 part.add(outcome)
@@ -79,7 +80,9 @@ def count(job: EmbedJob) -> tuple[int, dict[str, int]]:
     return sum(len(shard.entries) for shard in shards), dict(ignored)
 
 
-def _outcomes(job: EmbedJob, resolution_px: int, ignored: Counter[str]) -> Generator[tuple[Shard, Pixels | Failure]]:
+def _outcomes(
+    job: EmbedJob, settings: PreprocessSettings, ignored: Counter[str]
+) -> Generator[tuple[Shard, Pixels | Failure]]:
     """Each entry of the source decoded, in order, with its shard; threads run ahead across the borders of shards."""
     source = FolderSource(str(job.source), job.globs)
     budget = ByteBudget(job.decode_budget_bytes)
@@ -87,19 +90,19 @@ def _outcomes(job: EmbedJob, resolution_px: int, ignored: Counter[str]) -> Gener
 
     def outcome(numbered: tuple[Shard, Item | Failure]) -> tuple[Shard, Pixels | Failure]:
         shard, entry = numbered
-        return shard, entry if isinstance(entry, Failure) else _decode(source, entry, resolution_px, budget)
+        return shard, entry if isinstance(entry, Failure) else _decode(source, entry, settings, budget)
 
     shards = source.shards(job.shard_size, ignored, job.limit)
     entries = ((shard, entry) for shard in shards for entry in shard.entries)
     return map_ahead(outcome, entries, workers=workers, ahead=2 * job.batch_size + workers)
 
 
-def _decode(source: FolderSource, item: Item, resolution_px: int, budget: ByteBudget) -> Pixels | Failure:
+def _decode(source: FolderSource, item: Item, settings: PreprocessSettings, budget: ByteBudget) -> Pixels | Failure:
     try:
         data = source.read(item)
     except (OSError, ClipError) as exc:
         return Failure(item.id, item.path, "read", type(exc).__name__, str(exc))
-    return decode(item, data, resolution_px, budget.reserve)
+    return decode(item, data, settings, budget.reserve)
 
 
 class _Part:
@@ -165,7 +168,8 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "weights_sha256": encoder.weights_sha256,
         "weights_source": encoder.source,
         "architecture": encoder.architecture,
-        "preprocess": f"{PREPROCESS_ID}/{encoder.resolution_px}px/pillow-{versions['pillow']}",
+        "preprocess": f"{PREPROCESS_ID}/pillow-{versions['pillow']}",
+        "preprocess_settings": asdict(encoder.settings),
         "precision": "reference",
         "decode": "exact",
         "orientation": "as stored",

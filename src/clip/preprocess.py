@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from clip.errors import ImageError, InputTypeError
-from clip.items import OPENAI_MEAN, OPENAI_STD, Failure, Item, Pixels, Row, Stage
+from clip.items import Failure, Item, Pixels, PreprocessSettings, Row, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,6 +44,7 @@ __all__ = [
 
 PREPROCESS_ID = "openai-clip"  # goes into manifests: the five steps, as openai/CLIP@d05afc4 has them
 BICUBIC = Image.Resampling.BICUBIC
+INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # A 1 x 50 picture is resized to 224 x 11200 before its middle is cut out, and thinner ones to more than memory holds.
 MAX_CANVAS_PX = 256_000_000  # pixels of the resized picture; up to 1 GB in Pillow's four bytes a pixel
 # Pillow's readers that start another program (EPS runs Ghostscript), or that only tell the header.
@@ -73,19 +74,19 @@ def crop_offset(size: int, crop: int) -> int:
 
 
 class Resize:
-    """Scale a picture until its shorter side is `size` px. One that fits is handed on untouched."""
+    """Scale a picture until its shorter side is `size` px, or to (height, width). One that fits is left untouched."""
 
-    def __init__(self, size: int, interpolation: Image.Resampling = BICUBIC) -> None:
+    def __init__(self, size: int | tuple[int, int], interpolation: Image.Resampling = BICUBIC) -> None:
         self.size = size
         self.interpolation = interpolation
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Shapes: (H, W) any mode -> (size, W') or (H', size), same mode. Raises: ImageError over 256 megapixels."""
+        """Shapes: (H, W) any mode -> same mode, resized. Raises: ImageError where that is over 256 megapixels."""
         _check_is_image(image, "preprocess")
         width, height = image.size
         if not width or not height:
             raise ImageError(f"picture: {width} x {height} px, expected sides above 0. Leave it out.")
-        size = resized_size(width, height, self.size)
+        size = resized_size(width, height, self.size) if isinstance(self.size, int) else (self.size[1], self.size[0])
         if size == image.size:
             return image
         if size[0] * size[1] > MAX_CANVAS_PX:
@@ -230,44 +231,37 @@ def _check_is_image(image: object, where: str) -> None:
         )
 
 
-def make_preprocess(
-    resolution_px: int,
-    mean: tuple[float, float, float] = OPENAI_MEAN,
-    std: tuple[float, float, float] = OPENAI_STD,
-) -> Compose:
-    """The reference's five steps for a model that reads `resolution_px` pixels a side."""
-    return Compose(
-        [
-            Resize(resolution_px),
-            CenterCrop(resolution_px),
-            convert_image_to_rgb,
-            ToTensor(),
-            Normalize(mean, std),
-        ]
-    )
+def make_preprocess(settings: PreprocessSettings) -> Compose:
+    """The reference's five steps, as a checkpoint asks for them."""
+    return Compose([*_pixel_steps(settings), ToTensor(), Normalize(settings.mean, settings.std)])
 
 
-def normalize_pixels(
-    pixels: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> torch.Tensor:
+def _pixel_steps(settings: PreprocessSettings) -> list[Callable[[Image.Image], Image.Image]]:
+    side = settings.resolution_px
+    resize = Resize((side, side) if settings.resize_mode == "squash" else side, INTERPOLATIONS[settings.interpolation])
+    return [resize, CenterCrop(side), convert_image_to_rgb]
+
+
+def normalize_pixels(pixels: torch.Tensor, settings: PreprocessSettings) -> torch.Tensor:
     """The last two steps for a whole batch, with the same float32 operations and so the same bits.
 
     Shapes:  uint8 (B, R, R, 3) -> float32 (B, 3, R, R).
     """
     scaled = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(BYTE_MAX)  # (B, 3, R, R)
-    return Normalize(mean, std)(scaled)
+    return Normalize(settings.mean, settings.std)(scaled)
 
 
-def to_pixels(image: Image.Image, resolution_px: int) -> np.ndarray:
+def to_pixels(image: Image.Image, settings: PreprocessSettings) -> np.ndarray:
     """The first three steps: a PIL image -> uint8 (R, R, 3), channels R, G, B."""
-    cropped = CenterCrop(resolution_px)(Resize(resolution_px)(image))
-    return np.asarray(convert_image_to_rgb(cropped))
+    for step in _pixel_steps(settings):
+        image = step(image)
+    return np.asarray(image)
 
 
 def decode(
     item: Item,
     data: bytes,
-    resolution_px: int,
+    settings: PreprocessSettings,
     reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
 ) -> Pixels | Failure:
     """One encoded picture -> one model input, or the reason there is none. Only the first frame of several.
@@ -281,8 +275,8 @@ def decode(
         with _open_encoded(data) as image:
             stage = "decode"
             width, height = image.size
-            with reserve(_decoded_bytes(width, height, resolution_px)):
-                array = to_pixels(image, resolution_px)
+            with reserve(_decoded_bytes(width, height, settings.resolution_px)):
+                array = to_pixels(image, settings)
             return Pixels(Row(item.id, item.path, width, height, image.format or "", len(data)), array)
     except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
         return Failure(item.id, item.path, stage, type(exc).__name__, str(exc))

@@ -23,11 +23,12 @@ from clip.errors import CheckpointError
 from clip.restricted_pickle import ScriptObject, Storage, TensorLayout, read_pickle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 MAX_PICKLE_BYTES = 16 * 2**20  # the pickle of a state dict takes about 150 bytes a tensor
 MAX_RECORDS = 100_000  # files in a zip; RN50x64's archive has under 5,000
+MAX_MAPPINGS = 64  # of a file, a descriptor each; processes may have 256 on macOS, 1,024 on Linux
 MAX_DIMENSIONS = 8  # of a tensor; a convolution's weight has 4
 MAX_DEPTH = 32  # modules inside modules; OpenAI's archives have 6
 ZIP_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE.TXT 4.3.7
@@ -63,8 +64,7 @@ def read_torch_file(path: Path) -> Any:
     """What torch.save or torch.jit.save wrote to `path`, with tensors that are views of the file.
 
     Dicts, lists, tuples and plain values as they were saved. A TorchScript archive gives the dict of its parameters and
-    buffers. Each tensor has its own private mapping, so dropping it gives its memory back, and writing to it leaves
-    the file as it is.
+    buffers. Mappings are private, so that writing to a tensor leaves the file as it is.
 
     Raises:  UnsafeCheckpointError for anything but tensors and plain values, CheckpointError for a damaged file.
     """
@@ -113,7 +113,7 @@ def _read_zip(file: BinaryIO) -> Any:
 
         if isinstance(value, ScriptObject):
             value = dict(_script_tensors(value, _ScriptSources(archive, root, records)))
-        return _with_tensors(value, _Mapper(file, region))
+        return _with_tensors(value, _Mapper(file, _storages(value), region))
 
 
 def _record_region(file: BinaryIO, info: zipfile.ZipInfo) -> _Region:
@@ -177,7 +177,7 @@ def _read_legacy(file: BinaryIO) -> Any:
             )
         return _Region(starts[storage.key], size)
 
-    return _with_tensors(value, _Mapper(file, region))
+    return _with_tensors(value, _Mapper(file, _storages(value), region))
 
 
 @dataclass(frozen=True)
@@ -222,15 +222,30 @@ def _script_tensors(root: ScriptObject, sources: _ScriptSources) -> Iterator[tup
 
 
 class _Mapper:
-    """Turns layouts into tensors that are views of the file."""
+    """Turns layouts into tensors that are views of the file.
 
-    def __init__(self, file: BinaryIO, region: Callable[[Storage], _Region]) -> None:
+    Neighbouring storages share a mapping, because Python's mmap keeps a file descriptor open for each, and RN50x64 has
+    1,353 tensors; each mapping goes when its last tensor does.
+    """
+
+    def __init__(self, file: BinaryIO, storages: Iterable[Storage], region: Callable[[Storage], _Region]) -> None:
         self.file = file
-        self.region = region
+        self.regions: dict[str, _Region] = {}
+        for storage in storages:
+            found = region(storage)
+            if found.size >= self.regions.get(storage.key, found).size:
+                self.regions[storage.key] = found
+        self.mapped: dict[str, tuple[mmap.mmap, int]] = {}  # by key, and where the storage begins in it
+        for group in _groups(self.regions):
+            first, last = self.regions[group[0]], self.regions[group[-1]]
+            start = first.offset - first.offset % mmap.ALLOCATIONGRANULARITY
+            mapping = mmap.mmap(file.fileno(), last.offset + last.size - start, access=mmap.ACCESS_COPY, offset=start)
+            for key in group:
+                self.mapped[key] = mapping, self.regions[key].offset - start
 
     def tensor(self, layout: TensorLayout) -> torch.Tensor:
         """A view of the layout's part of the file. Raises CheckpointError where it reaches beyond its storage."""
-        storage, region = layout.storage, self.region(layout.storage)
+        storage, region = layout.storage, self.regions[layout.storage.key]
         itemsize = storage.dtype.itemsize
         first, last = layout.offset, layout.offset
         numel = 1
@@ -251,18 +266,33 @@ class _Mapper:
             )
         if numel == 0:
             return torch.empty(layout.shape, dtype=storage.dtype)
-        start, count = region.offset + first * itemsize, last - first + 1
-        flat = self._map(start, count, storage.dtype)
+        flat = self._flat(storage, first, last - first + 1)
         return flat.as_strided(layout.shape, layout.stride)
 
-    def _map(self, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-        size = count * dtype.itemsize
-        within = start % mmap.ALLOCATIONGRANULARITY
-        if within % dtype.itemsize:  # legacy files do not align their storages
-            self.file.seek(start)
-            return torch.frombuffer(bytearray(self.file.read(size)), dtype=dtype)
-        mapped = mmap.mmap(self.file.fileno(), within + size, access=mmap.ACCESS_COPY, offset=start - within)
-        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=within)
+    def _flat(self, storage: Storage, first: int, count: int) -> torch.Tensor:
+        mapping, start = self.mapped[storage.key]
+        start += first * storage.dtype.itemsize
+        if start % storage.dtype.itemsize:  # legacy files do not align their storages
+            data = bytearray(mapping[start : start + count * storage.dtype.itemsize])
+            return torch.frombuffer(data, dtype=storage.dtype)
+        return torch.frombuffer(mapping, dtype=storage.dtype, count=count, offset=start)
+
+
+def _groups(regions: dict[str, _Region]) -> Iterator[list[str]]:
+    """Keys of neighbouring regions, at most MAX_MAPPINGS groups of about the same size."""
+    share = sum(region.size for region in regions.values()) // MAX_MAPPINGS
+    group: list[str] = []
+    size = 0
+    for key, region in sorted(regions.items(), key=lambda item: item[1].offset):
+        if not region.size:
+            continue
+        group.append(key)
+        size += region.size
+        if size > share:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _with_tensors(value: Any, mapper: _Mapper) -> Any:

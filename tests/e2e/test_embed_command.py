@@ -124,7 +124,7 @@ def test_failures_are_summed_up_and_give_a_code_of_their_own(
         (["--limit", "-1"], "found -1, expected at least 1"),
         (["--dry-run", "--shard-size", "0"], "found 0, expected at least 1"),
         (["-m", "missing.pt"], "model 'missing.pt': not found"),
-        (["-m", "missing.pt", "--untrained", "1"], "Untrained weights need a name"),
+        (["-m", "missing.pt", "--untrained", "1"], "Untrained weights need a released name"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -155,10 +155,11 @@ def test_weights_that_are_missing_or_damaged_fail_the_run_in_a_line(
     run: Run, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLIP_OFFLINE", "1")
     (tmp_path / "cut.pt").write_bytes(weights.read_bytes()[:9000])
     (tmp_path / "empty.pt").touch()
     for model, words in [
-        ("RN50", "RN50.pt: not found"),
+        ("RN50", "RN50.pt: not there"),
         (tmp_path / "cut.pt", "cut.pt: "),
         (tmp_path / "empty.pt", "empty.pt: "),
     ]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clip import weights
+from clip.checkpoints import untrained
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -19,7 +20,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     cached = home / ".cache" / "clip" / "ViT-B-32.pt"
     cached.parent.mkdir(parents=True)
-    torch.save(weights.untrained("ViT-B/32", 0).state_dict, cached)
+    torch.save(untrained("ViT-B/32", 0).state_dict, cached)
     return home
 
 
@@ -33,7 +34,7 @@ def test_the_readmes_code_prints_what_it_says(
 ) -> None:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(weights, "file_sha256", lambda _: weights.RELEASES["ViT-B/32"].sha256)  # our file stands for it
+    monkeypatch.setattr(weights, "is_verified", lambda *_: True)  # our file stands for OpenAI's
     formula.picture(0, 640, 427).save("photo.jpg")
     Path("photos").mkdir()
     formula.picture(1, 320, 240).save("photos/one.jpg")

@@ -90,8 +90,8 @@ BAD = {  # name: content, stage and error as the failure rows must have them
     "no pixels.png": (PNG[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)) + PNG[33:], None, None),
     "text bomb.png": (PNG[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27))) + PNG[33:], None, "ValueError"),
     "empty.jpg": (b"", "open", "ImageError"),
-    "text.jpg": (b"A text that somebody named a picture.", "open", "UnidentifiedImageError"),
-    "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "open", "UnidentifiedImageError"),
+    "text.jpg": (b"A text that somebody named a picture.", "open", "ImageError"),
+    "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "open", "ImageError"),
     "thinner.png": (encoded(Image.new("1", (1, 300_000)), "png"), "decode", "ImageError"),
 }
 IGNORED = {

@@ -35,7 +35,7 @@ HUB_NAMES = ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT_B_32", "ViT_B
 
 
 def make(name: str, cls: type[CLIP] = CLIP) -> CLIP:
-    model = cls(*vars(formula.TINY[name]).values())
+    model = cls(**vars(formula.TINY[name]))
     model.load_state_dict(STATE_DICTS[name])
     return model.eval()
 

@@ -16,7 +16,7 @@ from PIL import EpsImagePlugin, Image
 
 import clip
 from clip import encoder as encoder_module
-from clip import weights
+from clip import releases
 from clip.engine import limit_threads
 from clip.errors import DeviceError, ImageError, InputError, InputTypeError, UnknownModelError
 
@@ -141,14 +141,14 @@ def test_the_weights_are_named_by_the_hash_of_their_file(encoder: clip.Encoder, 
 def test_untrained_weights_are_those_of_their_seed_and_draw_nothing_from_the_users_generator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    release = weights.Release("tiny.pt", "", 0, formula.TINY["tiny-vit"])
-    monkeypatch.setitem(weights.RELEASES, "tiny", release)
+    release = releases.Release("tiny.pt", "", 0, 0, 0.0, formula.TINY["tiny-vit"], ())
+    monkeypatch.setitem(releases.RELEASES, "tiny", release)
     state = torch.random.get_rng_state()
     first, again, other = (clip.Encoder("tiny", untrained=seed).embed(PICTURES) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert error(first, other) > 0.1
     assert torch.equal(torch.random.get_rng_state(), state)
-    with pytest.raises(UnknownModelError, match="Untrained weights need a name"):
+    with pytest.raises(UnknownModelError, match="Untrained weights need a released name"):
         clip.Encoder("large", untrained=1)
 
 

@@ -58,7 +58,7 @@ def layout(name: str) -> CLIP:
 def drawn(architecture: Architecture) -> CLIP:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return CLIP(*vars(architecture).values())
+        return CLIP(**vars(architecture))
 
 
 def count(tensors: Any, dtype: torch.dtype | None = None) -> int:
@@ -165,9 +165,9 @@ def test_the_temperature_starts_at_one_over_seven_hundredths() -> None:
 def test_layers_of_the_image_tower_may_come_in_a_list_as_from_json_and_a_vit_needs_its_patch_size() -> None:
     arguments = vars(WIDE_RESNET) | {"vision_layers": [1, 1, 1, 1]}
     with torch.device("meta"):
-        assert isinstance(CLIP(*arguments.values()).visual, ModifiedResNet)
+        assert isinstance(CLIP(**arguments).visual, ModifiedResNet)
     with pytest.raises(CheckpointError, match="vision_patch_size"):
-        CLIP(*(vars(WIDE_VIT) | {"vision_patch_size": None}).values())
+        CLIP(**(vars(WIDE_VIT) | {"vision_patch_size": None}))
 
 
 # Masks.

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import clip
 from clip import pipeline
 from clip.errors import CheckpointError, InputError, StoreError, StoreMismatchError, WeightsMissingError
-from clip.items import Item
+from clip.items import Item, PreprocessSettings
 from clip.jobs import EmbedJob, EmbedReport, Progress
 from clip.sources import FolderSource
 from clip.threads import ByteBudget
@@ -120,7 +120,8 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "model": str(weights_path),
         "weights_sha256": hashlib.sha256(weights_path.read_bytes()).hexdigest(),
         "weights_source": str(weights_path),
-        "preprocess": f"openai-clip/32px/pillow-{versions['pillow']}",
+        "preprocess": f"openai-clip/pillow-{versions['pillow']}",
+        "preprocess_settings": json.loads(json.dumps(dataclasses.asdict(PreprocessSettings(32)))),
         "precision": "reference",
         "decode": "exact",
         "orientation": "as stored",

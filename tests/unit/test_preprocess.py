@@ -15,7 +15,7 @@ from PIL import Image
 
 from clip import preprocess as pre
 from clip.errors import ImageError, InputTypeError
-from clip.items import OPENAI_MEAN, OPENAI_STD, Failure, Item, Pixels
+from clip.items import OPENAI_MEAN, OPENAI_STD, Failure, Item, Pixels, PreprocessSettings
 
 sides = st.integers(1, 3000)
 
@@ -59,9 +59,9 @@ def test_any_picture_equals_pillow_called_by_hand(w: int, h: int, n: int, mode: 
     by_hand = (
         pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255) - np.float32(OPENAI_MEAN)[:, None, None]
     ) / (np.float32(OPENAI_STD)[:, None, None])
-    assert np.array_equal(pre.to_pixels(image, n), pixels)
-    assert np.array_equal(pre.make_preprocess(n)(image).numpy(), by_hand)
-    batch = pre.normalize_pixels(torch.from_numpy(pixels.copy())[None], OPENAI_MEAN, OPENAI_STD)
+    assert np.array_equal(pre.to_pixels(image, PreprocessSettings(n)), pixels)
+    assert np.array_equal(pre.make_preprocess(PreprocessSettings(n))(image).numpy(), by_hand)
+    batch = pre.normalize_pixels(torch.from_numpy(pixels.copy())[None], PreprocessSettings(n))
     assert np.array_equal(batch[0].numpy(), by_hand)
 
 
@@ -74,7 +74,7 @@ def test_a_path_bytes_an_image_and_an_array_give_the_same_tensor(tmp_path: Path)
     image = formula.picture(1, 61, 47)
     file = tmp_path / "a.png"
     image.save(file)
-    transform = pre.make_preprocess(32)
+    transform = pre.make_preprocess(PreprocessSettings(32))
     wanted = transform(image)
     forms = [file, str(file), file.read_bytes(), bytearray(file.read_bytes()), np.asarray(image)]
     assert all(torch.equal(transform(form), wanted) for form in forms)
@@ -97,19 +97,19 @@ def test_a_path_bytes_an_image_and_an_array_give_the_same_tensor(tmp_path: Path)
 )
 def test_what_is_no_picture_is_a_type_error_that_tells_what_was_found(wrong: object) -> None:
     with pytest.raises(InputTypeError, match=r"found .*expected") as caught:
-        pre.make_preprocess(32)(wrong)
+        pre.make_preprocess(PreprocessSettings(32))(wrong)
     assert isinstance(caught.value, TypeError)
 
 
 def test_a_canvas_over_256_megapixels_is_refused_with_its_size_before_it_is_made() -> None:
     with pytest.raises(ImageError, match=re.escape("1 x 100000 px would be resized to 224 x 22400000")):
-        pre.make_preprocess(224)(Image.new("1", (1, 100_000)))
+        pre.make_preprocess(PreprocessSettings(224))(Image.new("1", (1, 100_000)))
     assert pre.MAX_CANVAS_PX > 224 * 1_120_000, "a 1 x 5000 picture still passes"
 
 
 def test_a_picture_without_pixels_is_an_image_error() -> None:
     with pytest.raises(ImageError, match="0 x 3 px"):
-        pre.make_preprocess(8)(Image.new("RGB", (0, 3)))
+        pre.make_preprocess(PreprocessSettings(8))(Image.new("RGB", (0, 3)))
 
 
 def test_integers_are_not_normalised() -> None:
@@ -123,7 +123,7 @@ def test_sixteen_bits_are_not_a_tensor_before_they_are_rgb() -> None:
 
 
 def test_the_transform_prints_its_steps() -> None:
-    shown = repr(pre.make_preprocess(224))
+    shown = repr(pre.make_preprocess(PreprocessSettings(224)))
     assert [
         word in shown for word in ("Resize(size=224", "CenterCrop", "convert_image_to_rgb", "ToTensor", "Normalize")
     ]
@@ -139,9 +139,9 @@ def encoded(image: Image.Image, name: str) -> bytes:
 def test_decode_gives_the_transforms_pixels_and_what_the_original_was() -> None:
     image = formula.picture(2, 50, 40)
     data = encoded(image, "PNG")
-    outcome = pre.decode(Item("a", "/b/a", 7), data, 16)
+    outcome = pre.decode(Item("a", "/b/a", 7), data, PreprocessSettings(16))
     assert isinstance(outcome, Pixels)
-    assert np.array_equal(outcome.array, pre.to_pixels(image, 16))
+    assert np.array_equal(outcome.array, pre.to_pixels(image, PreprocessSettings(16)))
     row = outcome.row
     assert (row.id, row.path, row.width, row.height, row.format) == ("a", "/b/a", 50, 40, "PNG")
     assert row.size_bytes == len(data)
@@ -160,7 +160,7 @@ def test_decode_gives_the_transforms_pixels_and_what_the_original_was() -> None:
     ids=["empty", "text", "cut header", "cut pixels", "canvas", "a program for Ghostscript"],
 )
 def test_decode_gives_a_failure_with_stage_and_reason(data: bytes, stage: str, message: str) -> None:
-    outcome = pre.decode(Item("a", "/b/a", 7), data, 224)
+    outcome = pre.decode(Item("a", "/b/a", 7), data, PreprocessSettings(224))
     assert isinstance(outcome, Failure)
     assert (outcome.id, outcome.path, outcome.stage) == ("a", "/b/a", stage)
     assert message in outcome.message
@@ -169,7 +169,7 @@ def test_decode_gives_a_failure_with_stage_and_reason(data: bytes, stage: str, m
 
 @given(st.binary(max_size=300))
 def test_decode_never_raises(data: bytes) -> None:
-    assert isinstance(pre.decode(Item("a", "a", len(data)), data, 8), (Pixels, Failure))
+    assert isinstance(pre.decode(Item("a", "a", len(data)), data, PreprocessSettings(8)), (Pixels, Failure))
 
 
 def test_extensions_are_those_of_formats_pillow_decodes_by_itself() -> None:

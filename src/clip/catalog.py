@@ -1,0 +1,84 @@
+"""The released models: which there are, which are here, and how to get one here. Knows nothing about running them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clip import weights
+from clip.errors import CheckpointError, WeightsMissingError
+from clip.jobs import Fetched, FetchJob, ModelRow
+from clip.releases import LICENCE, RELEASES
+
+if TYPE_CHECKING:
+    from clip.releases import Release
+
+
+def models(download_root: str | None = None) -> list[ModelRow]:
+    """The nine models OpenAI released, in its order. Sizes of cached files are compared, hashes not: see `fetch`."""
+    return [
+        ModelRow(
+            name=name,
+            dim=release.architecture.embed_dim,
+            resolution_px=release.architecture.image_resolution,
+            parameters=release.parameters,
+            gflops=release.gflops,
+            size_bytes=release.size_bytes,
+            licence=LICENCE,
+            cached=_cached(release, download_root),
+        )
+        for name, release in RELEASES.items()
+    ]
+
+
+def fetch(job: FetchJob) -> list[Fetched]:
+    """Get the weights of each name, or with `check` hash those that are here; with `to` export them as well.
+
+    Raises:  WeightsMissingError, DownloadError or UnknownModelError for what cannot be had, CheckpointError for a file
+             with another hash, or that cannot be exported.
+    """
+    if job.check:
+        return _check(job)
+    fetched = [_fetched(name, weights.locate(name, job.download_root)) for name in job.names]
+    if job.to is not None:
+        from clip.checkpoints import export, read_checkpoint  # here, because they bring torch
+
+        export(read_checkpoint(fetched[0].path), Path(job.to))
+    return fetched
+
+
+def _fetched(name: str, path: Path) -> Fetched:
+    release = RELEASES.get(name)
+    archive = release is not None and path.name == release.file_name
+    return Fetched(name, path, release.sha256 if release and archive else None)
+
+
+def _check(job: FetchJob) -> list[Fetched]:
+    checked: list[Fetched] = []
+    for name in job.names or RELEASES:
+        if name not in RELEASES:
+            raise WeightsMissingError(
+                f"{name}: not a released name, expected one of {list(RELEASES)}. The Hub's cache checks its own files."
+            )
+        release = RELEASES[name]
+        path = weights.cache_path(release.url, job.download_root)
+        if not path.is_file():
+            if name in job.names:
+                raise WeightsMissingError(f"{path}: not there, expected the weights of {name}. Run: clip fetch {name}")
+            continue
+        found = weights.file_sha256(path)
+        if found != release.sha256:
+            raise CheckpointError(
+                f"{path}: sha256 {found}, expected {release.sha256}. Remove the file and run: clip fetch {name}"
+            )
+        weights.remember(path, found)
+        checked.append(Fetched(name, path, found))
+    return checked
+
+
+def _cached(release: Release, download_root: str | None) -> str | None:
+    path = weights.cache_path(release.url, download_root)
+    if path.is_file() and path.stat().st_size == release.size_bytes:
+        return str(path)
+    snapshot = weights.cached_copy(release)
+    return str(snapshot) if snapshot else None
