@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from clip.errors import CheckpointError, CheckpointKeyError
 from clip.items import Architecture
+from clip.restricted_pickle import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,9 +91,10 @@ class _Entries:
 
     def shape(self, key: str, ndim: int) -> tuple[int, ...]:
         if key not in self.state_dict:
+            first = shown(next(iter(self.state_dict), ""))
             raise CheckpointKeyError(
                 f"weights: entry {key!r} is missing, expected a CLIP with OpenAI's names. "
-                f"Pass one; the {len(self.state_dict)} entries found start with {list(self.state_dict)[:3]}."
+                f"Pass one; of the {len(self.state_dict)} entries found the first is {first}."
             )
         found = tuple(self.state_dict[key].shape)
         if len(found) != ndim or 0 in found:

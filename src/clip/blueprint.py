@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clip.errors import CheckpointError
+from clip.restricted_pickle import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,9 +22,17 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def blueprint(make: Callable[[], Network]) -> Network:
-    """The network that `make` builds, every weight on the meta device."""
-    with torch.device("meta"), _WithoutStartValues():
-        return make()
+    """The network that `make` builds, every weight on the meta device.
+
+    Raises:  CheckpointError (a RuntimeError) for sizes that no tensor can have.
+    """
+    try:
+        with torch.device("meta"), _WithoutStartValues():
+            return make()
+    except (RuntimeError, MemoryError, AssertionError) as exc:  # torch's own checks of sizes
+        raise CheckpointError(
+            f"weights: their shapes tell a network that cannot be made ({shown(str(exc))}), expected a CLIP. Pass one."
+        ) from exc
 
 
 def fill(model: Network, state_dict: dict[str, Tensor], device: torch.device | str) -> Network:
@@ -32,7 +41,7 @@ def fill(model: Network, state_dict: dict[str, Tensor], device: torch.device | s
     Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit.
     """
     wanted = model.state_dict()
-    _check_fit(state_dict, wanted)
+    check_fit(state_dict, wanted)
     weights = {key: state_dict.pop(key).to(device=device, dtype=w.dtype, copy=True) for key, w in wanted.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     return model.to(device).eval()  # .to moves buffers that are no weights
@@ -50,17 +59,18 @@ class _WithoutStartValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _check_fit(state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check_fit(state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse weights whose names or shapes are not the network's."""
     problems = [f"missing {key}" for key in wanted if key not in state_dict]
-    problems += [f"unexpected {key}" for key in state_dict if key not in wanted]
+    problems += [f"unexpected {shown(key)}" for key in state_dict if key not in wanted]
     problems += [
         f"{key} is {tuple(state_dict[key].shape)} and should be {tuple(layout.shape)}"
         for key, layout in wanted.items()
         if key in state_dict and state_dict[key].shape != layout.shape
     ]
     if problems:
-        shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
+        some = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
         raise CheckpointError(
-            f"weights: {len(problems)} entries do not fit the CLIP their shapes describe, expected none: {shown}. "
+            f"weights: {len(problems)} entries do not fit the CLIP their shapes describe, expected none: {some}. "
             "Pass the whole state dict of one model."
         )

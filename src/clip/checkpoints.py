@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clip.architecture import drop_archive_buffers, infer_architecture
+from clip.blueprint import blueprint, check_fit
 from clip.errors import CheckpointError, UnknownModelError
 from clip.items import Checkpoint, PreprocessSettings
 from clip.layouts import Layout, from_header, from_open_clip, from_transformers, is_transformers
 from clip.model import CLIP
 from clip.releases import RELEASES
+from clip.restricted_pickle import MAX_KEY, shown
 from clip.torch_archive import read_torch_file
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state_dict = drop_archive_buffers(_check_tensors(content))
         _check_aliases(state_dict, sum(file.stat().st_size for file in files))
         layout = from_header(state_dict, json.loads(header)) if header else _layout(state_dict, files[0])
+        check_fit(layout.state_dict, blueprint(lambda: CLIP(**vars(layout.architecture))).state_dict())
     except CheckpointError as exc:
         named = str(exc).startswith(str(path))
         raise exc if named else type(exc)(f"{path}: {exc}") from exc
@@ -139,8 +142,9 @@ def _read_file(path: Path) -> tuple[dict[str, Any], str | None]:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
             return tensors, (file.metadata() or {}).get(HEADER_KEY)
-    except SafetensorError as exc:
-        raise CheckpointError(f"{path}: {exc}, expected safetensors. Fetch the file again.") from exc
+    # Its reader checks the header; torch and Python object to what that lets through, shapes of 0 x 2**63 for one.
+    except (SafetensorError, TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as exc:
+        raise CheckpointError(f"{path}: {shown(str(exc))}, expected safetensors. Fetch the file again.") from exc
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -172,9 +176,11 @@ def _check_tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
     if not content:
         raise CheckpointError("found no entries, expected a state dict. Save the model's state_dict().")
     for key, value in content.items():
+        if isinstance(key, str) and (len(key) > MAX_KEY or not key.isprintable()):
+            raise CheckpointError(f"entry {shown(key)} is no name of a weight, expected those of a CLIP. Pass one.")
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(
-                f"entry {str(key)[:80]!r} is a {type(value).__name__}, expected a tensor in a state dict, or the state "
+                f"entry {shown(str(key))} is a {type(value).__name__}, expected a tensor in a state dict, or the state "
                 f"dict under one of {WRAPPERS}. Save the model's state_dict()."
             )
     if all(key.startswith(PARALLEL_PREFIX) for key in content):

@@ -8,6 +8,7 @@ dicts, lists and tuples. A name outside the lists below is an `UnsafeCheckpointE
 from __future__ import annotations
 
 import pickletools
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_OPCODES = 4_000_000  # a tensor takes about 60, so 60,000 tensors; RN50x64 has 1,353
 MAX_SHOWN = 80  # characters of a name that an error repeats
+MAX_KEY = 1_000  # characters; the longest of OpenAI's archives has 60
+MAX_DIMENSIONS = 8  # of a tensor; a convolution's weight has 4
 
 DTYPES = {
     "FloatStorage": torch.float32,
@@ -84,10 +87,20 @@ class _Mark:
     """What MARK leaves on the stack."""
 
 
-def _rebuild_tensor(storage: object, offset: Any, shape: Any, stride: Any, *_: object) -> object:
-    if not isinstance(storage, Storage) or not all(type(n) is int for n in (offset, *shape, *stride)):
-        raise CheckpointError("a tensor is described by other things than a storage and whole numbers")
-    return TensorLayout(storage, offset, tuple(shape), tuple(stride))
+def _whole_numbers(found: object, most: int) -> tuple[int, ...]:
+    """A short row of numbers that fit 64 bits; longer ones would cost the pickle a reference each and us a copy."""
+    if isinstance(found, (list, tuple)) and len(found) <= most:
+        numbers = tuple(n for n in found if type(n) is int and abs(n) < 2**63)
+        if len(numbers) == len(found):
+            return numbers
+    raise CheckpointError(f"its pickle has no row of at most {most} numbers where a shape should be")
+
+
+def _rebuild_tensor(storage: object, offset: object, shape: object, stride: object, *_: object) -> object:
+    if not isinstance(storage, Storage):
+        raise CheckpointError("its pickle describes a tensor without a storage")
+    (start,) = _whole_numbers((offset,), 1)
+    return TensorLayout(storage, start, _whole_numbers(shape, MAX_DIMENSIONS), _whole_numbers(stride, MAX_DIMENSIONS))
 
 
 def _rebuild_parameter(data: object, *_: object) -> object:
@@ -95,22 +108,35 @@ def _rebuild_parameter(data: object, *_: object) -> object:
 
 
 def _rebuild_device(*where: object) -> object:
-    return ":".join(str(part) for part in where)
+    words = [str(part) for part in where if isinstance(part, str) or (type(part) is int and abs(part) < 2**31)]
+    if len(words) != len(where) or sum(map(len, words)) > MAX_SHOWN:
+        raise CheckpointError("its pickle names no device where one should be")
+    return ":".join(words)
 
 
 def _keep_first(value: object, *_: object) -> object:
     return value
 
 
+def _check_key(key: object) -> object:
+    """Refuse keys whose hash never ends (tuples nested twice) or collides (large numbers), or that fill memory."""
+    short = isinstance(key, str) and len(key) <= MAX_KEY
+    if short or isinstance(key, (bool, type(None))) or (type(key) is int and abs(key) < 2**31):
+        return key
+    raise UnsafeCheckpointError(_unexpected("has as a key", key if isinstance(key, str) else type(key)))
+
+
 _DTYPE_NAMES = frozenset(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
 
 _FUNCTIONS: dict[str, _Function] = {
-    "collections.OrderedDict": _Function(lambda pairs=(): dict(pairs)),
+    "collections.OrderedDict": _Function(
+        lambda *pairs: {} if not pairs else None
+    ),  # filled by SETITEMS, or in `reduce`
     "torch._utils._rebuild_tensor": _Function(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": _Function(_rebuild_tensor),
     "torch._utils._rebuild_parameter": _Function(_rebuild_parameter),
     "torch._utils._rebuild_parameter_with_state": _Function(_rebuild_parameter),
-    "torch.Size": _Function(lambda sizes=(): tuple(sizes)),
+    "torch.Size": _Function(lambda sizes=(): _whole_numbers(sizes, MAX_DIMENSIONS)),
     "torch.device": _Function(_rebuild_device),
     # TorchScript says of which type a list is; the list comes first.
     "torch.jit._pickle.build_intlist": _Function(_keep_first),
@@ -132,7 +158,7 @@ def _resolve(module: str, name: str) -> object:
     if module.startswith("__torch__"):
         return _ScriptClass(full)
     raise UnsafeCheckpointError(
-        f"it holds {_shown(full)}, expected only tensors and plain values. "
+        f"it holds {shown(full)}, expected only tensors and plain values. "
         "Save the model's state_dict() alone, or as safetensors."
     )
 
@@ -143,6 +169,7 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0  # elements of containers that were copied; one opcode can ask for a copy of all there are
 
     def items_from_mark(self) -> list[Any]:
         items: list[Any] = []
@@ -162,10 +189,7 @@ class _Machine:
         if not isinstance(target, dict):
             raise UnsafeCheckpointError(_unexpected("sets items of", target))
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # No tuples: the hash of one that nests itself twice, fifty times over, would never end.
-            if not isinstance(key, (str, int, float, bool, type(None))):
-                raise UnsafeCheckpointError(_unexpected("has as a key", key))
-            target[key] = value
+            target[_check_key(key)] = value
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -177,7 +201,21 @@ class _Machine:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Function) or not isinstance(arguments, tuple):
             raise UnsafeCheckpointError(_unexpected("calls", function))
-        self.stack.append(function.run(*arguments))
+        if function is _FUNCTIONS["collections.OrderedDict"] and arguments:
+            self.stack.append(self.ordered_dict(arguments[0]))
+        else:
+            self.stack.append(function.run(*arguments))
+
+    def ordered_dict(self, pairs: object) -> dict[Any, Any]:
+        if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+            raise CheckpointError("its pickle fills an OrderedDict with other things than pairs")
+        self.count_copy(len(pairs))
+        return {_check_key(pair[0]): pair[1] for pair in pairs}
+
+    def count_copy(self, elements: int) -> None:
+        self.copied += elements
+        if self.copied > MAX_OPCODES:
+            raise CheckpointError(f"its pickle copies over {MAX_OPCODES:,} elements, expected fewer")
 
     def new(self) -> None:
         arguments, cls = self.stack.pop(), self.stack.pop()
@@ -191,6 +229,7 @@ class _Machine:
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, ScriptObject) and isinstance(state, dict):
+            self.count_copy(len(state))
             target.attributes.update(state)
         elif not (isinstance(target, dict) and isinstance(state, dict)):
             # An OrderedDict's state is the _metadata of a state dict, which holds version numbers only.
@@ -244,7 +283,9 @@ class _Machine:
                 stack.append(_resolve(*arg.split(" ", 1)))
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
-                stack.append(_resolve(str(module), str(attribute)))
+                if not isinstance(module, str) or not isinstance(attribute, str):
+                    raise CheckpointError("its pickle names a class by something else than text")
+                stack.append(_resolve(module, attribute))
             case "REDUCE":
                 self.reduce()
             case "NEWOBJ":
@@ -260,12 +301,14 @@ class _Machine:
                 )
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """A name from a file as an error repeats it: one line, and not too long a one."""
     return repr(name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "...")
 
 
 def _unexpected(verb: str, found: object) -> str:
-    what = _shown(found) if isinstance(found, str) else f"a {type(found).__name__}"
+    kind = found if isinstance(found, type) else type(found)
+    what = shown(found) if isinstance(found, str) else f"a {kind.__name__}"
     return (
         f"its pickle {verb} {what}, expected only tensors and plain values. "
         "Save the model's state_dict() alone, or as safetensors."
@@ -280,6 +323,12 @@ def read_pickle(stream: BytesIO) -> Any:
     Raises:  UnsafeCheckpointError for anything else, CheckpointError for a broken pickle.
     """
     machine = _Machine()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # text opcodes with escapes that Python deprecates, before they are refused
+        return _run(machine, stream)
+
+
+def _run(machine: _Machine, stream: BytesIO) -> Any:
     try:
         for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
             if count > MAX_OPCODES:
@@ -289,5 +338,5 @@ def read_pickle(stream: BytesIO) -> Any:
             machine.step(opcode.name, arg)
     # What a stream that is no pickle, or a damaged one, makes of the parser and of the stack.
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, EOFError) as exc:
-        raise CheckpointError(f"its pickle is damaged ({type(exc).__name__}: {exc})") from exc
+        raise CheckpointError(f"its pickle is damaged ({type(exc).__name__}: {shown(str(exc))})") from exc
     raise CheckpointError("its pickle has no end")

@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from clip.errors import CheckpointError
-from clip.restricted_pickle import ScriptObject, Storage, TensorLayout, read_pickle
+from clip.restricted_pickle import MAX_DIMENSIONS, MAX_KEY, ScriptObject, Storage, TensorLayout, read_pickle, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 MAX_PICKLE_BYTES = 16 * 2**20  # the pickle of a state dict takes about 150 bytes a tensor
+MAX_CODE_BYTES = 16 * 2**20  # of all classes of a TorchScript archive; a traced ViT-L/14 has 0.4 MB
 MAX_RECORDS = 100_000  # files in a zip; RN50x64's archive has under 5,000
+MAX_SHARING = 4  # times a byte of the file may be used: a training script saves weights, averages and steps
 MAX_MAPPINGS = 64  # of a file, a descriptor each; processes may have 256 on macOS, 1,024 on Linux
-MAX_DIMENSIONS = 8  # of a tensor; a convolution's weight has 4
-MAX_DEPTH = 32  # modules inside modules; OpenAI's archives have 6
+MAX_DEPTH = 32  # containers inside containers
 ZIP_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE.TXT 4.3.7
 PICKLE_PROTO = b"\x80"  # the opcode every binary pickle starts with
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
@@ -45,6 +46,8 @@ _DAMAGE = (
     EOFError,
     OverflowError,
     RuntimeError,  # encrypted records; NotImplementedError is one
+    OSError,  # offsets before the file's start or beyond what a file can have
+    MemoryError,  # sizes that only a liar states
 )
 
 # The lists that TorchScript writes into the source of each class, as text; nothing of that source is run.
@@ -82,7 +85,7 @@ def read_torch_file(path: Path) -> Any:
             raise type(exc)(f"{path}: {exc}") from exc
         except _DAMAGE as exc:
             raise CheckpointError(
-                f"{path}: the file is damaged ({exc}), expected PyTorch weights. Fetch it again."
+                f"{path}: the file is damaged ({shown(str(exc))}), expected PyTorch weights. Fetch it again."
             ) from exc
 
 
@@ -98,17 +101,20 @@ def _read_zip(file: BinaryIO) -> Any:
                 "Pass a file that torch.save or torch.jit.save wrote."
             )
         root = roots[0]
-        if f"{root}/byteorder" in records and archive.read(f"{root}/byteorder") != b"little":
+        byteorder = records.get(f"{root}/byteorder")
+        if byteorder and _read_record(archive, byteorder, len("little")) != b"little":
             raise CheckpointError(
                 "its numbers are big-endian, expected little-endian. Save it again on such a machine."
             )
-        _record_region(file, records[f"{root}/data.pkl"])  # checked before zipfile would inflate it
-        value = read_pickle(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        _record_region(file, records[f"{root}/data.pkl"])  # refuses a compressed one
+        value = read_pickle(io.BytesIO(_read_record(archive, records[f"{root}/data.pkl"], MAX_PICKLE_BYTES)))
 
         def region(storage: Storage) -> _Region:
             name = f"{root}/data/{storage.key}"
             if name not in records:
-                raise CheckpointError(f"record {name!r} is missing, though a tensor lies in it. Fetch the file again.")
+                raise CheckpointError(
+                    f"record {shown(name)} is missing, though a tensor lies in it. Fetch the file again."
+                )
             return _record_region(file, records[name])
 
         if isinstance(value, ScriptObject):
@@ -116,11 +122,22 @@ def _read_zip(file: BinaryIO) -> Any:
         return _with_tensors(value, _Mapper(file, _storages(value), region))
 
 
+def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+    """A record's bytes. Read with a limit, or zipfile would inflate all there is before it looks at the stated size."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > most:
+        raise CheckpointError(
+            f"record {shown(info.filename)} is {info.file_size:,} bytes, compressed by method {info.compress_type}, "
+            f"expected at most {most:,}, deflated or stored. Fetch the file again."
+        )
+    with archive.open(info) as record:
+        return record.read(most + 1)
+
+
 def _record_region(file: BinaryIO, info: zipfile.ZipInfo) -> _Region:
     """Where a record's bytes are, read from its local header and held against the file's size."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
         raise CheckpointError(
-            f"record {info.filename!r} is compressed or encrypted, expected it stored as PyTorch does. "
+            f"record {shown(info.filename)} is compressed or encrypted, expected it stored as PyTorch does. "
             "Save the file again with torch.save."
         )
     if info.filename.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
@@ -132,7 +149,7 @@ def _record_region(file: BinaryIO, info: zipfile.ZipInfo) -> _Region:
     size = file.seek(0, io.SEEK_END)
     if header[0] != b"PK\x03\x04" or info.file_size != info.compress_size or offset + info.file_size > size:
         raise CheckpointError(
-            f"record {info.filename!r} reaches beyond the file's {size:,} bytes, expected it inside. Fetch it again."
+            f"record {shown(info.filename)} ends beyond the file's {size:,} bytes, expected it inside. Fetch it again."
         )
     return _Region(offset, info.file_size)
 
@@ -158,21 +175,26 @@ def _read_legacy(file: BinaryIO) -> Any:
     if not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
         raise CheckpointError("its header is none that torch.save wrote on a little-endian machine. Save it again.")
     starts: dict[str, int] = {}
-    itemsizes = {s.key: s.dtype.itemsize for s in _storages(value)}
+    stated = {storage.key: storage for storage in _storages(value)}
     for key in keys:
-        if key not in itemsizes:
+        if not isinstance(key, str) or key not in stated:
             raise CheckpointError("it has storages that no tensor lies in, expected none. Save it again.")
         file.seek(position)
         (numel,) = LEGACY_NUMEL.unpack(file.read(LEGACY_NUMEL.size))
+        if numel != stated[key].numel:
+            raise CheckpointError(
+                f"storage {shown(key)} has {numel:,} elements, expected the {stated[key].numel:,} its tensors tell of. "
+                "Fetch the file again."
+            )
         starts[key] = position = position + LEGACY_NUMEL.size
-        position += max(numel, 0) * itemsizes[key]
+        position += max(numel, 0) * stated[key].dtype.itemsize
     file_bytes = file.seek(0, io.SEEK_END)
 
     def region(storage: Storage) -> _Region:
         size = storage.numel * storage.dtype.itemsize
         if storage.key not in starts or size < 0 or starts[storage.key] + size > file_bytes:
             raise CheckpointError(
-                f"storage {storage.key!r} reaches beyond the file's {file_bytes:,} bytes, expected it inside. "
+                f"storage {shown(storage.key)} reaches beyond the file's {file_bytes:,} bytes, expected it inside. "
                 "Fetch it again."
             )
         return _Region(starts[storage.key], size)
@@ -180,45 +202,56 @@ def _read_legacy(file: BinaryIO) -> Any:
     return _with_tensors(value, _Mapper(file, _storages(value), region))
 
 
-@dataclass(frozen=True)
 class _ScriptSources:
     """The code of a TorchScript archive, for the lists of parameters and buffers in it."""
 
-    archive: zipfile.ZipFile
-    root: str
-    records: dict[str, zipfile.ZipInfo]
+    def __init__(self, archive: zipfile.ZipFile, root: str, records: dict[str, zipfile.ZipInfo]) -> None:
+        self.archive = archive
+        self.root = root
+        self.records = records
+        self.known: dict[str, dict[str, set[str]]] = {}  # by module: the entries of each of its classes
+        self.left_bytes = MAX_CODE_BYTES
 
     def entries(self, type_name: str) -> set[str] | None:
         """Names of the parameters and buffers of a class; None where its source does not tell."""
-        *module, cls = type_name.split(".")
-        info = self.records.get(f"{self.root}/code/{'/'.join(module)}.py")
-        if info is None or info.file_size > MAX_PICKLE_BYTES:
-            return None
-        source = self.archive.read(info).decode("utf-8")
+        module, _, cls = type_name.rpartition(".")
+        if module not in self.known:
+            self.known[module] = self._parse(module)
+        return self.known[module].get(cls)
+
+    def _parse(self, module: str) -> dict[str, set[str]]:
+        info = self.records.get(f"{self.root}/code/{module.replace('.', '/')}.py")
+        if info is None:
+            return {}
+        source = _read_record(self.archive, info, self.left_bytes).decode("utf-8")
+        self.left_bytes -= len(source)
         classes = list(_CLASS.finditer(source))
-        for found, following in zip(classes, [*classes[1:], None], strict=True):
-            if found[1] == cls:
-                body = source[found.end() : following.start() if following else None]
-                lists = _ENTRIES.findall(body)
-                return {name.strip(' "') for names in lists for name in names.split(",")} - {""} if lists else None
-        return None
+        found: dict[str, set[str]] = {}
+        ends = [cls.start() for cls in classes[1:]] + [len(source)]
+        for start, end in zip(classes, ends, strict=False):
+            lists = _ENTRIES.findall(source, start.end(), end)
+            if lists:
+                found[start[1]] = {name.strip(' "') for names in lists for name in names.split(",")} - {""}
+        return found
 
 
 def _script_tensors(root: ScriptObject, sources: _ScriptSources) -> Iterator[tuple[str, object]]:
     """The state dict of a module: its parameters and buffers, named by their path. Other attributes stay behind."""
-    known: dict[str, set[str] | None] = {}
-    pending: list[tuple[str, ScriptObject, int]] = [("", root, 0)]
-    for prefix, module, depth in pending:
-        if depth > MAX_DEPTH or len(pending) > MAX_RECORDS:
-            raise CheckpointError(f"its modules nest over {MAX_DEPTH} deep, expected the tree of one network")
-        if module.type_name not in known:
-            known[module.type_name] = sources.entries(module.type_name)
-        entries = known[module.type_name]
+    seen = {id(root)}
+    pending: list[tuple[str, ScriptObject]] = [("", root)]
+    for prefix, module in pending:
+        entries = sources.entries(module.type_name)
         for name, value in module.attributes.items():
+            path = f"{prefix}{name}"
+            if len(path) > MAX_KEY:
+                raise CheckpointError(f"its names are over {MAX_KEY} characters long, expected those of one network")
             if isinstance(value, ScriptObject):
-                pending.append((f"{prefix}{name}.", value, depth + 1))
+                if id(value) in seen:
+                    raise CheckpointError("a module of it stands in two places, expected the tree of one network")
+                seen.add(id(value))
+                pending.append((f"{path}.", value))
             elif isinstance(value, TensorLayout) and (entries is None or name in entries):
-                yield prefix + name, value
+                yield path, value
 
 
 class _Mapper:
@@ -229,9 +262,10 @@ class _Mapper:
     """
 
     def __init__(self, file: BinaryIO, storages: Iterable[Storage], region: Callable[[Storage], _Region]) -> None:
-        self.file = file
+        self.file_bytes = file.seek(0, io.SEEK_END)
+        self.used_bytes = 0
         self.regions: dict[str, _Region] = {}
-        for storage in storages:
+        for storage in dict.fromkeys(storages):
             found = region(storage)
             if found.size >= self.regions.get(storage.key, found).size:
                 self.regions[storage.key] = found
@@ -263,6 +297,12 @@ class _Mapper:
             raise CheckpointError(
                 f"a tensor of shape {layout.shape}, stride {layout.stride} and offset {layout.offset} does not fit "
                 f"its storage of {min(storage.numel, region.size // itemsize):,} elements. Fetch the file again."
+            )
+        self.used_bytes += numel * itemsize
+        if self.used_bytes > MAX_SHARING * self.file_bytes:
+            raise CheckpointError(
+                f"its tensors take over {MAX_SHARING} times the file's {self.file_bytes:,} bytes, expected tensors "
+                "that do not share memory. Save the state dict with each tensor cloned."
             )
         if numel == 0:
             return torch.empty(layout.shape, dtype=storage.dtype)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from clip.releases import Release
 
 CACHE = "~/.cache/clip"  # the reference's, shared with open_clip's and clip-as-service's copies
+MAX_SHOWN = 200  # characters of a name that an error repeats
 OFFLINE = ("CLIP_OFFLINE", "HF_HUB_OFFLINE")
 HUB_PREFIX = "hf-hub:"
 VERIFIED = ".verified.json"  # in the cache: the files that were hashed, as they were then
@@ -74,10 +75,10 @@ def locate(
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         return _hub_snapshot(repository, revision or None)
     path = Path(os.fspath(name))
-    if not path.exists():
+    if not os.fspath(name) or not os.path.exists(path):  # noqa: PTH110  Path.exists raises for a name that is too long
         raise UnknownModelError(
-            f"model {os.fspath(name)!r}: not found, expected the path of weights, {HUB_PREFIX}ORG/NAME, or one of "
-            f"{list(urls)}. Use one of these names, or check the path."
+            f"model {os.fspath(name)[:MAX_SHOWN]!r}: not found, expected the path of weights, {HUB_PREFIX}ORG/NAME, "
+            f"or one of {list(urls)}. Use one of these names, or check the path."
         )
     return path
 
