@@ -51,7 +51,7 @@ print(json.dumps({"loaded": sorted(m for m in sys.modules if m == "huggingface_h
 def call(
     hub_url: str, home: Path, *names: str, revision: str = Hub.commit, **environment: str
 ) -> tuple[list[Any], str]:
-    clean = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
+    clean = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith(("HF_", "CLIP_"))}
     network = {"HF_ENDPOINT": hub_url, "HF_HOME": str(home / "hf"), "https_proxy": "http://127.0.0.1:9"}
     ran = subprocess.run(
         [sys.executable, "-c", CHILD, str(home / "cache"), revision, *names],

@@ -23,6 +23,12 @@ def url_on(server_url: str) -> str:
     return f"{server_url}/models/{SHA256}/tiny.pt"
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a network, but for where a test says otherwise: the server on loopback."""
+    monkeypatch.delenv("CLIP_OFFLINE")
+
+
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are hashed from here on."""

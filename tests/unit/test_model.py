@@ -371,7 +371,7 @@ def without(key: str) -> dict[str, Tensor]:
         ({}, CheckpointKeyError, "'visual.layer1.0.conv1.weight' is missing"),
         (without("text_projection"), CheckpointKeyError, "'text_projection' is missing"),
         (without("ln_final.bias"), CheckpointError, "missing ln_final.bias"),
-        (without("") | {"extra": torch.zeros(1)}, CheckpointError, "unexpected extra"),
+        (without("") | {"extra": torch.zeros(1)}, CheckpointError, "unexpected 'extra'"),
         (without("") | {"ln_final.bias": torch.zeros(7)}, CheckpointError, r"ln_final.bias is \(7,\)"),
         (without("") | {"visual.positional_embedding": torch.zeros(7, 128)}, CheckpointError, "7 positions"),
     ],
