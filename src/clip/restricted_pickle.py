@@ -103,10 +103,6 @@ def _rebuild_tensor(storage: object, offset: object, shape: object, stride: obje
     return TensorLayout(storage, start, _whole_numbers(shape, MAX_DIMENSIONS), _whole_numbers(stride, MAX_DIMENSIONS))
 
 
-def _rebuild_parameter(data: object, *_: object) -> object:
-    return data
-
-
 def _rebuild_device(*where: object) -> object:
     words = [str(part) for part in where if isinstance(part, str) or (type(part) is int and abs(part) < 2**31)]
     if len(words) != len(where) or sum(map(len, words)) > MAX_SHOWN:
@@ -129,13 +125,11 @@ def _check_key(key: object) -> object:
 _DTYPE_NAMES = frozenset(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
 
 _FUNCTIONS: dict[str, _Function] = {
-    "collections.OrderedDict": _Function(
-        lambda *pairs: {} if not pairs else None
-    ),  # filled by SETITEMS, or in `reduce`
+    "collections.OrderedDict": _Function(dict),  # of no pairs; `reduce` checks those there are
     "torch._utils._rebuild_tensor": _Function(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": _Function(_rebuild_tensor),
-    "torch._utils._rebuild_parameter": _Function(_rebuild_parameter),
-    "torch._utils._rebuild_parameter_with_state": _Function(_rebuild_parameter),
+    "torch._utils._rebuild_parameter": _Function(_keep_first),
+    "torch._utils._rebuild_parameter_with_state": _Function(_keep_first),
     "torch.Size": _Function(lambda sizes=(): _whole_numbers(sizes, MAX_DIMENSIONS)),
     "torch.device": _Function(_rebuild_device),
     # TorchScript says of which type a list is; the list comes first.
