@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ class Outcome:
 
     errors: list[str]  # names of the exception's type and of its parents; empty where the file was loaded
     message: str
+    ran_out_of_memory: bool = False  # on the way to that error; without the limit it would have gone on
 
 
 def load(path: Path) -> Outcome:
@@ -42,6 +44,7 @@ def assert_refused(path: Path, error: str = "CheckpointError", says: str = "") -
     """One plain line that begins with the file's name, within the limits of time and memory."""
     outcome = load(path)
     assert error in outcome.errors, outcome
+    assert not outcome.ran_out_of_memory, outcome
     assert outcome.message.startswith((f"{path}: ", f"{path}/")), outcome  # or a file in that folder
     assert len(outcome.message) < len(str(path)) + MAX_MESSAGE, outcome
     assert outcome.message.isprintable(), outcome
@@ -57,6 +60,7 @@ def _server() -> subprocess.Popen[str]:
 
 
 def _serve() -> None:
+    import safetensors.torch  # noqa: F401  what loading imports, once
     import torch
 
     import clip
@@ -88,8 +92,19 @@ def _load_limited(path: str) -> dict[str, object]:
     try:
         clip.load(path, device="cpu")
     except BaseException as exc:  # noqa: BLE001  which one it is, is the question
-        return {"errors": [cls.__name__ for cls in type(exc).__mro__], "message": str(exc)[:10_000]}
+        return {
+            "errors": [cls.__name__ for cls in type(exc).__mro__],
+            "message": str(exc)[:10_000],
+            "ran_out_of_memory": any(isinstance(error, MemoryError) for error in _behind(exc)),
+        }
     return {"errors": [], "message": "loaded"}
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those while whose handling it arose."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 if __name__ == "__main__":

@@ -40,6 +40,10 @@ WEIGHTS = {
 }  # fmt: skip
 
 
+# What a configuration that holds other types, numbers or names than it should makes of the code that reads it.
+_OF_ANOTHER_MAKE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, OSError)
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """The CLIP in a local file or folder; its architecture is read off the shapes of its weights.
 
@@ -60,6 +64,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except CheckpointError as exc:
         named = str(exc).startswith(str(path))
         raise exc if named else type(exc)(f"{path}: {exc}") from exc
+    except _OF_ANOTHER_MAKE as exc:
+        raise CheckpointError(
+            f"{path}: not as its library writes it ({type(exc).__name__}: {shown(str(exc))}), expected weights and "
+            "their configuration. Fetch them again."
+        ) from exc
     return Checkpoint(layout.architecture, layout.state_dict, layout.preprocess, source=str(path), files=tuple(files))
 
 
@@ -150,8 +159,10 @@ def _read_file(path: Path) -> tuple[dict[str, Any], str | None]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as exc:
-        raise CheckpointError(f"{path}: not JSON ({exc}), expected a configuration. Fetch it again.") from exc
+    except (ValueError, RecursionError) as exc:
+        raise CheckpointError(
+            f"{path}: not JSON ({shown(str(exc))}), expected a configuration. Fetch it again."
+        ) from exc
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: a {type(content).__name__}, expected an object. Fetch it again.")
     return content

@@ -7,6 +7,7 @@ they ask for and this network cannot do is refused by name, and what contradicts
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 from clip.architecture import MLP_RATIO, infer_architecture
 from clip.errors import CheckpointError
 from clip.items import Activation, Architecture, PreprocessSettings, Triple
+from clip.restricted_pickle import MAX_SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,7 +134,7 @@ def from_transformers(
     """
     if config.get("model_type") != "clip":
         raise CheckpointError(
-            f"config.json: model_type is {config.get('model_type')!r}, expected 'clip'. Pass a CLIPModel."
+            f"config.json: model_type is {reprlib.repr(config.get('model_type'))}, expected 'clip'. Pass a CLIPModel."
         )
     text = TEXT_DEFAULTS | (config.get("text_config") or {})
     vision = VISION_DEFAULTS | (config.get("vision_config") or {})
@@ -296,8 +298,8 @@ def _check_settings(found: dict[str, Any], only: dict[str, Any], read: set[str])
 
 def _refused(file: str, key: str, found: object, expected: object) -> CheckpointError:
     return CheckpointError(
-        f"{file}: {key} is {found!r}, expected {expected!r}. This is another network or transform than CLIP's: use the "
-        "library it comes from."
+        f"{file}: {key[:MAX_SHOWN]} is {reprlib.repr(found)}, expected {expected!r}. This is another network or transform "
+        "than CLIP's: use the library it comes from."
     )
 
 
@@ -310,8 +312,8 @@ def _agree(file: str, architecture: Architecture, told: dict[str, Any]) -> None:
     for key, value in told.items():
         if shapes[key] != value:
             raise CheckpointError(
-                f"{file}: {key} is {value}, and the weights' shapes tell {shapes[key]}, expected them to agree. "
-                "Pass the configuration of these weights."
+                f"{file}: {key} is {reprlib.repr(value)}, and the weights' shapes tell {shapes[key]}, expected them to "
+                "agree. Pass the configuration of these weights."
             )
 
 

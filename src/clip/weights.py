@@ -75,7 +75,8 @@ def locate(
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         return _hub_snapshot(repository, revision or None)
     path = Path(os.fspath(name))
-    if not os.fspath(name) or not os.path.exists(path):  # noqa: PTH110  Path.exists raises for a name that is too long
+    # os.path answers False where Path raises, for a name that is too long; a pipe could make us wait for ever.
+    if not os.fspath(name) or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
         raise UnknownModelError(
             f"model {os.fspath(name)[:MAX_SHOWN]!r}: not found, expected the path of weights, {HUB_PREFIX}ORG/NAME, "
             f"or one of {list(urls)}. Use one of these names, or check the path."

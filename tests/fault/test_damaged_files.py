@@ -167,6 +167,13 @@ def test_tensors_that_share_a_storage_do_not_multiply_it(write: Any, tmp_path: P
     assert_refused(write(tmp_path / "weights.pt", pickled(value), data=bytes(2**18)), says="share memory")
 
 
+@pytest.mark.parametrize("shift", range(4))
+def test_tensors_of_two_far_numbers_do_not_multiply_their_storage(shift: int, tmp_path: Path) -> None:
+    far = tensor(storage(numel=2**18), shape=(2,), stride=(2**18 - 1,))  # what lies between them is no part of them
+    value = {"k" * (1 + shift): 0} | {str(i): Call(far.function, far.arguments) for i in range(20_000)}
+    assert_refused(torch_legacy(tmp_path / "weights.pt", pickled(value), data=bytes(2**20)))
+
+
 # Zips.
 
 PLAIN = pickled({"weight": tensor()})
