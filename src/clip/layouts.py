@@ -298,8 +298,8 @@ def _check_settings(found: dict[str, Any], only: dict[str, Any], read: set[str])
 
 def _refused(file: str, key: str, found: object, expected: object) -> CheckpointError:
     return CheckpointError(
-        f"{file}: {key[:MAX_SHOWN]} is {reprlib.repr(found)}, expected {expected!r}. This is another network or transform "
-        "than CLIP's: use the library it comes from."
+        f"{file}: {key[:MAX_SHOWN]} is {reprlib.repr(found)}, expected {expected!r}. This is another network or "
+        "transform than CLIP's: use the library it comes from."
     )
 
 
