@@ -298,7 +298,7 @@ class _Mapper:
                 f"a tensor of shape {layout.shape}, stride {layout.stride} and offset {layout.offset} does not fit "
                 f"its storage of {min(storage.numel, region.size // itemsize):,} elements. Fetch the file again."
             )
-        self.used_bytes += numel * itemsize
+        self.used_bytes += (last - first + 1) * itemsize if numel else 0  # what lies between strides is read too
         if self.used_bytes > MAX_SHARING * self.file_bytes:
             raise CheckpointError(
                 f"its tensors take over {MAX_SHARING} times the file's {self.file_bytes:,} bytes, expected tensors "
