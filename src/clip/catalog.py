@@ -11,6 +11,7 @@ from clip.jobs import Fetched, FetchJob, ModelRow
 from clip.releases import LICENCE, RELEASES
 
 if TYPE_CHECKING:
+    from clip.items import DeviceRow
     from clip.releases import Release
 
 
@@ -29,6 +30,13 @@ def models(download_root: str | None = None) -> list[ModelRow]:
         )
         for name, release in RELEASES.items()
     ]
+
+
+def devices() -> list[DeviceRow]:
+    """The devices of this machine, the library that runs models there, and what it can compute in."""
+    from clip.engine import devices as engine_devices  # here, because it brings torch
+
+    return engine_devices()
 
 
 def fetch(job: FetchJob) -> list[Fetched]:

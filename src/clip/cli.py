@@ -18,7 +18,8 @@ import click
 
 import clip
 from clip.errors import ClipError, InputError, InputTypeError, StoreMismatchError, UnknownModelError
-from clip.jobs import EmbedJob, EmbedReport, FetchJob, Progress, VectorDtype
+from clip.items import DeviceRow, Precision
+from clip.jobs import EmbedJob, EmbedReport, FetchJob, ModelRow, Progress, VectorDtype
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -30,7 +31,11 @@ GLOB_HELP = (
     "Take the files whose path below PHOTOS matches, instead of those with a picture's extension; "
     "** crosses folders. May be repeated."
 )
+PRECISION_HELP = "What vectors are computed in; reference is OpenAI's: fp32 on a CPU, fp16 on CUDA."
+BATCH_HELP = "Pictures the model reads at a time.  [default: as suits model and device]"
 BUDGET_HELP = "Decoded pictures that threads may hold at a time."
+MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached"
+DEVICES_HEAD = f"{'device':<10}{'back end':<20}{'precisions':<24}name"
 DEFAULTS = {field.name: field.default for field in fields(EmbedJob)}
 
 
@@ -54,7 +59,8 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @_option("-m", "--model", field="model", metavar="MODEL", help="A released name, or the path of a weights file.")
 @_option("--untrained", field="untrained", metavar="SEED", type=int, help="Draw the named model's weights at random.")
 @_option("--device", field="device", help="cpu, cuda, cuda:1 or mps; auto takes CUDA where there is one.")
-@_option("--batch-size", field="batch_size", metavar="N", type=int, help="Pictures the model reads at a time.")
+@_option("--precision", field="precision", type=click.Choice(get_args(Precision)), help=PRECISION_HELP)
+@_option("--batch-size", field="batch_size", metavar="N", type=int, help=BATCH_HELP)
 @_option("--workers", field="workers", metavar="N", type=int, help="Threads that decode.  [default: one a core]")
 @_option("--threads", field="threads", metavar="N", type=int, help="Threads of the model on a CPU, likewise.")
 @click.option("--raw", is_flag=True, help="Write features as the model gives them, not scaled to unit length.")
@@ -92,23 +98,31 @@ def embed(*, raw: bool, dry_run: bool, **options: Any) -> int:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--devices", is_flag=True, help="List this machine's devices instead, and the precisions they have.")
 @click.option("--download-root", metavar="DIR", help="The cache to look into.  [default: ~/.cache/clip]")
-def models(*, as_json: bool, download_root: str | None) -> None:
-    """List the models OpenAI released, and which of them are here."""
+def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
+    """List the models OpenAI released, and which of them are here; or the devices to run them on."""
     from clip import catalog
 
-    rows = catalog.models(download_root)
+    rows = catalog.devices() if devices else catalog.models(download_root)
     if as_json:
         for row in rows:
             click.echo(json.dumps(asdict(row)))
         return
-    click.echo(f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached")
+    click.echo(DEVICES_HEAD if devices else MODELS_HEAD)
     for row in rows:
-        size_mb = row.size_bytes / 1e6
-        click.echo(
-            f"{row.name:<16}{row.dim:>5}{row.resolution_px:>8}{row.parameters:>13,}{row.gflops:>9.1f}{size_mb:>7.0f}"
-            f"  {row.licence:<9}{row.cached or 'no'}"
-        )
+        click.echo(_device_line(row) if isinstance(row, DeviceRow) else _model_line(row))
+
+
+def _device_line(row: DeviceRow) -> str:
+    return f"{row.device:<10}{row.backend:<20}{', '.join(row.precisions):<24}{row.name}"
+
+
+def _model_line(row: ModelRow) -> str:
+    return (
+        f"{row.name:<16}{row.dim:>5}{row.resolution_px:>8}{row.parameters:>13,}{row.gflops:>9.1f}"
+        f"{row.size_bytes / 1e6:>7.0f}  {row.licence:<9}{row.cached or 'no'}"
+    )
 
 
 @cli.command()

@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from clip import weights
 from clip.architecture import infer_architecture
+from clip.blueprint import blueprint
 from clip.checkpoints import read_checkpoint
 from clip.checkpoints import untrained as untrained_checkpoint
 from clip.clip import tokenize
-from clip.engine import Engine, load_model, resolve_device
+from clip.engine import Engine, make_backend, resolve_device
 from clip.errors import ClipError, ImageError, InputError, InputTypeError
 from clip.installed import warn_of_foreign_distribution
-from clip.items import PreprocessSettings
-from clip.model import CLIP
+from clip.items import Checkpoint, PreprocessSettings
+from clip.model import CLIP, QuickGELU, VisionTransformer
 from clip.preprocess import open_picture, to_pixels
 from clip.threads import available_cores, map_ahead
 
@@ -29,56 +30,70 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+    from clip.items import Precision
 
-BATCH_SIZE = 32  # pictures; larger batches gain nothing on a CPU
-TEXT_BATCH_SIZE = 256  # texts; some 100 MB of activations
+    Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 
 class Encoder:
-    """A model ready for inference: pictures and texts to vectors, in batches of any size, from any thread."""
+    """A model ready for inference: pictures and texts to vectors, in batches of any size, from any thread.
+
+    It runs the lean graph (fold.py, lean.py), whose vectors are those of the model to within rounding. A tower is made
+    ready when it is first used, which takes about half a second for ViT-B/32 on a CPU.
+    """
 
     def __init__(
         self,
         model: str | os.PathLike[str] | CLIP = "ViT-B/32",
         *,
         device: str | torch.device | None = None,
-        batch_size: int = BATCH_SIZE,
+        precision: Precision = "reference",
+        batch_size: int | Literal["auto"] = "auto",
+        threads: int | None = None,
         untrained: int | None = None,
         download_root: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Load a released model by name, a weights file by path, or take a loaded model as it is, on its device.
+        """Load a released model by name, a weights file by path, or take the weights of a loaded model.
 
-        `untrained` draws the named architecture's weights at random from this seed instead of reading any.
+        Without a device, or with "auto", it is CUDA where there is one, else the CPU; for a loaded model the device it
+        is on. `precision` is what vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on
+        a CPU, fp16 on CUDA. `threads` is for the model on a CPU, one a core without. `untrained` draws the named
+        architecture's weights at random from this seed instead of reading any.
 
-        Raises:  UnknownModelError, WeightsMissingError, CheckpointError, DeviceError; InputError for a batch size
-                 under 1.
+        Raises:  UnknownModelError, WeightsMissingError, CheckpointError; DeviceError for a device or a precision that
+                 this machine lacks; InputError for a batch size under 1 and for a loaded model whose modules are not
+                 OpenAI's.
         """
-        if batch_size < 1:
+        if batch_size != "auto" and batch_size < 1:
             raise InputError(f"batch_size: found {batch_size}, expected at least 1. Pass a number of pictures.")
         warn_of_foreign_distribution()
-        self.batch_size = batch_size
+        if isinstance(model, CLIP) and device in (None, "auto"):
+            device = next(model.parameters()).device
+        backend = make_backend(resolve_device(device), precision, threads)
         if isinstance(model, CLIP):
-            self.model_name, self.source, self._files = type(model).__name__, "a loaded model", ()
-            settings = PreprocessSettings(model.visual.input_resolution)
-            self._engine = Engine(model, settings)
-            self.architecture = asdict(infer_architecture(model.state_dict()))
+            self.model_name = type(model).__name__
+            checkpoint = _checkpoint_of(model)
         else:
-            where = resolve_device(device)
             self.model_name = str(model)
             if untrained is None:
                 checkpoint = read_checkpoint(weights.locate(model, download_root))
             else:
                 checkpoint = untrained_checkpoint(self.model_name, untrained)
-            self._files = checkpoint.files
-            self.source, settings = checkpoint.source, checkpoint.preprocess
-            self.architecture = asdict(checkpoint.architecture)
-            self._engine = Engine(load_model(checkpoint, where), settings)
-        self.settings = settings
-        self.resolution_px = settings.resolution_px
-        self.dim = self._engine.model.visual.output_dim
-        self.device = self._engine.device
-        self.dtype = self._engine.model.dtype
+        self.source, self._files = checkpoint.source, checkpoint.files
+        self.settings = checkpoint.preprocess
+        self.resolution_px = self.settings.resolution_px
+        self.architecture = asdict(checkpoint.architecture)
+        self.dim = checkpoint.architecture.embed_dim
+        self.device = backend.device
+        self.precision = precision
+        self.backend = f"{backend.name}, {backend.precision}"
+        size = None if batch_size == "auto" else batch_size
+        self._engine = Engine(checkpoint.state_dict, checkpoint.architecture, self.settings, backend, size)
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that run at a time; fewer after memory ran out."""
+        return self._engine.batch_size
 
     @cached_property
     def weights_sha256(self) -> str | None:
@@ -95,25 +110,29 @@ class Encoder:
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Preprocessed pictures to features, as `model.encode_image`, in batches.
 
-        Shapes:  (B, 3, R, R) as `preprocess` gives -> (B, D), not normalised, on the encoder's device.
+        Shapes:  float (B, 3, R, R) as `preprocess` gives, or uint8 pixels -> (B, D), not normalised, on the encoder's
+                 device; float32, on CUDA in the precision's dtype.
+        Raises:  InputError (a ValueError) for another shape.
         """
-        return torch.cat([self._engine.encode_image(part) for part in image.split(self.batch_size)])
+        return self._engine.encode_image(image)
 
     def encode_text(self, text: str | Iterable[str] | torch.Tensor) -> torch.Tensor:
         """Texts, or the tokens of texts, to features, as `model.encode_text`, in batches.
 
-        Shapes:  T texts or int (T, L) -> (T, D), not normalised, on the encoder's device.
-        Raises:  TextTooLongError (a RuntimeError) for a text of more than 77 tokens.
+        Shapes:  T texts or int (T, L) -> (T, D), not normalised, on the encoder's device, in the dtype of pictures'.
+        Raises:  TextTooLongError (a RuntimeError) for a text of more tokens than the model reads; InputError (a
+                 ValueError) for ids that its vocabulary does not have.
         """
-        tokens = text if isinstance(text, torch.Tensor) else tokenize(text)
-        return torch.cat([self._engine.encode_text(part) for part in tokens.split(TEXT_BATCH_SIZE)])
+        if not isinstance(text, torch.Tensor):
+            text = tokenize(text, self._engine.architecture.context_length)
+        return self._engine.encode_text(text)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Decoded and cropped pictures to features, in one batch.
+        """Decoded and cropped pictures to features, in batches.
 
         Shapes:  uint8 (B, R, R, 3) -> float32 (B, D), not normalised.
         """
-        return self._engine.encode_pixels(pixels)
+        return self._engine.encode_pixels(torch.from_numpy(pixels)).float().cpu().numpy()
 
     def embed(self, images: Iterable[Picture], *, normalize: bool = True) -> np.ndarray:
         """Pictures in any form to vectors; they are decoded by threads ahead of the model.
@@ -142,6 +161,35 @@ class Encoder:
         parts = [self.encode_pixels(np.stack(batch)) for batch in batched(decoded, self.batch_size)]
         vectors = np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)  # (N, D)
         return unit_vectors(vectors) if normalize else vectors
+
+
+def _checkpoint_of(model: CLIP) -> Checkpoint:
+    """A loaded model's weights, and what its modules tell beside them.
+
+    Raises:  InputError for a model whose modules a user replaced or hooked: the lean graph would pass them over.
+    """
+    block = next(model.transformer.blocks())
+    visual = model.visual
+    heads = next(visual.transformer.blocks()).attn.num_heads if isinstance(visual, VisionTransformer) else None
+    state_dict = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    architecture = infer_architecture(
+        state_dict,
+        activation="quick_gelu" if isinstance(block.mlp[1], QuickGELU) else "gelu",
+        vision_heads=heads,
+        transformer_heads=block.attn.num_heads,
+    )
+    usual = {name: type(module) for name, module in blueprint(lambda: CLIP(**vars(architecture))).named_modules()}
+    found = dict(model.named_modules())
+    for name in usual.keys() | found.keys():
+        module = found.get(name)
+        hooked = module is not None and (module._forward_hooks or module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
+        if type(module) is not usual.get(name) or hooked:
+            raise InputError(
+                f"model: {name or 'the model itself'} was replaced or hooked, expected OpenAI's modules as they are. "
+                "Call model.encode_image, which runs what you changed, or pass the path of weights."
+            )
+    settings = model.preprocess_settings or PreprocessSettings(visual.input_resolution)
+    return Checkpoint(architecture, state_dict, settings, source="a loaded model")
 
 
 def batched(items: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

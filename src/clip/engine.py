@@ -1,25 +1,70 @@
-"""A network running on a device: batches of pixels or tokens in, features out. Knows nothing about files or Parquet."""
+"""A model's lean graphs running on a device at a precision: batches in, features out. Knows nothing about files.
+
+The towers are folded and compiled when they are first used, for bytes and for floats apart. A batch that does not fit
+into memory is halved, and the run goes on.
+"""
 
 from __future__ import annotations
 
+import logging
+import platform
+import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, get_args
 
 import torch
+from torch import Tensor
 
-from clip.errors import DeviceError
+from clip.errors import DeviceError, InputError
+from clip.fold import BYTE_MAX, fold_image_tower, fold_text_tower
+from clip.items import DeviceRow, Precision
 from clip.model import CLIP, load_weights
-from clip.preprocess import normalize_pixels
+from clip.openvino_backend import OpenVinoBackend, processor_name
+from clip.openvino_backend import usable_precisions as openvino_precisions
+from clip.threads import available_cores
+from clip.torch_backend import TorchBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
-    import numpy as np
-
-    from clip.items import Checkpoint, PreprocessSettings
-
+    from clip.fold import ImageTower, LeanText
+    from clip.items import Architecture, Checkpoint, PreprocessSettings
 
 MAX_REASON = 100  # characters of what torch says; for an unknown name it lists every device it has heard of
+LENGTH_BUCKET = 8  # tokens: texts run at the next multiple of it, so that few shapes occur
+TEXT_BATCH = 64  # texts; several hundred rows a product even where they are short
+ALLOCATION_FAILED = ("bad_alloc", "out of memory", "cannot allocate", "could not create a memory")
+
+_log = logging.getLogger("clip")
+
+
+class Graph(Protocol):
+    """A tower that is ready to run."""
+
+    def __call__(self, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+        """The features (B, D) of each batch of inputs."""
+        ...
+
+
+class Backend(Protocol):
+    """What makes graphs of towers."""
+
+    name: str  # library and version
+    device: torch.device
+    precision: str  # what it computes in
+    dtype: torch.dtype  # of the features it gives
+
+    def batch_size(self, architecture: Architecture) -> int:
+        """How many pictures to run at a time."""
+        ...
+
+    def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> Graph:
+        """For up to so many pictures (B, R, R, 3) of a dtype, in bytes' units."""
+        ...
+
+    def text_graph(self, tower: LeanText, batch_size: int) -> Graph:
+        """For up to so many texts, as the inputs of `lean.text_features`."""
+        ...
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -36,20 +81,71 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as exc:
         reason = str(exc).splitlines()[0].partition(". ")[0]
         raise DeviceError(
-            f"device {str(device)!r}: not usable here ({reason[:MAX_REASON]}), expected one of {_devices()}. "
+            f"device {str(device)!r}: not usable here ({reason[:MAX_REASON]}), expected one of {_device_names()}. "
             'Pass one of these, or "auto".'
         ) from exc
     return wanted
 
 
-def _devices() -> list[str]:
-    devices = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-    return devices + (["mps"] if torch.backends.mps.is_available() else [])
+def _device_names() -> list[str]:
+    names = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    return names + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+def devices() -> list[DeviceRow]:
+    """The devices of this machine, the back end that each would get, and its precisions, the default first."""
+    rows: list[DeviceRow] = []
+    for name in _device_names():
+        device = torch.device(name)
+        rows.append(DeviceRow(name, _label(device), make_backend(device).name, tuple(usable_precisions(device))))
+    return rows
+
+
+def _label(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and openvino_precisions():
+        return processor_name()
+    return platform.processor() or platform.machine()
+
+
+def usable_precisions(device: torch.device) -> list[str]:
+    """What the engine can compute in on a device; the first is what "reference" means there."""
+    if device.type == "cuda":
+        from clip.cuda_backend import usable_precisions as cuda_precisions
+
+        return cuda_precisions(device)
+    if device.type == "cpu":
+        return openvino_precisions() or ["fp32", "bf16"]
+    return ["fp32", "fp16"]
+
+
+def make_backend(device: torch.device, precision: Precision = "reference", threads: int | None = None) -> Backend:
+    """The back end that runs a device: OpenVINO on x86-64 CPUs, else PyTorch.
+
+    Raises:  DeviceError for a precision the device does not have; InputError for a word that is none.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision: found {precision!r}, expected one of {get_args(Precision)}. Pass one.")
+    usable = usable_precisions(device)
+    word = usable[0] if precision == "reference" else precision
+    if word not in usable:
+        raise DeviceError(
+            f"precision {precision!r}: {device} does not compute in it, expected one of {['reference', *usable]}. "
+            "Pass one of these, or another device."
+        )
+    if device.type == "cuda":
+        from clip.cuda_backend import CudaBackend  # here, as nothing of it runs without a GPU
+
+        return CudaBackend(device, word)
+    if device.type == "cpu" and openvino_precisions():
+        return OpenVinoBackend(word, threads or available_cores())
+    return TorchBackend(device, word)
 
 
 @contextmanager
 def limit_threads(threads: int) -> Generator[None]:
-    """Let models on the CPU compute with so many threads, and put the number back afterwards; it is the process's."""
+    """Let torch on the CPU compute with so many threads, and put the number back afterwards; it is the process's."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -68,30 +164,146 @@ def runs_fp16(device: torch.device) -> bool:
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> CLIP:
     """The drop-in model of a checkpoint on a device, in the dtypes the reference has there. Empties its state dict."""
-    return load_weights(checkpoint.state_dict, checkpoint.architecture, device=device, mixed_fp16=runs_fp16(device))
+    model = load_weights(checkpoint.state_dict, checkpoint.architecture, device=device, mixed_fp16=runs_fp16(device))
+    model.preprocess_settings = checkpoint.preprocess
+    return model
 
 
 class Engine:
-    """The eager model under inference mode. Safe to call from several threads."""
+    """Both towers of a model on a back end. Safe to call from several threads."""
 
-    def __init__(self, model: CLIP, settings: PreprocessSettings) -> None:
-        self.model = model
+    def __init__(
+        self,
+        state_dict: Mapping[str, Tensor],
+        architecture: Architecture,
+        settings: PreprocessSettings,
+        backend: Backend,
+        batch_size: int | None = None,
+    ) -> None:
+        self.architecture = architecture
         self.settings = settings
-        self.device = next(model.parameters()).device
+        self.backend = backend
+        self.batch_size = batch_size or backend.batch_size(architecture)
+        self._text_batch = TEXT_BATCH
+        self._state_dict = state_dict
+        self._graphs: dict[
+            torch.dtype | None, Graph
+        ] = {}  # image towers by the dtype of pixels, the text tower by None
+        self._building = threading.Lock()
 
-    @torch.inference_mode()
-    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Shapes: uint8 (B, R, R, 3) -> float32 (B, D), not normalised."""
-        batch = torch.from_numpy(pixels).to(self.device)  # bytes over the bus, a quarter of floats
-        image = normalize_pixels(batch, self.settings)  # (B, 3, R, R)
-        return self.model.encode_image(image).float().cpu().numpy()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Pictures as bytes, or as floats in bytes' units. Shapes: (B, R, R, 3) -> (B, D) on the device."""
+        side = self.settings.resolution_px
+        if pixels.shape[1:] != (side, side, 3) or pixels.dtype not in (torch.uint8, torch.float32):
+            raise InputError(
+                f"pixels: found {tuple(pixels.shape)} of {pixels.dtype}, expected (B, {side}, {side}, 3) of bytes or "
+                "float32. Preprocess the pictures for this model."
+            )
+        return self._run(pixels.dtype, len(pixels), lambda start, stop: (pixels[start:stop],))
 
-    @torch.inference_mode()
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Shapes: (B, 3, R, R), normalised by `preprocess` -> (B, D) in the model's dtype."""
-        return self.model.encode_image(image.to(self.device))
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Pictures as the reference's transform leaves them, or as bytes. Shapes: (B, 3, R, R) -> (B, D).
 
-    @torch.inference_mode()
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Shapes: int (T, L) -> (T, D) in the model's dtype."""
-        return self.model.encode_text(tokens.to(self.device))
+        Normalised floats go back to the units of bytes by one affine step, as the graph reads bytes.
+        """
+        side = self.settings.resolution_px
+        if image.shape[1:] != (3, side, side):
+            raise InputError(
+                f"image: found {tuple(image.shape)}, expected (B, 3, {side}, {side}). Preprocess it for this model."
+            )
+        image = image.detach()
+        if image.dtype != torch.uint8:
+            image = image.to(torch.float32)
+            scales = image.new_tensor(self.settings.std).mul(BYTE_MAX).view(3, 1, 1)
+            shifts = image.new_tensor(self.settings.mean).mul(BYTE_MAX).view(3, 1, 1)
+            image = image * scales + shifts
+        return self.encode_pixels(image.permute(0, 2, 3, 1))  # (B, 3, R, R) -> (B, R, R, 3)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Token tables to features. Shapes: int (T, L) -> (T, D) on the device.
+
+        What follows a text's end cannot change its features, so a batch is only as long as its longest text, and texts
+        travel in the order of their lengths.
+        """
+        tokens = tokens.detach().cpu()
+        self._check_tokens(tokens)
+        ends = tokens.argmax(dim=-1)  # the end-of-text token has the highest id of all
+        order = ends.argsort(stable=True)
+        tokens, ends = tokens[order], ends[order]
+        found = self._run(None, len(tokens), lambda start, stop: _text_inputs(tokens[start:stop], ends[start:stop]))
+        features = torch.empty_like(found)
+        features[order.to(found.device)] = found
+        return features
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        context, vocabulary = self.architecture.context_length, self.architecture.vocab_size
+        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= context or tokens.is_floating_point():
+            raise InputError(
+                f"tokens: found {tuple(tokens.shape)} of {tokens.dtype}, expected integers (T, {context}). "
+                "Make them with clip.tokenize."
+            )
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+            raise InputError(
+                f"tokens: found ids from {int(tokens.min())} to {int(tokens.max())}, expected 0 to {vocabulary - 1}. "
+                "Make them with this model's own tokenizer."
+            )
+
+    def _run(self, key: torch.dtype | None, count: int, inputs: Callable[[int, int], tuple[Tensor, ...]]) -> Tensor:
+        """The features of `count` pictures or texts, of which `inputs` makes the batch from start to stop."""
+        features = [torch.empty(0, self.architecture.embed_dim, dtype=self.backend.dtype, device=self.backend.device)]
+        done = 0
+        while done < count:
+            size = self._text_batch if key is None else self.batch_size
+            batches = (inputs(start, min(start + size, count)) for start in range(done, count, size))
+            try:
+                for part in self._graph(key)(batches):
+                    features.append(part)
+                    done += len(part)
+            except (RuntimeError, MemoryError) as exc:
+                if not _is_out_of_memory(exc):
+                    raise
+                self._halve(key, size, exc)
+        return torch.cat(features)
+
+    def _graph(self, key: torch.dtype | None) -> Graph:
+        with self._building:
+            if key not in self._graphs:
+                self._graphs[key] = self._text_graph() if key is None else self._image_graph(key)
+            return self._graphs[key]
+
+    def _image_graph(self, dtype: torch.dtype) -> Graph:
+        tower = fold_image_tower(self._state_dict, self.architecture, self.settings)
+        return self.backend.image_graph(tower, dtype, self.batch_size)
+
+    def _text_graph(self) -> Graph:
+        return self.backend.text_graph(fold_text_tower(self._state_dict, self.architecture), self._text_batch)
+
+    def _halve(self, key: torch.dtype | None, size: int, exc: Exception) -> None:
+        """Go on with half the batch, unless another thread has just done so."""
+        if size == 1:
+            raise DeviceError(
+                f"{self.backend.device}: out of memory for a batch of 1, expected room for it "
+                f"({str(exc).splitlines()[0][:MAX_REASON]}). Free some, or use another device."
+            ) from exc
+        with self._building:
+            if key is None:
+                self._text_batch = min(self._text_batch, size // 2)
+            else:
+                self.batch_size = min(self.batch_size, size // 2)
+            self._graphs.pop(key, None)
+        _log.warning("%s: out of memory for a batch of %d; going on with %d", self.backend.device, size, size // 2)
+
+
+def _is_out_of_memory(exc: Exception) -> bool:
+    """Whether memory ran out; OpenVINO and torch on a CPU tell only by their words."""
+    out_of_memory = isinstance(exc, (MemoryError, torch.OutOfMemoryError))
+    return out_of_memory or any(words in str(exc).lower() for words in ALLOCATION_FAILED)
+
+
+def _text_inputs(tokens: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+    """What `lean.text_features` reads of texts, cut behind the longest, at a whole bucket."""
+    longest = int(ends.max()) + 1
+    length = min(-(-longest // LENGTH_BUCKET) * LENGTH_BUCKET, tokens.shape[1])
+    places = torch.arange(length).expand(len(tokens), length)  # (T, L)
+    after_end = torch.zeros(len(tokens), 1, length).masked_fill(places[:, None] > ends[:, None, None], -torch.inf)
+    return tokens[:, :length].to(torch.int32), places.to(torch.int32), ends.to(torch.int32), after_end

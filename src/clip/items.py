@@ -21,6 +21,8 @@ Activation = Literal["quick_gelu", "gelu"]
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "squash"]  # the shorter side becomes the resolution, or both do
 Triple = tuple[float, float, float]
+# What vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on a CPU, fp16 on CUDA.
+Precision = Literal["reference", "fp32", "fp16", "bf16", "fp8"]
 
 
 def utf8_path(path: str) -> str:
@@ -122,3 +124,13 @@ class Checkpoint:
     preprocess: PreprocessSettings
     source: str  # a path, or "untrained:SEED"
     files: tuple[Path, ...] = ()  # that the weights were read from
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """A device of this machine, and what its engine can compute in."""
+
+    device: str
+    name: str
+    backend: str  # library and version
+    precisions: tuple[str, ...]  # the first is what "reference" means there

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from clip.errors import InputError
+from clip.items import Precision
 
 VectorDtype = Literal["float32", "float16"]
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
@@ -25,7 +26,8 @@ class EmbedJob:
     model: str = "ViT-B/32"  # a released name, or the path of a weights file
     untrained: int | None = None  # draw the weights at random from this seed
     device: str = "auto"
-    batch_size: int = 32  # pictures the model reads at a time; larger ones gain nothing on a CPU
+    precision: Precision = "reference"  # what vectors are computed in; what OpenAI's code has on the device without
+    batch_size: int | None = None  # pictures the model reads at a time; as suits model and device without
     workers: int | None = None  # threads that decode; one a core without
     threads: int | None = None  # threads of the model on a CPU; one a core without
     normalize: bool = True  # vectors of unit length
@@ -46,8 +48,9 @@ class EmbedJob:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at most {MAX_THREADS}. Pass fewer.")
         if self.untrained is not None and not 0 <= self.untrained < 2**63:
             raise InputError(f"untrained: found {self.untrained}, expected a seed from 0 to 2**63 - 1. Pass another.")
-        if self.dtype not in get_args(VectorDtype):
-            raise InputError(f"dtype: found {self.dtype!r}, expected one of {get_args(VectorDtype)}. Pass one.")
+        for name, words in (("dtype", get_args(VectorDtype)), ("precision", get_args(Precision))):
+            if getattr(self, name) not in words:
+                raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {words}. Pass one.")
 
 
 @dataclass(frozen=True, kw_only=True)

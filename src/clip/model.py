@@ -1,7 +1,7 @@
 """The network: plain, eager, patchable modules with OpenAI's names. Knows nothing about files, devices or pictures.
 
-This is the truth the fast paths are held to. Module tree, state-dict keys and layouts are those of
-openai/CLIP@d05afc4 clip/model.py, so subclassing, hooks, `.train()` and surgery written for it work here.
+This is the truth the lean path is held to. Module tree, state-dict keys and layouts are those of openai/CLIP@d05afc4
+clip/model.py, so subclassing, hooks, `.train()` and surgery written for it work here.
 
 Axes in comments: B images, T texts, C channels, R pixels a side, L tokens, W width, D embed_dim, H heads.
 Inside the transformers tensors are sequence first: (L, B, W).
@@ -24,7 +24,7 @@ from clip.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from clip.items import Activation, Architecture
+    from clip.items import Activation, Architecture, PreprocessSettings
 
 __all__ = [
     "CLIP",
@@ -342,6 +342,8 @@ class CLIP(nn.Module):
     Source:  openai/CLIP@d05afc4 clip/model.py:243, same arguments.
     """
 
+    preprocess_settings: PreprocessSettings | None = None  # what its checkpoint asks of pictures
+
     def __init__(
         self,
         embed_dim: int,
@@ -423,8 +425,7 @@ class CLIP(nn.Module):
     def build_attention_mask(self) -> Tensor:
         """The causal mask of the text tower: (L, L), -inf above the diagonal, 0 elsewhere."""
         # On the CPU even where the model is laid out on "meta": it is no weight, so nothing would fill it later.
-        full = torch.full((self.context_length, self.context_length), float("-inf"), device="cpu")
-        return full.triu_(1)
+        return torch.full((self.context_length, self.context_length), float("-inf"), device="cpu").triu_(1)
 
     @property
     def dtype(self) -> torch.dtype:

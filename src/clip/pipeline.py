@@ -46,13 +46,20 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
     with limit_threads(job.threads or available_cores()), warnings.catch_warnings():
         # What Pillow has to say about a picture is in its row, or in its failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        encoder = Encoder(job.model, device=job.device, batch_size=job.batch_size, untrained=job.untrained)
+        encoder = Encoder(
+            job.model,
+            device=job.device,
+            precision=job.precision,
+            batch_size=job.batch_size or "auto",
+            threads=job.threads,
+            untrained=job.untrained,
+        )
         store = StoreWriter(Path(job.output), _manifest(job, encoder), overwrite=job.overwrite)
         ignored: Counter[str] = Counter()
         fingerprint = hashlib.sha256()
         read = written = failed = 0
         part: _Part | None = None
-        with closing(_outcomes(job, encoder.settings, ignored)) as outcomes:
+        with closing(_outcomes(job, encoder, ignored)) as outcomes:
             for shard, outcome in outcomes:
                 part = part or _Part(len(shard.entries), encoder, job)
                 part.add(outcome)
@@ -80,9 +87,7 @@ def count(job: EmbedJob) -> tuple[int, dict[str, int]]:
     return sum(len(shard.entries) for shard in shards), dict(ignored)
 
 
-def _outcomes(
-    job: EmbedJob, settings: PreprocessSettings, ignored: Counter[str]
-) -> Generator[tuple[Shard, Pixels | Failure]]:
+def _outcomes(job: EmbedJob, encoder: Encoder, ignored: Counter[str]) -> Generator[tuple[Shard, Pixels | Failure]]:
     """Each entry of the source decoded, in order, with its shard; threads run ahead across the borders of shards."""
     source = FolderSource(str(job.source), job.globs)
     budget = ByteBudget(job.decode_budget_bytes)
@@ -90,11 +95,11 @@ def _outcomes(
 
     def outcome(numbered: tuple[Shard, Item | Failure]) -> tuple[Shard, Pixels | Failure]:
         shard, entry = numbered
-        return shard, entry if isinstance(entry, Failure) else _decode(source, entry, settings, budget)
+        return shard, entry if isinstance(entry, Failure) else _decode(source, entry, encoder.settings, budget)
 
     shards = source.shards(job.shard_size, ignored, job.limit)
     entries = ((shard, entry) for shard in shards for entry in shard.entries)
-    return map_ahead(outcome, entries, workers=workers, ahead=2 * job.batch_size + workers)
+    return map_ahead(outcome, entries, workers=workers, ahead=2 * encoder.batch_size + workers)
 
 
 def _decode(source: FolderSource, item: Item, settings: PreprocessSettings, budget: ByteBudget) -> Pixels | Failure:
@@ -127,7 +132,7 @@ class _Part:
             self.failures.append(outcome)
         else:
             self._waiting.append(outcome)
-        if self._waiting and (self.complete or len(self._waiting) == self._job.batch_size):
+        if self._waiting and (self.complete or len(self._waiting) >= self._encoder.batch_size):
             self._encode()
 
     def vectors(self) -> np.ndarray:
@@ -170,7 +175,8 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "architecture": encoder.architecture,
         "preprocess": f"{PREPROCESS_ID}/pillow-{versions['pillow']}",
         "preprocess_settings": asdict(encoder.settings),
-        "precision": "reference",
+        "precision": encoder.precision,
+        "engine": encoder.backend,
         "decode": "exact",
         "orientation": "as stored",
         "normalised": job.normalize,

@@ -120,6 +120,7 @@ def test_failures_are_summed_up_and_give_a_code_of_their_own(
         (["--no-such-flag"], "No such option '--no-such-flag'"),
         (["--dtype", "float64"], "'float64' is not one of 'float32', 'float16'"),
         (["--batch-size", "0"], "found 0, expected at least 1"),
+        (["--precision", "fp64"], "'fp64' is not one of 'reference', 'fp32'"),
         (["--batch-size", "two"], "'two' is not a valid integer"),
         (["--limit", "-1"], "found -1, expected at least 1"),
         (["--dry-run", "--shard-size", "0"], "found 0, expected at least 1"),
@@ -267,11 +268,21 @@ def test_progress_goes_to_stderr_in_lines_or_as_a_bar_on_a_terminal(
     assert "failed=1" in said
 
 
+def test_a_precision_that_the_device_lacks_is_an_error_that_says_what_it_has(
+    run: Run, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    code, said = run("embed", photos, "-o", tmp_path / "out", "-m", weights, "--precision", "fp8", "--device", "cpu")
+    assert code == 1
+    assert "precision 'fp8': cpu does not compute in it, expected one of ['reference', 'fp32'" in said
+    assert not (tmp_path / "out").exists()
+
+
 FLAGS: list[tuple[list[str], str, object]] = [
     (["-m", "RN50"], "model", "RN50"),
     (["--untrained", "5"], "untrained", 5),
     (["--device", "cuda:1"], "device", "cuda:1"),
     (["--batch-size", "7"], "batch_size", 7),
+    (["--precision", "bf16"], "precision", "bf16"),
     (["--workers", "3"], "workers", 3),
     (["--threads", "4"], "threads", 4),
     (["--raw"], "normalize", False),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import torch
 
 import clip
-from clip.engine import load_model
+from clip.engine import Engine, load_model, make_backend, usable_precisions
 from clip.errors import TextTooLongError
-from clip.items import Checkpoint, PreprocessSettings
+from clip.items import Architecture, Checkpoint, Precision, PreprocessSettings
+from clip.preprocess import make_preprocess, to_pixels
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 # Of the row's RMS. The reference run twice differs by about 1e-5 on ResNets: the order of summation.
 TOLERANCE = 5e-5
+LEAN_TOLERANCE, LEAN_RESNET_TOLERANCE = 2e-5, 1e-4
+BF16_COSINE = 0.9995
 
 
 def table(name: str) -> Any:
@@ -28,11 +32,36 @@ def picture_row_id(row: dict[str, Any]) -> str:
     return f"{row['picture']}-{row['size'][0]}x{row['size'][1]}-{row['mode']}-{row['resolution']}"
 
 
-def load(name: str) -> clip.model.CLIP:
-    architecture = formula.ARCHITECTURES[name]
+@dataclass(frozen=True)
+class Case:
+    """A row of the table, with the weights and the inputs it was made on."""
+
+    architecture: Architecture
+    settings: PreprocessSettings
+    state_dict: dict[str, torch.Tensor]
+    images: torch.Tensor  # (2, 3, R, R)
+    pixels: torch.Tensor  # (2, R, R, 3)
+    tokens: torch.Tensor
+    row: dict[str, Any]
+
+    def engine(self, precision: Precision) -> Engine:
+        return Engine(self.state_dict, self.architecture, self.settings, make_backend(torch.device("cpu"), precision))
+
+
+@pytest.fixture(scope="module", params=list(formula.ARCHITECTURES))
+def case(request: pytest.FixtureRequest) -> Case:
+    architecture = formula.ARCHITECTURES[request.param]
     settings = PreprocessSettings(architecture.image_resolution)
-    checkpoint = Checkpoint(architecture, formula.state_dict(architecture), settings, source="formula")
-    return load_model(checkpoint, torch.device("cpu"))
+    pictures = [formula.picture(0, 640, 427), formula.picture(1, 333, 500)]
+    return Case(
+        architecture,
+        settings,
+        formula.state_dict(architecture),
+        torch.stack([make_preprocess(settings)(picture) for picture in pictures]),
+        torch.from_numpy(np.stack([to_pixels(picture, settings) for picture in pictures])),
+        clip.tokenize(formula.TEXTS),
+        table("features.json")["features"][request.param],
+    )
 
 
 def worst_error(found: torch.Tensor, expected: list[list[float]]) -> float:
@@ -41,18 +70,35 @@ def worst_error(found: torch.Tensor, expected: list[list[float]]) -> float:
     return float(((found.double() - wanted).abs().amax(dim=1) / rms).max())
 
 
-@pytest.mark.parametrize("name", list(formula.ARCHITECTURES))
-def test_features_equal_those_of_openai(name: str) -> None:
-    row = table("features.json")["features"][name]
-    model = load(name)
-    preprocess = clip.clip._transform(row["resolution"])
-    images = torch.stack([preprocess(formula.picture(0, 640, 427)), preprocess(formula.picture(1, 333, 500))])
+def cosines(found: torch.Tensor, expected: list[list[float]]) -> torch.Tensor:
+    return torch.cosine_similarity(found.double(), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_features_equal_those_of_openai(case: Case) -> None:
+    checkpoint = Checkpoint(case.architecture, dict(case.state_dict), case.settings, source="formula")
+    model = load_model(checkpoint, torch.device("cpu"))
     with torch.no_grad():
-        image_features = model.encode_image(images)
-        text_features = model.encode_text(clip.tokenize(formula.TEXTS))
-    assert worst_error(image_features, row["image_features"]) < TOLERANCE
-    assert worst_error(text_features, row["text_features"]) < TOLERANCE
+        image_features, text_features = model.encode_image(case.images), model.encode_text(case.tokens)
+    assert worst_error(image_features, case.row["image_features"]) < TOLERANCE
+    assert worst_error(text_features, case.row["text_features"]) < TOLERANCE
     assert image_features.dtype == text_features.dtype == torch.float32
+
+
+def test_lean_features_equal_those_of_openai(case: Case) -> None:
+    engine = case.engine("reference")
+    of_images = LEAN_RESNET_TOLERANCE if isinstance(case.architecture.vision_layers, tuple) else LEAN_TOLERANCE
+    assert worst_error(engine.encode_pixels(case.pixels), case.row["image_features"]) < of_images
+    assert worst_error(engine.encode_image(case.images), case.row["image_features"]) < of_images
+    assert worst_error(engine.encode_text(case.tokens), case.row["text_features"]) < LEAN_TOLERANCE
+
+
+@pytest.mark.skipif("bf16" not in usable_precisions(torch.device("cpu")), reason="this CPU has no bf16")
+def test_lean_features_in_bf16_point_where_those_of_openai_do(case: Case) -> None:
+    engine = case.engine("bf16")
+    found = [engine.encode_pixels(case.pixels), engine.encode_text(case.tokens)]
+    for features, expected in zip(found, ("image_features", "text_features"), strict=True):
+        assert cosines(features, case.row[expected]).min() >= BF16_COSINE
+        assert worst_error(features, case.row[expected]) > TOLERANCE, "this is no bf16"
 
 
 @pytest.mark.parametrize("row", table("preprocess.json")["rows"], ids=picture_row_id)

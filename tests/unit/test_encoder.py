@@ -112,7 +112,7 @@ def test_texts_come_as_one_as_several_or_as_tokens(
     tokens = clip.tokenize(texts)
     with torch.no_grad():
         expected = reference[2].encode_text(tokens)
-    monkeypatch.setattr(encoder_module, "TEXT_BATCH_SIZE", 3)
+    monkeypatch.setattr(encoder._engine, "_text_batch", 3)
     for form in (texts, tuple(texts), (text for text in texts), tokens):
         assert error(encoder.encode_text(form), expected) < TOLERANCE
     assert error(encoder.encode_text(texts[0]), expected[:1]) < TOLERANCE

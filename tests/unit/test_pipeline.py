@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import clip
 from clip import pipeline
+from clip.engine import make_backend
 from clip.errors import CheckpointError, InputError, StoreError, StoreMismatchError, WeightsMissingError
 from clip.items import Item, PreprocessSettings
 from clip.jobs import EmbedJob, EmbedReport, Progress
@@ -123,6 +124,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "preprocess": f"openai-clip/pillow-{versions['pillow']}",
         "preprocess_settings": json.loads(json.dumps(dataclasses.asdict(PreprocessSettings(32)))),
         "precision": "reference",
+        "engine": make_backend(torch.device("cpu")).name + ", fp32",
         "decode": "exact",
         "orientation": "as stored",
         "normalised": False,
