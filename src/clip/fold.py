@@ -228,15 +228,21 @@ class _Weights:
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._state_dict[self._prefix + name].detach()
-        # A copy, so that no tower shares memory with a model in training, or with a file. On the CPU, because CUDA may
-        # have its products in TF32.
-        return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32), copy=True)
+        # On the CPU, because CUDA may have its products in TF32.
+        return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+
+    def own(self, name: str) -> Tensor:
+        """A tensor that no folding changes, copied: no tower shares memory with a model in training, or with a file."""
+        return self[name].clone()
 
     def below(self, prefix: str) -> _Weights:
         return _Weights(self._state_dict, f"{self._prefix}{prefix}.")
 
     def linear(self, name: str) -> Linear:
         return Linear(self[f"{name}.weight"], self[f"{name}.bias"])
+
+    def own_linear(self, name: str) -> Linear:
+        return Linear(self.own(f"{name}.weight"), self.own(f"{name}.bias"))
 
     def head(self, norm: str, projection: str) -> Linear:
         """A tower's last norm and the matrix (W, D) that features are multiplied with."""
@@ -270,8 +276,8 @@ def fold_image_tower(
         architecture.vision_patch_size or 0,
         fold_pixels_into_patches(weights["conv1.weight"], settings.mean, settings.std),
         fold_class_token(weights["class_embedding"], weights["positional_embedding"]),
-        weights["ln_pre.weight"],
-        weights["ln_pre.bias"],
+        weights.own("ln_pre.weight"),
+        weights.own("ln_pre.bias"),
         stack,
     )
 
@@ -286,7 +292,7 @@ def fold_text_tower(state_dict: Mapping[str, Tensor], architecture: Architecture
         architecture.activation,
         weights.head("ln_final", "text_projection"),
     )
-    return LeanText(weights["token_embedding.weight"], weights["positional_embedding"], stack)
+    return LeanText(weights.own("token_embedding.weight"), weights.own("positional_embedding"), stack)
 
 
 def _fold_stack(weights: _Weights, layers: int, heads: int, activation: Activation, head: Linear) -> Stack:
@@ -300,13 +306,13 @@ def _fold_attention(weights: _Weights, heads: int) -> tuple[Linear, Linear, Line
     gain, bias = weights["ln_1.weight"], weights["ln_1.bias"]
     parts = zip(weights["attn.in_proj_weight"].chunk(3), weights["attn.in_proj_bias"].chunk(3), strict=True)
     query, key, value = (fold_norm(Linear(*part), gain, bias) for part in parts)
-    value, out = move_value_bias(value, weights.linear("attn.out_proj"))
+    value, out = move_value_bias(value, weights.own_linear("attn.out_proj"))
     return scale_queries(query, query.weight.shape[0] // heads), drop_key_bias(key), value, out
 
 
 def _fold_mlp(weights: _Weights, activation: Activation) -> Mlp:
     fc = fold_norm(weights.linear("mlp.c_fc"), weights["ln_2.weight"], weights["ln_2.bias"])
-    mlp = Mlp(fc, weights.linear("mlp.c_proj"))
+    mlp = Mlp(fc, weights.own_linear("mlp.c_proj"))
     return quick_gelu_to_silu(mlp) if activation == "quick_gelu" else mlp
 
 
@@ -340,11 +346,11 @@ def _fold_resnet(
     )
     pool = weights.below("attnpool")
     heads = architecture.vision_width * 32 // HEAD_WIDTH
-    value, out = move_value_bias(pool.linear("v_proj"), pool.linear("c_proj"))
+    value, out = move_value_bias(pool.linear("v_proj"), pool.own_linear("c_proj"))
     query = pool.linear("q_proj")
     query = scale_queries(query, query.weight.shape[0] // heads)
-    attention = one_query(query, drop_key_bias(pool.linear("k_proj")), value, out, heads)
-    positions = pool["positional_embedding"]
+    attention = one_query(query, drop_key_bias(pool.own_linear("k_proj")), value, out, heads)
+    positions = pool.own("positional_embedding")
     return LeanResNet(architecture.image_resolution, center, stem, blocks, positions, attention)
 
 

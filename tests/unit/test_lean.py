@@ -107,8 +107,9 @@ def test_texts_cut_behind_the_longest(name: str, lengths: list[int]) -> None:
 TEXT_TOWERS: dict[str, Any] = {}
 
 
-def test_towers_share_no_memory_with_the_weights_they_were_made_of() -> None:
-    architecture = ARCHITECTURES["gelu"]
+@pytest.mark.parametrize("name", ["gelu", "tiny-rn"])
+def test_towers_share_no_memory_with_the_weights_they_were_made_of(name: str) -> None:
+    architecture = ARCHITECTURES[name]
     state_dict = formula.state_dict(architecture)
     theirs = {x.untyped_storage().data_ptr() for x in state_dict.values()}
     ours: list[int] = []
