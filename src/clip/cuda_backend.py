@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from clip.errors import DeviceError
-from clip.fold import LeanViT
+from clip.fold import Block, LeanViT, Mlp
 from clip.lean import text_features
 from clip.torch_backend import DTYPES, TorchOps, image_features, place, to_fp8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from clip.fold import Block, ImageTower, LeanText
+    from clip.fold import ImageTower, LeanText
     from clip.items import Architecture
 
 SMALL_BATCHES = (1, 8, 64)  # sizes below the full one that get a graph of their own, when first needed
@@ -93,9 +93,10 @@ class CudaBackend:
 
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> CudaGraph:  # noqa: ARG002
         """The graph of an image tower, for bytes or for floats in their units."""
+        placed = place(tower, self._place)
         if self.precision == "fp8":
-            tower = with_fp8_blocks(tower)
-        function = image_features(place(tower, self._place), self.dtype)
+            placed = with_fp8_blocks(placed, tower)
+        function = image_features(placed, self.dtype)
         return CudaGraph(function, self.device, batch_size, compiled=torch.compile(function, **COMPILE))
 
     def text_graph(self, tower: LeanText, batch_size: int) -> CudaGraph:
@@ -104,29 +105,29 @@ class CudaBackend:
         return CudaGraph(function, self.device, batch_size)
 
     def _place(self, tensor: Tensor) -> Tensor:
-        if tensor.dtype == torch.float8_e4m3fn:
-            return tensor.to(self.device)
         form = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
         return tensor.to(self.device, self.dtype, memory_format=form)
 
 
-def with_fp8_blocks(tower: ImageTower) -> ImageTower:
-    """A ViT with the products of its blocks in fp8; patches, the first and the last block stay as they are.
+def with_fp8_blocks(placed: ImageTower, exact: ImageTower) -> ImageTower:
+    """A placed ViT with the products of its blocks in fp8; patches, the first and the last block stay as they are.
 
     Raises:  DeviceError for a ResNet, or a ViT narrower than ViT-L, which fp8 makes no faster.
     """
-    if not isinstance(tower, LeanViT) or tower.tokens.shape[1] < FP8_MIN_WIDTH:
+    if not (isinstance(placed, LeanViT) and isinstance(exact, LeanViT)) or exact.tokens.shape[1] < FP8_MIN_WIDTH:
         raise DeviceError(
-            f"precision 'fp8': found a {type(tower).__name__.removeprefix('Lean')}, expected a ViT at least "
+            f"precision 'fp8': found a {type(exact).__name__.removeprefix('Lean')}, expected a ViT at least "
             f"{FP8_MIN_WIDTH} wide. Pass 'reference' or 'bf16'."
         )
 
-    def rounded(block: Block) -> Block:
-        mlp = replace(block.mlp, fc=to_fp8(block.mlp.fc), proj=to_fp8(block.mlp.proj))
-        return replace(block, qkv=to_fp8(block.qkv), out=to_fp8(block.out), mlp=mlp)
+    def rounded(block: Block, source: Block) -> Block:
+        fc, proj = to_fp8(source.mlp.fc, block.mlp.fc), to_fp8(source.mlp.proj, block.mlp.proj)
+        qkv, out = to_fp8(source.qkv, block.qkv), to_fp8(source.out, block.out)
+        return Block(qkv, out, Mlp(fc, proj))
 
-    first, *others = tower.stack.blocks
-    return replace(tower, stack=replace(tower.stack, blocks=(first, *map(rounded, others))))
+    first, *others = placed.stack.blocks
+    blocks = (first, *map(rounded, others, exact.stack.blocks[1:]))
+    return replace(placed, stack=replace(placed.stack, blocks=blocks))
 
 
 class CudaGraph:

@@ -238,6 +238,6 @@ class OpenVinoGraph:
         try:
             for inputs in batches:
                 arrays = [tensor.cpu().contiguous().numpy() for tensor in inputs]
-                yield torch.from_numpy(request.infer(arrays, share_inputs=True)[0].copy())
+                yield torch.from_numpy(request.infer(arrays, share_inputs=True)[0])
         finally:
             self._idle.put(request)

@@ -53,10 +53,11 @@ class Fp8Linear(Linear):
     scale: Tensor  # (1, O), float32
 
 
-def to_fp8(layer: Linear) -> Fp8Linear:
-    """A layer with its weight rounded to fp8; its bias keeps its dtype."""
-    weight, scale = _round_rows(layer.weight)
-    return Fp8Linear(weight, layer.bias, scale.T.contiguous())
+def to_fp8(exact: Linear, placed: Linear) -> Fp8Linear:
+    """A placed layer with its weight rounded to fp8, from the exact one; its bias keeps its dtype."""
+    weight, scale = _round_rows(exact.weight)
+    device = placed.weight.device
+    return Fp8Linear(weight.to(device), placed.bias, scale.T.contiguous().to(device))
 
 
 def _round_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,44 @@
-"""On a GPU: the reference's dtypes, and fp16 features beside fp32 ones."""
+"""On a GPU: the reference's dtypes, and what the lean graph gives there beside fp32 features of a CPU."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import formula
 import pytest
 import torch
 
 import clip
-from clip.engine import load_model
+from clip.cuda_backend import CudaBackend
+from clip.engine import Engine, load_model, make_backend, usable_precisions
 from clip.items import Checkpoint, PreprocessSettings
 
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+COSINE = {"fp16": 0.9999, "bf16": 0.9995, "fp32": 0.99999, "fp8": 0.99}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+def engine(name: str, device: torch.device, precision: Any = "reference", batch_size: int | None = None) -> Engine:
+    architecture = formula.ARCHITECTURES[name]
+    settings = PreprocessSettings(architecture.image_resolution)
+    backend = make_backend(device, precision)
+    return Engine(formula.state_dict(architecture), architecture, settings, backend, batch_size)
+
+
+def pixels(count: int, side: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, side, side, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+
+
+def least_cosine(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape
+    assert found.device.type == "cuda"
+    return float(torch.cosine_similarity(found.float().cpu(), expected).min())
 
 
 @pytest.mark.parametrize("name", ["ViT-B/32", "ViT-L/14", "RN50"])
@@ -32,3 +62,67 @@ def test_fp16_features_point_where_fp32_ones_do(name: str) -> None:
         ):
             assert half.dtype == torch.float16
             assert torch.cosine_similarity(half.float().cpu(), full).min() >= 0.9999
+
+
+@pytest.mark.parametrize("precision", ["reference", "bf16", "fp32"])
+@pytest.mark.parametrize("name", ["ViT-B/32", "RN50", "ViT-L/14"])
+def test_the_lean_graph_points_where_fp32_on_a_cpu_does(name: str, precision: Any) -> None:
+    """Full batches, a padded one, one picture, floats, and texts of all lengths."""
+    found, expected = engine(name, CUDA, precision, batch_size=6), engine(name, CPU)
+    least = COSINE["fp16" if precision == "reference" else precision]
+    images = pixels(13, found.settings.resolution_px)
+    floats = clip.preprocess.normalize_pixels(images, found.settings)
+    of_images = expected.encode_pixels(images)
+    assert least_cosine(found.encode_pixels(images), of_images) >= least
+    assert least_cosine(found.encode_pixels(images[:1]), of_images[:1]) >= least
+    assert least_cosine(found.encode_image(floats), of_images) >= least
+    assert least_cosine(found.encode_image(floats.cuda()), of_images) >= least
+    tokens = clip.tokenize([*formula.TEXTS, "", "a " * 75, "a " * 20])
+    assert least_cosine(found.encode_text(tokens), expected.encode_text(tokens)) >= least
+    assert found.encode_pixels(images).dtype == found.backend.dtype
+
+
+def test_fp8_stays_near() -> None:
+    if "fp8" not in usable_precisions(CUDA):
+        pytest.skip("this GPU has no fp8")
+    found, expected = engine("ViT-L/14", CUDA, "fp8", batch_size=8), engine("ViT-L/14", CPU)
+    images = pixels(8, 224)
+    assert least_cosine(found.encode_pixels(images), expected.encode_pixels(images)) >= COSINE["fp8"]
+
+
+def test_threads_take_turns_and_get_their_own_features() -> None:
+    shared = engine("tiny-vit-wide", CUDA, batch_size=4)
+    images = pixels(40, 56)
+    expected = shared.encode_pixels(images).cpu()
+    with ThreadPoolExecutor(6) as pool:
+        parts = list(pool.map(lambda start: shared.encode_pixels(images[start : start + 5]).cpu(), range(0, 40, 5)))
+    assert torch.allclose(torch.cat(parts), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_pinned_memory_is_not_filled_before_it_has_crossed_the_bus() -> None:
+    """Many batches in one call, each of a colour of its own: a slot reused too early would show another's."""
+    shared = engine("tiny-vit-wide", CUDA, batch_size=2)
+    images = torch.arange(64, dtype=torch.uint8).mul(4)[:, None, None, None].expand(-1, 56, 56, 3).contiguous()
+    one_by_one = torch.cat([shared.encode_pixels(image[None]).cpu() for image in images])
+    assert torch.allclose(shared.encode_pixels(images).cpu(), one_by_one, atol=2e-3, rtol=2e-3)
+
+
+def test_memory_that_runs_out_halves_the_batch() -> None:
+    made = engine("ViT-B/32", CUDA, batch_size=4096)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 6e9 / total))
+    try:
+        features = made.encode_pixels(pixels(64, 224))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert features.shape == (64, 512)
+    assert features.isfinite().all()
+
+
+def test_the_batch_suits_the_gpu() -> None:
+    backend = make_backend(CUDA)
+    assert isinstance(backend, CudaBackend)
+    for name, architecture in formula.ARCHITECTURES.items():
+        assert backend.batch_size(architecture) >= 32, name
+    assert usable_precisions(CUDA)[0] == "fp16"

@@ -237,6 +237,22 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
     ]
 
 
+def test_what_was_done_before_memory_ran_out_is_kept_and_not_done_again() -> None:
+    architecture = formula.TINY["tiny-vit"]
+    backend = FullMemory(8, MemoryError())
+    made = Engine(formula.state_dict(architecture), architecture, PreprocessSettings(32), backend)
+    images = pictures(24, 32)
+
+    def shrink(batches: Iterator[tuple[torch.Tensor, ...]]) -> Iterator[torch.Tensor]:
+        for features in backend._run(batches):
+            backend.fits = 4  # from the second batch on
+            yield features
+
+    made._graphs[torch.uint8] = shrink
+    assert torch.allclose(made.encode_pixels(images)[:, 0], images.float().mean(dim=(1, 2, 3)))
+    assert backend.sizes == [8, 8, 4, 4, 4, 4]
+
+
 def test_a_single_picture_that_does_not_fit_is_an_error_and_others_come_through() -> None:
     architecture = formula.TINY["tiny-vit"]
     weights = formula.state_dict(architecture)
@@ -249,14 +265,16 @@ def test_a_single_picture_that_does_not_fit_is_an_error_and_others_come_through(
 
 
 def test_a_loaded_models_activation_heads_and_normalisation_are_its_own() -> None:
-    architecture = replace(formula.TINY["tiny-vit"], activation="gelu", vision_heads=4)
+    architecture = replace(formula.TINY["tiny-vit"], activation="gelu", vision_heads=4, transformer_heads=2)
     model = load_weights(formula.state_dict(architecture), architecture, mixed_fp16=False)
     model.preprocess_settings = PreprocessSettings(32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     encoder = clip.Encoder(model)
     images = pictures(2, 32)
     with torch.no_grad():
         expected = model.encode_image((images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
+        texts = model.encode_text(clip.tokenize(formula.TEXTS))
     assert error(torch.from_numpy(encoder.encode_pixels(images.numpy())), expected) < TOLERANCE
+    assert error(encoder.encode_text(formula.TEXTS), texts) < TOLERANCE
     assert encoder.settings == model.preprocess_settings
 
 
@@ -304,7 +322,7 @@ def test_fp8_rounds_rows_apart() -> None:
         torch.randn(32, 64, generator=draw) * torch.logspace(-3, 3, 32)[:, None], torch.randn(32, generator=draw)
     )
     half = Linear(layer.weight.bfloat16(), layer.bias.bfloat16())
-    found = TorchOps(torch.bfloat16).linear(x.bfloat16(), replace(to_fp8(half))).float()
+    found = TorchOps(torch.bfloat16).linear(x.bfloat16(), to_fp8(layer, half)).float()
     expected = TorchOps(torch.float32).linear(x, layer)
     assert found.shape == expected.shape
     # Within a few per cent of each row's scale, however far apart the scales of rows are.
@@ -318,14 +336,21 @@ def test_fp8_is_for_the_blocks_of_large_vits() -> None:
         state_dict = formula.state_dict(architecture)
         return fold_image_tower(state_dict, architecture, PreprocessSettings(architecture.image_resolution))
 
-    large = with_fp8_blocks(tower("tiny-vit-wide", vision_width=1024))
+    exact = tower("tiny-vit-wide", vision_width=1024)
+    large = with_fp8_blocks(torch_backend.place(exact, torch.Tensor.bfloat16), exact)
     assert isinstance(large, LeanViT)
     kinds = [type(block.qkv) for block in large.stack.blocks]
     assert kinds == [Linear, Fp8Linear]
+    assert {block.qkv.scale.dtype for block in large.stack.blocks[1:]} == {torch.float32}
+    assert large.patches.weight.dtype == large.stack.blocks[1].qkv.bias.dtype == torch.bfloat16
+    images = pictures(4, 56)
+    with torch.inference_mode():
+        found = torch_backend.image_features(large, torch.bfloat16)(images).float()
+        assert torch.cosine_similarity(found, torch_backend.image_features(exact, torch.float32)(images)).min() > 0.995
     assert type(large.patches) is type(large.stack.head) is type(large.stack.last.mlp.fc) is Linear
     for small, what in ((tower("tiny-vit"), "ViT"), (tower("tiny-rn"), "ResNet")):
         with pytest.raises(DeviceError, match=f"precision 'fp8': found a {what}, expected a ViT at least 1024 wide"):
-            with_fp8_blocks(small)
+            with_fp8_blocks(small, small)
 
 
 @pytest.mark.parametrize(("rows", "width", "at_least"), [(50, 768, 0.95), (197, 768, 0.95), (257, 1024, 0.95)])
