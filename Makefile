@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format
+.PHONY: install demo test check format bench bench-table
 
 # constraints.txt pins every version; PyTorch comes as pip finds it. README, "Install", tells how to get its CPU build.
 install: .venv/installed
@@ -31,3 +31,10 @@ test: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Hours for all of it; `make bench BENCH="--rows encode --models ViT-B/32"` for a part. Results are appended.
+bench: install
+	$(BIN)/python bench/run.py $(BENCH)
+
+bench-table: install
+	$(BIN)/python bench/run.py --table bench/results.jsonl

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 MAX_REASON = 100  # characters of what torch says; for an unknown name it lists every device it has heard of
 LENGTH_BUCKET = 8  # tokens: texts run at the next multiple of it, so that few shapes occur
-# Folding is bound by memory: 0.2 s for ViT-B/32 on one thread, and 1.2 s on two where other work has the cores.
+# Blocks are folded side by side, each on one thread: torch's own threads would wait for one another, 1.2 s instead of
+# 0.3 s for ViT-B/32 where other work has the cores.
 FOLDING_THREADS = 1
 TEXT_BATCH = 64  # texts; several hundred rows a product even where they are short
 ALLOCATION_FAILED = ("bad_alloc", "out of memory", "cannot allocate", "could not create a memory")

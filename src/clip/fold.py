@@ -10,6 +10,7 @@ Axes: O outputs, I inputs, W width, H heads, N = W / H channels a head, L tokens
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clip.architecture import HEAD_WIDTH
+from clip.threads import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -296,7 +298,8 @@ def fold_text_tower(state_dict: Mapping[str, Tensor], architecture: Architecture
 
 
 def _fold_stack(weights: _Weights, layers: int, heads: int, activation: Activation, head: Linear) -> Stack:
-    blocks = tuple(_fold_block(weights.below(str(i)), heads, activation) for i in range(layers - 1))
+    with ThreadPoolExecutor(available_cores()) as pool:
+        blocks = tuple(pool.map(lambda i: _fold_block(weights.below(str(i)), heads, activation), range(layers - 1)))
     last = _fold_last_block(weights.below(str(layers - 1)), heads, activation)
     return Stack(heads, activation, blocks, last, head)
 
@@ -312,8 +315,9 @@ def _fold_attention(weights: _Weights, heads: int) -> tuple[Linear, Linear, Line
 
 def _fold_mlp(weights: _Weights, activation: Activation) -> Mlp:
     fc = fold_norm(weights.linear("mlp.c_fc"), weights["ln_2.weight"], weights["ln_2.bias"])
-    mlp = Mlp(fc, weights.own_linear("mlp.c_proj"))
-    return quick_gelu_to_silu(mlp) if activation == "quick_gelu" else mlp
+    if activation == "quick_gelu":
+        return quick_gelu_to_silu(Mlp(fc, Linear(weights["mlp.c_proj.weight"], weights.own("mlp.c_proj.bias"))))
+    return Mlp(fc, weights.own_linear("mlp.c_proj"))
 
 
 def _fold_block(weights: _Weights, heads: int, activation: Activation) -> Block:

@@ -101,6 +101,13 @@ def test_a_mean_of_all_models_is_geometric() -> None:
     assert mean.reached
 
 
+def test_bars_for_a_gpu_hold_only_there() -> None:
+    found = bar.verdicts([measured("ours", 1.0, "fp16", device="cuda", gpu="NVIDIA H200", images_per_s=60_000)])
+    assert {verdict.precision for verdict in found} == {"fp16"}
+    assert [v.bar.models for v in found if v.reached] == [("ViT-B/32",)]
+    assert bar.verdicts([measured("ours", 1.0, "fp16", device="cuda", gpu="Another")]) == []
+
+
 def test_a_limit_in_seconds_holds_from_above() -> None:
     starts = [line("ours", row="start-first", imports_s=2.0, first_vector_s=1.6)]
     first = next(v for v in bar.verdicts(starts) if v.bar.row == "start-first")
