@@ -54,17 +54,20 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, help="JPEGs in a folder; fewer for larger models without")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results.jsonl")
     parser.add_argument("--table", type=Path, metavar="RESULTS", help="print the table of a file of results, and stop")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the file's bench markers")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="put it, without the bar, between the bench markers of a file"
+    )
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     asked = parsed(sys.argv[1:])
     if asked.table is not None:
-        shown = table.markdown(table.read(asked.table))
+        lines = table.read(asked.table)
         if asked.write is None:
-            sys.stdout.write(shown)
+            sys.stdout.write(table.markdown(lines))
         else:
+            shown = table.markdown(lines, judged=False)
             asked.write.write_text(table.replaced(asked.write.read_text(encoding="utf-8"), shown), encoding="utf-8")
         return
     options = Options(

@@ -45,12 +45,14 @@ def of_row(line: Line) -> tuple[str, ...]:
     return line["row"], line["model"], line["peer"], line["precision"]
 
 
-def markdown(lines: list[Line]) -> str:
-    """Tables for each machine: encode, the other rows, the bar, and what has no number."""
+def markdown(lines: list[Line], *, judged: bool = True) -> str:
+    """Tables for each machine: encode and the other rows; if `judged`, also the bar, and what has no number."""
     sections = []
     for group in by_key(lines, of_machine).values():
         ours = [p for p in PRECISIONS if any(line["peer"] == OURS and line["precision"] == p for line in group)]
-        parts = [heading(group), encode_table(group, ours), other_rows(group, ours), bar_table(group), problems(group)]
+        parts = [heading(group), encode_table(group, ours), other_rows(group, ours)]
+        if judged:
+            parts += [bar_table(group), problems(group)]
         sections.append("\n\n".join(part for part in parts if part))
     return "\n\n".join(sections) + "\n"
 

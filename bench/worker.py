@@ -26,10 +26,9 @@ RUNNERS = {
     "openvino-plain": OpenVinoPlain,
     "ceiling": Ceiling,
 }
-SETTLE_TURNS = 4  # calls of each way and thread count; the shortest counts, as the first is long and others disturbed
-
+SETTLE_TURNS = 6  # calls of each way and thread count; the shortest counts, as the first is long and others disturbed
 FEWER_THREADS = (
-    1.05  # how much faster fewer threads must be: where another program is busy, they seem better than they are
+    1.2  # how much faster fewer threads must be: where another program is busy, they seem better than they are
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +26,6 @@ from clip.preprocess import open_picture, to_pixels
 from clip.threads import available_cores, map_ahead
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
 
     from PIL import Image
@@ -64,8 +64,11 @@ class Encoder:
                  this machine lacks; InputError for a batch size under 1 and for a loaded model whose modules are not
                  OpenAI's.
         """
-        if batch_size != "auto" and batch_size < 1:
-            raise InputError(f"batch_size: found {batch_size}, expected at least 1. Pass a number of pictures.")
+        asked: dict[str, object] = {"batch_size": 1 if batch_size == "auto" else batch_size}
+        asked["threads"] = 1 if threads is None else threads
+        for name, number in asked.items():
+            if not isinstance(number, int) or number < 1:
+                raise InputError(f"{name}: found {number!r}, expected at least 1. Pass a whole number.")
         warn_of_foreign_distribution()
         if isinstance(model, CLIP) and device in (None, "auto"):
             device = next(model.parameters()).device
@@ -131,7 +134,13 @@ class Encoder:
         """Decoded and cropped pictures to features, in batches.
 
         Shapes:  uint8 (B, R, R, 3) -> float32 (B, D), not normalised.
+        Raises:  InputError (a ValueError) for another shape or type.
         """
+        if pixels.dtype != np.uint8:
+            raise InputError(
+                f"pixels: found {pixels.dtype}, expected uint8 (B, R, R, 3). Normalised ones go to encode_image."
+            )
+        pixels = np.require(pixels, requirements=["C", "W"])  # torch takes neither mirrored nor read-only arrays
         return self._engine.encode_pixels(torch.from_numpy(pixels)).float().cpu().numpy()
 
     def embed(self, images: Iterable[Picture], *, normalize: bool = True) -> np.ndarray:
@@ -152,7 +161,7 @@ class Encoder:
                     f"picture {number}: cannot be decoded ({type(exc).__name__}: {exc}). Leave it out, or repair it."
                 ) from exc
 
-        if isinstance(images, (str, bytes)):
+        if isinstance(images, (str, bytes, os.PathLike)):
             raise InputTypeError(
                 f"images: found {type(images).__name__}, expected several pictures. Pass a list of one."
             )
@@ -160,7 +169,15 @@ class Encoder:
         decoded = map_ahead(pixels_of, enumerate(images), workers=workers, ahead=self.batch_size + workers)
         parts = [self.encode_pixels(np.stack(batch)) for batch in batched(decoded, self.batch_size)]
         vectors = np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)  # (N, D)
-        return unit_vectors(vectors) if normalize else vectors
+        if not normalize:
+            return vectors
+        norms = np.linalg.norm(vectors, axis=1)
+        for number in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
+            raise ImageError(
+                f"picture {number}: the model gave a vector of norm {norms[number]}, expected one above 0. Check the "
+                "weights, or pass another precision."
+            )
+        return unit_vectors(vectors)
 
 
 def _checkpoint_of(model: CLIP) -> Checkpoint:

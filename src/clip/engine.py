@@ -22,10 +22,10 @@ from clip.model import CLIP, load_weights
 from clip.openvino_backend import OpenVinoBackend, processor_name
 from clip.openvino_backend import usable_precisions as openvino_precisions
 from clip.threads import available_cores
-from clip.torch_backend import TorchBackend
+from clip.torch_backend import TorchBackend, check_fp8
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from clip.fold import ImageTower, LeanText
     from clip.items import Architecture, Checkpoint, PreprocessSettings
@@ -39,13 +39,14 @@ TEXT_BATCH = 64  # texts; several hundred rows a product even where they are sho
 ALLOCATION_FAILED = ("bad_alloc", "out of memory", "cannot allocate", "could not create a memory")
 
 _log = logging.getLogger("clip")
+_folding = threading.Lock()  # while it is held torch's thread count, which is the process's, is another
 
 
 class Graph(Protocol):
     """A tower that is ready to run."""
 
-    def __call__(self, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-        """The features (B, D) of each batch of inputs."""
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The features (B, D) of a batch."""
         ...
 
 
@@ -76,7 +77,7 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     Raises:  DeviceError (a RuntimeError) for a device this machine does not have.
     """
     if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)
         # The one way to ask that holds for every kind, index and build; "meta" would answer, with no numbers in it.
@@ -87,6 +88,8 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
             f"device {str(device)!r}: not usable here ({reason[:MAX_REASON]}), expected one of {_device_names()}. "
             'Pass one of these, or "auto".'
         ) from exc
+    if wanted == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())  # which another thread may have chosen otherwise
     return wanted
 
 
@@ -183,6 +186,8 @@ class Engine:
         backend: Backend,
         batch_size: int | None = None,
     ) -> None:
+        if backend.precision == "fp8":
+            check_fp8(architecture)
         self.architecture = architecture
         self.settings = settings
         self.backend = backend
@@ -210,17 +215,25 @@ class Engine:
         Normalised floats go back to the units of bytes by one affine step, as the graph reads bytes.
         """
         side = self.settings.resolution_px
-        if image.shape[1:] != (3, side, side):
+        if image.shape[1:] != (3, side, side) or not (image.is_floating_point() or image.dtype == torch.uint8):
             raise InputError(
-                f"image: found {tuple(image.shape)}, expected (B, 3, {side}, {side}). Preprocess it for this model."
+                f"image: found {tuple(image.shape)} of {image.dtype}, expected (B, 3, {side}, {side}) of floats or "
+                "bytes. Preprocess it for this model."
             )
         image = image.detach()
-        if image.dtype != torch.uint8:
-            image = image.to(torch.float32)
-            scales = image.new_tensor(self.settings.std).mul(BYTE_MAX).view(3, 1, 1)
-            shifts = image.new_tensor(self.settings.mean).mul(BYTE_MAX).view(3, 1, 1)
-            image = image * scales + shifts
-        return self.encode_pixels(image.permute(0, 2, 3, 1))  # (B, 3, R, R) -> (B, R, R, 3)
+        if image.dtype == torch.uint8:
+            return self.encode_pixels(image.permute(0, 2, 3, 1))  # (B, 3, R, R) -> (B, R, R, 3)
+        on_gpu = self.backend.device if self.backend.device.type != "cpu" else image.device
+        scales, shifts = (
+            torch.tensor(values, dtype=torch.float32, device=on_gpu).mul(BYTE_MAX).view(3, 1, 1)
+            for values in (self.settings.std, self.settings.mean)
+        )
+
+        def pixels(start: int, stop: int) -> tuple[Tensor]:
+            part = image[start:stop].to(on_gpu, torch.float32)
+            return ((part * scales + shifts).permute(0, 2, 3, 1),)
+
+        return self._run(torch.float32, len(image), pixels)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token tables to features. Shapes: int (T, L) -> (T, D) on the device.
@@ -257,15 +270,15 @@ class Engine:
         done = 0
         while done < count:
             size = self._text_batch if key is None else self.batch_size
-            batches = (inputs(start, min(start + size, count)) for start in range(done, count, size))
             try:
-                for part in self._graph(key)(batches):
-                    features.append(part)
-                    done += len(part)
+                part = self._graph(key)(*inputs(done, min(done + size, count)))
             except (RuntimeError, MemoryError) as exc:
                 if not _is_out_of_memory(exc):
                     raise
                 self._halve(key, size, exc)
+            else:
+                features.append(part)
+                done += len(part)
         return torch.cat(features)
 
     def _graph(self, key: torch.dtype | None) -> Graph:
@@ -275,28 +288,32 @@ class Engine:
             return self._graphs[key]
 
     def _image_graph(self, dtype: torch.dtype) -> Graph:
-        with limit_threads(FOLDING_THREADS):
+        with _folding, limit_threads(FOLDING_THREADS):
             tower = fold_image_tower(self._state_dict, self.architecture, self.settings)
         return self.backend.image_graph(tower, dtype, self.batch_size)
 
     def _text_graph(self) -> Graph:
-        with limit_threads(FOLDING_THREADS):
+        with _folding, limit_threads(FOLDING_THREADS):
             tower = fold_text_tower(self._state_dict, self.architecture)
         return self.backend.text_graph(tower, self._text_batch)
 
     def _halve(self, key: torch.dtype | None, size: int, exc: Exception) -> None:
-        """Go on with half the batch, unless another thread has just done so."""
+        """Go on with half the batch, unless another thread has just done so; graphs are made for a size, so they go."""
+        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
         if size == 1:
             raise DeviceError(
-                f"{self.backend.device}: out of memory for a batch of 1, expected room for it "
-                f"({str(exc).splitlines()[0][:MAX_REASON]}). Free some, or use another device."
+                f"{self.backend.device}: out of memory for a batch of 1, expected room for it ({reason[:MAX_REASON]}). "
+                "Free some, or use another device."
             ) from exc
         with self._building:
+            if size != (self._text_batch if key is None else self.batch_size):
+                return
             if key is None:
-                self._text_batch = min(self._text_batch, size // 2)
+                self._text_batch //= 2
+                self._graphs.pop(None, None)
             else:
-                self.batch_size = min(self.batch_size, size // 2)
-            self._graphs.pop(key, None)
+                self.batch_size //= 2
+                self._graphs = {kept: graph for kept, graph in self._graphs.items() if kept is None}
         _log.warning("%s: out of memory for a batch of %d; going on with %d", self.backend.device, size, size // 2)
 
 

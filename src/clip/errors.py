@@ -11,7 +11,7 @@
     │   └── UnsafeCheckpointError           ... because it carries more than tensors and plain values
     ├── TextTooLongError (RuntimeError)     a text of more tokens than the model reads
     ├── ImageError (ValueError)             a picture that cannot become pixels
-    ├── DeviceError (RuntimeError)          a device this machine does not have
+    ├── DeviceError (RuntimeError)          a device or precision this machine does not have
     └── StoreError (RuntimeError)           an output folder that cannot be written
         └── StoreMismatchError              ... because something else already stands there
 

@@ -22,7 +22,6 @@ from clip.lean import LAYER_NORM_EPS, resnet_features, text_features, vit_featur
 from clip.torch_backend import cpu_batch_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
     from types import ModuleType
 
     from clip.fold import Conv, ImageTower, Linear
@@ -156,10 +155,15 @@ class OpenVinoOps:
         return self._op.gather(self._constant(table), rows, self._op.constant(np.int64(0)))
 
 
+@cache
+def _core() -> Any:
+    return openvino().Core()
+
+
 def usable_precisions() -> list[str]:
     """What this CPU computes in by itself; none where OpenVINO is not installed."""
     try:
-        capabilities = openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except ImportError:
         return []
     return ["fp32"] + (["bf16"] if "BF16" in capabilities else [])
@@ -167,7 +171,7 @@ def usable_precisions() -> list[str]:
 
 def processor_name() -> str:
     """The processor's name, as OpenVINO reads it."""
-    return str(openvino().Core().get_property("CPU", "FULL_DEVICE_NAME"))
+    return str(_core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
 class OpenVinoBackend:
@@ -179,7 +183,6 @@ class OpenVinoBackend:
         self.precision = precision
         self.dtype = torch.float32  # whatever it computes in
         self._threads = threads
-        self._core = openvino().Core()
 
     def batch_size(self, architecture: Architecture) -> int:
         """Pictures that make products large enough for these threads."""
@@ -213,7 +216,7 @@ class OpenVinoBackend:
             "INFERENCE_NUM_THREADS": self._threads,
             "ENABLE_CPU_PINNING": False,  # threads that decode want the same cores
         }
-        compiled = self._core.compile_model(model, "CPU", settings)
+        compiled = _core().compile_model(model, "CPU", settings)
         found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if found != wanted:
             raise DeviceError(
@@ -229,15 +232,14 @@ class OpenVinoGraph:
         self.compiled = compiled
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
-    def __call__(self, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-        """The features of each batch, float32."""
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The features of a batch, float32."""
         try:
             request = self._idle.get_nowait()
         except Empty:
             request = self.compiled.create_infer_request()
         try:
-            for inputs in batches:
-                arrays = [tensor.cpu().contiguous().numpy() for tensor in inputs]
-                yield torch.from_numpy(request.infer(arrays, share_inputs=True)[0])
+            arrays = [tensor.cpu().contiguous().numpy() for tensor in inputs]
+            return torch.from_numpy(request.infer(arrays, share_inputs=True)[0])
         finally:
             self._idle.put(request)

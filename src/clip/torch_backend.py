@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip.errors import DeviceError
 from clip.fold import LeanViT, Linear
 from clip.lean import LAYER_NORM_EPS, resnet_features, text_features, vit_features
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from clip.fold import Conv, ImageTower, LeanText
     from clip.items import Activation, Architecture
@@ -28,6 +29,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, 
 _scaled_mm: Any = getattr(torch, "_scaled_mm")  # noqa: B009  torch's one product of fp8 matrices has no public name
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # the largest number of that type
+FP8_MIN_WIDTH = 1024  # ViT-L's; products of narrower ones gain nothing (pytorch/ao, small shapes)
 FP8_MIN_SCALE = 1e-12  # for rows of zeros
 CPU_ROWS = 1600  # of a batch's products; more gain nothing on two cores (LOG.md)
 CPU_MIN_BATCH, CPU_MAX_BATCH = 8, 32  # pictures
@@ -81,9 +83,9 @@ class TorchOps:
         if not isinstance(layer, Fp8Linear):
             return F.linear(x, layer.weight, layer.bias)
         rows, scale = _round_rows(x.flatten(end_dim=-2))
-        product = _scaled_mm(
-            rows, layer.weight.T, scale_a=scale, scale_b=layer.scale, bias=layer.bias, out_dtype=self.dtype
-        )
+        scales = {"scale_a": scale, "scale_b": layer.scale}
+        # Sums in the tensor cores' own width: rowwise products are slow without on Hopper (pytorch/pytorch#144809).
+        product = _scaled_mm(rows, layer.weight.T, bias=layer.bias, out_dtype=self.dtype, use_fast_accum=True, **scales)
         return product.unflatten(0, x.shape[:-1])
 
     def conv(self, x: Tensor, layer: Conv) -> Tensor:
@@ -205,9 +207,20 @@ class TorchGraph:
         self._function = function
         self._device = device
 
-    def __call__(self, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-        """The features of each batch, in the dtype of the weights."""
-        for inputs in batches:
-            with torch.inference_mode():
-                features = self._function(*(tensor.to(self._device) for tensor in inputs))
-            yield features
+    @torch.inference_mode()
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The features of a batch, in the dtype of the weights."""
+        return self._function(*(tensor.to(self._device) for tensor in inputs))
+
+
+def check_fp8(architecture: Architecture) -> None:
+    """Refuse a model that fp8 makes no faster.
+
+    Raises:  DeviceError for a ResNet, or a ViT narrower than ViT-L.
+    """
+    if architecture.vision_patch_size is None or architecture.vision_width < FP8_MIN_WIDTH:
+        kind = "ResNet" if architecture.vision_patch_size is None else "ViT"
+        raise DeviceError(
+            f"precision 'fp8': found a {kind} {architecture.vision_width} wide, expected a ViT of at least "
+            f"{FP8_MIN_WIDTH}. Pass 'reference' or 'bf16'."
+        )

@@ -101,23 +101,42 @@ def test_threads_take_turns_and_get_their_own_features() -> None:
 
 def test_pinned_memory_is_not_filled_before_it_has_crossed_the_bus() -> None:
     """Many batches in one call, each of a colour of its own: a slot reused too early would show another's."""
-    shared = engine("tiny-vit-wide", CUDA, batch_size=2)
-    images = torch.arange(64, dtype=torch.uint8).mul(4)[:, None, None, None].expand(-1, 56, 56, 3).contiguous()
-    one_by_one = torch.cat([shared.encode_pixels(image[None]).cpu() for image in images])
-    assert torch.allclose(shared.encode_pixels(images).cpu(), one_by_one, atol=2e-3, rtol=2e-3)
+    shared = engine("ViT-B/32", CUDA, batch_size=256)
+    images = torch.arange(2048).remainder(251).to(torch.uint8)[:, None, None, None].expand(-1, 224, 224, 3).contiguous()
+    one_by_one = torch.cat([shared.encode_pixels(image[None]).cpu() for image in images[:251]])
+    expected = one_by_one[torch.arange(2048).remainder(251)]
+    assert torch.allclose(shared.encode_pixels(images).cpu(), expected, atol=2e-3, rtol=2e-3)
 
 
 def test_memory_that_runs_out_halves_the_batch() -> None:
-    made = engine("ViT-B/32", CUDA, batch_size=4096)
+    made = engine("ViT-B/32", CUDA, batch_size=16_384)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, 6e9 / total))
     try:
-        features = made.encode_pixels(pixels(64, 224))
+        features = made.encode_pixels(pixels(32, 224).repeat(300, 1, 1, 1))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert features.shape == (64, 512)
+    assert features.shape == (9600, 512)
     assert features.isfinite().all()
+    assert made.batch_size < 16_384
+
+
+def test_streams_of_two_threads_do_not_meet_in_a_graph() -> None:
+    shared = engine("tiny-vit-wide", CUDA, batch_size=64)
+    images = pixels(512, 56).cuda()
+    expected = shared.encode_pixels(images)
+
+    def on_a_stream(_: int) -> torch.Tensor:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            features = shared.encode_pixels(images)
+            torch.cuda.current_stream().synchronize()
+        return features
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(4) as pool:
+        for features in pool.map(on_a_stream, range(12)):
+            assert torch.allclose(features, expected, atol=2e-3, rtol=2e-3)
 
 
 def test_the_batch_suits_the_gpu() -> None:

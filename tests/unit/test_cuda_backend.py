@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 class Still:
     """A stream or an event where everything has happened already."""
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         assert name in ("wait_stream", "wait_event", "record", "synchronize")
@@ -56,6 +56,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
     @contextmanager
     def capture(graph: Graph, **_: Any) -> Iterator[None]:
+        assert cuda_backend._capturing.locked()
+        assert torch.get_float32_matmul_precision() == "highest"
         yield
         assert made.last
         graph.bound = made.last
@@ -68,9 +70,11 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
         "device": lambda _: nullcontext(),
         "CUDAGraph": Graph,
         "graph": capture,
+        "graph_pool_handle": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **options: zeros(*shape, **options | {"pin_memory": False}))
     return made
 
 
@@ -86,22 +90,24 @@ def test_batches_of_every_size_come_back_in_order_and_without_their_padding(
 ) -> None:
     graph = CudaGraph(recorder, CPU, batch_size=100)
     batches = [inputs(count, seed) for seed, count in enumerate(counts)]
-    for found, batch in zip(graph(batches), batches, strict=True):
-        assert torch.equal(found, recorder.compute(*batch))
+    for batch in batches:
+        assert torch.equal(graph(*batch), recorder.compute(*batch))
 
 
 def test_few_sizes_are_captured_and_each_once(recorder: Recorder) -> None:
     graph = CudaGraph(recorder, CPU, batch_size=100)
-    list(graph(inputs(count) for count in range(1, 101)))
-    assert sorted({shape[0] for shape in recorder.shapes}) == [1, 8, 64, 100]
-    assert len(recorder.shapes) == 4 * (cuda_backend.WARM_UP_RUNS + 1)
+    for count in range(1, 101):
+        graph(*inputs(count))
+    sizes = [1, 2, 4, 8, 16, 32, 64, 100]
+    assert sorted({shape[0] for shape in recorder.shapes}) == sizes
+    assert len(recorder.shapes) == len(sizes) * (cuda_backend.WARM_UP_RUNS + 1)
 
 
 def test_what_a_batch_left_behind_is_not_in_the_next(recorder: Recorder) -> None:
     """The features are copies: the graph writes each batch's to the same place."""
     graph = CudaGraph(recorder, CPU, batch_size=4)
     first, second = inputs(4, 1), inputs(3, 2)
-    found = list(graph([first, second]))
+    found = [graph(*first), graph(*second)]
     assert torch.equal(found[0], recorder.compute(*first))
     assert torch.equal(found[1], recorder.compute(*second))
 
@@ -114,7 +120,8 @@ def test_only_full_batches_are_compiled(recorder: Recorder) -> None:
         return recorder(x, y)
 
     graph = CudaGraph(recorder, CPU, batch_size=70, compiled=both)
-    list(graph([inputs(3), inputs(70)]))
+    graph(*inputs(3))
+    graph(*inputs(70))
     assert {shape[0] for shape in compiled.shapes} == {70}
 
 
@@ -126,7 +133,7 @@ def test_where_the_compiler_fails_the_graph_runs_uncompiled(
 
     graph = CudaGraph(recorder, CPU, batch_size=4, compiled=no_compiler)
     batch = inputs(4)
-    assert torch.equal(next(graph([batch])), recorder.compute(*batch))
+    assert torch.equal(graph(*batch), recorder.compute(*batch))
     assert [record.message for record in caplog.records] == [
         "torch.compile failed (Failed to find C compiler); the graph runs uncompiled"
     ]
@@ -137,4 +144,4 @@ def test_memory_that_runs_out_in_the_compiler_is_not_taken_for_a_failure_of_it(r
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        next(CudaGraph(recorder, CPU, batch_size=4, compiled=too_large)([inputs(4)]))
+        CudaGraph(recorder, CPU, batch_size=4, compiled=too_large)(*inputs(4))

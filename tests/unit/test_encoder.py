@@ -199,10 +199,32 @@ def test_pictures_are_taken_as_they_are_needed(weights_path: Path) -> None:
     assert pulled <= 6 + 2 + encoder_module.available_cores() + 1
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_of_no_pictures_is_refused(weights_path: Path, batch_size: int) -> None:
-    with pytest.raises(InputError, match=f"batch_size: found {batch_size}, expected at least 1"):
-        clip.Encoder(weights_path, batch_size=batch_size)
+def test_pixels_may_be_mirrored_or_read_only_but_not_floats(encoder: clip.Encoder) -> None:
+    side = encoder.resolution_px
+    pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), np.uint8)
+    expected = encoder.encode_pixels(pixels)
+    still = pixels.copy()
+    still.flags.writeable = False
+    assert error(encoder.encode_pixels(still), expected) < TOLERANCE
+    assert error(encoder.encode_pixels(pixels[::-1]), expected[::-1]) < TOLERANCE
+    with pytest.raises(InputError, match="pixels: found float32, expected uint8"):
+        encoder.encode_pixels(pixels.astype(np.float32))
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "Auto"])
+@pytest.mark.parametrize("name", ["batch_size", "threads"])
+def test_a_number_that_makes_no_sense_is_refused(weights_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name}: found {value!r}, expected at least 1"):
+        clip.Encoder(weights_path, **{name: value})
+
+
+def test_a_vector_that_cannot_be_normalised_is_named(encoder: clip.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = np.ones((3, encoder.dim), np.float32)
+    features[1, 0] = np.inf
+    monkeypatch.setattr(encoder, "encode_pixels", lambda _: features)
+    with pytest.raises(ImageError, match="picture 1: the model gave a vector of norm inf"):
+        encoder.embed(PICTURES[:3])
+    assert encoder.embed(PICTURES[:3], normalize=False).shape == (3, encoder.dim)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "warp", "cpu:x", ""])

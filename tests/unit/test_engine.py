@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -202,12 +201,11 @@ class FullMemory:
 
     text_graph = image_graph
 
-    def _run(self, batches: Iterator[tuple[torch.Tensor, ...]]) -> Iterator[torch.Tensor]:
-        for inputs in batches:
-            self.sizes.append(len(inputs[0]))
-            if len(inputs[0]) > self.fits:
-                raise self.failure
-            yield inputs[0].float().mean(dim=(1, 2, 3))[:, None].expand(-1, 32)
+    def _run(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(pixels))
+        if len(pixels) > self.fits:
+            raise self.failure
+        return pixels.float().mean(dim=(1, 2, 3))[:, None].expand(-1, 32)
 
 
 @pytest.mark.parametrize(
@@ -243,14 +241,42 @@ def test_what_was_done_before_memory_ran_out_is_kept_and_not_done_again() -> Non
     made = Engine(formula.state_dict(architecture), architecture, PreprocessSettings(32), backend)
     images = pictures(24, 32)
 
-    def shrink(batches: Iterator[tuple[torch.Tensor, ...]]) -> Iterator[torch.Tensor]:
-        for features in backend._run(batches):
-            backend.fits = 4  # from the second batch on
-            yield features
+    def shrink(pixels: torch.Tensor) -> torch.Tensor:
+        features = backend._run(pixels)
+        backend.fits = 4  # from the second batch on
+        return features
 
     made._graphs[torch.uint8] = shrink
     assert torch.allclose(made.encode_pixels(images)[:, 0], images.float().mean(dim=(1, 2, 3)))
     assert backend.sizes == [8, 8, 4, 4, 4, 4]
+
+
+def test_graphs_made_for_the_larger_batch_go_but_only_once() -> None:
+    architecture = formula.TINY["tiny-vit"]
+    made = Engine(formula.state_dict(architecture), architecture, PreprocessSettings(32), FullMemory(8, MemoryError()))
+    made.encode_pixels(pictures(2, 32))
+    made.encode_pixels(pictures(2, 32).float())
+    made._text_graph()
+    made._graphs[None] = text = made.backend._run
+    made._halve(torch.uint8, 8, MemoryError())
+    assert (made.batch_size, made._graphs) == (4, {None: text})
+    made.encode_pixels(pictures(2, 32))
+    made._halve(torch.float32, 8, MemoryError())  # of a thread whose batch was on its way before
+    assert (made.batch_size, set(made._graphs)) == (4, {None, torch.uint8})
+    made._halve(None, 64, MemoryError())
+    assert (made._text_batch, set(made._graphs)) == (32, {torch.uint8})
+
+
+def test_engines_that_fold_at_once_leave_torchs_threads_as_they_were() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engines = [make_engine() for _ in range(6)]
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda one: one.encode_pixels(pictures(1, 32)), engines))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_single_picture_that_does_not_fit_is_an_error_and_others_come_through() -> None:
@@ -258,6 +284,9 @@ def test_a_single_picture_that_does_not_fit_is_an_error_and_others_come_through(
     weights = formula.state_dict(architecture)
     made = Engine(weights, architecture, PreprocessSettings(32), FullMemory(0, MemoryError("no room")))
     with pytest.raises(DeviceError, match=r"cpu: out of memory for a batch of 1.*\(no room\)"):
+        made.encode_pixels(pictures(2, 32))
+    made = Engine(weights, architecture, PreprocessSettings(32), FullMemory(0, MemoryError()))
+    with pytest.raises(DeviceError, match=r"cpu: out of memory for a batch of 1.*\(MemoryError\)"):
         made.encode_pixels(pictures(2, 32))
     made = Engine(weights, architecture, PreprocessSettings(32), FullMemory(0, RuntimeError("another fault")))
     with pytest.raises(RuntimeError, match="another fault"):
@@ -331,41 +360,64 @@ def test_fp8_rounds_rows_apart() -> None:
 
 
 def test_fp8_is_for_the_blocks_of_large_vits() -> None:
-    def tower(name: str, **changes: int) -> Any:
-        architecture = replace(formula.TINY[name], **changes)
-        state_dict = formula.state_dict(architecture)
-        return fold_image_tower(state_dict, architecture, PreprocessSettings(architecture.image_resolution))
-
-    exact = tower("tiny-vit-wide", vision_width=1024)
-    large = with_fp8_blocks(torch_backend.place(exact, torch.Tensor.bfloat16), exact)
-    assert isinstance(large, LeanViT)
+    architecture = replace(formula.TINY["tiny-vit-wide"], vision_width=1024)
+    exact = fold_image_tower(formula.state_dict(architecture), architecture, PreprocessSettings(56))
+    placed = torch_backend.place(exact, torch.Tensor.bfloat16)
+    assert isinstance(placed, LeanViT)
+    assert isinstance(exact, LeanViT)
+    large = with_fp8_blocks(placed, exact)
     kinds = [type(block.qkv) for block in large.stack.blocks]
     assert kinds == [Linear, Fp8Linear]
     assert {block.qkv.scale.dtype for block in large.stack.blocks[1:]} == {torch.float32}
     assert large.patches.weight.dtype == large.stack.blocks[1].qkv.bias.dtype == torch.bfloat16
+    assert type(large.patches) is type(large.stack.head) is type(large.stack.last.mlp.fc) is Linear
     images = pictures(4, 56)
     with torch.inference_mode():
         found = torch_backend.image_features(large, torch.bfloat16)(images).float()
         assert torch.cosine_similarity(found, torch_backend.image_features(exact, torch.float32)(images)).min() > 0.995
-    assert type(large.patches) is type(large.stack.head) is type(large.stack.last.mlp.fc) is Linear
-    for small, what in ((tower("tiny-vit"), "ViT"), (tower("tiny-rn"), "ResNet")):
-        with pytest.raises(DeviceError, match=f"precision 'fp8': found a {what}, expected a ViT at least 1024 wide"):
-            with_fp8_blocks(small, small)
+
+
+@pytest.mark.parametrize(("name", "what"), [("tiny-vit", "ViT 64 wide"), ("tiny-rn", "ResNet 16 wide")])
+def test_fp8_is_refused_where_it_is_no_faster_before_any_work(name: str, what: str) -> None:
+    backend = FullMemory(8, MemoryError())
+    backend.precision = "fp8"
+    architecture = formula.TINY[name]
+    with pytest.raises(DeviceError, match=f"precision 'fp8': found a {what}, expected a ViT of at least 1024"):
+        Engine({}, architecture, PreprocessSettings(32), backend)
 
 
 @pytest.mark.parametrize(("rows", "width", "at_least"), [(50, 768, 0.95), (197, 768, 0.95), (257, 1024, 0.95)])
 def test_a_gpus_batch_fills_its_waves(rows: int, width: int, at_least: float) -> None:
     batch = full_wave_batch(rows, width, 132)
     assert batch % 32 == 0
-    assert batch >= 64
-    assert batch * rows <= cuda_backend.MAX_ROWS
+    assert cuda_backend.MIN_ROWS <= batch * rows <= cuda_backend.MAX_ROWS
     tiles = -(-batch * rows // 128) * -(-3 * width // 256)
     assert tiles / (-(-tiles // 132) * 132) > at_least
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [("RN50", 256), ("RN101", 256), ("RN50x4", 64), ("RN50x64", 32), ("ViT-B/32", 448)]
+)
+def test_a_gpus_batch_is_by_the_model(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Processors:
+        multi_processor_count = 132
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Processors)
+    backend = cuda_backend.CudaBackend(torch.device("cuda", 0), "fp16")
+    assert backend.batch_size(formula.ARCHITECTURES[name]) == size
+
+
 def test_small_batches_are_padded_to_few_sizes() -> None:
-    assert [padded_size(count, 448) for count in (1, 2, 8, 9, 64, 65, 448)] == [1, 8, 8, 64, 64, 448, 448]
-    assert [padded_size(count, 4) for count in (1, 2, 4)] == [1, 4, 4]
+    assert [padded_size(count, 448) for count in (1, 2, 3, 9, 64, 65, 224)] == [1, 2, 4, 16, 64, 128, 256]
+    assert [padded_size(count, 448) for count in (225, 448, 500)] == [448, 448, 500]
+    assert [padded_size(count, 4) for count in (1, 2, 3, 4)] == [1, 2, 4, 4]
+    assert padded_size(1, 1) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.bool])
+def test_whole_numbers_but_bytes_are_not_taken_for_normalised_pictures(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=r"image: found \(1, 3, 32, 32\) of torch\..*expected .* floats or bytes"):
+        make_engine().encode_image(torch.zeros(1, 3, 32, 32, dtype=dtype))
 
 
 def test_a_cpus_batch_suits_the_model_and_the_threads() -> None:
