@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 import click
 
 import clip
-from clip.errors import ClipError, InputError, InputTypeError, StoreMismatchError, UnknownModelError
+from clip.errors import ClipError, InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError
 from clip.items import DeviceRow, Precision
 from clip.jobs import EmbedJob, EmbedReport, FetchJob, ModelRow, Progress, VectorDtype
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES, EXIT_SIGNAL = 1, 2, 3, 128
-REFUSALS = (InputError, InputTypeError, StoreMismatchError, UnknownModelError)
+REFUSALS = (InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError)
 PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is no terminal
 GLOB_HELP = (
     "Take the files whose path below PHOTOS matches, instead of those with a picture's extension; "
@@ -146,13 +146,14 @@ def _say(message: str) -> None:
 
 
 def _summary(report: EmbedReport) -> str:
-    rate = report.read / report.seconds
+    rate = (report.read - report.resumed) / report.seconds
     failed = f", failed {report.failed:,} (see {report.output}/failures)" if report.failed else ", failed 0"
+    resumed = f"{report.resumed:,} by an earlier run; " if report.resumed else ""
     if not report.read:
         return f"found no pictures in the source{_ignored(report.ignored)}; {report.output}"
     return (
         f"read {report.read:,} = written {report.written:,}{failed}; "
-        f"{report.seconds:.1f} s, {rate:.1f} images/s; {report.output}{_ignored(report.ignored)}"
+        f"{resumed}{report.seconds:.1f} s, {rate:.1f} images/s; {report.output}{_ignored(report.ignored)}"
     )
 
 
@@ -176,7 +177,7 @@ class _ProgressBar:
             self._started = self._spoken = time.monotonic()
         elif time.monotonic() - self._spoken >= PLAIN_INTERVAL_S:
             self._spoken = time.monotonic()
-            rate = progress.read / (self._spoken - self._started)
+            rate = (progress.read - progress.resumed) / (self._spoken - self._started)
             left_s = max(0, progress.total - progress.read) / rate
             done = f"{progress.read:,} of {progress.total:,} images, failed {progress.failed:,}"
             _say(f"{done}, {rate:.1f} images/s, {left_s:.0f} s left")
@@ -189,7 +190,7 @@ class _ProgressBar:
         if self._bar is None:
             from tqdm import tqdm  # here, because only a run on a terminal needs it
 
-            self._bar = tqdm(total=progress.total, unit=" images", dynamic_ncols=True)
+            self._bar = tqdm(total=progress.total, initial=progress.resumed, unit=" images", dynamic_ncols=True)
         self._bar.set_postfix(failed=progress.failed, refresh=False)
         self._bar.update()
 

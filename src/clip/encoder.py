@@ -89,7 +89,8 @@ class Encoder:
         self.dim = checkpoint.architecture.embed_dim
         self.device = backend.device
         self.precision = precision
-        self.backend = f"{backend.name}, {backend.precision}"
+        self.computed_in = backend.precision  # what the precision means here
+        self.backend = backend.name
         size = None if batch_size == "auto" else batch_size
         self._engine = Engine(checkpoint.state_dict, checkpoint.architecture, self.settings, backend, size)
 

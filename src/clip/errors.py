@@ -13,7 +13,8 @@
     ├── ImageError (ValueError)             a picture that cannot become pixels
     ├── DeviceError (RuntimeError)          a device or precision this machine does not have
     └── StoreError (RuntimeError)           an output folder that cannot be written
-        └── StoreMismatchError              ... because something else already stands there
+        ├── StoreMismatchError              ... because something else already stands there
+        └── StoreBusyError                  ... because another job is at work there
 
 The builtin in brackets is a second parent: where OpenAI's code raised it, `except RuntimeError` keeps working.
 Messages read `<which item>: <what was found>, expected <what>. <The one thing to do.>`
@@ -28,6 +29,7 @@ __all__ = [
     "ImageError",
     "InputError",
     "InputTypeError",
+    "StoreBusyError",
     "StoreError",
     "StoreMismatchError",
     "TextTooLongError",
@@ -89,6 +91,10 @@ class DeviceError(ClipError, RuntimeError):
 
 class StoreError(ClipError, RuntimeError):
     """An output folder that cannot be read or written."""
+
+
+class StoreBusyError(StoreError):
+    """An output folder in which another job is at work."""
 
 
 class StoreMismatchError(StoreError):

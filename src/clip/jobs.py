@@ -36,7 +36,7 @@ class EmbedJob:
     limit: int | None = None  # the first so many pictures
     shard_size: int = 10_000  # pictures per Parquet part
     decode_budget_bytes: int = 400_000_000  # decoded pictures that threads may hold at a time
-    overwrite: bool = False  # remove an earlier run's files from the output
+    overwrite: bool = False  # remove an earlier run's files from the output, instead of going on with it
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes"):
@@ -102,6 +102,7 @@ class Progress:
     read: int
     total: int  # as counted before the run
     failed: int
+    resumed: int = 0  # of those read, by an earlier run
 
 
 @dataclass(frozen=True)
@@ -114,3 +115,4 @@ class EmbedReport:
     failed: int
     ignored: dict[str, int]  # files and folders passed over, by reason; sources.py has the rules
     seconds: float  # start-up included
+    resumed: int = 0  # of those read, by an earlier run

@@ -6,7 +6,6 @@ Each entry of the source becomes a row or a failure row, so that read = written 
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections import Counter
@@ -21,16 +20,19 @@ import numpy as np
 import clip
 from clip.encoder import Encoder, unit_vectors
 from clip.engine import limit_threads
-from clip.errors import ClipError
+from clip.errors import ClipError, StoreMismatchError
 from clip.items import Failure, Item, Pixels, PreprocessSettings, Row, Shard
 from clip.jobs import EmbedJob, EmbedReport, Progress
+from clip.lock import Lock, locked
+from clip.plan import Plan, write_plan
 from clip.preprocess import PREPROCESS_ID, decode
 from clip.sources import FolderSource
 from clip.store import StoreWriter, check_room
 from clip.threads import ByteBudget, available_cores, map_ahead
+from clip.whole_files import written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
 
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
@@ -38,11 +40,16 @@ RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or 
 def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> EmbedReport:
     """Turn a folder of pictures into Parquet files of vectors; `progress` is told after each picture.
 
-    Raises:  InputError for a source that is no folder and StoreMismatchError for an output that holds another run,
-             before any work; what Encoder raises; StoreError for an output that cannot be written.
+    An output that holds an interrupted run of the same job is gone on with: shards that are written stay.
+
+    Raises:  InputError for a source that is no folder, StoreMismatchError for an output that holds another run and
+             StoreBusyError for one where another job is at work, before any work; what Encoder raises; StoreError for
+             an output that cannot be written.
     """
     started = time.monotonic()
-    total, _ = count(job)  # also refuses what cannot be done, before weights are read
+    output = Path(job.output)
+    check_room(output)
+    source = FolderSource(str(job.source), job.globs)  # also refuses what is none, before weights are read
     with limit_threads(job.threads or available_cores()), warnings.catch_warnings():
         # What Pillow has to say about a picture is in its row, or in its failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -54,42 +61,70 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             threads=job.threads,
             untrained=job.untrained,
         )
-        store = StoreWriter(Path(job.output), _manifest(job, encoder), overwrite=job.overwrite)
-        ignored: Counter[str] = Counter()
-        fingerprint = hashlib.sha256()
-        read = written = failed = 0
-        part: _Part | None = None
-        with closing(_outcomes(job, encoder, ignored)) as outcomes:
-            for shard, outcome in outcomes:
-                part = part or _Part(len(shard.entries), encoder, job)
-                part.add(outcome)
-                read += 1
-                if progress:
-                    progress(Progress(read, total, failed + len(part.failures)))
-                if part.complete:
-                    store.commit(shard.index, part.rows, part.vectors(), part.failures)
-                    written, failed = written + len(part.rows), failed + len(part.failures)
-                    fingerprint.update(_identities(shard))
-                    part = None
-        counts = {"read": read, "written": written, "failed": failed, "ignored": dict(ignored)}
-        store.finish({"input_fingerprint": fingerprint.hexdigest(), "counts": counts})
-    return EmbedReport(Path(job.output), read, written, failed, dict(ignored), time.monotonic() - started)
+        with written(output):
+            output.mkdir(parents=True, exist_ok=True)
+        with locked(output) as lock:
+            store = StoreWriter(output, _manifest(job, encoder), overwrite=job.overwrite)
+            ignored: Counter[str] = Counter()
+            plan = write_plan(output, source.shards(job.shard_size, ignored, job.limit), ignored)
+            try:
+                store.begin(plan.fingerprint)
+            except StoreMismatchError:
+                plan.discard()
+                raise
+            plan = plan.adopt()
+            resumed = _run(job, encoder, source, plan, store, lock, progress)
+            rows, failed = store.counts(range(plan.shards))
+            counts = {"read": plan.entries, "written": rows, "failed": failed, "ignored": plan.ignored}
+            store.finish({"counts": counts})
+    return EmbedReport(output, plan.entries, rows, failed, plan.ignored, time.monotonic() - started, resumed)
 
 
 def count(job: EmbedJob) -> tuple[int, dict[str, int]]:
     """How many entries the job would read, and what it would pass over, by reason. Decodes nothing.
 
-    Raises:  InputError for a source that is no folder, StoreMismatchError for an output that holds another run.
+    Raises:  InputError for a source that is no folder, StoreMismatchError for an output that is not ours.
     """
-    check_room(Path(job.output), overwrite=job.overwrite)
+    check_room(Path(job.output))
     ignored: Counter[str] = Counter()
     shards = FolderSource(str(job.source), job.globs).shards(job.shard_size, ignored, job.limit)
     return sum(len(shard.entries) for shard in shards), dict(ignored)
 
 
-def _outcomes(job: EmbedJob, encoder: Encoder, ignored: Counter[str]) -> Generator[tuple[Shard, Pixels | Failure]]:
-    """Each entry of the source decoded, in order, with its shard; threads run ahead across the borders of shards."""
-    source = FolderSource(str(job.source), job.globs)
+def _run(
+    job: EmbedJob,
+    encoder: Encoder,
+    source: FolderSource,
+    plan: Plan,
+    store: StoreWriter,
+    lock: Lock,
+    progress: Callable[[Progress], None] | None,
+) -> int:
+    """Write the shards that are not there yet, and tell how many entries those that are there have."""
+    done = store.done() & frozenset(range(plan.shards))
+    earlier, failed = store.counts(done)
+    read = resumed = earlier + failed
+    shards = (plan.shard(index) for index in range(plan.shards) if index not in done)
+    part: _Part | None = None
+    with closing(_outcomes(job, encoder, source, shards)) as outcomes:
+        for shard, outcome in outcomes:
+            part = part or _Part(len(shard.entries), encoder, job)
+            part.add(outcome)
+            read += 1
+            if progress:
+                progress(Progress(read, plan.entries, failed + len(part.failures), resumed))
+            if part.complete:
+                lock.check()
+                store.commit(shard.index, part.rows, part.vectors(), part.failures)
+                failed += len(part.failures)
+                part = None
+    return resumed
+
+
+def _outcomes(
+    job: EmbedJob, encoder: Encoder, source: FolderSource, shards: Iterable[Shard]
+) -> Generator[tuple[Shard, Pixels | Failure]]:
+    """Each entry of the shards decoded, in order, with its shard; threads run ahead across the borders of shards."""
     budget = ByteBudget(job.decode_budget_bytes)
     workers = job.workers or available_cores()
 
@@ -97,7 +132,6 @@ def _outcomes(job: EmbedJob, encoder: Encoder, ignored: Counter[str]) -> Generat
         shard, entry = numbered
         return shard, entry if isinstance(entry, Failure) else _decode(source, entry, encoder.settings, budget)
 
-    shards = source.shards(job.shard_size, ignored, job.limit)
     entries = ((shard, entry) for shard in shards for entry in shard.entries)
     return map_ahead(outcome, entries, workers=workers, ahead=2 * encoder.batch_size + workers)
 
@@ -159,12 +193,6 @@ class _Part:
         self._waiting = []
 
 
-def _identities(shard: Shard) -> bytes:
-    """What tells one input from another: ids and sizes, a line each."""
-    sizes = ((entry.id, entry.size_bytes if isinstance(entry, Item) else -1) for entry in shard.entries)
-    return "".join(f"{name}\0{size}\n" for name, size in sizes).encode()
-
-
 def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
     """All that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
@@ -176,6 +204,7 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "preprocess": f"{PREPROCESS_ID}/pillow-{versions['pillow']}",
         "preprocess_settings": asdict(encoder.settings),
         "precision": encoder.precision,
+        "computed_in": encoder.computed_in,
         "engine": encoder.backend,
         "decode": "exact",
         "orientation": "as stored",
@@ -188,6 +217,6 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "globs": list(job.globs),
         "limit": job.limit,
         "shard_size": job.shard_size,
-        "input_fingerprint": None,  # known, like the counts, when the run is over
-        "counts": None,
+        "input_fingerprint": None,  # known when all is listed
+        "counts": None,  # known when the run is over
     }

@@ -195,7 +195,8 @@ def test_an_output_that_holds_a_run_is_refused_until_it_may_be_overwritten(
     assert len(embeddings(tmp_path)) == 7
     assert run("embed", mixed, "-o", tmp_path, "-m", weights, "--overwrite")[0] == 3
     assert list(embeddings(tmp_path)) == ["0.png"]
-    assert sorted(os.listdir(tmp_path)) == ["embeddings", "failures", "manifest.json", "notes.txt"]
+    visible = sorted(name for name in os.listdir(tmp_path) if not name.startswith("."))
+    assert visible == ["_plan", "embeddings", "failures", "manifest.json", "notes.txt"]
 
 
 def test_a_dry_run_counts_and_writes_nothing(run: Run, mixed: Path, tmp_path: Path) -> None:
@@ -358,5 +359,5 @@ def test_a_signal_ends_the_run_with_its_code_and_finished_parts_are_kept(
     assert parts == [f"part-{n:05}.parquet" for n in range(len(parts))]
     assert pq.read_table(out / "embeddings")["id"].to_pylist() == [f"{n:05}.png" for n in range(5 * len(parts))]
     assert sorted(os.listdir(out / "failures"))[: len(parts)] == parts  # perhaps one more, but nothing half
-    assert sorted(os.listdir(out)) == ["embeddings", "failures", "manifest.json"]
+    assert sorted(os.listdir(out)) == [".lock.guard", "_plan", "embeddings", "failures", "manifest.json"]
     assert manifest(out)["counts"] is None

@@ -20,9 +20,10 @@ LONGER_FILES = {"model": 520}
 LAYERS = {
     "edges": {"cli", "__main__"},
     "verbs": {"catalog", "clip", "encoder", "pipeline"},
-    "rooms": {"engine", "weights", "sources", "store"},
+    "rooms": {"engine", "weights", "sources", "store", "plan", "lock"},
     "plumbing": {"download", "openvino_backend", "torch_backend", "cuda_backend"},
     "truth": {
+        "whole_files",
         "fold",
         "lean",
         "architecture",

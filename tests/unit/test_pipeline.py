@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,19 @@ from hypothesis import strategies as st
 import clip
 from clip import pipeline
 from clip.engine import make_backend
-from clip.errors import CheckpointError, InputError, StoreError, StoreMismatchError, WeightsMissingError
+from clip.errors import (
+    CheckpointError,
+    InputError,
+    StoreBusyError,
+    StoreError,
+    StoreMismatchError,
+    WeightsMissingError,
+)
 from clip.items import Item, PreprocessSettings
 from clip.jobs import EmbedJob, EmbedReport, Progress
+from clip.lock import locked
 from clip.sources import FolderSource
+from clip.store import StoreWriter
 from clip.threads import ByteBudget
 
 TOLERANCE = 1e-5
@@ -124,7 +134,8 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "preprocess": f"openai-clip/pillow-{versions['pillow']}",
         "preprocess_settings": json.loads(json.dumps(dataclasses.asdict(PreprocessSettings(32)))),
         "precision": "reference",
-        "engine": make_backend(torch.device("cpu")).name + ", fp32",
+        "computed_in": "fp32",
+        "engine": make_backend(torch.device("cpu")).name,
         "decode": "exact",
         "orientation": "as stored",
         "normalised": False,
@@ -303,11 +314,76 @@ def test_a_run_that_cannot_begin_leaves_the_one_that_stands(
         (WeightsMissingError, {"model": "RN50"}),
         (CheckpointError, {"model": str(damaged)}),
         (InputError, {"source": str(damaged)}),
-        (StoreMismatchError, {"overwrite": False, "model": "RN50"}),  # said before weights are looked for
+        (StoreMismatchError, {"overwrite": False, "dtype": "float16"}),
+        (StoreMismatchError, {"overwrite": False, "limit": 3}),  # another input
     ]:
         with pytest.raises(error):
             clip.embed(dataclasses.replace(job(photos, tmp_path / "out", weights_path, overwrite=True), **changed))
         assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+
+
+def stop_after(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the disk fill up when so many shards are written."""
+    commit = StoreWriter.commit
+
+    def fill_up(self: StoreWriter, index: int, *content: Any) -> None:
+        if len(self.done()) == parts:
+            raise StoreError("no space")
+        commit(self, index, *content)
+
+    monkeypatch.setattr(StoreWriter, "commit", fill_up)
+
+
+@pytest.mark.parametrize("parts", [0, 1, 3])
+def test_an_interrupted_run_is_gone_on_with_and_equals_one_that_was_not(
+    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    whole, broken = job(photos, tmp_path / "whole", weights_path, shard_size=3), tmp_path / "broken"
+    expected_report = clip.embed(whole)
+    stop_after(parts, monkeypatch)
+    with pytest.raises(StoreError, match="no space"):
+        clip.embed(dataclasses.replace(whole, output=broken))
+    monkeypatch.undo()
+    before = {path: path.stat().st_ino for path in broken.glob("*/part-*.parquet")}
+    told: list[Progress] = []
+    report = clip.embed(dataclasses.replace(whole, output=broken), told.append)
+    assert (report.read, report.written, report.failed) == (13, 11, 2)
+    assert dataclasses.replace(report, output=expected_report.output, seconds=0, resumed=0) == dataclasses.replace(
+        expected_report, seconds=0
+    )
+    assert report.resumed == 3 * parts
+    assert [progress.read for progress in told] == list(range(3 * parts + 1, 14))
+    assert {path: path.stat().st_ino for path in before} == before
+    for part in (tmp_path / "whole").glob("*/part-*.parquet"):
+        assert pq.read_table(broken / part.relative_to(tmp_path / "whole")).equals(pq.read_table(part))
+    assert manifest(broken)["counts"] == manifest(tmp_path / "whole")["counts"]
+
+
+def test_a_run_that_is_over_is_not_done_again(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+    first = clip.embed(job(photos, tmp_path, weights_path, shard_size=4))
+    before = {path: path.stat().st_ino for path in tmp_path.glob("*/part-*.parquet")}
+    again = clip.embed(job(photos, tmp_path, weights_path, shard_size=4), lambda _: pytest.fail("a picture was read"))
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(first, seconds=0, resumed=13)
+    assert {path: path.stat().st_ino for path in before} == before
+
+
+def test_pictures_that_changed_are_no_part_of_the_same_run(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    out = tmp_path / "out"
+    clip.embed(job(folder, out, weights_path))
+    (folder / "more.png").write_bytes((folder / GOOD[0]).read_bytes())
+    with pytest.raises(StoreMismatchError, match="input_fingerprint"):
+        clip.embed(job(folder, out, weights_path))
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith("_")) == ["_plan"]
+    (folder / "more.png").unlink()
+    assert clip.embed(job(folder, out, weights_path)).resumed == 13
+
+
+def test_two_jobs_on_one_output_are_one_too_many(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(StoreBusyError, match="is at work there"):
+        clip.embed(job(photos, tmp_path, weights_path))
+    assert clip.embed(job(photos, tmp_path, weights_path)).read == 13
 
 
 @pytest.mark.parametrize(

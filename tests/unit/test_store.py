@@ -20,11 +20,14 @@ from clip.items import Failure, Row
 from clip.store import StoreWriter
 
 DIM = 4
+INPUT = "the input's hash"
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def writer(path: Path, dtype: str = "float32", *, overwrite: bool = False, **manifest: Any) -> StoreWriter:
-    return StoreWriter(path, {"dim": DIM, "dtype": dtype, **manifest}, overwrite=overwrite)
+    made = StoreWriter(path, {"dim": DIM, "dtype": dtype, **manifest}, overwrite=overwrite)
+    made.begin(INPUT)
+    return made
 
 
 def rows(count: int) -> list[Row]:
@@ -103,12 +106,12 @@ def test_nothing_but_whole_files_under_final_names_is_left(tmp_path: Path) -> No
     out = writer(tmp_path / "new/out", model="m")
     for index in range(2):
         out.commit(index, rows(2), vectors(2), failures(1))
-    out.finish({"counts": {"read": 6}})
+    out.finish({"counts": {"read": 6}, "input_fingerprint": INPUT})
     parts = [f"{folder}/part-0000{index}.parquet" for folder in ("embeddings", "failures") for index in range(2)]
     assert files(tmp_path / "new/out") == [*parts, "manifest.json"]
     assert all(pq.read_metadata(tmp_path / "new/out" / part).num_rows for part in parts)
     manifest = json.loads((tmp_path / "new/out/manifest.json").read_text())
-    assert manifest == {"dim": DIM, "dtype": "float32", "model": "m", "counts": {"read": 6}}
+    assert manifest == {"dim": DIM, "dtype": "float32", "model": "m", "counts": {"read": 6}, "input_fingerprint": INPUT}
 
 
 def test_failures_go_before_embeddings_and_each_file_is_synced_before_its_rename_and_its_folder_after(
@@ -238,11 +241,55 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_ours(
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    writer(tmp_path, model="first").commit(0, rows(1), vectors(1), [])
+    writer(tmp_path, precision="fp32").commit(0, rows(1), vectors(1), [])
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
-    with pytest.raises(StoreMismatchError, match="--overwrite"):
-        writer(tmp_path, model="second")
+    with pytest.raises(StoreMismatchError, match=r'precision is "fp32", expected "bf16".*--overwrite'):
+        writer(tmp_path, precision="bf16")
+    with pytest.raises(StoreMismatchError, match=r'input_fingerprint is "the input.s hash", expected "another"'):
+        StoreWriter(tmp_path, {"dim": DIM, "dtype": "float32", "precision": "fp32"}).begin("another")
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+@pytest.mark.parametrize("field", store.FINGERPRINT)
+def test_a_run_is_gone_on_with_only_where_all_that_vectors_depend_on_is_the_same(tmp_path: Path, field: str) -> None:
+    values = dict.fromkeys(store.FINGERPRINT, "x") | {"dim": DIM, "dtype": "float32", "weights_source": "here"}
+    StoreWriter(tmp_path, values).begin(INPUT)
+    StoreWriter(tmp_path, values | {"weights_source": "there", "versions": 2}).begin(INPUT)
+    other = {"dim": DIM + 1, "dtype": "float16"}.get(field, "y")
+    with pytest.raises(StoreMismatchError, match=f"holds a run whose {field} is .*, expected .* to go on with it"):
+        StoreWriter(tmp_path, values | {field: other})
+
+
+def test_weights_without_a_file_are_known_by_where_they_came_from(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"dim": DIM, "dtype": "float32", "weights_sha256": None}
+    StoreWriter(tmp_path, values | {"weights_source": "untrained:1"}).begin(INPUT)
+    with pytest.raises(StoreMismatchError, match="weights_source"):
+        StoreWriter(tmp_path, values | {"weights_source": "untrained:2"})
+
+
+def test_a_run_that_is_gone_on_with_keeps_its_parts_and_its_manifest(tmp_path: Path) -> None:
+    first = writer(tmp_path, started="first")
+    first.commit(0, rows(2), vectors(2), failures(1))
+    first.commit(2, rows(3), vectors(3), [])
+    (tmp_path / "embeddings/.part-00001.parquet.99.tmp").write_bytes(b"half")  # as a killed process leaves it
+    (tmp_path / "failures/part-00001.parquet").write_bytes(b"its failures were written before")
+    before = {name: (tmp_path / name).stat().st_ino for name in files(tmp_path) if "00001" not in name}
+    second = writer(tmp_path, started="second")
+    assert second.done() == {0, 2}
+    assert second.counts({0, 2}) == (5, 1)
+    assert second.manifest["started"] == "first"
+    second.commit(1, rows(1), vectors(1), [])
+    assert second.counts(range(3)) == (6, 1)
+    assert {name: (tmp_path / name).stat().st_ino for name in before} == before
+    assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
+
+
+def test_a_part_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    made = writer(tmp_path)
+    made.commit(0, rows(1), vectors(1), [])
+    (tmp_path / "embeddings/part-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match=r"embeddings/part-00000.parquet: cannot be read .* Remove part-00000.parquet"):
+        made.counts({0})
 
 
 def test_overwriting_replaces_our_files_and_leaves_all_others(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""The plan: what was listed comes back, bytes and all, shard by shard; memory holds one of them."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clip import plan
+from clip.errors import StoreError
+from clip.items import Failure, Item, Shard, utf8_path
+from clip.plan import write_plan
+
+NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name)
+ENTRIES = st.builds(
+    lambda name, size, listed: (
+        Item(utf8_path(os.fsdecode(name)), os.fsdecode(name), size)
+        if listed
+        else Failure(utf8_path(os.fsdecode(name)), os.fsdecode(name), "read", "OSError", f"broken\n{size}")
+    ),
+    NAMES,
+    st.integers(0, 2**40),
+    st.booleans(),
+)
+
+
+def shards(*lists: list[Any]) -> Iterator[Shard]:
+    return (Shard(index, entries) for index, entries in enumerate(lists))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lists=st.lists(st.lists(ENTRIES, min_size=1, max_size=5), max_size=3))
+def test_what_was_listed_comes_back(tmp_path: Path, lists: list[list[Any]]) -> None:
+    made = write_plan(tmp_path, shards(*lists), Counter(hidden=2)).adopt()
+    assert [made.shard(index).entries for index in range(made.shards)] == lists
+    assert (made.entries, made.ignored) == (sum(map(len, lists)), {"hidden": 2})
+
+
+def test_it_stands_in_the_output_and_says_what_it_found(tmp_path: Path) -> None:
+    made = write_plan(tmp_path, shards([Item("a", "x/a", 1)], [Item("b", "x/b", 2)]), Counter()).adopt()
+    assert sorted(path.name for path in (tmp_path / "_plan").iterdir()) == [
+        "plan.json",
+        "shard-00000.parquet",
+        "shard-00001.parquet",
+    ]
+    assert json.loads((tmp_path / "_plan/plan.json").read_text()) == {
+        "shards": 2,
+        "entries": 2,
+        "ignored": {},
+        "fingerprint": made.fingerprint,
+    }
+
+
+def test_the_fingerprint_is_that_of_ids_and_sizes_wherever_they_lie_and_however_they_are_cut(tmp_path: Path) -> None:
+    def fingerprint(*lists: list[Any]) -> str:
+        return write_plan(tmp_path, shards(*lists), Counter()).fingerprint
+
+    a, b = Item("a", "x/a", 1), Item("b", "x/b", 2)
+    assert fingerprint([a, b]) == fingerprint([a], [b]) == fingerprint([Item("a", "y/a", 1), b])
+    unlisted = Failure("b", "x/b", "read", "OSError", "")
+    others = [[b, a], [a], [a, Item("b", "x/b", 3)], [a, Item("c", "x/b", 2)], [a, unlisted]]
+    assert len({fingerprint(entries) for entries in ([a, b], *others)}) == 6
+
+
+def test_a_new_plan_takes_an_olds_place_when_it_is_adopted_and_not_before(tmp_path: Path) -> None:
+    write_plan(tmp_path, shards([Item("a", "a", 1)], [Item("b", "b", 1)]), Counter()).adopt()
+    second = write_plan(tmp_path, shards([Item("c", "c", 1)]), Counter())
+    assert len(list((tmp_path / "_plan").iterdir())) == 3
+    assert second.adopt().shard(0).entries == [Item("c", "c", 1)]
+    assert len(list((tmp_path / "_plan").iterdir())) == 2
+    assert not (tmp_path / "_plan.new").exists()
+
+
+def test_shards_are_taken_one_at_a_time_and_written_before_the_next(tmp_path: Path) -> None:
+    def listed() -> Iterator[Shard]:
+        for index in range(3):
+            assert len(list((tmp_path / "_plan.new").glob("shard-*.parquet"))) == index
+            yield Shard(index, [Item(str(index), str(index), 1)])
+
+    assert write_plan(tmp_path, listed(), Counter()).shards == 3
+
+
+def test_what_a_listing_that_was_killed_left_is_no_part_of_the_next(tmp_path: Path) -> None:
+    (tmp_path / "_plan.new").mkdir()
+    (tmp_path / "_plan.new" / "shard-00007.parquet").write_bytes(b"half")
+    made = write_plan(tmp_path, shards([Item("a", "a", 1)]), Counter()).adopt()
+    assert not (made.folder / "shard-00007.parquet").exists()
+
+
+def test_an_output_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_plan(tmp_path / "missing", shards(), Counter())
+
+
+def test_the_reasons_are_read_when_all_is_listed(tmp_path: Path) -> None:
+    ignored: Counter[str] = Counter()
+
+    def listed() -> Iterator[Shard]:
+        yield Shard(0, [Item("a", "a", 1)])
+        ignored["hidden"] += 1
+
+    assert write_plan(tmp_path, listed(), ignored).ignored == {"hidden": 1}
+    assert plan.PLAN == "_plan"
