@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from clip import clip, errors, model, simple_tokenizer
     from clip.clip import available_models, load, tokenize
     from clip.encoder import Encoder
-    from clip.jobs import EmbedJob, EmbedReport
+    from clip.jobs import EmbedJob, EmbedReport, VerifyJob, VerifyReport
     from clip.pipeline import embed
+    from clip.stored import Store
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,9 @@ __all__ = [
     "EmbedJob",
     "EmbedReport",
     "Encoder",
+    "Store",
+    "VerifyJob",
+    "VerifyReport",
     "available_models",
     "clip",
     "embed",
@@ -38,6 +42,9 @@ _HOME = {
     "Encoder": "clip.encoder",
     "EmbedJob": "clip.jobs",
     "EmbedReport": "clip.jobs",
+    "VerifyJob": "clip.jobs",
+    "VerifyReport": "clip.jobs",
+    "Store": "clip.stored",
     "embed": "clip.pipeline",
 }
 _MODULES = ("clip", "errors", "model", "simple_tokenizer")

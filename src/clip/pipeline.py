@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +33,7 @@ from clip.whole_files import written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
+    from contextlib import AbstractContextManager
 
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
@@ -130,18 +131,26 @@ def _outcomes(
 
     def outcome(numbered: tuple[Shard, Item | Failure]) -> tuple[Shard, Pixels | Failure]:
         shard, entry = numbered
-        return shard, entry if isinstance(entry, Failure) else _decode(source, entry, encoder.settings, budget)
+        return shard, entry if isinstance(entry, Failure) else decode_item(
+            source, entry, encoder.settings, budget.reserve
+        )
 
     entries = ((shard, entry) for shard in shards for entry in shard.entries)
     return map_ahead(outcome, entries, workers=workers, ahead=2 * encoder.batch_size + workers)
 
 
-def _decode(source: FolderSource, item: Item, settings: PreprocessSettings, budget: ByteBudget) -> Pixels | Failure:
+def decode_item(
+    source: FolderSource,
+    item: Item,
+    settings: PreprocessSettings,
+    reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
+) -> Pixels | Failure:
+    """One entry of a source -> one model input, or the reason there is none. `reserve` is `preprocess.decode`'s."""
     try:
         data = source.read(item)
     except (OSError, ClipError) as exc:
         return Failure(item.id, item.path, "read", type(exc).__name__, str(exc))
-    return decode(item, data, settings, budget.reserve)
+    return decode(item, data, settings, reserve)
 
 
 class _Part:

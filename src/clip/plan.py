@@ -92,6 +92,15 @@ def write_plan(output: Path, shards: Iterable[Shard], ignored: Counter[str]) -> 
     return plan
 
 
+def read_plan(output: Path) -> Plan | None:
+    """The plan that stands in an output; None where there is none that is whole."""
+    folder = output / PLAN
+    try:
+        return Plan(folder, **json.loads((folder / SUMMARY).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def identities(shard: Shard) -> bytes:
     """What tells one input from another: ids and sizes, a line each."""
     sizes = ((entry.id, entry.size_bytes if isinstance(entry, Item) else -1) for entry in shard.entries)

@@ -77,7 +77,7 @@ def check_room(path: Path) -> None:
         raise StoreMismatchError(f"{path}: is a file, expected a folder or nothing. Choose another output.")
     standing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
     if (path / MANIFEST).exists():
-        if not _is_ours(path / MANIFEST):
+        if read_manifest(path / MANIFEST) is None:
             raise StoreMismatchError(f"{path}: holds a {MANIFEST} that is not ours. Choose another output, or move it.")
     elif standing:
         raise StoreMismatchError(
@@ -86,12 +86,13 @@ def check_room(path: Path) -> None:
         )
 
 
-def _is_ours(manifest: Path) -> bool:
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest of ours; None for anything else, as web applications have files of this name too."""
     try:
-        content = json.loads(manifest.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"dim", "dtype"} <= content.keys()  # web applications have manifests too
+        return None
+    return content if isinstance(content, dict) and {"dim", "dtype"} <= content.keys() else None
 
 
 class StoreWriter:
@@ -113,7 +114,7 @@ class StoreWriter:
         check_room(path)
         self._standing: dict[str, Any] | None = None
         if (path / MANIFEST).exists() and not overwrite:
-            self._standing = json.loads((path / MANIFEST).read_bytes())
+            self._standing = read_manifest(path / MANIFEST)
             by_name = () if manifest.get("weights_sha256") else ("weights_source",)
             for field in (*by_name, *FINGERPRINT):
                 self._check_same(field)
@@ -151,8 +152,7 @@ class StoreWriter:
 
     def done(self) -> frozenset[int]:
         """The shards that are written: those whose embeddings part stands, as it comes last."""
-        names = (path.stem.rpartition("-")[2] for path in (self.path / EMBEDDINGS).glob("part-*.parquet"))
-        return frozenset(int(name) for name in names)
+        return frozenset(map(shard_number, (self.path / EMBEDDINGS).glob("part-*.parquet")))
 
     def counts(self, shards: Iterable[int]) -> tuple[int, int]:
         """How many rows and failures the parts of these shards hold.
@@ -161,19 +161,9 @@ class StoreWriter:
         """
         written_rows = failed = 0
         for index in shards:
-            written_rows += self._rows(EMBEDDINGS, index)
-            failed += self._rows(FAILURES, index)
+            written_rows += count_rows(self.path / EMBEDDINGS / PART.format(index))
+            failed += count_rows(self.path / FAILURES / PART.format(index))
         return written_rows, failed
-
-    def _rows(self, folder: str, index: int) -> int:
-        path = self.path / folder / PART.format(index)
-        try:
-            return pq.read_metadata(path).num_rows
-        except (OSError, pa.ArrowInvalid) as exc:
-            raise StoreError(
-                f"{path}: cannot be read ({str(exc).splitlines()[0]}), expected a part of this run. Remove "
-                f"{PART.format(index)} from {EMBEDDINGS}, and run again."
-            ) from exc
 
     def commit(self, index: int, rows: Sequence[Row], vectors: np.ndarray, failures: Sequence[Failure]) -> None:
         """Write a shard: its failures, then its embeddings, row by row the `vectors`, float (N, D).
@@ -220,3 +210,31 @@ def _table(rows: list[tuple[str, ...]], schema: pa.Schema) -> pa.Table:
 def _fixed_size_lists(vectors: np.ndarray, kind: pa.FixedSizeListType) -> pa.Array:
     flat = vectors.astype(kind.value_type.to_pandas_dtype(), copy=False).reshape(-1)  # (N, D) -> (N * D,)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
+
+
+def shard_number(path: Path) -> int:
+    """The number in a part's name."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part's rows. Raises: StoreError where it is damaged."""
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as exc:
+        raise _damaged(path, exc) from exc
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a part has, by its footer. Raises: StoreError where it is damaged."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException) as exc:
+        raise _damaged(path, exc) from exc
+
+
+def _damaged(path: Path, exc: Exception) -> StoreError:
+    return StoreError(
+        f"{path}: cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)}), expected a part as clip "
+        f"embed wrote it. Remove {EMBEDDINGS}/{path.name}, and run the job again."
+    )

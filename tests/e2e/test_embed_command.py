@@ -199,6 +199,32 @@ def test_an_output_that_holds_a_run_is_refused_until_it_may_be_overwritten(
     assert visible == ["_plan", "embeddings", "failures", "manifest.json", "notes.txt"]
 
 
+def test_an_output_can_be_verified(
+    run: Run, mixed: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run("verify", out)[0] == 1
+    assert run("embed", mixed, "-o", out, "-m", weights)[0] == 3
+    code, said = run("verify", out, "--sample", "2", "--device", "cpu")
+    assert (code, said.count("\n")) == (0, 1)
+    assert said.startswith("read 2 = written 1, failed 1; 2 embedded again, least cosine 1.000000; no problem; ")
+    (out / "failures/part-00000.parquet").unlink()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["verify", str(out), "--json"])
+    found, said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert [problem["where"] for problem in json.loads(found)["problems"]][0] == "embeddings/part-00000.parquet"
+    assert "; 3 problems; " in said
+
+
+def test_a_run_that_is_over_is_said_to_be(run: Run, mixed: Path, weights: Path, tmp_path: Path) -> None:
+    assert run("embed", mixed, "-o", tmp_path, "-m", weights)[0] == 3
+    code, said = run("embed", mixed, "-o", tmp_path, "-m", weights)
+    assert code == 3
+    assert "read 2 = written 1, failed 1 (see " in said
+    assert "; 2 by an earlier run; " in said
+
+
 def test_a_dry_run_counts_and_writes_nothing(run: Run, mixed: Path, tmp_path: Path) -> None:
     code, said = run("embed", mixed, "-o", tmp_path / "out", "-m", "no weights are needed", "--dry-run")
     assert (code, said) == (0, f"would read 2 pictures into {tmp_path}/out; ignored: 1 not a picture\n")

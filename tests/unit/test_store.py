@@ -288,7 +288,9 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     made = writer(tmp_path)
     made.commit(0, rows(1), vectors(1), [])
     (tmp_path / "embeddings/part-00000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(StoreError, match=r"embeddings/part-00000.parquet: cannot be read .* Remove part-00000.parquet"):
+    with pytest.raises(
+        StoreError, match=r"embeddings/part-00000.parquet: cannot be read .* Remove embeddings/part-00000"
+    ):
         made.counts({0})
 
 
