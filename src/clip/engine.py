@@ -194,9 +194,7 @@ class Engine:
         self.batch_size = batch_size or backend.batch_size(architecture)
         self._text_batch = TEXT_BATCH
         self._state_dict = state_dict
-        self._graphs: dict[
-            torch.dtype | None, Graph
-        ] = {}  # image towers by the dtype of pixels, the text tower by None
+        self._graphs: dict[torch.dtype | None, Graph] = {}  # by the dtype of pixels; of the text tower by None
         self._building = threading.Lock()
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -223,14 +221,14 @@ class Engine:
         image = image.detach()
         if image.dtype == torch.uint8:
             return self.encode_pixels(image.permute(0, 2, 3, 1))  # (B, 3, R, R) -> (B, R, R, 3)
-        on_gpu = self.backend.device if self.backend.device.type != "cpu" else image.device
+        where = image.device if self.backend.device.type == "cpu" else self.backend.device
         scales, shifts = (
-            torch.tensor(values, dtype=torch.float32, device=on_gpu).mul(BYTE_MAX).view(3, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=where).mul(BYTE_MAX).view(3, 1, 1)
             for values in (self.settings.std, self.settings.mean)
         )
 
         def pixels(start: int, stop: int) -> tuple[Tensor]:
-            part = image[start:stop].to(on_gpu, torch.float32)
+            part = image[start:stop].to(where, torch.float32)
             return ((part * scales + shifts).permute(0, 2, 3, 1),)
 
         return self._run(torch.float32, len(image), pixels)
