@@ -19,7 +19,7 @@ import click
 import clip
 from clip.errors import ClipError, InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError
 from clip.items import DeviceRow, Precision
-from clip.jobs import EmbedJob, EmbedReport, FetchJob, ModelRow, Progress, VectorDtype, VerifyJob
+from clip.jobs import EmbedJob, EmbedReport, FetchJob, ModelRow, OnFailure, Progress, VectorDtype, VerifyJob
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -31,6 +31,8 @@ GLOB_HELP = (
     "Take the files whose path below PHOTOS matches, instead of those with a picture's extension; "
     "** crosses folders. May be repeated."
 )
+ON_FAILURE_HELP = "Write a failure row and go on, or stop at the first."
+FAILURES_HELP = "Stop when more pictures fail than a number, or than a part of the input."
 PRECISION_HELP = "What vectors are computed in; reference is OpenAI's: fp32 on a CPU, fp16 on CUDA."
 BATCH_HELP = "Pictures the model reads at a time.  [default: as suits model and device]"
 BUDGET_HELP = "Decoded pictures that threads may hold at a time."
@@ -69,6 +71,11 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @_option("--limit", field="limit", metavar="N", type=int, help="Only the first N pictures.")
 @_option("--shard-size", field="shard_size", metavar="N", type=int, help="Pictures per Parquet part.")
 @_option("--decode-budget-bytes", field="decode_budget_bytes", metavar="N", type=int, help=BUDGET_HELP)
+@_option("--max-bytes", field="max_bytes", metavar="N", type=int, help="Of a file; larger ones are failure rows.")
+@_option("--max-pixels", field="max_pixels", metavar="N", type=int, help="Of a picture, before decoding; likewise.")
+@_option("--max-aspect", field="max_aspect", metavar="X", type=float, help="Longer side over shorter; likewise.")
+@_option("--on-failure", field="on_failure", type=click.Choice(get_args(OnFailure)), help=ON_FAILURE_HELP)
+@_option("--max-failures", field="max_failures", metavar="N|P%", help=FAILURES_HELP)
 @_option("--overwrite", field="overwrite", is_flag=True, help="Replace an earlier run's files in OUT.")
 @click.option("--dry-run", is_flag=True, help="Count what would be read, and stop.")
 def embed(*, raw: bool, dry_run: bool, **options: Any) -> int:

@@ -12,6 +12,7 @@
     ├── TextTooLongError (RuntimeError)     a text of more tokens than the model reads
     ├── ImageError (ValueError)             a picture that cannot become pixels
     ├── DeviceError (RuntimeError)          a device or precision this machine does not have
+    ├── TooManyFailuresError (RuntimeError) more pictures failed than the job allows
     └── StoreError (RuntimeError)           an output folder that cannot be written
         ├── StoreMismatchError              ... because something else already stands there
         └── StoreBusyError                  ... because another job is at work there
@@ -33,6 +34,7 @@ __all__ = [
     "StoreError",
     "StoreMismatchError",
     "TextTooLongError",
+    "TooManyFailuresError",
     "UnknownModelError",
     "UnsafeCheckpointError",
     "WeightsMissingError",
@@ -87,6 +89,10 @@ class ImageError(ClipError, ValueError):
 
 class DeviceError(ClipError, RuntimeError):
     """A device that this machine does not have."""
+
+
+class TooManyFailuresError(ClipError, RuntimeError):
+    """More pictures failed than a job allows."""
 
 
 class StoreError(ClipError, RuntimeError):

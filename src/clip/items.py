@@ -127,6 +127,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Guards:
+    """What a picture may cost; one that is beyond becomes a failure row before it is decoded."""
+
+    max_bytes: int = 2**31 - 1  # of the file; no format we decode gains from more
+    max_pixels: int = 100_000_000  # width times height; Pillow itself refuses 179 million and more
+    max_aspect: float | None = None  # the longer side over the shorter; without, only the resized canvas has a limit
+
+
+@dataclass(frozen=True)
 class DeviceRow:
     """A device of this machine, and what its engine can compute in."""
 

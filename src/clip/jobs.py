@@ -6,14 +6,16 @@ The command line, the server and the cluster build these records and pass them w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from clip.errors import InputError
-from clip.items import Precision
+from clip.items import Guards, Precision
 
 VectorDtype = Literal["float32", "float16"]
+OnFailure = Literal["record", "stop"]
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
 
 
@@ -36,10 +38,16 @@ class EmbedJob:
     limit: int | None = None  # the first so many pictures
     shard_size: int = 10_000  # pictures per Parquet part
     decode_budget_bytes: int = 400_000_000  # decoded pictures that threads may hold at a time
+    max_bytes: int = Guards.max_bytes  # of a picture's file; more is a failure row, as are the next two
+    max_pixels: int = Guards.max_pixels  # width times height, before decoding
+    max_aspect: float | None = Guards.max_aspect  # the longer side over the shorter
+    on_failure: OnFailure = "record"  # go on with a failure row, or stop at the first
+    max_failures: str | None = None  # a number, or a part of the input as "5%", after which the run stops; all without
     overwrite: bool = False  # remove an earlier run's files from the output, instead of going on with it
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes"):
+        caps = ("max_bytes", "max_pixels", "max_aspect")
+        for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes", *caps):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: found {value}, expected at least 1. Pass a larger number.")
@@ -48,9 +56,29 @@ class EmbedJob:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at most {MAX_THREADS}. Pass fewer.")
         if self.untrained is not None and not 0 <= self.untrained < 2**63:
             raise InputError(f"untrained: found {self.untrained}, expected a seed from 0 to 2**63 - 1. Pass another.")
-        for name, words in (("dtype", get_args(VectorDtype)), ("precision", get_args(Precision))):
+        if self.max_failures is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_failures):
+            raise InputError(
+                f"max_failures: found {self.max_failures!r}, expected a number, or a percentage as in 5%. Pass one."
+            )
+        words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure}
+        for name, words in ((name, get_args(kind)) for name, kind in words_of.items()):
             if getattr(self, name) not in words:
                 raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {words}. Pass one.")
+
+    @property
+    def guards(self) -> Guards:
+        """What a picture may cost."""
+        return Guards(self.max_bytes, self.max_pixels, self.max_aspect)
+
+    def allowed_failures(self, total: int) -> int:
+        """How many of so many entries may fail before the run stops."""
+        if self.on_failure == "stop":
+            return 0
+        if self.max_failures is None:
+            return total
+        if self.max_failures.endswith("%"):
+            return int(total * float(self.max_failures[:-1]) / 100)
+        return int(self.max_failures)
 
 
 @dataclass(frozen=True, kw_only=True)

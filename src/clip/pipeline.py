@@ -20,8 +20,8 @@ import numpy as np
 import clip
 from clip.encoder import Encoder, unit_vectors
 from clip.engine import limit_threads
-from clip.errors import ClipError, StoreMismatchError
-from clip.items import Failure, Item, Pixels, PreprocessSettings, Row, Shard
+from clip.errors import ClipError, StoreMismatchError, TooManyFailuresError
+from clip.items import Failure, Guards, Item, Pixels, PreprocessSettings, Row, Shard
 from clip.jobs import EmbedJob, EmbedReport, Progress
 from clip.lock import Lock, locked
 from clip.plan import Plan, write_plan
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from contextlib import AbstractContextManager
 
+MAX_MESSAGE = 200  # characters of a failure that ends the run
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
 
@@ -106,12 +107,15 @@ def _run(
     earlier, failed = store.counts(done)
     read = resumed = earlier + failed
     shards = (plan.shard(index) for index in range(plan.shards) if index not in done)
+    allowed = job.allowed_failures(plan.entries)
     part: _Part | None = None
     with closing(_outcomes(job, encoder, source, shards)) as outcomes:
         for shard, outcome in outcomes:
             part = part or _Part(len(shard.entries), encoder, job)
             part.add(outcome)
             read += 1
+            if failed + len(part.failures) > allowed:
+                raise _too_many(job, plan, part.failures[-1], allowed)
             if progress:
                 progress(Progress(read, plan.entries, failed + len(part.failures), resumed))
             if part.complete:
@@ -122,18 +126,26 @@ def _run(
     return resumed
 
 
+def _too_many(job: EmbedJob, plan: Plan, last: Failure, allowed: int) -> TooManyFailuresError:
+    return TooManyFailuresError(
+        f"{job.output}: more than {allowed:,} of {plan.entries:,} pictures failed, expected at most {job.max_failures} "
+        f"to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]}). Repair them, or raise --max-failures and run "
+        "again: finished parts are kept."
+    )
+
+
 def _outcomes(
     job: EmbedJob, encoder: Encoder, source: FolderSource, shards: Iterable[Shard]
 ) -> Generator[tuple[Shard, Pixels | Failure]]:
     """Each entry of the shards decoded, in order, with its shard; threads run ahead across the borders of shards."""
     budget = ByteBudget(job.decode_budget_bytes)
-    workers = job.workers or available_cores()
+    workers, guards = job.workers or available_cores(), job.guards
 
     def outcome(numbered: tuple[Shard, Item | Failure]) -> tuple[Shard, Pixels | Failure]:
         shard, entry = numbered
-        return shard, entry if isinstance(entry, Failure) else decode_item(
-            source, entry, encoder.settings, budget.reserve
-        )
+        if isinstance(entry, Failure):
+            return shard, entry
+        return shard, decode_item(source, entry, encoder.settings, guards, budget.reserve)
 
     entries = ((shard, entry) for shard in shards for entry in shard.entries)
     return map_ahead(outcome, entries, workers=workers, ahead=2 * encoder.batch_size + workers)
@@ -143,14 +155,15 @@ def decode_item(
     source: FolderSource,
     item: Item,
     settings: PreprocessSettings,
+    guards: Guards,
     reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
 ) -> Pixels | Failure:
     """One entry of a source -> one model input, or the reason there is none. `reserve` is `preprocess.decode`'s."""
     try:
-        data = source.read(item)
+        data = source.read(item, guards.max_bytes)
     except (OSError, ClipError) as exc:
         return Failure(item.id, item.path, "read", type(exc).__name__, str(exc))
-    return decode(item, data, settings, reserve)
+    return decode(item, data, settings, reserve, guards)
 
 
 class _Part:
@@ -217,6 +230,7 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "engine": encoder.backend,
         "decode": "exact",
         "orientation": "as stored",
+        "guards": asdict(job.guards),
         "normalised": job.normalize,
         "dtype": job.dtype,
         "dim": encoder.dim,

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from clip.errors import ImageError, InputTypeError
-from clip.items import Failure, Item, Pixels, PreprocessSettings, Row, Stage
+from clip.items import Failure, Guards, Item, Pixels, PreprocessSettings, Row, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -263,23 +263,40 @@ def decode(
     data: bytes,
     settings: PreprocessSettings,
     reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
+    guards: Guards = Guards(),  # noqa: B008  frozen
 ) -> Pixels | Failure:
     """One encoded picture -> one model input, or the reason there is none. Only the first frame of several.
 
-    `reserve` is entered with the bytes that decoding will take, once the header has told the size.
+    `reserve` is entered with the bytes that decoding will take, once the header has told the size and `guards` let it
+    pass.
 
     Shapes:  data of any of `decodable_formats` -> uint8 (R, R, 3).
     """
     stage: Stage = "open"
     try:
         with _open_encoded(data) as image:
-            stage = "decode"
             width, height = image.size
+            check_size(width, height, guards)
+            stage = "decode"
             with reserve(_decoded_bytes(width, height, settings.resolution_px)):
                 array = to_pixels(image, settings)
             return Pixels(Row(item.id, item.path, width, height, image.format or "", len(data)), array)
     except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
         return Failure(item.id, item.path, stage, type(exc).__name__, str(exc))
+
+
+def check_size(width: int, height: int, guards: Guards) -> None:
+    """Refuse a picture for its size alone. Raises: ImageError."""
+    if width * height > guards.max_pixels:
+        raise ImageError(
+            f"picture: {width} x {height} px, expected at most {guards.max_pixels:,} pixels. Shrink it, or raise "
+            "--max-pixels."
+        )
+    if guards.max_aspect is not None and max(width, height) > guards.max_aspect * min(width, height) > 0:
+        raise ImageError(
+            f"picture: {width} x {height} px, expected sides of at most {guards.max_aspect:g} to 1. Crop it, or raise "
+            "--max-aspect."
+        )
 
 
 def _decoded_bytes(width: int, height: int, resolution_px: int) -> int:

@@ -23,14 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip.errors import InputError
-from clip.items import Failure, Item, Shard, utf8_path
+from clip.items import Failure, Guards, Item, Shard, utf8_path
 from clip.preprocess import decodable_extensions, looks_like_picture
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator
-
-MAX_FILE_BYTES = 2**31 - 1  # the largest file read at once; no format we decode gains from more
 
 
 @dataclass(frozen=True)
@@ -82,15 +80,17 @@ class FolderSource:
             yield Shard(index, shard)
             index += 1
 
-    def read(self, item: Item) -> bytes:
-        """The bytes of a picture. Raises OSError, and InputError for a file of over 2 GiB."""
+    def read(self, item: Item, max_bytes: int = Guards.max_bytes) -> bytes:
+        """The bytes of a picture. Raises OSError, and InputError for a file of more than `max_bytes`."""
         path = Path(item.path)
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError("became something else than a file since it was listed. Leave it out.")
         size_bytes = status.st_size
-        if size_bytes > MAX_FILE_BYTES:
-            raise InputError(f"{size_bytes:,} bytes, expected at most {MAX_FILE_BYTES:,}. Leave it out.")
+        if size_bytes > max_bytes:
+            raise InputError(
+                f"{size_bytes:,} bytes, expected at most {max_bytes:,}. Leave it out, or raise --max-bytes."
+            )
         return path.read_bytes()
 
 

@@ -41,6 +41,7 @@ FINGERPRINT = (
     "computed_in",
     "decode",
     "orientation",
+    "guards",
     "normalised",
     "dtype",
     "dim",

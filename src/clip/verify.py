@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from clip.encoder import Encoder, unit_vectors
 from clip.errors import StoreError
-from clip.items import Failure
+from clip.items import Failure, Guards
 from clip.jobs import Problem, VerifyReport
 from clip.pipeline import decode_item
 from clip.plan import read_plan
@@ -171,13 +171,13 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     picked = sorted(random.Random(job.seed).sample(range(plan.entries), min(job.sample, plan.entries)))
     problems: list[Problem] = []
     cosines: list[float] = []
-    size = store.manifest["shard_size"]
+    size, guards = store.manifest["shard_size"], Guards(**store.manifest["guards"])
     for index, numbers in groupby(picked, key=lambda number: number // size):
         entries = plan.shard(index).entries
         rows = read_part(store.path / EMBEDDINGS / PART.format(index), ["id", "embedding"])
         standing = dict(zip(rows.column("id").to_pylist(), matrix(rows, store.dim), strict=True))
         for entry in (entries[number % size] for number in numbers):
-            again = entry if isinstance(entry, Failure) else decode_item(source, entry, encoder.settings)
+            again = entry if isinstance(entry, Failure) else decode_item(source, entry, encoder.settings, guards)
             before = standing.get(entry.id)
             if before is None or isinstance(again, Failure):
                 if (before is None) != isinstance(again, Failure):

@@ -28,6 +28,7 @@ from clip.errors import (
     StoreBusyError,
     StoreError,
     StoreMismatchError,
+    TooManyFailuresError,
     WeightsMissingError,
 )
 from clip.items import Item, PreprocessSettings
@@ -138,6 +139,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "engine": make_backend(torch.device("cpu")).name,
         "decode": "exact",
         "orientation": "as stored",
+        "guards": {"max_bytes": 2**31 - 1, "max_pixels": 100_000_000, "max_aspect": None},
         "normalised": False,
         "dtype": "float16",
         "dim": 32,
@@ -206,9 +208,9 @@ def test_no_more_is_read_ahead_than_two_batches_and_a_picture_a_thread(
     begun, ahead = [], []
     read = FolderSource.read
 
-    def counted(source: FolderSource, item: Item) -> bytes:
+    def counted(source: FolderSource, item: Item, max_bytes: int) -> bytes:
         begun.append(item)
-        return read(source, item)
+        return read(source, item, max_bytes)
 
     (tmp_path / "in").mkdir()
     for n in range(40):
@@ -378,6 +380,60 @@ def test_pictures_that_changed_are_no_part_of_the_same_run(photos: Path, weights
     assert sorted(path.name for path in out.iterdir() if path.name.startswith("_")) == ["_plan"]
     (folder / "more.png").unlink()
     assert clip.embed(job(folder, out, weights_path)).resumed == 13
+
+
+@pytest.mark.parametrize(
+    ("caps", "failed", "words"),
+    [
+        ({"max_pixels": 45 * 30}, 5, "46 x 30 px, expected at most 1,350 pixels"),
+        ({"max_aspect": 1.5}, 5, "46 x 30 px, expected sides of at most 1.5 to 1"),
+        ({"max_bytes": 1}, 11, " bytes, expected at most 1. Leave it out, or raise --max-bytes."),
+        ({"max_pixels": 50 * 30, "max_aspect": 50 / 30}, 0, ""),
+    ],
+)
+def test_a_picture_that_would_cost_too_much_is_a_failure_row_before_it_is_decoded(
+    photos: Path, weights_path: Path, tmp_path: Path, caps: dict[str, Any], failed: int, words: str
+) -> None:
+    report = clip.embed(job(photos, tmp_path, weights_path, globs=("*.png",), **caps))
+    assert (report.written, report.failed) == (11 - failed, failed)
+    failures = rows(tmp_path, "failures")
+    assert all(row["stage"] in ("open", "read") for row in failures)
+    assert not failures or any(words in row["message"] for row in failures)
+
+
+@pytest.mark.parametrize(
+    ("choices", "stops"),
+    [
+        ({"max_failures": "0"}, True),
+        ({"on_failure": "stop"}, True),
+        ({"max_failures": "1"}, True),
+        ({"max_failures": "15%"}, True),  # of 13: one
+        ({"max_failures": "15.4%"}, False),
+        ({"max_failures": "2"}, False),
+        ({}, False),
+    ],
+)
+def test_a_run_stops_when_more_fail_than_it_allows(
+    photos: Path, weights_path: Path, tmp_path: Path, choices: dict[str, Any], stops: bool
+) -> None:
+    asked = job(photos, tmp_path, weights_path, shard_size=4, **choices)
+    if not stops:
+        assert clip.embed(asked).failed == 2
+        return
+    with pytest.raises(
+        TooManyFailuresError, match=r"of 13 pictures failed.*the last was '(05.broken.jpg|zz.empty.gif)'"
+    ):
+        clip.embed(asked)
+    assert (tmp_path / "embeddings/part-00000.parquet").exists()
+    report = clip.embed(dataclasses.replace(asked, max_failures=None, on_failure="record"))  # and may go on
+    assert (report.read, report.failed, report.resumed >= 4) == (13, 2, True)
+
+
+def test_failures_of_an_earlier_run_count(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+    asked = job(photos, tmp_path, weights_path, shard_size=4, max_failures="1")
+    for _ in range(2):
+        with pytest.raises(TooManyFailuresError, match=r"zz\.empty\.gif"):
+            clip.embed(asked)
 
 
 def test_two_jobs_on_one_output_are_one_too_many(photos: Path, weights_path: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clip import preprocess as pre
 from clip.errors import ImageError, InputTypeError
-from clip.items import OPENAI_MEAN, OPENAI_STD, Failure, Item, Pixels, PreprocessSettings
+from clip.items import OPENAI_MEAN, OPENAI_STD, Failure, Guards, Item, Pixels, PreprocessSettings
 
 sides = st.integers(1, 3000)
 
@@ -165,6 +165,13 @@ def test_decode_gives_a_failure_with_stage_and_reason(data: bytes, stage: str, m
     assert (outcome.id, outcome.path, outcome.stage) == ("a", "/b/a", stage)
     assert message in outcome.message
     assert "0x" not in outcome.message
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+    data = encoded(Image.new("1", (300, 200)), "PNG")
+    outcome = pre.decode(Item("a", "a", 7), data, PreprocessSettings(224), guards=Guards(max_pixels=59_999))
+    assert isinstance(outcome, Failure)
+    assert (outcome.stage, "300 x 200 px, expected at most 59,999 pixels" in outcome.message) == ("open", True)
 
 
 @given(st.binary(max_size=300))

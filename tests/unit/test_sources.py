@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from clip import sources
 from clip.errors import InputError
-from clip.items import Failure, Item, utf8_path
+from clip.items import Failure, Guards, Item, utf8_path
 from clip.sources import FolderSource
 
 PNG = formula.picture(0, 4, 3)
@@ -148,10 +148,10 @@ def test_a_picture_that_became_a_pipe_since_it_was_listed_is_not_opened(
 
 def test_a_file_too_large_to_read_at_once_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "a.tif").open("wb") as file:
-        file.truncate(sources.MAX_FILE_BYTES + 1)  # a hole, which takes no room
+        file.truncate(Guards.max_bytes + 1)  # a hole, which takes no room
     source = FolderSource(str(tmp_path))
     (item,) = source.walk(Counter())
-    assert item == Item("a.tif", str(tmp_path / "a.tif"), sources.MAX_FILE_BYTES + 1)
+    assert item == Item("a.tif", str(tmp_path / "a.tif"), Guards.max_bytes + 1)
     with pytest.raises(InputError, match=r"2,147,483,648 bytes, expected at most 2,147,483,647"):
         source.read(item)
 
