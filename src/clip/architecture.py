@@ -123,16 +123,24 @@ class _Entries:
         return None if found == MLP_RATIO * width else found
 
 
+def vision_heads(architecture: Architecture) -> int:
+    """Attention heads of the image tower: of a ViT's blocks, or of a ResNet's pool."""
+    return architecture.vision_heads or max(1, _attention_width(architecture) // HEAD_WIDTH)
+
+
+def _attention_width(architecture: Architecture) -> int:
+    """Channels that the image tower's attention reads; a ResNet's pool reads 32 times those of its first layer."""
+    return architecture.vision_width * (POOL_STRIDE if isinstance(architecture.vision_layers, tuple) else 1)
+
+
 def _check_plausible(a: Architecture) -> None:
     """Refuse what would cost a hostile file nothing to state and us gigabytes to lay out."""
     layers = a.vision_layers
     depth = sum(layers) if isinstance(layers, tuple) else layers
-    # A ResNet's attention pool reads a map 32 times as wide as its first layer.
-    vision_width = a.vision_width * (POOL_STRIDE if isinstance(layers, tuple) else 1)
-    vision_heads = a.vision_heads or max(1, vision_width // HEAD_WIDTH)
+    vision_width, in_heads = _attention_width(a), vision_heads(a)
     heads = a.transformer_heads
     for what, found, fits, expected in (
-        ("vision width", vision_width, vision_width % vision_heads == 0, f"a multiple of its {vision_heads} heads"),
+        ("vision width", vision_width, vision_width % in_heads == 0, f"a multiple of its {in_heads} heads"),
         (
             "text width",
             a.transformer_width,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from clip.errors import DeviceError, InputError
-from clip.fold import BYTE_MAX, fold_image_tower, fold_text_tower
-from clip.items import DeviceRow, Precision
+from clip.fold import fold_image_tower, fold_text_tower
+from clip.items import BYTE_MAX, DeviceRow, Precision
 from clip.model import CLIP, load_weights
 from clip.openvino_backend import OpenVinoBackend, processor_name
 from clip.openvino_backend import usable_precisions as openvino_precisions

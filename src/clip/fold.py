@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clip.architecture import HEAD_WIDTH
+from clip.architecture import vision_heads
+from clip.items import BYTE_MAX
 from clip.threads import available_cores
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 QUICK_GELU = 1.702  # x * sigmoid(1.702 x); openai/CLIP@d05afc4 clip/model.py:166
 BATCH_NORM_EPS = 1e-5  # of nn.BatchNorm2d
-BYTE_MAX = 255.0
 
 
 @dataclass(frozen=True)
@@ -265,11 +265,10 @@ def fold_image_tower(
     weights = _Weights(state_dict, "visual.")
     if isinstance(architecture.vision_layers, tuple):
         return _fold_resnet(weights, architecture.vision_layers, architecture, settings)
-    heads = architecture.vision_heads or max(1, architecture.vision_width // HEAD_WIDTH)
     stack = _fold_stack(
         weights.below("transformer.resblocks"),
         architecture.vision_layers,
-        heads,
+        vision_heads(architecture),
         architecture.activation,
         weights.head("ln_post", "proj"),
     )
@@ -349,7 +348,7 @@ def _fold_resnet(
         for i in range(count)
     )
     pool = weights.below("attnpool")
-    heads = architecture.vision_width * 32 // HEAD_WIDTH
+    heads = vision_heads(architecture)
     value, out = move_value_bias(pool.linear("v_proj"), pool.own_linear("c_proj"))
     query = pool.linear("q_proj")
     query = scale_queries(query, query.weight.shape[0] // heads)

@@ -99,6 +99,7 @@ class Architecture:
     transformer_mlp_width: int | None = None  # None: four times the width
 
 
+BYTE_MAX = 255.0
 # Means and standard deviations of the training pictures, RGB in 0..1. openai/CLIP@d05afc4 clip/clip.py:85.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from clip.fold import LeanViT
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clip.fold import Block, Conv, LeanBottleneck, LeanResNet, LeanText, LeanViT, Linear, Mlp, OneQuery, Stack
+    from clip.fold import Block, Conv, ImageTower, LeanBottleneck, LeanResNet, LeanText, Linear, Mlp, OneQuery, Stack
     from clip.items import Activation
 
 X = TypeVar("X")  # a back end's tensor
@@ -104,6 +106,11 @@ class Ops(Protocol, Generic[X]):
     def look_up(self, table: Tensor, rows: X) -> X:
         """(V, W) and int (...) -> (..., W)."""
         ...
+
+
+def image_features(ops: Ops[X], tower: ImageTower, pixels: X) -> X:
+    """Bytes, or floats in their units, (B, R, R, 3) -> (B, D), by a tower of either family."""
+    return vit_features(ops, tower, pixels) if isinstance(tower, LeanViT) else resnet_features(ops, tower, pixels)
 
 
 def vit_features(ops: Ops[X], tower: LeanViT, pixels: X) -> X:

@@ -76,7 +76,6 @@ class Lock:
                 _log.debug("%s: no heartbeat (%s)", self._path, exc)  # the next commit says what it means
 
     def _release(self) -> None:
-        self._over.set()
         record = _read(self._path)
         if record is not None and record["owner"] == self._owner:
             self._path.unlink(missing_ok=True)  # the guard stays: another job may be waiting for it
@@ -96,8 +95,9 @@ def locked(folder: Path) -> Generator[Lock]:
     try:
         yield lock
     finally:
+        lock._over.set()  # pyright: ignore[reportPrivateUsage]
+        beat.join()  # first, or a heartbeat under way would write the record once more
         lock._release()  # pyright: ignore[reportPrivateUsage]
-        beat.join()
 
 
 def _acquire(lock: Lock, folder: Path) -> None:

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from clip.errors import DeviceError
-from clip.fold import LeanText, LeanViT
-from clip.lean import LAYER_NORM_EPS, resnet_features, text_features, vit_features
+from clip.lean import LAYER_NORM_EPS, image_features, text_features
 from clip.torch_backend import cpu_batch_size
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from clip.fold import Conv, ImageTower, Linear
+    from clip.fold import Conv, ImageTower, LeanText, Linear
     from clip.items import Activation, Architecture
 
 # Of the CPU plug-in, which takes "f16" as well and then computes in bf16. It would choose bf16 by itself, too.
@@ -192,10 +191,7 @@ class OpenVinoBackend:
         """The graph of an image tower for bytes, or for floats in their units, and for any number of pictures."""
         side = tower.resolution_px
         pixels = self._input([-1, side, side, 3], np.uint8 if dtype == torch.uint8 else np.float32)
-        ops = OpenVinoOps()
-        is_vit = isinstance(tower, LeanViT)
-        features = vit_features(ops, tower, pixels) if is_vit else resnet_features(ops, tower, pixels)
-        return self._compile(features, [pixels])
+        return self._compile(image_features(OpenVinoOps(), tower, pixels), [pixels])
 
     def text_graph(self, tower: LeanText, batch_size: int) -> OpenVinoGraph:  # noqa: ARG002
         """The graph of a text tower for any number of texts; `text_features` has its four inputs."""

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from clip.errors import ImageError, InputTypeError
-from clip.items import Failure, Guards, Item, Pixels, PreprocessSettings, Row, Stage
+from clip.items import BYTE_MAX, Failure, Guards, Item, Pixels, PreprocessSettings, Row, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +50,6 @@ MAX_CANVAS_PX = 256_000_000  # pixels of the resized picture; up to 1 GB in Pill
 # Pillow's readers that start another program (EPS runs Ghostscript), or that only tell the header.
 UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 SNIFF_BYTES = 16  # what Pillow hands its readers to recognise a format by
-BYTE_MAX = 255.0
 
 
 def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:

@@ -109,9 +109,7 @@ class Store:
     def _blocks(self) -> Iterator[np.ndarray]:
         """The vectors part by part. Shapes: (N, D) each."""
         for path in self.parts():
-            column = read_part(path, ["embedding"]).column("embedding")
-            for chunk in column.chunks:
-                yield chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
+            yield matrix(read_part(path, ["embedding"]), self.schema)
 
     def _numpy_dtype(self) -> Any:
         return np.dtype(self.manifest["dtype"])
@@ -125,6 +123,13 @@ class Store:
             identities.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
             rows += count_rows(path)
         return {"parts": identities.hexdigest(), "rows": rows}
+
+
+def matrix(rows: pa.Table, schema: pa.Schema) -> np.ndarray:
+    """The vectors of a table with a store's columns. Shapes: float32 or float16 (N, D)."""
+    kind = schema.field("embedding").type
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows.column("embedding").chunks]
+    return np.concatenate([np.empty(0, kind.value_type.to_pandas_dtype()), *chunks]).reshape(-1, kind.list_size)
 
 
 def _read_stamp(path: Path) -> object:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip import lean
 from clip.errors import DeviceError
-from clip.fold import LeanViT, Linear
-from clip.lean import LAYER_NORM_EPS, resnet_features, text_features, vit_features
+from clip.fold import Linear
+from clip.lean import LAYER_NORM_EPS, text_features
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,8 +166,7 @@ class TorchOps:
 
 def image_features(tower: ImageTower, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """A function from pixels (B, R, R, 3) to features (B, D), on a tower that was placed."""
-    ops = TorchOps(dtype)
-    return partial(vit_features, ops, tower) if isinstance(tower, LeanViT) else partial(resnet_features, ops, tower)
+    return partial(lean.image_features, TorchOps(dtype), tower)
 
 
 def cpu_batch_size(architecture: Architecture, threads: int) -> int:

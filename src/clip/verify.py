@@ -22,7 +22,7 @@ from clip.pipeline import decode_item
 from clip.plan import read_plan
 from clip.sources import FolderSource
 from clip.store import EMBEDDINGS, FAILURES, PART, read_part
-from clip.stored import Store
+from clip.stored import Store, matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +121,7 @@ class _Reader:
             yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {some}. Remove the part, and run again.")
 
     def _of_vectors(self, part: str, ids: list[str], rows: pa.Table) -> Iterator[Problem]:
-        vectors = matrix(rows, self._store.dim)
+        vectors = matrix(rows, self._store.schema).astype(np.float32)
         with np.errstate(over="ignore"):
             norms = np.linalg.norm(vectors, axis=1)
         usable = np.isfinite(vectors).all(axis=1) & (norms > 0)
@@ -157,13 +157,6 @@ def hash_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def matrix(rows: pa.Table, dim: int) -> np.ndarray:
-    """The vectors of a table. Shapes: float32 (N, D)."""
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows.column("embedding").chunks]
-    flat = np.concatenate([np.empty(0, np.float32), *chunks])
-    return flat.astype(np.float32, copy=False).reshape(-1, dim)
-
-
 def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:
     """Embed some of the pictures again: how many, the least cosine, and what differs."""
     encoder = _encoder_of(job, store)
@@ -175,7 +168,7 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     for index, numbers in groupby(picked, key=lambda number: number // size):
         entries = plan.shard(index).entries
         rows = read_part(store.path / EMBEDDINGS / PART.format(index), ["id", "embedding"])
-        standing = dict(zip(rows.column("id").to_pylist(), matrix(rows, store.dim), strict=True))
+        standing = dict(zip(rows.column("id").to_pylist(), matrix(rows, store.schema).astype(np.float32), strict=True))
         for entry in (entries[number % size] for number in numbers):
             again = entry if isinstance(entry, Failure) else decode_item(source, entry, encoder.settings, guards)
             before = standing.get(entry.id)

@@ -43,6 +43,21 @@ def test_a_second_job_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
         held.check()
 
 
+def test_no_heartbeat_comes_after_it_was_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.0)
+    write = lock.Lock._write
+
+    def slow(self: lock.Lock) -> None:
+        threading.Event().wait(0.01)
+        write(self)
+
+    monkeypatch.setattr(lock.Lock, "_write", slow)
+    for _ in range(20):
+        with locked(tmp_path):
+            threading.Event().wait(0.005)
+        assert not (tmp_path / LOCK).exists()
+
+
 def test_it_is_given_back_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="of the job"), locked(tmp_path):
         raise RuntimeError("of the job")
