@@ -76,14 +76,17 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @_option("--max-aspect", field="max_aspect", metavar="X", type=float, help="Longer side over shorter; likewise.")
 @_option("--on-failure", field="on_failure", type=click.Choice(get_args(OnFailure)), help=ON_FAILURE_HELP)
 @_option("--max-failures", field="max_failures", metavar="N|P%", help=FAILURES_HELP)
-@_option("--overwrite", field="overwrite", is_flag=True, help="Replace an earlier run's files in OUT.")
+@_option(
+    "--overwrite", field="overwrite", is_flag=True, help="Replace an earlier run in OUT, instead of going on with it."
+)
 @click.option("--dry-run", is_flag=True, help="Count what would be read, and stop.")
 def embed(*, raw: bool, dry_run: bool, **options: Any) -> int:
     """Turn a folder of pictures into Parquet files of vectors.
 
     OUT gets embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes),
     failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every picture becomes a row of one or
-    the other. Exit code 0: all have vectors; 3: some are failure rows; 1: the run failed; 2: it did not begin.
+    the other. The same command again goes on with a run that was interrupted. Exit code 0: all have vectors; 3: some
+    are failure rows; 1: the run failed; 2: it did not begin.
     """
     job = EmbedJob(normalize=not raw, **options)
     from clip import pipeline  # here, because it brings torch, which `--help` can do without
