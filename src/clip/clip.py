@@ -19,16 +19,9 @@ from clip.errors import InputTypeError, TextTooLongError
 from clip.installed import warn_of_foreign_distribution
 from clip.items import PreprocessSettings
 from clip.model import CLIP, build_model
-from clip.preprocess import (
-    BICUBIC,
-    CenterCrop,
-    Compose,
-    Normalize,
-    Resize,
-    ToTensor,
-    make_preprocess,
-)
-from clip.preprocess import convert_image_to_rgb as _convert_image_to_rgb
+from clip.pixels import BICUBIC, CenterCrop, Resize
+from clip.pixels import convert_image_to_rgb as _convert_image_to_rgb
+from clip.preprocess import Compose, Normalize, ToTensor, make_preprocess
 from clip.simple_tokenizer import END, START, SimpleTokenizer
 
 __all__ = ["available_models", "load", "tokenize"]

@@ -22,7 +22,7 @@ from clip.errors import ClipError, ImageError, InputError, InputTypeError
 from clip.installed import warn_of_foreign_distribution
 from clip.items import Checkpoint, PreprocessSettings
 from clip.model import CLIP, QuickGELU, VisionTransformer
-from clip.preprocess import open_picture, to_pixels
+from clip.pixels import open_picture, to_pixels
 from clip.threads import available_cores, map_ahead
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from clip.errors import ClipError, StoreMismatchError, TooManyFailuresError
 from clip.items import Failure, Guards, Item, Pixels, PreprocessSettings, Row, Shard
 from clip.jobs import EmbedJob, EmbedReport, Progress
 from clip.lock import Lock, locked
+from clip.pixels import PREPROCESS_ID, decode
 from clip.plan import Plan, write_plan
-from clip.preprocess import PREPROCESS_ID, decode
 from clip.sources import FolderSource
 from clip.store import StoreWriter, check_room
 from clip.threads import ByteBudget, available_cores, map_ahead

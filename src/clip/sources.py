@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from clip.errors import InputError
 from clip.items import Failure, Guards, Item, Shard, utf8_path
-from clip.preprocess import decodable_extensions, looks_like_picture
+from clip.pixels import decodable_extensions, looks_like_picture
 
 if TYPE_CHECKING:
     from collections import Counter

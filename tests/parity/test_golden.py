@@ -15,7 +15,8 @@ import clip
 from clip.engine import Engine, load_model, make_backend, usable_precisions
 from clip.errors import TextTooLongError
 from clip.items import Architecture, Checkpoint, Precision, PreprocessSettings
-from clip.preprocess import make_preprocess, to_pixels
+from clip.pixels import to_pixels
+from clip.preprocess import make_preprocess
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 # Of the row's RMS. The reference run twice differs by about 1e-5 on ResNets: the order of summation.

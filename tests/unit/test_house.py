@@ -33,6 +33,7 @@ LAYERS = {
         "items",
         "jobs",
         "model",
+        "pixels",
         "preprocess",
         "threads",
     }

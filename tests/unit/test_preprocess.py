@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clip import pixels as px
 from clip import preprocess as pre
 from clip.errors import ImageError, InputTypeError
 from clip.items import OPENAI_MEAN, OPENAI_STD, Failure, Guards, Item, Pixels, PreprocessSettings
@@ -22,7 +23,7 @@ sides = st.integers(1, 3000)
 
 @given(sides, sides, st.integers(1, 512))
 def test_the_short_side_becomes_the_resolution_and_the_ratio_stays_within_a_pixel(w: int, h: int, n: int) -> None:
-    width, height = pre.resized_size(w, h, n)
+    width, height = px.resized_size(w, h, n)
     assert min(width, height) == n
     assert max(width, height) == int(n * max(w, h) / min(w, h))
     assert (width >= height) == (w >= h) or width == height
@@ -33,18 +34,18 @@ def test_the_short_side_becomes_the_resolution_and_the_ratio_stays_within_a_pixe
     [((301, 200), (337, 224)), ((333, 777), (224, 522)), ((1, 50), (224, 11200)), ((2162, 762), (635, 224))],
 )
 def test_sizes_that_the_reference_was_seen_to_give(size: tuple[int, int], resized: tuple[int, int]) -> None:
-    assert pre.resized_size(*size, 224) == resized
+    assert px.resized_size(*size, 224) == resized
 
 
 @given(st.integers(1, 5000), st.integers(1, 600))
 def test_the_crop_starts_at_half_of_the_rest_rounded_half_to_even(size: int, crop: int) -> None:
     if size >= crop:
         half = (Decimal(size - crop) / 2).quantize(Decimal(1), rounding=ROUND_HALF_EVEN)
-        assert pre.crop_offset(size, crop) == int(half)
+        assert px.crop_offset(size, crop) == int(half)
 
 
 def test_the_crop_of_three_spare_pixels_starts_at_the_second_and_not_at_the_floor() -> None:
-    assert [pre.crop_offset(224 + spare, 224) for spare in range(8)] == [0, 0, 1, 2, 2, 2, 3, 4]
+    assert [px.crop_offset(224 + spare, 224) for spare in range(8)] == [0, 0, 1, 2, 2, 2, 3, 4]
 
 
 @given(
@@ -52,21 +53,21 @@ def test_the_crop_of_three_spare_pixels_starts_at_the_second_and_not_at_the_floo
 )
 def test_any_picture_equals_pillow_called_by_hand(w: int, h: int, n: int, mode: str) -> None:
     image = formula.picture_in_mode(3, w, h, mode)
-    size = pre.resized_size(w, h, n)
+    size = px.resized_size(w, h, n)
     resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
     left, top = round((size[0] - n) / 2.0), round((size[1] - n) / 2.0)
     pixels = np.asarray(resized.crop((left, top, left + n, top + n)).convert("RGB"))
     by_hand = (
         pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255) - np.float32(OPENAI_MEAN)[:, None, None]
     ) / (np.float32(OPENAI_STD)[:, None, None])
-    assert np.array_equal(pre.to_pixels(image, PreprocessSettings(n)), pixels)
+    assert np.array_equal(px.to_pixels(image, PreprocessSettings(n)), pixels)
     assert np.array_equal(pre.make_preprocess(PreprocessSettings(n))(image).numpy(), by_hand)
     batch = pre.normalize_pixels(torch.from_numpy(pixels.copy())[None], PreprocessSettings(n))
     assert np.array_equal(batch[0].numpy(), by_hand)
 
 
 def test_a_picture_smaller_than_the_crop_is_filled_up_with_black_as_torchvision_does() -> None:
-    cropped = np.asarray(pre.CenterCrop((4, 5))(Image.new("L", (2, 3), 9)))
+    cropped = np.asarray(px.CenterCrop((4, 5))(Image.new("L", (2, 3), 9)))
     assert cropped.tolist() == [[0, 9, 9, 0, 0], [0, 9, 9, 0, 0], [0, 9, 9, 0, 0], [0, 0, 0, 0, 0]]
 
 
@@ -104,7 +105,7 @@ def test_what_is_no_picture_is_a_type_error_that_tells_what_was_found(wrong: obj
 def test_a_canvas_over_256_megapixels_is_refused_with_its_size_before_it_is_made() -> None:
     with pytest.raises(ImageError, match=re.escape("1 x 100000 px would be resized to 224 x 22400000")):
         pre.make_preprocess(PreprocessSettings(224))(Image.new("1", (1, 100_000)))
-    assert pre.MAX_CANVAS_PX > 224 * 1_120_000, "a 1 x 5000 picture still passes"
+    assert px.MAX_CANVAS_PX > 224 * 1_120_000, "a 1 x 5000 picture still passes"
 
 
 def test_a_picture_without_pixels_is_an_image_error() -> None:
@@ -139,9 +140,9 @@ def encoded(image: Image.Image, name: str) -> bytes:
 def test_decode_gives_the_transforms_pixels_and_what_the_original_was() -> None:
     image = formula.picture(2, 50, 40)
     data = encoded(image, "PNG")
-    outcome = pre.decode(Item("a", "/b/a", 7), data, PreprocessSettings(16))
+    outcome = px.decode(Item("a", "/b/a", 7), data, PreprocessSettings(16))
     assert isinstance(outcome, Pixels)
-    assert np.array_equal(outcome.array, pre.to_pixels(image, PreprocessSettings(16)))
+    assert np.array_equal(outcome.array, px.to_pixels(image, PreprocessSettings(16)))
     row = outcome.row
     assert (row.id, row.path, row.width, row.height, row.format) == ("a", "/b/a", 50, 40, "PNG")
     assert row.size_bytes == len(data)
@@ -160,7 +161,7 @@ def test_decode_gives_the_transforms_pixels_and_what_the_original_was() -> None:
     ids=["empty", "text", "cut header", "cut pixels", "canvas", "a program for Ghostscript"],
 )
 def test_decode_gives_a_failure_with_stage_and_reason(data: bytes, stage: str, message: str) -> None:
-    outcome = pre.decode(Item("a", "/b/a", 7), data, PreprocessSettings(224))
+    outcome = px.decode(Item("a", "/b/a", 7), data, PreprocessSettings(224))
     assert isinstance(outcome, Failure)
     assert (outcome.id, outcome.path, outcome.stage) == ("a", "/b/a", stage)
     assert message in outcome.message
@@ -169,18 +170,18 @@ def test_decode_gives_a_failure_with_stage_and_reason(data: bytes, stage: str, m
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
     data = encoded(Image.new("1", (300, 200)), "PNG")
-    outcome = pre.decode(Item("a", "a", 7), data, PreprocessSettings(224), guards=Guards(max_pixels=59_999))
+    outcome = px.decode(Item("a", "a", 7), data, PreprocessSettings(224), guards=Guards(max_pixels=59_999))
     assert isinstance(outcome, Failure)
     assert (outcome.stage, "300 x 200 px, expected at most 59,999 pixels" in outcome.message) == ("open", True)
 
 
 @given(st.binary(max_size=300))
 def test_decode_never_raises(data: bytes) -> None:
-    assert isinstance(pre.decode(Item("a", "a", len(data)), data, PreprocessSettings(8)), (Pixels, Failure))
+    assert isinstance(px.decode(Item("a", "a", len(data)), data, PreprocessSettings(8)), (Pixels, Failure))
 
 
 def test_extensions_are_those_of_formats_pillow_decodes_by_itself() -> None:
-    extensions = pre.decodable_extensions()
+    extensions = px.decodable_extensions()
     assert {".jpg", ".jpeg", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".mpo", ".jp2"} <= extensions
     assert not {".eps", ".ps", ".pdf", ".mpg", ".h5", ".txt", ""} & extensions
 
@@ -189,6 +190,6 @@ def test_extensions_are_those_of_formats_pillow_decodes_by_itself() -> None:
 def test_content_is_recognised_without_a_name(tmp_path: Path, name: str) -> None:
     file = tmp_path / "nameless"
     file.write_bytes(encoded(formula.picture(0, 9, 9), name))
-    assert pre.looks_like_picture(str(file))
+    assert px.looks_like_picture(str(file))
     file.write_bytes(b"#!/bin/sh\necho hello\n")
-    assert not pre.looks_like_picture(str(file))
+    assert not px.looks_like_picture(str(file))
