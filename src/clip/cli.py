@@ -35,6 +35,9 @@ ON_FAILURE_HELP = "Write a failure row and go on, or stop at the first."
 FAILURES_HELP = "Stop when more pictures fail than a number, or than a part of the input."
 PRECISION_HELP = "What vectors are computed in; reference is OpenAI's: fp32 on a CPU, fp16 on CUDA."
 BATCH_HELP = "Pictures the model reads at a time.  [default: as suits model and device]"
+UPDATE_HELP = "Bring OUT up to date: embed what is new or changed, drop what is gone."
+ISOLATE_HELP = "Decode in processes: a picture that crashes, hangs or eats memory becomes a failure row."
+SECONDS_HELP = "For a picture to decode, with --isolate.  [default: 60]"
 BUDGET_HELP = "Decoded pictures that threads may hold at a time."
 MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached"
 DEVICES_HEAD = f"{'device':<10}{'back end':<20}{'precisions':<24}name"
@@ -79,6 +82,10 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @_option(
     "--overwrite", field="overwrite", is_flag=True, help="Replace an earlier run in OUT, instead of going on with it."
 )
+@_option("--update", field="update", is_flag=True, help=UPDATE_HELP)
+@_option("--hash", field="hashes", is_flag=True, help="Store each file's sha256; with --update, compare by it.")
+@_option("--isolate", field="isolate", is_flag=True, help=ISOLATE_HELP)
+@_option("--max-seconds", field="max_seconds", metavar="S", type=float, help=SECONDS_HELP)
 @click.option("--dry-run", is_flag=True, help="Count what would be read, and stop.")
 def embed(*, raw: bool, dry_run: bool, **options: Any) -> int:
     """Turn a folder of pictures into Parquet files of vectors.

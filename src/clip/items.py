@@ -37,6 +37,7 @@ class Item:
     id: str  # stable name, valid UTF-8; in a folder the path relative to it, with forward slashes
     path: str  # where it is now; bytes that are not UTF-8 as surrogates, as the os module gives them
     size_bytes: int  # when it was listed
+    modified_ns: int = 0  # likewise, since the epoch [Unit: ns]; 0 where the source does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Row:
     height: int  # of the original [Unit: px]
     format: str  # Pillow's name: "JPEG", "PNG"
     size_bytes: int  # encoded
+    sha256: str | None = None  # of the encoded picture, where a job asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,17 @@ class Failure:
     message: str
 
 
+Entry = Item | Failure  # what a listing finds
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Consecutive entries of a source that become one Parquet part. What could not even be listed is a Failure."""
+    """Entries of a source that become one Parquet part. What could not even be listed is a Failure."""
 
     index: int
-    entries: list[Item | Failure]
+    entries: list[Entry]
+    mark: str = ""  # what the part carries when it holds these entries; of their identities where it is empty
+    kept: frozenset[str] = frozenset()  # ids whose rows stand in the part that this one replaces
 
 
 @dataclass(frozen=True)

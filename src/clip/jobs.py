@@ -16,6 +16,7 @@ from clip.items import Guards, Precision
 
 VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
+DECODE_SECONDS = 60.0  # what a picture may take in a process of its own
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
 
 
@@ -41,12 +42,23 @@ class EmbedJob:
     max_bytes: int = Guards.max_bytes  # of a picture's file; more is a failure row, as are the next two
     max_pixels: int = Guards.max_pixels  # width times height, before decoding
     max_aspect: float | None = Guards.max_aspect  # the longer side over the shorter
+    isolate: bool = False  # decode in processes of their own, so that a picture that kills its decoder is a failure row
+    max_seconds: float | None = None  # for one picture to decode, with isolate; a minute without
+    hashes: bool = False  # store the sha256 of each picture's file, and update by it
     on_failure: OnFailure = "record"  # go on with a failure row, or stop at the first
     max_failures: str | None = None  # a number, or a part of the input as "5%", after which the run stops; all without
     overwrite: bool = False  # remove an earlier run's files from the output, instead of going on with it
+    update: bool = False  # bring an output whose input changed up to date: do what is new or changed, drop what is gone
 
     def __post_init__(self) -> None:
         caps = ("max_bytes", "max_pixels", "max_aspect")
+        if self.max_seconds is not None and not (self.isolate and self.max_seconds > 0):
+            raise InputError(
+                f"max_seconds: found {self.max_seconds} {'with' if self.isolate else 'without'} isolate, expected more "
+                "than 0 with it, as only a process can be stopped. Pass both."
+            )
+        if self.update and self.overwrite:
+            raise InputError("update: found overwrite too, expected one of them. Pass one.")
         for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes", *caps):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -164,9 +176,10 @@ class Progress:
     """How far a run is."""
 
     read: int
-    total: int  # as counted before the run
+    total: int  # as counted before the run; 0 while that is under way
     failed: int
     resumed: int = 0  # of those read, by an earlier run
+    listed: int = 0  # entries found so far, while they are being listed
 
 
 @dataclass(frozen=True)
@@ -180,3 +193,4 @@ class EmbedReport:
     ignored: dict[str, int]  # files and folders passed over, by reason; sources.py has the rules
     seconds: float  # start-up included
     resumed: int = 0  # of those read, by an earlier run
+    removed: int = 0  # by an update: rows and failures of what is listed no more

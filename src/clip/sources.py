@@ -14,21 +14,29 @@ row too, for nobody knows what was in it. Everything else is counted as ignored,
 
 from __future__ import annotations
 
+import heapq
 import os
 import stat
+import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from clip.errors import InputError
 from clip.items import Failure, Guards, Item, Shard, utf8_path
 from clip.pixels import decodable_extensions, looks_like_picture
+from clip.whole_files import written
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from clip.items import Entry
+
+SORTED_IN_MEMORY = 100_000  # names of a folder, 10 MB; more are sorted in files of so many
+FILE, FOLDER, UNKNOWN = b"f", b"d", b"?"  # what a listing says of a name; a link is unknown
 
 
 @dataclass(frozen=True)
@@ -42,39 +50,45 @@ class FolderSource:
         if not self.root or not Path(self.root).is_dir():
             raise InputError(f"{self.root or '(empty)'}: not a folder, expected one with pictures. Check the path.")
 
-    def walk(self, ignored: Counter[str]) -> Iterator[Item | Failure]:
-        """Every picture, in a stable order; a Failure for a folder that cannot be listed. Counts what is left."""
-        extensions = decodable_extensions()
-        globs = [(glob if "/" in glob else f"**/{glob}").split("/") for glob in self.globs]  # no slash: a name's
-        pending = [""]  # folders still to list, the next one last
-        while pending:
-            folder = pending.pop()
-            try:
-                with os.scandir(os.path.join(self.root, folder)) as listing:  # noqa: PTH118  strings: ten million paths
-                    entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
-            except OSError as exc:
-                yield Failure(utf8_path(folder or "."), os.path.join(self.root, folder), "read", *_reason(exc))  # noqa: PTH118
-                continue
-            folders: list[str] = []
-            for entry in entries:
-                relative = f"{folder}{entry.name}"
-                if entry.name.startswith("."):
-                    ignored["hidden"] += 1
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{relative}/")
-                elif (kind := _kind(entry)) == stat.S_IFDIR:
-                    ignored["link to a folder"] += 1
-                elif kind not in (stat.S_IFREG, None):
-                    ignored["not a file"] += 1
-                elif _is_picture(entry, relative, globs, extensions):
-                    yield Item(utf8_path(relative), entry.path, _size(entry))
-                else:
-                    ignored["not a picture"] += 1
-            pending.extend(reversed(folders))
+    def walk(self, ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None) -> Iterator[Entry]:
+        """Every picture, in a stable order; a Failure for a folder that cannot be listed. Counts what is left.
 
-    def shards(self, size: int, ignored: Counter[str], limit: int | None = None) -> Iterator[Shard]:
+        Sizes and times of pictures that are `known`, in the order of an earlier walk, are taken from there. The names
+        of a large folder are sorted in files in `scratch` that nobody else sees.
+        """
+        globs = [(glob if "/" in glob else f"**/{glob}").split("/") for glob in self.globs]  # no slash: a name's
+        earlier = _Known(known)
+        begun = [("", iter([_record(b"", FOLDER)]))]  # folders, the last one under way, and what is to come in each
+        while begun:
+            folder, records = begun[-1]
+            record = next(records, None)
+            if record is None:
+                begun.pop()
+                continue
+            name, kind = record[1:-2], record[-1:]
+            relative = folder + os.fsdecode(name) + ("/" if kind == FOLDER and name else "")
+            path = os.path.join(self.root, relative)  # noqa: PTH118  strings: ten million paths
+            if kind == FOLDER:
+                try:
+                    begun.append((relative, _listing(path, ignored, scratch)))
+                except OSError as exc:
+                    yield Failure(utf8_path(relative or "."), path, "read", *_reason(exc))
+            elif reason := _why_ignored(relative, path, kind, globs):
+                ignored[reason] += 1
+            else:
+                own_id = utf8_path(relative)
+                yield Item(own_id, path, *(earlier.status(own_id) or _status(path)))
+
+    def shards(
+        self,
+        size: int,
+        ignored: Counter[str],
+        limit: int | None = None,
+        known: Iterable[Item] = (),
+        scratch: Path | None = None,
+    ) -> Iterator[Shard]:
         """The first `limit` entries of the walk (all without one), in shards of `size`."""
-        entries = islice(self.walk(ignored), limit)
+        entries = islice(self.walk(ignored, known, scratch), limit)
         index = 0
         while shard := list(islice(entries, size)):
             yield Shard(index, shard)
@@ -94,33 +108,101 @@ class FolderSource:
         return path.read_bytes()
 
 
-def _is_picture(entry: os.DirEntry[str], relative: str, globs: list[list[str]], extensions: frozenset[str]) -> bool:
+class _Known:
+    """The pictures of an earlier walk, gone through beside the one under way."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = iter(items)
+        self._next = next(self._items, None)
+
+    def status(self, own_id: str) -> tuple[int, int] | None:
+        """Size and time of change of the picture of this id, if it is there; those before it are passed over."""
+        if self._next is None:
+            return None
+        place = _place(own_id)
+        while self._next is not None and _place(self._next.id) < place:
+            self._next = next(self._items, None)
+        if self._next is None or self._next.id != own_id:
+            return None
+        return self._next.size_bytes, self._next.modified_ns
+
+
+def _place(own_id: str) -> list[tuple[int, str]]:
+    """Where an id stands in a walk: a folder's files come before its folders."""
+    *folders, last = own_id.split("/")
+    return [*((1, folder) for folder in folders), (0, last)]
+
+
+def _record(name: bytes, kind: bytes) -> bytes:
+    """A name that sorts behind those of files if it is a folder's, and byte by byte otherwise."""
+    return (b"1" if kind == FOLDER else b"0") + name + b"\0" + kind
+
+
+def _listing(path: str, ignored: Counter[str], scratch: Path | None) -> Iterator[bytes]:
+    """The records of what is in a folder, sorted. Raises OSError where it cannot be listed."""
+    records: list[bytes] = []
+    runs: list[BinaryIO] = []
+    with os.scandir(path) as listing:
+        for entry in listing:
+            if entry.name.startswith("."):
+                ignored["hidden"] += 1
+                continue
+            known_file = entry.is_file(follow_symlinks=False)  # as the listing says: no system call
+            kind = FILE if known_file else FOLDER if entry.is_dir(follow_symlinks=False) else UNKNOWN
+            records.append(_record(os.fsencode(entry.name), kind))
+            if len(records) == SORTED_IN_MEMORY:
+                runs.append(_spilled(records, scratch))
+                records.clear()
+    records.sort()
+    return heapq.merge(*map(_unspilled, runs), records) if runs else iter(records)
+
+
+def _spilled(records: list[bytes], scratch: Path | None) -> BinaryIO:
+    """Records, sorted, in a file without a name. No name of a file has a slash, so that stands for the line's end."""
+    with written(scratch or Path(tempfile.gettempdir())):
+        file = cast("BinaryIO", tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115  closed when it is read
+        file.writelines(record.replace(b"\n", b"/") + b"\n" for record in sorted(records))
+        file.seek(0)
+    return file
+
+
+def _unspilled(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        for line in file:
+            yield line[:-1].replace(b"/", b"\n")
+
+
+def _why_ignored(relative: str, path: str, kind: bytes, globs: list[list[str]]) -> str | None:
+    """The reason for which what is no folder is passed over; None for a picture."""
+    if kind == UNKNOWN and (reason := _why_special(path)):
+        return reason
     if globs:
-        return any(_matches(relative.split("/"), glob) for glob in globs)
-    extension = Path(entry.name).suffix.lower()
+        return None if any(_matches(relative.split("/"), glob) for glob in globs) else "not a picture"
+    extension = Path(relative).suffix.lower()
     if extension:
-        return extension in extensions
+        return None if extension in decodable_extensions() else "not a picture"
     try:
-        return looks_like_picture(entry.path)
+        return None if looks_like_picture(path) else "not a picture"
     except OSError:
-        return True  # not readable, so perhaps a picture: reading it will fail and leave a failure row
+        return None  # not readable, so perhaps a picture: reading it will fail and leave a failure row
 
 
-def _kind(entry: os.DirEntry[str]) -> int | None:
-    """The file type of an entry, of what it leads to if it is a link; None where it leads to nothing or in a circle."""
-    if entry.is_file(follow_symlinks=False):
-        return stat.S_IFREG  # as the listing says: no system call
+def _why_special(path: str) -> str | None:
+    """Why a link or a special file is no picture; None for a link to a file, to nothing or in a circle."""
     try:
-        return stat.S_IFMT(entry.stat().st_mode)
+        mode = os.stat(path).st_mode  # noqa: PTH116
     except OSError:
         return None  # perhaps a picture: reading it will fail and leave a failure row
+    return "link to a folder" if stat.S_ISDIR(mode) else None if stat.S_ISREG(mode) else "not a file"
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def _status(path: str) -> tuple[int, int]:
+    """Size and time of change [Unit: ns] of a file."""
     try:
-        return entry.stat().st_size
+        status = os.stat(path)  # noqa: PTH116
     except OSError:
-        return 0  # a link to nothing, or a file gone since; reading it will say so
+        return 0, 0  # a link to nothing, or a file gone since; reading it will say so
+    return status.st_size, status.st_mtime_ns
 
 
 def _reason(exc: OSError) -> tuple[str, str]:

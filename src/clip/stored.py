@@ -50,14 +50,15 @@ class Store:
             )
         self.manifest: dict[str, Any] = manifest
         self.dim: int = manifest["dim"]
-        self.schema = embedding_schema(self.dim, manifest["dtype"])
+        self.schema = embedding_schema(manifest)
 
     def parts(self, folder: str = EMBEDDINGS) -> list[Path]:
         """The Parquet files of the embeddings, or of the failures, in the order of their shards."""
         return sorted((self.path / folder).glob("part-*.parquet"), key=shard_number)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows in input order: id, path, embedding, width, height, format, size_bytes; or some of these columns.
+        """The rows in input order: id, path, embedding, width, height, format, size_bytes, and sha256 where the
+        job asked for it; or some of these columns.
 
         Raises:  StoreError for a part that cannot be read.
         """

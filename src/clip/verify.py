@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import random
-from itertools import groupby
+from bisect import bisect_right
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from clip.decoders import Decoding
 from clip.encoder import Encoder, unit_vectors
 from clip.errors import StoreError
 from clip.items import Failure, Guards
 from clip.jobs import Problem, VerifyReport
-from clip.pipeline import decode_item
 from clip.plan import read_plan
 from clip.sources import FolderSource
-from clip.store import EMBEDDINGS, FAILURES, PART, read_part
+from clip.store import EMBEDDINGS, FAILURES, PART, read_mark, read_part
 from clip.stored import Store, matrix
 
 if TYPE_CHECKING:
@@ -95,11 +96,14 @@ class _Reader:
         try:
             rows = read_part(self._store.path / EMBEDDINGS / part)
             failures = read_part(self._store.path / FAILURES / part)
+            mark = read_mark(self._store.path / EMBEDDINGS / part)
         except StoreError as exc:
             yield Problem(f"{EMBEDDINGS}/{part}", str(exc))
             return
         self.written += rows.num_rows
         self.failed += failures.num_rows
+        if mark != self._plan.outline(shard.index).mark:
+            yield Problem(f"{EMBEDDINGS}/{part}", "of another listing than _plan. Run the job again.")
         if not rows.schema.equals(self._store.schema):
             yield Problem(f"{EMBEDDINGS}/{part}", "its columns are not those of the manifest. Run with --overwrite.")
             return
@@ -164,13 +168,14 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     picked = sorted(random.Random(job.seed).sample(range(plan.entries), min(job.sample, plan.entries)))
     problems: list[Problem] = []
     cosines: list[float] = []
-    size, guards = store.manifest["shard_size"], Guards(**store.manifest["guards"])
-    for index, numbers in groupby(picked, key=lambda number: number // size):
+    decoding = Decoding(source, encoder.settings, Guards(**store.manifest["guards"]))
+    starts = [0, *accumulate(told.entries for told in plan.outlines())]
+    for index, numbers in groupby(picked, key=lambda number: bisect_right(starts, number) - 1):
         entries = plan.shard(index).entries
         rows = read_part(store.path / EMBEDDINGS / PART.format(index), ["id", "embedding"])
         standing = dict(zip(rows.column("id").to_pylist(), matrix(rows, store.schema).astype(np.float32), strict=True))
-        for entry in (entries[number % size] for number in numbers):
-            again = entry if isinstance(entry, Failure) else decode_item(source, entry, encoder.settings, guards)
+        for entry in (entries[number - starts[index]] for number in numbers):
+            again = entry if isinstance(entry, Failure) else decoding(entry)
             before = standing.get(entry.id)
             if before is None or isinstance(again, Failure):
                 if (before is None) != isinstance(again, Failure):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from clip import plan
 from clip.errors import StoreError
 from clip.items import Failure, Item, Shard, utf8_path
-from clip.plan import write_plan
+from clip.plan import interrupted_listing, mark_of, read_plan, write_plan
 
 NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name)
 ENTRIES = st.builds(
@@ -56,15 +56,18 @@ def test_it_stands_in_the_output_and_says_what_it_found(tmp_path: Path) -> None:
     }
 
 
-def test_the_fingerprint_is_that_of_ids_and_sizes_wherever_they_lie_and_however_they_are_cut(tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_ids_sizes_and_times_wherever_they_lie_and_however_they_are_cut(
+    tmp_path: Path,
+) -> None:
     def fingerprint(*lists: list[Any]) -> str:
         return write_plan(tmp_path, shards(*lists), Counter()).fingerprint
 
     a, b = Item("a", "x/a", 1), Item("b", "x/b", 2)
     assert fingerprint([a, b]) == fingerprint([a], [b]) == fingerprint([Item("a", "y/a", 1), b])
     unlisted = Failure("b", "x/b", "read", "OSError", "")
-    others = [[b, a], [a], [a, Item("b", "x/b", 3)], [a, Item("c", "x/b", 2)], [a, unlisted]]
-    assert len({fingerprint(entries) for entries in ([a, b], *others)}) == 6
+    assert fingerprint([b, a]) == fingerprint([a, b]), "an output that was kept up to date is in another order"
+    others = [[a], [a, a, b], [a, Item("b", "x/b", 3)], [a, Item("b", "x/b", 2, 5)], [a, Item("c", "x/b", 2)]]
+    assert len({fingerprint(entries) for entries in ([a, b], *others, [a, unlisted])}) == 7
 
 
 def test_a_new_plan_takes_an_olds_place_when_it_is_adopted_and_not_before(tmp_path: Path) -> None:
@@ -106,3 +109,53 @@ def test_the_reasons_are_read_when_all_is_listed(tmp_path: Path) -> None:
 
     assert write_plan(tmp_path, listed(), ignored).ignored == {"hidden": 1}
     assert plan.PLAN == "_plan"
+
+
+def test_a_shard_carries_its_mark_and_what_it_keeps(tmp_path: Path) -> None:
+    a, b = Item("a", "x/a", 1), Item("b", "x/b", 2)
+    fresh, given_marks = Shard(0, [a, b]), Shard(1, [a, b], "given", frozenset({"b"}))
+    made = write_plan(tmp_path, iter([fresh, given_marks]), Counter()).adopt()
+    assert made.shard(0).mark == mark_of([a, b]) != mark_of([b, a])
+    assert mark_of([a, b], "given") != mark_of([a, b])
+    assert made.shard(1) == given_marks
+    assert [(told.mark, told.entries, told.kept) for told in made.outlines()] == [
+        (mark_of([a, b]), 2, 0),
+        ("given", 2, 1),
+    ]
+
+
+def test_a_kill_between_the_renames_of_adopting_loses_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_plan(tmp_path, shards([Item("a", "x/a", 1)]), Counter()).adopt()
+    new = write_plan(tmp_path, shards([Item("b", "x/b", 1)]), Counter())
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "_plan.new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        new.adopt()
+    monkeypatch.undo()
+    standing = read_plan(tmp_path)
+    assert standing is not None
+    assert [entry.id for entry in standing.shard(0).entries] == ["a"]
+    write_plan(tmp_path, shards([Item("c", "x/c", 1)]), Counter()).adopt()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_plan"]
+
+
+def test_a_listing_that_was_killed_is_known_to_the_next_and_the_longer_one_of_two(tmp_path: Path) -> None:
+    items = [[Item(f"{n}", f"x/{n}", n, n)] for n in range(4)]
+
+    def killed_after(count: int) -> Iterator[Shard]:
+        yield from shards(*items[:count])
+        raise KeyboardInterrupt
+
+    assert list(interrupted_listing(tmp_path)) == []
+    for count, expected in ((3, 3), (2, 3), (4, 4)):
+        with pytest.raises(KeyboardInterrupt):
+            write_plan(tmp_path, killed_after(count), Counter())
+        assert list(interrupted_listing(tmp_path)) == [item for shard in items[:expected] for item in shard]
+    write_plan(tmp_path, shards(*items), Counter()).adopt()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_plan"]

@@ -5,6 +5,7 @@ import socket
 import tempfile
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clip import sources
-from clip.errors import InputError
+from clip.errors import InputError, StoreError
 from clip.items import Failure, Guards, Item, utf8_path
 from clip.sources import FolderSource
 
@@ -31,7 +32,9 @@ def plant(root: Path, *names: str) -> None:
 
 def walk(root: Path, *globs: str) -> tuple[list[Item | Failure], dict[str, int]]:
     ignored: Counter[str] = Counter()
-    return list(FolderSource(str(root), globs).walk(ignored)), dict(ignored)
+    entries = FolderSource(str(root), globs).walk(ignored)
+    timeless = [replace(entry, modified_ns=0) if isinstance(entry, Item) else entry for entry in entries]
+    return timeless, dict(ignored)
 
 
 def ids(root: Path, *globs: str) -> list[str]:
@@ -151,7 +154,8 @@ def test_a_file_too_large_to_read_at_once_is_refused_before_it_is_read(tmp_path:
         file.truncate(Guards.max_bytes + 1)  # a hole, which takes no room
     source = FolderSource(str(tmp_path))
     (item,) = source.walk(Counter())
-    assert item == Item("a.tif", str(tmp_path / "a.tif"), Guards.max_bytes + 1)
+    assert isinstance(item, Item)
+    assert item.size_bytes == Guards.max_bytes + 1
     with pytest.raises(InputError, match=r"2,147,483,648 bytes, expected at most 2,147,483,647"):
         source.read(item)
 
@@ -246,10 +250,11 @@ def test_shards_are_full_but_for_the_last_and_hold_the_walk_in_order(
     tmp_path: Path, size: int, limit: int | None, sizes: list[int]
 ) -> None:
     plant(tmp_path, *(f"{n}.jpg" for n in range(5)), "x.txt")
-    shards = list(FolderSource(str(tmp_path)).shards(size, Counter(), limit))
+    source = FolderSource(str(tmp_path))
+    shards = list(source.shards(size, Counter(), limit))
     assert [shard.index for shard in shards] == list(range(len(sizes)))
     assert [len(shard.entries) for shard in shards] == sizes
-    assert list(chain.from_iterable(shard.entries for shard in shards)) == walk(tmp_path)[0][:limit]
+    assert list(chain.from_iterable(shard.entries for shard in shards)) == list(source.walk(Counter()))[:limit]
 
 
 def test_a_folder_without_pictures_has_no_shards(tmp_path: Path) -> None:
@@ -308,6 +313,76 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, root: str) -> None:
     (tmp_path / "broken").symlink_to("nowhere")
     with pytest.raises(InputError, match=rf"{root}: not a folder"):
         FolderSource(str(tmp_path / root))
+
+
+def test_an_item_says_when_its_file_changed(tmp_path: Path) -> None:
+    plant(tmp_path, "a.jpg")
+    os.utime(tmp_path / "a.jpg", ns=(1, 123_456_789_000_000_007))
+    (item,) = FolderSource(str(tmp_path)).walk(Counter())
+    assert isinstance(item, Item)
+    assert item.modified_ns == (tmp_path / "a.jpg").stat().st_mtime_ns
+    assert item.modified_ns // 10**6 == 123_456_789_000  # file systems differ in what they keep below
+
+
+MANY = [f"{n:03}.jpg" for n in range(40)] + ["new\nline.jpg", "f0/a.jpg", "f0/b.jpg", "f1/a\n.jpg", "f2\n/a.jpg"]
+
+
+def test_names_of_a_large_folder_are_sorted_on_the_disk_and_come_in_the_same_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(tmp_path / "root", *MANY, ".hidden", *(f"g{n:02}/a.jpg" for n in range(15)))
+    in_memory = walk(tmp_path / "root")
+    spilled: list[int] = []
+    spill = sources._spilled
+
+    def counted(records: list[bytes], scratch: Path | None) -> Any:
+        spilled.append(len(records))
+        return spill(records, scratch)
+
+    monkeypatch.setattr(sources, "_spilled", counted)
+    monkeypatch.setattr(sources, "SORTED_IN_MEMORY", 7)
+    assert walk(tmp_path / "root") == in_memory
+    assert len(in_memory[0]) == len(MANY) + 15
+    assert spilled == [7] * 8, "59 names in the root, two in a folder"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    assert len(list(FolderSource(str(tmp_path / "root")).walk(Counter(), scratch=scratch))) == len(MANY) + 15
+    assert not any(scratch.iterdir()), "the files have no name, so that a kill leaves none"
+    with pytest.raises(StoreError, match="gone: cannot be written"):
+        list(FolderSource(str(tmp_path / "root")).walk(Counter(), scratch=tmp_path / "gone"))
+
+
+def test_what_an_earlier_walk_found_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, *MANY)
+    source = FolderSource(str(tmp_path))
+    before = [entry for entry in source.walk(Counter()) if isinstance(entry, Item)]
+    plant(tmp_path, "000.new.jpg", "f1/new.jpg", "f9/new.jpg")
+    (tmp_path / "020.jpg").unlink()
+    asked: list[str] = []
+    status = sources._status
+
+    def counted(path: str) -> tuple[int, int]:
+        asked.append(os.path.relpath(path, tmp_path))
+        return status(path)
+
+    fresh = list(source.walk(Counter()))
+    monkeypatch.setattr(sources, "_status", counted)
+    assert list(source.walk(Counter(), before[:-2])) == fresh
+    assert asked == ["000.new.jpg", "f1/a\n.jpg", "f1/new.jpg", "f2\n/a.jpg", "f9/new.jpg"]
+    moved = [replace(item, size_bytes=5, modified_ns=7, path="elsewhere") for item in before]
+    item = next(source.walk(Counter(), moved))
+    assert item == Item("000.jpg", str(tmp_path / "000.jpg"), 5, 7), "sizes and times are believed, paths are not"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([*MANY, "zz.jpg", "f0/\\x.jpg", "f0/é.jpg"]), unique=True), st.data())
+def test_any_earlier_walk_will_do(names: list[str], data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        plant(Path(folder), *names)
+        source = FolderSource(folder)
+        fresh = list(source.walk(Counter()))
+        known = data.draw(st.lists(st.sampled_from(fresh), unique=True)) if fresh else []
+        assert list(source.walk(Counter(), [entry for entry in known if isinstance(entry, Item)])) == fresh
 
 
 entry_names = st.sampled_from(["a.jpg", "b.PNG", "c.txt", "d", ".e.jpg", "f.d", "g.eps", "h\n.gif"])

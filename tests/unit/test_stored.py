@@ -10,7 +10,7 @@ import pytest
 
 import clip
 from clip.errors import StoreError
-from clip.items import Failure, Row
+from clip.items import Failure, Row, Shard
 from clip.store import StoreWriter
 
 DIM = 4
@@ -30,7 +30,7 @@ def written(path: Path, dtype: str = "float32") -> StoreWriter:
     writer.begin("input")
     for shard, count in ((0, 2), (1, 0), (2, 3)):
         failures = [Failure("bad.jpg", "in/bad.jpg", "decode", "OSError", "broken")] if shard == 1 else []
-        writer.commit(shard, rows(count, shard), vectors(count, shard), failures)
+        writer.commit(Shard(shard, [], "mark"), rows(count, shard), vectors(count, shard), failures)
     return writer
 
 
@@ -64,7 +64,7 @@ def test_an_empty_run_has_empty_tables(tmp_path: Path) -> None:
 def test_part_100000_comes_after_part_99999(tmp_path: Path) -> None:
     writer = written(tmp_path)
     for shard in (100_000, 99_999):
-        writer.commit(shard, rows(1, shard), vectors(1, shard), [])
+        writer.commit(Shard(shard, [], "mark"), rows(1, shard), vectors(1, shard), [])
     assert clip.Store(tmp_path).table().column("id").to_pylist()[-2:] == ["99999-0.jpg", "100000-0.jpg"]
 
 
@@ -74,7 +74,7 @@ def test_mapped_vectors_are_made_once_and_again_when_parts_change(tmp_path: Path
     made = path.stat().st_ino
     assert np.array_equal(clip.Store(tmp_path).vectors(), EXPECTED)
     assert path.stat().st_ino == made
-    writer.commit(0, rows(2, 0), vectors(2, 9), [])
+    writer.commit(Shard(0, [], "mark"), rows(2, 0), vectors(2, 9), [])
     assert np.array_equal(store.vectors()[:2], vectors(2, 9))
     (tmp_path / "embeddings/part-00002.parquet").unlink()
     assert np.array_equal(store.vectors(), vectors(2, 9))

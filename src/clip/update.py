@@ -1,0 +1,187 @@
+"""An output brought up to date: what stands, compared with what is listed now. Knows nothing about pixels or models.
+
+Shards that nothing happened to keep their mark, and so their parts. In the others what is gone is left out, what has
+changed is done again in its place, and the rest is kept; what is new follows in shards of its own. The comparison is
+done in a database on the disk: memory holds a shard, and a byte for each listed entry.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from clip.errors import InputError, StoreError
+from clip.items import Failure, Item, Shard
+from clip.plan import MERGED, mark_of, write_plan
+from clip.store import EMBEDDINGS, FAILURES, PART, read_part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from clip.items import Entry
+    from clip.plan import Plan
+    from clip.store import StoreWriter
+
+SCRATCH = "compared.sqlite"
+CACHE_KB = 32_000  # that SQLite may hold in memory
+# Failures that another try may not have; all others follow from the picture's bytes.
+TRANSIENT_STAGE = "read"
+TRANSIENT_ERRORS = frozenset({"TimeoutError", "ChildProcessError", "MemoryError"})
+
+
+def updated_plan(
+    store: StoreWriter,
+    standing: Plan,
+    listed: Plan,
+    shard_size: int,
+    content_hash: Callable[[Item], str | None] | None = None,
+) -> tuple[Plan, int]:
+    """A plan of the entries that are listed, in the shards that stand as far as they do; and how many are gone.
+
+    `listed` is used up.
+
+    Entries are unchanged when size and time of change are, or with `content_hash` when their content is.
+
+    Raises:  InputError where nothing that stands is listed any more; StoreError for a part that cannot be read.
+    """
+    try:
+        with closing(_Listed(listed)) as found:
+            shards = _shards(store, standing, found, shard_size, content_hash)
+            plan = write_plan(store.path, shards, Counter(listed.ignored), MERGED)
+            gone = standing.entries - sum(found.used)
+    except sqlite3.Error as exc:
+        raise StoreError(
+            f"{listed.folder / SCRATCH}: cannot be written ({exc}), expected a disk with space. Make room, run again."
+        ) from exc
+    listed.discard()
+    if standing.entries and gone == standing.entries:
+        plan.discard()
+        raise InputError(
+            f"{store.path}: none of its {standing.entries:,} pictures is listed any more, expected some to bring it up "
+            "to date. Check that the source is there, or pass --overwrite."
+        )
+    return plan, gone
+
+
+class _Listed:
+    """The entries of a plan, to be found by their ids."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.used = bytearray(plan.entries)
+        self._database = sqlite3.connect(plan.folder / SCRATCH, isolation_level=None)
+        # Nothing of it outlives the job, so nothing is synced; it lies in the output, where there is room.
+        self._database.executescript(
+            f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KB};"
+            "CREATE TABLE listed (number INTEGER PRIMARY KEY, id TEXT, path BLOB, size_bytes INTEGER,"
+            " modified_ns INTEGER, error TEXT, message TEXT)"
+        )
+        number = 0
+        for index in range(plan.shards):
+            entries = plan.shard(index).entries
+            rows = [_row(number + place, entry) for place, entry in enumerate(entries)]
+            self._database.execute("BEGIN")
+            self._database.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._database.execute("COMMIT")
+            number += len(entries)
+        self._database.execute("CREATE INDEX by_id ON listed (id)")
+
+    def take(self, own_id: str) -> Entry | None:
+        """The entry of this id, which is used then; None where none is listed."""
+        row = self._database.execute("SELECT * FROM listed WHERE id = ?", (own_id,)).fetchone()
+        if row is None:
+            return None
+        self.used[row[0]] = 1
+        return _entry(row)
+
+    def rest(self) -> Iterator[Entry]:
+        """What was not taken, in the order of the listing."""
+        for row in self._database.execute("SELECT * FROM listed ORDER BY number"):
+            if not self.used[row[0]]:
+                yield _entry(row)
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _row(number: int, entry: Entry) -> tuple[object, ...]:
+    path = os.fsencode(entry.path)
+    if isinstance(entry, Item):
+        return (number, entry.id, path, entry.size_bytes, entry.modified_ns, None, None)
+    return (number, entry.id, path, None, None, entry.error, entry.message)
+
+
+def _entry(row: tuple[int, str, bytes, int, int, str | None, str]) -> Entry:
+    _, own_id, path, size_bytes, modified_ns, error, message = row
+    if error is None:
+        return Item(own_id, os.fsdecode(path), size_bytes, modified_ns)
+    return Failure(own_id, os.fsdecode(path), TRANSIENT_STAGE, error, message)
+
+
+def _shards(
+    store: StoreWriter,
+    standing: Plan,
+    found: _Listed,
+    shard_size: int,
+    content_hash: Callable[[Item], str | None] | None,
+) -> Iterator[Shard]:
+    for index in range(standing.shards):
+        yield _updated(store, standing.shard(index), found, content_hash)
+    rest, index = found.rest(), standing.shards
+    while entries := list(islice(rest, shard_size)):
+        yield Shard(index, entries)
+        index += 1
+
+
+def _updated(
+    store: StoreWriter, old: Shard, found: _Listed, content_hash: Callable[[Item], str | None] | None
+) -> Shard:
+    """A shard as it has to be, with what of it stands already."""
+    done = store.mark(old.index) == old.mark
+    rows, failed = _outcomes(store, old.index)
+    touched = not done
+    entries: list[Entry] = []
+    kept: set[str] = set()
+    for before in old.entries:
+        now = found.take(before.id)
+        if now is None:
+            touched = True
+            continue
+        entries.append(now)
+        stands = (done or before.id in old.kept) and (before.id in rows or failed.get(before.id) is False)
+        if stands and _unchanged(before, now, rows.get(before.id), content_hash):
+            kept.add(now.id)
+        else:
+            touched = True
+    if not touched:
+        return Shard(old.index, entries, old.mark)
+    return Shard(old.index, entries, mark_of(entries, old.mark), frozenset(kept))
+
+
+def _outcomes(store: StoreWriter, index: int) -> tuple[dict[str, str | None], dict[str, bool]]:
+    """What stands of a shard: the sha256 of rows (None where no job asked for it), and which failures may pass."""
+    rows: dict[str, str | None] = {}
+    failed: dict[str, bool] = {}
+    part = PART.format(index)
+    if (store.path / EMBEDDINGS / part).exists():
+        hashed = "sha256" in store.schema.names
+        table = read_part(store.path / EMBEDDINGS / part, ["id", "sha256"] if hashed else ["id"])
+        ids = table.column("id").to_pylist()
+        rows = dict(zip(ids, table.column("sha256").to_pylist() if hashed else [None] * len(ids), strict=True))
+    if (store.path / FAILURES / part).exists():
+        for row in read_part(store.path / FAILURES / part, ["id", "stage", "error"]).to_pylist():
+            failed[row["id"]] = row["stage"] == TRANSIENT_STAGE or row["error"] in TRANSIENT_ERRORS
+    return rows, failed
+
+
+def _unchanged(
+    before: Entry, now: Entry, sha256: str | None, content_hash: Callable[[Item], str | None] | None
+) -> bool:
+    if not isinstance(before, Item) or not isinstance(now, Item):
+        return False  # a folder that could not be listed: whatever is told of it now stands in the listing
+    if content_hash is not None and sha256 is not None:
+        return before.size_bytes == now.size_bytes and content_hash(now) == sha256
+    return (before.size_bytes, before.modified_ns) == (now.size_bytes, now.modified_ns)

@@ -1,0 +1,215 @@
+"""A decoder that crashes, hangs or eats memory on one picture: that one is a failure row, all others are done.
+
+The decoder is a plugin of Pillow's, as a user may have one, that a file on PYTHONPATH brings into every process.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import checkpoints
+import formula
+import pyarrow.parquet as pq
+import pytest
+
+from clip.decoders import Decoding, IsolatedDecoder
+from clip.items import Guards, Item, Pixels, PreprocessSettings
+from clip.sources import FolderSource
+
+PLUGIN = """
+import ctypes, os, time
+from PIL import Image, ImageFile
+
+class Hostile(ImageFile.ImageFile):
+    format = "HOSTILE"
+
+    def _open(self):
+        self._size, self._mode, self.tile = (40, 30), "RGB", []
+        _, self.when, self.deed = self.fp.read().decode().split()
+        if self.when == "open":
+            self.act()
+
+    def load(self):
+        if self.when == "load":
+            self.act()
+        self.im = Image.new("RGB", self.size).im
+        return Image.Image.load(self)
+
+    def act(self):
+        if self.deed == "crash":
+            ctypes.string_at(0)
+        elif self.deed == "abort":
+            os.abort()
+        elif self.deed == "leave":
+            os._exit(3)
+        elif self.deed == "hang":
+            time.sleep(1000)
+        elif self.deed == "hang-with-the-lock":
+            ctypes.PyDLL(None).sleep(1000)
+        elif self.deed == "eat":
+            self.eaten = [bytearray(50_000_000) for _ in range(1000)]
+        elif self.deed == "poison":  # no harm itself, but the next picture in this process dies
+            from clip import decoders
+            decode = decoders.decode
+            def deadly(item, *others):
+                return decode(item, *others) if item.id.endswith("hostile") else os.abort()
+            decoders.decode = deadly
+
+Image.register_open("HOSTILE", Hostile, lambda prefix: prefix.startswith(b"HOSTILE"))
+Image.register_extension("HOSTILE", ".hostile")
+"""
+DEEDS = {
+    "crash": ("decode", "ChildProcessError", "was ended by SIGSEGV"),
+    "abort": ("decode", "ChildProcessError", "was ended by SIGABRT"),
+    "leave": ("decode", "ChildProcessError", "ended with code 3"),
+    "hang": ("decode", "TimeoutError", "not decoded after 2 s"),
+    "hang-with-the-lock": ("decode", "TimeoutError", "not decoded after 2 s"),
+    "eat": ("decode", "MemoryError", "needs more than 512,160,000 bytes of memory"),
+}
+PICTURES = 12
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "sitecustomize.py").write_text(PLUGIN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
+
+
+def pictures(folder: Path) -> list[str]:
+    folder.mkdir()
+    names = [f"{n:02}.png" for n in range(PICTURES)]
+    for n, name in enumerate(names):
+        formula.picture(n, 40, 30).save(folder / name)
+    return names
+
+
+def command(photos: Path, output: Path, weights: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(output), "-m", str(weights), *flags]
+
+
+def contents(output: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    tables = [
+        [pq.read_table(path) for path in sorted((output / name).iterdir())] for name in ("embeddings", "failures")
+    ]
+    rows, failures = ([row for table in found for row in table.to_pylist()] for found in tables)
+    return [row["id"] for row in rows], {row["id"]: row for row in failures}
+
+
+def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_have_vectors(
+    plugin: Path, weights: Path, tmp_path: Path
+) -> None:
+    names = pictures(tmp_path / "photos")
+    for place, (deed, when) in enumerate((deed, when) for deed in DEEDS for when in ("open", "load")):
+        (tmp_path / "photos" / f"{place:02}.{deed}-{when}.hostile").write_text(f"HOSTILE {when} {deed}")
+    flags = ["--isolate", "--max-seconds", "2", "--max-pixels", "10000", "--shard-size", "5", "--workers", "3"]
+    ran = subprocess.run(
+        command(tmp_path / "photos", tmp_path / "out", weights, *flags),
+        env={**os.environ, "PYTHONPATH": str(plugin)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ran.returncode == 3, ran.stderr
+    ids, failures = contents(tmp_path / "out")
+    assert ids == names
+    assert len(failures) == 2 * len(DEEDS)
+    for row in failures.values():
+        deed = row["id"].split(".")[1].rpartition("-")[0]
+        _, error, words = DEEDS[deed]
+        assert (row["error"], row["stage"] in ("open", "decode"), words in row["message"]) == (error, True, True), row
+    assert f"read {PICTURES + 12} = written {PICTURES}, failed 12" in ran.stderr
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    pictures(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def isolated(photos: Path, max_seconds: float = 20.0) -> IsolatedDecoder:
+    decoding = Decoding(FolderSource(str(photos)), PreprocessSettings(32), Guards(), hashes=True)
+    return IsolatedDecoder(decoding, max_seconds)
+
+
+def item(photos: Path, name: str) -> Item:
+    return Item(name, str(photos / name), 1)
+
+
+def test_pixels_and_failures_are_those_of_the_thread_itself(photos: Path) -> None:
+    (photos / "broken.png").write_bytes(b"no picture")
+    decoding = Decoding(FolderSource(str(photos)), PreprocessSettings(32), Guards(), hashes=True)
+    decoder = isolated(photos)
+    try:
+        for name in ("00.png", "broken.png", "missing.png", "01.png"):
+            found, expected = decoder(item(photos, name)), decoding(item(photos, name))
+            if isinstance(expected, Pixels):
+                assert isinstance(found, Pixels)
+                assert found.row == expected.row
+                assert (found.array == expected.array).all()
+            else:
+                assert found == expected
+    finally:
+        decoder.close()
+
+
+def test_a_picture_that_dies_of_an_earlier_one_is_tried_again(
+    plugin: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "poison.hostile").write_text("HOSTILE load poison")
+    monkeypatch.setenv("PYTHONPATH", str(plugin))
+    monkeypatch.setattr(sys, "path", [str(plugin), *sys.path])
+    decoder = isolated(photos)
+    try:
+        assert isinstance(decoder(item(photos, "poison.hostile")), Pixels)
+        assert isinstance(decoder(item(photos, "00.png")), Pixels)
+    finally:
+        decoder.close()
+
+
+def test_a_process_whose_job_was_killed_ends_by_itself_even_if_it_hangs(plugin: Path, photos: Path) -> None:
+    (photos / "hang.hostile").write_text("HOSTILE load hang-with-the-lock")
+    script = f"""
+import os, signal, sys, threading, time
+from clip import decoders
+decoders.WORK = "from clip import decoders; decoders.ORPHAN_S = 0.5; " + decoders.WORK
+from clip.items import Guards, Item, PreprocessSettings
+from clip.sources import FolderSource
+decoding = decoders.Decoding(FolderSource({str(photos)!r}), PreprocessSettings(32), Guards(), False)
+decoder = decoders.IsolatedDecoder(decoding, 1.5)
+def tell():
+    while not decoder._processes:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    print(*(process._process.pid for process in decoder._processes), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=tell).start()
+decoder(Item("hang.hostile", {str(photos / "hang.hostile")!r}, 1))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(plugin)}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    assert ran.returncode == -signal.SIGKILL
+    process = Path("/proc", ran.stdout.strip())
+    deadline = time.monotonic() + 20
+    while _runs(process):
+        assert time.monotonic() < deadline, "still there"
+        time.sleep(0.1)
+
+
+def _runs(process: Path) -> bool:
+    """Whether a process is there, and no zombie that nobody waits for."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
