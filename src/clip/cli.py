@@ -10,23 +10,20 @@ import json
 import logging
 import signal
 import sys
-import time
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import click
 
 import clip
 from clip.errors import ClipError, InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError
+from clip.interrupts import InterruptedBySignal, interruptible, undisturbed
 from clip.items import DeviceRow, Precision
-from clip.jobs import EmbedJob, EmbedReport, FetchJob, ModelRow, OnFailure, Progress, VectorDtype, VerifyJob
+from clip.jobs import EmbedJob, EmbedReport, FetchJob, ModelRow, OnFailure, VectorDtype, VerifyJob
+from clip.reporter import Reporter, Style
 
-if TYPE_CHECKING:
-    from types import FrameType
-
-EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES, EXIT_SIGNAL = 1, 2, 3, 128
+EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES = 1, 2, 3
 REFUSALS = (InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError)
-PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is no terminal
 GLOB_HELP = (
     "Take the files whose path below PHOTOS matches, instead of those with a picture's extension; "
     "** crosses folders. May be repeated."
@@ -35,6 +32,7 @@ ON_FAILURE_HELP = "Write a failure row and go on, or stop at the first."
 FAILURES_HELP = "Stop when more pictures fail than a number, or than a part of the input."
 PRECISION_HELP = "What vectors are computed in; reference is OpenAI's: fp32 on a CPU, fp16 on CUDA."
 BATCH_HELP = "Pictures the model reads at a time.  [default: as suits model and device]"
+PROGRESS_HELP = "A bar on a terminal and lines elsewhere (auto), lines, JSON lines, or nothing, on stderr."
 UPDATE_HELP = "Bring OUT up to date: embed what is new or changed, drop what is gone."
 ISOLATE_HELP = "Decode in processes: a picture that crashes, hangs or eats memory becomes a failure row."
 SECONDS_HELP = "For a picture to decode, with --isolate.  [default: 60]"
@@ -87,7 +85,9 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @_option("--isolate", field="isolate", is_flag=True, help=ISOLATE_HELP)
 @_option("--max-seconds", field="max_seconds", metavar="S", type=float, help=SECONDS_HELP)
 @click.option("--dry-run", is_flag=True, help="Count what would be read, and stop.")
-def embed(*, raw: bool, dry_run: bool, **options: Any) -> int:
+@click.option("--progress", type=click.Choice(get_args(Style)), default="auto", show_default=True, help=PROGRESS_HELP)
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object, on stdout too.")
+def embed(*, raw: bool, dry_run: bool, progress: Style, as_json: bool, **options: Any) -> int:
     """Turn a folder of pictures into Parquet files of vectors.
 
     OUT gets embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes),
@@ -96,20 +96,22 @@ def embed(*, raw: bool, dry_run: bool, **options: Any) -> int:
     are failure rows; 1: the run failed; 2: it did not begin.
     """
     job = EmbedJob(normalize=not raw, **options)
-    from clip import pipeline  # here, because it brings torch, which `--help` can do without
+    with undisturbed():
+        from clip import pipeline  # here, because it brings torch, which `--help` can do without
 
     if dry_run:
         pictures, ignored = pipeline.count(job)
-        _say(f"would read {pictures:,} pictures into {job.output}{_ignored(ignored)}")
+        line = f"would read {pictures:,} pictures into {job.output}{_ignored(ignored)}"
+        _summarise({"would_read": pictures, "ignored": ignored} if as_json else line)
         return 0
     if job.untrained is not None:
         _say(f"{job.model} is untrained (random weights of seed {job.untrained}): alike vectors mean nothing yet")
-    bar = _ProgressBar()
+    reporter = Reporter(progress)
     try:
-        report = pipeline.embed(job, bar.update)
+        report = pipeline.embed(job, reporter.update)
     finally:
-        bar.close()
-    _say(_summary(report))
+        reporter.close()
+    _summarise(asdict(report) if as_json else _summary(report))
     return EXIT_WITH_FAILURES if report.failed else 0
 
 
@@ -127,7 +129,8 @@ def verify(*, as_json: bool, **options: Any) -> int:
     length that the manifest says. Exit code 0: all is as it should be; 1: it is not, a line a problem on stdout.
     """
     job = VerifyJob(**options)
-    from clip import verify as verification
+    with undisturbed():
+        from clip import verify as verification
 
     report = verification.verify(job)
     if as_json:
@@ -149,7 +152,8 @@ def verify(*, as_json: bool, **options: Any) -> int:
 @click.option("--download-root", metavar="DIR", help="The cache to look into.  [default: ~/.cache/clip]")
 def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
     """List the models OpenAI released, and which of them are here; or the devices to run them on."""
-    from clip import catalog
+    with undisturbed():
+        from clip import catalog
 
     rows = catalog.devices() if devices else catalog.models(download_root)
     if as_json:
@@ -180,7 +184,8 @@ def _model_line(row: ModelRow) -> str:
 def fetch(**options: Any) -> None:
     """Get the weights of released names, or of hf-hub:ORG/NAME[@REVISION], and say where they are."""
     job = FetchJob(**options)
-    from clip import catalog
+    with undisturbed():
+        from clip import catalog
 
     for found in catalog.fetch(job):
         click.echo(f"{found.name}\t{found.path}\t{found.sha256 or ''}".rstrip())
@@ -192,15 +197,24 @@ def _say(message: str) -> None:
     click.echo(message, err=True)
 
 
+def _summarise(told: str | dict[str, Any]) -> None:
+    """The last line on stderr; what programs read on stdout too, unless both are the same terminal."""
+    line = told if isinstance(told, str) else json.dumps(told, default=str)
+    if not isinstance(told, str) and not (sys.stdout.isatty() and sys.stderr.isatty()):
+        click.echo(line)
+    _say(line)
+
+
 def _summary(report: EmbedReport) -> str:
     rate = (report.read - report.resumed) / report.seconds
     failed = f", failed {report.failed:,} (see {report.output}/failures)" if report.failed else ", failed 0"
     resumed = f"{report.resumed:,} by an earlier run; " if report.resumed else ""
+    removed = f"{report.removed:,} removed; " if report.removed else ""
     if not report.read:
         return f"found no pictures in the source{_ignored(report.ignored)}; {report.output}"
     return (
         f"read {report.read:,} = written {report.written:,}{failed}; "
-        f"{resumed}{report.seconds:.1f} s, {rate:.1f} images/s; {report.output}{_ignored(report.ignored)}"
+        f"{resumed}{removed}{report.seconds:.1f} s, {rate:.1f} images/s; {report.output}{_ignored(report.ignored)}"
     )
 
 
@@ -210,62 +224,23 @@ def _ignored(ignored: dict[str, int]) -> str:
     return "; ignored: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(ignored.items()))
 
 
-class _ProgressBar:
-    """A bar with images/s and time left on a terminal, a line every few seconds elsewhere."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._started = self._spoken = 0.0
-
-    def update(self, progress: Progress) -> None:
-        if sys.stderr.isatty():
-            self._draw(progress)
-        elif not self._started:
-            self._started = self._spoken = time.monotonic()
-        elif time.monotonic() - self._spoken >= PLAIN_INTERVAL_S:
-            self._spoken = time.monotonic()
-            rate = (progress.read - progress.resumed) / (self._spoken - self._started)
-            left_s = max(0, progress.total - progress.read) / rate
-            done = f"{progress.read:,} of {progress.total:,} images, failed {progress.failed:,}"
-            _say(f"{done}, {rate:.1f} images/s, {left_s:.0f} s left")
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _draw(self, progress: Progress) -> None:
-        if self._bar is None:
-            from tqdm import tqdm  # here, because only a run on a terminal needs it
-
-            self._bar = tqdm(total=progress.total, initial=progress.resumed, unit=" images", dynamic_ncols=True)
-        self._bar.set_postfix(failed=progress.failed, refresh=False)
-        self._bar.update()
-
-
-class _Terminated(BaseException):
-    """SIGTERM, on its way out through what has to be cleaned up."""
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
-
-
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _terminate)
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # its warnings would end up between ours on stderr
     try:
-        code = cli.main(arguments, prog_name="clip", standalone_mode=False) or 0
+        with interruptible():
+            code = cli.main(arguments, prog_name="clip", standalone_mode=False) or 0
     except click.ClickException as exc:
         exc.show()
         code = exc.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; finished parts are kept")
-        code = EXIT_SIGNAL + signal.SIGINT
-    except _Terminated:
-        _say("terminated; finished parts are kept")
-        code = EXIT_SIGNAL + signal.SIGTERM
+    except InterruptedBySignal as exc:
+        _say(
+            "interrupted; finished parts are kept"
+            if exc.number == signal.SIGINT
+            else "terminated; finished parts are kept"
+        )
+        code = exc.code
     except (ClipError, OSError) as exc:
         if "--debug" in arguments:
             raise

@@ -193,22 +193,17 @@ class _Run:
         job = self._job
         budget = ByteBudget(job.decode_budget_bytes)
         workers = job.workers or available_cores()
-        isolated = (
-            IsolatedDecoder(self._decoding, job.max_seconds or DECODE_SECONDS, budget.reserve) if job.isolate else None
-        )
+        seconds = job.max_seconds or DECODE_SECONDS
+        isolated = IsolatedDecoder(self._decoding, seconds, budget.reserve) if job.isolate else None
 
         def outcome(entry: Entry | Shard) -> Pixels | Failure | Shard:
             if not isinstance(entry, Item):
                 return entry
             return isolated(entry) if isolated else self._decoding(entry, budget.reserve)
 
+        stop = isolated.close if isolated else (lambda: None)
         ahead = 2 * self._encoder.batch_size + workers
-        with closing(map_ahead(outcome, self._entries(indices), workers=workers, ahead=ahead)) as stream:
-            try:
-                yield from stream
-            finally:
-                if isolated:
-                    isolated.close()  # before the stream, which waits for the calls under way
+        return map_ahead(outcome, self._entries(indices), workers=workers, ahead=ahead, stop=stop)
 
     def _entries(self, indices: Iterable[int]) -> Iterator[Entry | Shard]:
         for index in indices:

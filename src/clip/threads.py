@@ -39,11 +39,19 @@ def available_cores(cgroup: Path = CGROUP) -> int:
     return cores
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int) -> Generator[R]:
+def map_ahead(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    workers: int,
+    ahead: int,
+    stop: Callable[[], None] = lambda: None,
+) -> Generator[R]:
     """`function` of each item, computed by `workers` threads, in the order of the items.
 
     At most `ahead` items are in work or waiting to be taken, so a slow consumer stops the threads. An exception comes
-    to the consumer at its item's turn. Closing the iterator drops what has not begun.
+    to the consumer at its item's turn. Closing the iterator drops what has not begun, and waits for what has; `stop` is
+    called before, to cut that short.
     """
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
@@ -54,6 +62,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], *, workers: int, a
             waiting.extend(pool.submit(function, item) for item in islice(source, 1))
             yield result
     finally:
+        stop()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

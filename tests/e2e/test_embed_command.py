@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import clip
-from clip import cli, pipeline
+from clip import cli, pipeline, reporter
 from clip.errors import InputError
 from clip.jobs import EmbedJob, EmbedReport
 
@@ -55,9 +56,8 @@ def mixed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """The command in this process: its exit code and what it says on stderr. Nothing ever goes to stdout."""
-    before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments: str | Path) -> tuple[int, str]:
         with pytest.raises(SystemExit) as ended:
@@ -67,8 +67,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
         assert isinstance(ended.value.code, int)
         return ended.value.code, err
 
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    return call
 
 
 def embeddings(out: Path) -> dict[str, np.ndarray]:
@@ -288,9 +287,10 @@ def test_a_released_architecture_runs_untrained_and_says_so(
 def test_progress_goes_to_stderr_in_lines_or_as_a_bar_on_a_terminal(
     run: Run, mixed: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "PLAIN_INTERVAL_S", 0)
+    monkeypatch.setattr(reporter, "INTERVALS_S", {"plain": 0, "json": 0})
     _, said = run("embed", mixed, "-o", tmp_path / "lines", "-m", weights)
-    assert "2 of 2 images, failed 1, " in said.splitlines()[0]
+    assert said.splitlines()[0] == "2 pictures listed"
+    assert "2 of 2 images, failed 1, " in said.splitlines()[2]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     _, said = run("embed", mixed, "-o", tmp_path / "bar", "-m", weights)
     assert "2/2" in said
@@ -326,14 +326,55 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--max-failures", "5%"], "max_failures", "5%"),
     (["--decode-budget-bytes", "1000"], "decode_budget_bytes", 1000),
     (["--overwrite"], "overwrite", True),
+    (["--update"], "update", True),
+    (["--hash"], "hashes", True),
+    (["--isolate"], "isolate", True),
 ]
 
 
 def test_each_field_of_the_job_has_a_flag_and_each_flag_a_field() -> None:
     of_job = {field.name for field in fields(EmbedJob)}
     flags = {parameter.name for parameter in cli.cli.commands["embed"].params}
-    assert flags == of_job - {"normalize"} | {"raw", "dry_run"}
-    assert {field for _, field, _ in FLAGS} == of_job - {"source", "output"}
+    assert flags == of_job - {"normalize"} | {"raw", "dry_run", "progress", "as_json"}
+    assert {field for _, field, _ in FLAGS} == of_job - {"source", "output", "max_seconds"}  # which asks for isolate
+
+
+def test_the_time_for_a_picture_goes_with_processes_only(run: Run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    flags = ["-m", weights, "--max-seconds", "5"]
+    code, said = run("embed", photos, "-o", tmp_path / "out", *flags)
+    assert (code, "max_seconds: found 5.0 without isolate, expected more than 0 with it" in said) == (2, True)
+    assert run("embed", photos, "-o", tmp_path / "out", *flags, "--isolate")[0] == 0
+    assert list(embeddings(tmp_path / "out")) == GOOD
+
+
+def test_a_summary_for_programs_is_one_object_on_stdout_and_the_last_line_on_stderr(
+    mixed: Path, weights: Path, tmp_path: Path
+) -> None:
+    command = [COMMAND, "embed", mixed, "-o", tmp_path / "out", "-m", weights, "--json"]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    told = json.loads(ran.stdout)
+    assert told == json.loads(ran.stderr.splitlines()[-1])
+    assert told.pop("seconds") > 0
+    counts = {"read": 2, "written": 1, "failed": 1, "resumed": 0, "removed": 0}
+    assert told == {"output": str(tmp_path / "out"), **counts, "ignored": {"not a picture": 1}}
+    assert ran.returncode == 3
+    ran = subprocess.run(
+        [*map(str, command), "--dry-run"], capture_output=True, text=True, check=False, timeout=LIMIT_S
+    )
+    assert json.loads(ran.stdout) == {"would_read": 2, "ignored": {"not a picture": 1}}
+
+
+def test_an_update_says_what_it_removed(run: Run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    assert run("embed", folder, "-o", tmp_path / "out", "-m", weights)[0] == 0
+    (folder / GOOD[0]).unlink()
+    code, said = run("embed", folder, "-o", tmp_path / "out", "-m", weights)
+    assert (code, "--update" in said) == (2, True)
+    code, said = run("embed", folder, "-o", tmp_path / "out", "-m", weights, "--update")
+    left = len(GOOD) - 1
+    assert f"read {left} = written {left}, failed 0; {left} by an earlier run; 1 removed; " in said
+    assert list(embeddings(tmp_path / "out")) == GOOD[1:]
 
 
 @pytest.mark.parametrize(("flags", "field", "value"), [*FLAGS, ([], "source", "in")], ids=lambda value: str(value))

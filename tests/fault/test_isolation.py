@@ -1,6 +1,6 @@
 """A decoder that crashes, hangs or eats memory on one picture: that one is a failure row, all others are done.
 
-The decoder is a plugin of Pillow's, as a user may have one, that a file on PYTHONPATH brings into every process.
+The decoder is a plugin of Pillow's, as a user may have one: tests/hostile.py.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import checkpoints
 import formula
+import hostile
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,48 +20,6 @@ from clip.decoders import Decoding, IsolatedDecoder
 from clip.items import Guards, Item, Pixels, PreprocessSettings
 from clip.sources import FolderSource
 
-PLUGIN = """
-import ctypes, os, time
-from PIL import Image, ImageFile
-
-class Hostile(ImageFile.ImageFile):
-    format = "HOSTILE"
-
-    def _open(self):
-        self._size, self._mode, self.tile = (40, 30), "RGB", []
-        _, self.when, self.deed = self.fp.read().decode().split()
-        if self.when == "open":
-            self.act()
-
-    def load(self):
-        if self.when == "load":
-            self.act()
-        self.im = Image.new("RGB", self.size).im
-        return Image.Image.load(self)
-
-    def act(self):
-        if self.deed == "crash":
-            ctypes.string_at(0)
-        elif self.deed == "abort":
-            os.abort()
-        elif self.deed == "leave":
-            os._exit(3)
-        elif self.deed == "hang":
-            time.sleep(1000)
-        elif self.deed == "hang-with-the-lock":
-            ctypes.PyDLL(None).sleep(1000)
-        elif self.deed == "eat":
-            self.eaten = [bytearray(50_000_000) for _ in range(1000)]
-        elif self.deed == "poison":  # no harm itself, but the next picture in this process dies
-            from clip import decoders
-            decode = decoders.decode
-            def deadly(item, *others):
-                return decode(item, *others) if item.id.endswith("hostile") else os.abort()
-            decoders.decode = deadly
-
-Image.register_open("HOSTILE", Hostile, lambda prefix: prefix.startswith(b"HOSTILE"))
-Image.register_extension("HOSTILE", ".hostile")
-"""
 DEEDS = {
     "crash": ("decode", "ChildProcessError", "was ended by SIGSEGV"),
     "abort": ("decode", "ChildProcessError", "was ended by SIGABRT"),
@@ -74,9 +33,7 @@ PICTURES = 12
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plugin")
-    (folder / "sitecustomize.py").write_text(PLUGIN)
-    return folder
+    return hostile.write_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +66,7 @@ def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_hav
 ) -> None:
     names = pictures(tmp_path / "photos")
     for place, (deed, when) in enumerate((deed, when) for deed in DEEDS for when in ("open", "load")):
-        (tmp_path / "photos" / f"{place:02}.{deed}-{when}.hostile").write_text(f"HOSTILE {when} {deed}")
+        (tmp_path / "photos" / f"{place:02}.{deed}-{when}.hostile").write_bytes(hostile.picture(deed, when))
     flags = ["--isolate", "--max-seconds", "2", "--max-pixels", "10000", "--shard-size", "5", "--workers", "3"]
     ran = subprocess.run(
         command(tmp_path / "photos", tmp_path / "out", weights, *flags),
@@ -165,7 +122,7 @@ def test_pixels_and_failures_are_those_of_the_thread_itself(photos: Path) -> Non
 def test_a_picture_that_dies_of_an_earlier_one_is_tried_again(
     plugin: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (photos / "poison.hostile").write_text("HOSTILE load poison")
+    (photos / "poison.hostile").write_bytes(hostile.picture("poison"))
     monkeypatch.setenv("PYTHONPATH", str(plugin))
     monkeypatch.setattr(sys, "path", [str(plugin), *sys.path])
     decoder = isolated(photos)
@@ -177,7 +134,7 @@ def test_a_picture_that_dies_of_an_earlier_one_is_tried_again(
 
 
 def test_a_process_whose_job_was_killed_ends_by_itself_even_if_it_hangs(plugin: Path, photos: Path) -> None:
-    (photos / "hang.hostile").write_text("HOSTILE load hang-with-the-lock")
+    (photos / "hang.hostile").write_bytes(hostile.picture("hang-with-the-lock"))
     script = f"""
 import os, signal, sys, threading, time
 from clip import decoders

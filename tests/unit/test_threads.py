@@ -138,6 +138,17 @@ def test_closing_stops_the_source_drops_what_has_not_begun_and_joins_the_threads
     assert len(begun) < 150  # a few; all of them would take a second
 
 
+def test_closing_stops_what_is_under_way_before_it_waits_for_it() -> None:
+    stopped = threading.Event()
+    found = map_ahead(
+        lambda item: item or stopped.wait(PATIENCE_S), [True, False], workers=2, ahead=2, stop=stopped.set
+    )
+    assert next(found) is True
+    began = time.monotonic()
+    found.close()
+    assert time.monotonic() - began < PATIENCE_S / 2
+
+
 def test_the_budget_is_never_exceeded_and_what_is_larger_runs_alone() -> None:
     limit, lock, held = 100, threading.Lock(), list[int]()
     budget = ByteBudget(limit)

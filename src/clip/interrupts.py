@@ -1,0 +1,90 @@
+"""Ctrl-C and SIGTERM for a command: the first ends it in order, the second at once. Knows nothing about commands.
+
+What is under way may hold the main thread: a picture that hangs its decoder, a batch of a large model. So a thread of
+its own sees each signal as it comes, and ends the process where that takes too long.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
+GRACE_S = 8.0  # for an orderly end; people and schedulers wait about ten
+FORCED = b"ended without waiting for what was under way; finished parts are kept\n"
+
+
+class InterruptedBySignal(BaseException):
+    """A signal, on its way out through what has to be cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.code = EXIT_SIGNAL + number
+
+
+@contextmanager
+def interruptible() -> Generator[None]:
+    """Have the first signal raise InterruptedBySignal in here; the second, or eight seconds, end the process."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    came: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise InterruptedBySignal(number)
+
+    handlers = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    wakeup = signal.set_wakeup_fd(theirs.fileno())
+    with undisturbed():  # the thread inherits that, so that signals come to the main thread
+        threading.Thread(target=_watch, args=(ours,), name="clip-signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        if not came:  # else the watch goes on to the process's end
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            theirs.close()
+
+
+@contextmanager
+def undisturbed() -> Generator[None]:
+    """Let signals wait: an exception that passes through the import of torch may abort the process (1 in 266 tries)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield  # on Windows
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _watch(signals: socket.socket) -> None:
+    """End the process at the second signal, or a while after the first."""
+    first: int | None = None
+    deadline = math.inf
+    with signals:
+        while select.select([signals], [], [], None if first is None else max(0.0, deadline - time.monotonic()))[0]:
+            number = int.from_bytes(signals.recv(1), "big")
+            if not number:
+                return  # the other end was closed: all is over
+            if number in SIGNALS and first is not None:
+                os._exit(EXIT_SIGNAL + first)
+            if number in SIGNALS:  # others have handlers of their own
+                first, deadline = number, time.monotonic() + GRACE_S
+    os.write(2, FORCED)
+    os._exit(EXIT_SIGNAL + (first or 0))

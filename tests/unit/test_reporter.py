@@ -1,0 +1,72 @@
+"""How far a run is, told in each style: lines for people and for programs, at intervals, with the time left."""
+
+import json
+import sys
+
+import pytest
+
+from clip import reporter
+from clip.jobs import Progress
+from clip.reporter import Reporter
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still until a test moves it."""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_come_at_intervals_with_the_rate_of_this_run_and_the_time_left(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = Reporter("plain")
+    for read in range(101, 321):  # a hundred were there already; ten a second
+        told.update(Progress(read, 1_000_000, 3, 100))
+        clock[0] += 0.1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "151 of 1,000,000 images, failed 3, 10.2 images/s, 27 h 13 min left"
+    assert lines[3].startswith("301 of 1,000,000 images, failed 3, 10.0")
+
+
+def test_json_lines_have_numbers_for_programs(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    told = Reporter("json")
+    clock[0] += 1
+    told.update(Progress(0, 0, 0, listed=20_000))
+    told.update(Progress(1, 200, 0))
+    clock[0] += 5
+    told.update(Progress(51, 200, 2))
+    assert [json.loads(line) for line in capsys.readouterr().err.splitlines()] == [
+        {"event": "listing", "listed": 20_000},
+        {"event": "progress", "read": 51, "total": 200, "failed": 2, "images_per_s": 10.2, "seconds_left": 15},
+    ]
+
+
+def test_none_says_nothing_and_auto_asks_the_terminal(
+    clock: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for style, words in (("none", ""), ("auto", "20,000 pictures listed\n")):
+        told = Reporter(style)
+        clock[0] += 5
+        told.update(Progress(0, 0, 0, listed=20_000))
+        assert capsys.readouterr().err == words
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    bar = Reporter()
+    bar.update(Progress(0, 0, 0, listed=500))
+    bar.update(Progress(3, 5, 1, 2))
+    bar.update(Progress(5, 5, 1, 2))
+    bar.close()
+    drawn = capsys.readouterr().err
+    assert "500 pictures listed" in drawn
+    assert "5/5" in drawn
+    assert "failed=1" in drawn
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7260, "2 h 1 min"), (200_000, "2 days 7 h")],
+)
+def test_a_time_left_is_told_as_people_would(seconds: int, words: str) -> None:
+    assert reporter._duration(seconds) == words
