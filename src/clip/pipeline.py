@@ -105,7 +105,7 @@ def _planned(
     plan = write_plan(store.path, _told(shards, progress), ignored)
     if not (job.update or store.is_of(plan.fingerprint)):
         plan.discard()
-    elif standing is not None and standing.outlines() != plan.outlines():
+    elif standing is not None and (job.update or standing.outlines() != plan.outlines()):
         content_hash = (lambda item: _content_hash(source, item, job.max_bytes)) if job.hashes else None
         plan, removed = updated_plan(store, standing, plan, job.shard_size, content_hash)
     store.begin(plan.fingerprint, update=job.update)
