@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format bench bench-table
+.PHONY: install demo test check format bench bench-table soak
 
 # constraints.txt pins every version; PyTorch comes as pip finds it. README, "Install", tells how to get its CPU build.
 install: .venv/installed
@@ -35,6 +35,13 @@ format: install
 # Hours for all of it; `make bench BENCH="--rows encode --models ViT-B/32"` for a part. Results are appended.
 bench: install
 	$(BIN)/python bench/run.py $(BENCH)
+
+# About an hour: a thousand kills, and a job of a million pictures. Figures go into LOG.md.
+SOAK ?= /tmp/clip-turbo-soak
+soak: install
+	CLIP_SOAK_KILLS=1000 $(BIN)/pytest tests/fault/test_kill.py
+	$(BIN)/python bench/scale.py --work $(SOAK)
+	$(BIN)/python bench/scale.py --work $(SOAK) --model ViT-B/32 --untrained
 
 bench-table: install
 	$(BIN)/python bench/run.py --table bench/results.jsonl

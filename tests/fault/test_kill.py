@@ -1,10 +1,13 @@
 """kill -9 at every point where a file comes to be, and at random times: resumed, a run equals one that was not killed.
 
 One process imports everything once and forks a child for each run, so that a kill costs half a second. Points are found
-by wrapping what the operating system is asked for; nothing in the package knows of them.
+by wrapping what the operating system is asked for; nothing in the package knows of them. The same for an update of an
+output whose pictures were added, changed and removed. `make soak` kills a thousand times at random instead of 24.
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,16 +21,18 @@ import pytest
 
 PICTURES, SHARD_SIZE = 11, 4
 GOOD = [f"{n:02}.png" for n in range(PICTURES)]
-RANDOM_KILLS = 24
-LIMIT_S = 300
+ADDED = [f"{n:02}.new.png" for n in range(5)]  # a shard and a part of one
+RANDOM_KILLS = int(os.environ.get("CLIP_SOAK_KILLS", "24"))  # half of them in runs, half in updates
+TOLERANCE = 1e-5
+LIMIT_S = 300 + 5 * RANDOM_KILLS
 
 RUNS = """
-import json, os, random, signal, sys, time, warnings
+import json, os, random, shutil, signal, sys, time, warnings
 import clip
 from clip import pipeline  # all modules, before the first fork
 from pathlib import Path
 
-photos, weights, folder, shard_size, random_kills = sys.argv[1:]
+photos, changed, weights, folder, shard_size, random_kills = sys.argv[1:]
 Path(folder).mkdir(exist_ok=True)
 
 def die():
@@ -57,7 +62,7 @@ def arm_write(number):
         original(table, file, **options)
     pq.write_table = half
 
-def run(out, prepare=None, delay=None):
+def run(out, prepare=None, delay=None, update=False):
     child = os.fork()
     if child == 0:
         code = 1
@@ -65,8 +70,10 @@ def run(out, prepare=None, delay=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             if prepare:
                 prepare()
-            job = clip.EmbedJob(source=photos, output=out, model=weights, shard_size=int(shard_size), threads=1)
-            clip.embed(job)
+            source = changed if update else photos
+            clip.embed(clip.EmbedJob(
+                source=source, output=out, model=weights, shard_size=int(shard_size), threads=1, update=update
+            ))
             code = 0
         finally:
             os._exit(code)
@@ -78,32 +85,34 @@ def run(out, prepare=None, delay=None):
 def parts(out):
     return {str(path.relative_to(out)): path.stat().st_ino for path in Path(out).glob("embeddings/part-*.parquet")}
 
-def tell(name, out, killed):
+def killed_at(name, update, **how):
+    out = f"{folder}/{'update' if update else 'run'}-{name}"
+    if update:
+        shutil.copytree(folder + "/whole", out)
+    killed = run(out, update=update, **how)
     before = parts(out)
-    print(json.dumps({"name": name, "killed": killed, "before": before, "resumed": run(out)}), flush=True)
+    told = {"name": os.path.basename(out), "killed": killed, "before": before, "resumed": run(out, update=update)}
+    print(json.dumps(told), flush=True)
+    return killed
 
-started = time.monotonic()
 assert run(folder + "/whole") == 0
-took = time.monotonic() - started
-for call in ("fsync", "replace", "mkdir", "rename"):
-    for after in (False, True):
-        for number in range(1, 100):
-            name = f"{'after' if after else 'before'}-{call}-{number}"
-            killed = run(f"{folder}/{name}", lambda: arm(call, number, after))
-            if killed == 0:
-                break  # there was no such call any more
-            tell(name, f"{folder}/{name}", killed)
-for number in range(1, 100):
-    name = f"in-write-{number}"
-    killed = run(f"{folder}/{name}", lambda: arm_write(number))
-    if killed == 0:
-        break
-    tell(name, f"{folder}/{name}", killed)
+assert run(folder + "/whole-changed", update=True) == 0  # a fresh run: there is nothing to be updated
 chance = random.Random(0)
-for number in range(int(random_kills)):
-    name = f"random-{number}"
-    killed = run(f"{folder}/{name}", delay=chance.random() * took)
-    tell(name, f"{folder}/{name}", killed)
+for update in (False, True):
+    for call in ("fsync", "replace", "mkdir", "rename"):
+        for after in (False,) if update else (False, True):  # after one is nearly before the next
+            for number in range(1, 100):
+                name = f"{'after' if after else 'before'}-{call}-{number}"
+                if killed_at(name, update, prepare=lambda: arm(call, number, after)) == 0:
+                    break  # there was no such call any more
+    for number in range(1, 100):
+        if killed_at(f"in-write-{number}", update, prepare=lambda: arm_write(number)) == 0:
+            break
+    started = time.monotonic()
+    assert killed_at("not", update) == 0
+    took = (time.monotonic() - started) / 2
+    for number in range(int(random_kills) // 2):
+        killed_at(f"random-{number}", update, delay=chance.random() * took)
 """
 
 
@@ -116,8 +125,13 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
     for n, name in enumerate(GOOD):
         formula.picture(n, 40, 40).save(photos / name)
     (photos / "05.broken.jpg").write_bytes(b"no picture")
+    shutil.copytree(photos, folder / "changed")
+    formula.picture(60, 40, 40).save(folder / "changed/01.png")  # in the first shard
+    (folder / "changed/02.png").unlink()
+    for n, name in enumerate(ADDED):
+        formula.picture(70 + n, 40, 40).save(folder / "changed" / name)
     weights = checkpoints.write(folder, texts=False)
-    arguments = [str(part) for part in (photos, weights, folder / "out", SHARD_SIZE, RANDOM_KILLS)]
+    arguments = [str(part) for part in (photos, folder / "changed", weights, folder / "out", SHARD_SIZE, RANDOM_KILLS)]
     ran = subprocess.run(
         [sys.executable, "-c", RUNS, *arguments], stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT_S
     )
@@ -128,12 +142,20 @@ def contents(out: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: pq.read_table(out / name).to_pylist() for name in ("embeddings", "failures")}
 
 
+def by_id(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {row["id"]: {name: value for name, value in row.items() if name != "path"} for row in rows}
+    assert len(found) == len(rows), "an id stands twice"
+    return found
+
+
 def test_there_were_points_to_kill_at(outputs: tuple[Path, list[dict[str, Any]]]) -> None:
     names = [told["name"] for told in outputs[1]]
-    for kind, least in {"before-fsync": 15, "after-fsync": 15, "before-replace": 8, "after-replace": 8}.items():
-        assert sum(name.startswith(kind) for name in names) >= least, kind
-    assert sum(name.startswith("in-write") for name in names) >= 8
-    assert sum(told["killed"] == -9 for told in outputs[1]) >= 60
+    for what in ("run", "update"):
+        for kind, least in {"before-fsync": 12, "before-replace": 8, "before-rename": 1, "before-mkdir": 1}.items():
+            assert sum(name.startswith(f"{what}-{kind}") for name in names) >= least, (what, kind)
+        assert sum(name.startswith(f"{what}-in-write") for name in names) >= 8, what
+        assert sum(told["killed"] == -9 and told["name"].startswith(what) for told in outputs[1]) >= 40, what
+    assert sum(name.startswith(("run-after-fsync", "run-after-replace")) for name in names) >= 20
 
 
 def test_after_a_kill_and_a_resume_everything_is_there_once(outputs: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -142,26 +164,57 @@ def test_after_a_kill_and_a_resume_everything_is_there_once(outputs: tuple[Path,
     assert [row["id"] for row in whole["embeddings"]] == GOOD
     assert [row["id"] for row in whole["failures"]] == ["05.broken.jpg"]
     for told in runs:
-        assert told["resumed"] == 0, told
-        out = folder / told["name"]
-        assert contents(out) == whole, told["name"]
-        counts = json.loads((out / "manifest.json").read_text())["counts"]
-        assert counts == {"read": 12, "written": 11, "failed": 1, "ignored": {}}, told["name"]
+        if told["name"].startswith("run"):
+            assert told["resumed"] == 0, told
+            out = folder / told["name"]
+            assert contents(out) == whole, told["name"]
+            counts = json.loads((out / "manifest.json").read_text())["counts"]
+            assert counts == {"read": 12, "written": 11, "failed": 1, "ignored": {}}, told["name"]
+
+
+def test_an_update_that_was_killed_ends_in_what_a_fresh_run_gives(
+    outputs: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    folder, runs = outputs
+    fresh = {name: by_id(rows) for name, rows in contents(folder / "whole-changed").items()}
+    assert sorted(fresh["embeddings"]) == sorted([*ADDED, *GOOD[:2], *GOOD[3:]])
+    for told in runs:
+        if told["name"].startswith("update"):
+            assert told["resumed"] == 0, told
+            out = folder / told["name"]
+            found = {name: by_id(rows) for name, rows in contents(out).items()}
+            for own_id, row in found["embeddings"].items():
+                vector, expected = row.pop("embedding"), fresh["embeddings"][own_id]["embedding"]
+                assert max(abs(a - b) for a, b in zip(vector, expected, strict=True)) < TOLERANCE, (
+                    told["name"],
+                    own_id,
+                )
+            assert found["failures"] == fresh["failures"], told["name"]
+            rows = {own_id: {**row, "embedding": 0} for own_id, row in fresh["embeddings"].items()}
+            assert {own_id: {**row, "embedding": 0} for own_id, row in found["embeddings"].items()} == rows, told[
+                "name"
+            ]
+            counts = json.loads((out / "manifest.json").read_text())["counts"]
+            assert counts == {"read": 16, "written": 15, "failed": 1, "ignored": {}}, told["name"]
 
 
 def test_shards_that_were_written_are_not_written_again(outputs: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, runs = outputs
     kept = 0
     for told in runs:
+        # What stood before an update was copied; only the first part has to be done again.
+        of_update = told["name"].startswith("update")
         for part, inode in told["before"].items():
-            assert (folder / told["name"] / part).stat().st_ino == inode, (told["name"], part)
-            kept += 1
-    assert kept > 40
+            if not (of_update and part.endswith("00000.parquet")):
+                assert (folder / told["name"] / part).stat().st_ino == inode, (told["name"], part)
+                kept += 1
+    assert kept > 150
 
 
 def test_nothing_of_a_killed_process_is_left(outputs: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, runs = outputs
     for told in runs:
+        whole = folder / ("update-not" if told["name"].startswith("update") else "whole")
         left = {str(path.relative_to(folder / told["name"])) for path in (folder / told["name"]).rglob("*")}
-        expected = {str(path.relative_to(folder / "whole")) for path in (folder / "whole").rglob("*")}
+        expected = {str(path.relative_to(whole)) for path in whole.rglob("*")}
         assert left == expected, told["name"]

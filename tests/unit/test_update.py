@@ -228,6 +228,22 @@ def test_a_database_that_cannot_be_written_is_an_error_of_ours(
         clip.embed(asked)
 
 
+def test_an_interrupted_update_is_gone_on_with_and_keeps_what_it_kept(
+    photos: Path, weights_path: Path, tmp_path: Path
+) -> None:
+    asked = job(photos, tmp_path / "out", weights_path, update=True)
+    clip.embed(asked)
+    change(photos)
+    for commits, resumed in ((0, 10), (1, 11)):  # what the first part keeps and the other two have, then that and 01
+        _interrupted(asked, commits)
+        if commits == 0:
+            copy = tmp_path / "copy"
+            shutil.copytree(tmp_path / "out", copy)
+            assert clip.embed(dataclasses.replace(asked, output=copy, update=False)).resumed == resumed
+    assert clip.embed(asked).resumed == resumed
+    check_equals_a_fresh_run(tmp_path / "out", tmp_path / "fresh", asked)
+
+
 class StoppedError(Exception):
     """What ends a run in this test."""
 
