@@ -1,5 +1,6 @@
 """A plugin of Pillow's that harms the process it decodes in, and its pictures. A file on PYTHONPATH brings it in."""
 
+import os
 from pathlib import Path
 
 PLUGIN = """
@@ -33,7 +34,7 @@ class Hostile(ImageFile.ImageFile):
         elif self.deed == "hang-with-the-lock":
             ctypes.PyDLL(None).sleep(1000)
         elif self.deed == "eat":
-            self.eaten = [bytearray(50_000_000) for _ in range(1000)]
+            self.eaten = [b"x" * 50_000_000 for _ in range(40)]  # 2 GB, which this machine has
         elif self.deed == "poison":  # no harm itself, but the next picture in this process dies
             from clip import decoders
             decode = decoders.decode
@@ -50,6 +51,14 @@ def write_plugin(folder: Path) -> Path:
     """The folder, to be put on PYTHONPATH."""
     (folder / "sitecustomize.py").write_text(PLUGIN)
     return folder
+
+
+def environment(plugin: Path) -> dict[str, str]:
+    """What processes need to have the plugin."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(plugin), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+    }
 
 
 def picture(deed: str, when: str = "load") -> bytes:

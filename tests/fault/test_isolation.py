@@ -3,7 +3,6 @@
 The decoder is a plugin of Pillow's, as a user may have one: tests/hostile.py.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -70,7 +69,7 @@ def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_hav
     flags = ["--isolate", "--max-seconds", "2", "--max-pixels", "10000", "--shard-size", "5", "--workers", "3"]
     ran = subprocess.run(
         command(tmp_path / "photos", tmp_path / "out", weights, *flags),
-        env={**os.environ, "PYTHONPATH": str(plugin)},
+        env=hostile.environment(plugin),
         capture_output=True,
         text=True,
         check=False,
@@ -123,7 +122,6 @@ def test_a_picture_that_dies_of_an_earlier_one_is_tried_again(
     plugin: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "poison.hostile").write_bytes(hostile.picture("poison"))
-    monkeypatch.setenv("PYTHONPATH", str(plugin))
     monkeypatch.setattr(sys, "path", [str(plugin), *sys.path])
     decoder = isolated(photos)
     try:
@@ -152,7 +150,7 @@ def tell():
 threading.Thread(target=tell).start()
 decoder(Item("hang.hostile", {str(photos / "hang.hostile")!r}, 1))
 """
-    environment = {**os.environ, "PYTHONPATH": str(plugin)}
+    environment = hostile.environment(plugin)
     ran = subprocess.run(
         [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=60
     )

@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM while a picture hangs its decoder, twice, and while libraries are being imported."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -45,7 +44,7 @@ def photos(tmp_path: Path) -> Path:
 def running(plugin: Path, photos: Path, weights: Path, out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
     """A run in a process of its own, when two shards of two pictures are written and the third hangs."""
     command = [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(out), "-m", str(weights), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(plugin)}
+    environment = hostile.environment(plugin)
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         process = subprocess.Popen(
@@ -70,7 +69,7 @@ def goes_on(plugin: Path, photos: Path, weights: Path, out: Path) -> None:
     """The run is gone on with: with --isolate the one that hangs becomes a failure row."""
     command = [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(out), "-m", str(weights)]
     flags = ["--shard-size", "2", "--isolate", "--max-seconds", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(plugin)}
+    environment = hostile.environment(plugin)
     ran = subprocess.run([*command, *flags], env=environment, stderr=subprocess.PIPE, check=False, timeout=LIMIT_S)
     assert ran.returncode == 3, ran.stderr
     assert pq.read_table(out / "embeddings")["id"].to_pylist() == [f"{n}.png" for n in range(6)]

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clip
-from clip import pipeline
+from clip import pipeline, sources
 from clip.engine import make_backend
 from clip.errors import (
     CheckpointError,
@@ -371,6 +371,32 @@ def test_a_run_that_is_over_is_not_done_again(photos: Path, weights_path: Path, 
     assert {progress.total for progress in told} == {0}, "a picture was read"
     assert dataclasses.replace(again, seconds=0) == dataclasses.replace(first, seconds=0, resumed=13)
     assert {path: path.stat().st_ino for path in before} == before
+
+
+def test_a_listing_that_was_interrupted_is_gone_on_with_in_a_first_run_only(
+    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    status = sources._status
+    monkeypatch.setattr(sources, "_status", lambda path: (asked.append(os.path.basename(path)), status(path))[1])
+
+    def interrupt(progress: Progress) -> None:
+        if progress.listed == 8:
+            raise KeyboardInterrupt
+
+    def asked_for(output: Path, **choice: Any) -> list[str]:
+        asked.clear()
+        assert clip.embed(job(photos, output, weights_path, shard_size=4, **choice)).read == 13
+        return list(asked)
+
+    with pytest.raises(KeyboardInterrupt):
+        clip.embed(job(photos, tmp_path / "a", weights_path, shard_size=4), interrupt)
+    rest = ["04.png", "05.broken.jpg", *GOOD[5:], "zz.empty.gif"]
+    assert asked_for(tmp_path / "a") == rest, "the first shard was written"
+    with pytest.raises(KeyboardInterrupt):
+        clip.embed(job(photos, tmp_path / "a", weights_path, shard_size=4, update=True), interrupt)
+    assert len(asked_for(tmp_path / "a", update=True)) == 13, "a picture may have changed since"
+    assert sorted(path.name for path in (tmp_path / "a").glob("_plan*")) == ["_plan"]
 
 
 def test_pictures_that_changed_are_no_part_of_the_same_run(photos: Path, weights_path: Path, tmp_path: Path) -> None:

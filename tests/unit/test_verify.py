@@ -90,6 +90,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a vector is too long": (lambda out: rewrite(out / PART, scaled), "'00.png' has a vector of norm 1.0"),
     "a number is none": (lambda out: rewrite(out / PART, spoilt), "'00.png' has a vector of norm nan"),
     "a column is gone": (lambda out: rewrite(out / PART, lambda t: t.drop_columns(["width"])), "its columns are not"),
+    "a part is of another listing": (
+        lambda out: rewrite(out / PART, lambda t: t.replace_schema_metadata({"clip.mark": "other"})),
+        "of another listing than _plan",
+    ),
     "a part too many": (lambda out: shutil.copy(out / PART, out / "embeddings/part-00009.parquet"), "no shard of the"),
     "the run is not over": (lambda out: change_manifest(out, counts=None), "the run is not over"),
     "counts are others": (lambda out: change_manifest(out, counts={"read": 9, "written": 8, "failed": 1}), "counts {"),
