@@ -19,19 +19,21 @@ import clip
 from clip.errors import ClipError, InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError
 from clip.interrupts import InterruptedBySignal, interruptible, undisturbed
 from clip.items import DeviceRow, Precision
-from clip.jobs import EmbedJob, EmbedReport, FetchJob, ModelRow, OnFailure, VectorDtype, VerifyJob
-from clip.reporter import Reporter, Style
+from clip.jobs import DuplicateIds, EmbedJob, EmbedReport, FetchJob, ModelRow, OnFailure, VectorDtype, VerifyJob
+from clip.reporter import Reporter, Style, say
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES = 1, 2, 3
 REFUSALS = (InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError)
 GLOB_HELP = (
-    "Take the files whose path below PHOTOS matches, instead of those with a picture's extension; "
+    "Take the files whose path below a folder matches, instead of those with a picture's extension; "
     "** crosses folders. May be repeated."
 )
 ON_FAILURE_HELP = "Write a failure row and go on, or stop at the first."
 FAILURES_HELP = "Stop when more pictures fail than a number, or than a part of the input."
 PRECISION_HELP = "What vectors are computed in; reference is OpenAI's: fp32 on a CPU, fp16 on CUDA."
 BATCH_HELP = "Pictures the model reads at a time.  [default: as suits model and device]"
+ROOT_HELP = "Where relative paths in lists start.  [default: the current folder]"
+DUPLICATES_HELP = "Refuse an input in which an id stands twice, or keep both rows."
 PROGRESS_HELP = "A bar on a terminal and lines elsewhere (auto), lines, JSON lines, or nothing, on stderr."
 UPDATE_HELP = "Bring OUT up to date: embed what is new or changed, drop what is gone."
 ISOLATE_HELP = "Decode in processes: a picture that crashes, hangs or eats memory becomes a failure row."
@@ -57,7 +59,7 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 
 
 @cli.command()
-@click.argument("source", metavar="PHOTOS")
+@click.argument("source", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", required=True, help="Folder to write; made where there is none.")
 @_option("-m", "--model", field="model", metavar="MODEL", help="A released name, or the path of a weights file.")
 @_option("--untrained", field="untrained", metavar="SEED", type=int, help="Draw the named model's weights at random.")
@@ -69,6 +71,10 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @click.option("--raw", is_flag=True, help="Write features as the model gives them, not scaled to unit length.")
 @_option("--dtype", field="dtype", type=click.Choice(get_args(VectorDtype)), help="Of the vectors in OUT.")
 @_option("--glob", field="globs", metavar="PATTERN", multiple=True, help=GLOB_HELP)
+@_option("--column", field="column", metavar="NAME", help="Of lists and tables: what names or holds the pictures.")
+@_option("--id-column", field="id_column", metavar="NAME", help="Of lists and tables: the ids.  [default: paths]")
+@_option("--root", field="root", metavar="DIR", help=ROOT_HELP)
+@_option("--duplicate-ids", field="duplicate_ids", type=click.Choice(get_args(DuplicateIds)), help=DUPLICATES_HELP)
 @_option("--limit", field="limit", metavar="N", type=int, help="Only the first N pictures.")
 @_option("--shard-size", field="shard_size", metavar="N", type=int, help="Pictures per Parquet part.")
 @_option("--decode-budget-bytes", field="decode_budget_bytes", metavar="N", type=int, help=BUDGET_HELP)
@@ -88,7 +94,10 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @click.option("--progress", type=click.Choice(get_args(Style)), default="auto", show_default=True, help=PROGRESS_HELP)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object, on stdout too.")
 def embed(*, raw: bool, dry_run: bool, progress: Style, as_json: bool, **options: Any) -> int:
-    """Turn a folder of pictures into Parquet files of vectors.
+    """Turn pictures into Parquet files of vectors.
+
+    INPUT is a folder, a quoted pattern, a list (.txt, .csv, .tsv, .ndjson, - for stdin), an archive (.tar, .tar.gz,
+    .zip) or a table (.parquet); {000..127} stands for its numbers. There may be several.
 
     OUT gets embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes),
     failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every picture becomes a row of one or
@@ -105,7 +114,7 @@ def embed(*, raw: bool, dry_run: bool, progress: Style, as_json: bool, **options
         _summarise({"would_read": pictures, "ignored": ignored} if as_json else line)
         return 0
     if job.untrained is not None:
-        _say(f"{job.model} is untrained (random weights of seed {job.untrained}): alike vectors mean nothing yet")
+        say(f"{job.model} is untrained (random weights of seed {job.untrained}): alike vectors mean nothing yet")
     reporter = Reporter(progress)
     try:
         report = pipeline.embed(job, reporter.update)
@@ -142,7 +151,7 @@ def verify(*, as_json: bool, **options: Any) -> int:
     sampled = f"; {report.sampled:,} embedded again{cosine}" if job.sample else ""
     found = f"{len(report.problems):,} problems" if report.problems else "no problem"
     counts = f"read {report.read:,} = written {report.written:,}, failed {report.failed:,}"
-    _say(f"{counts}{sampled}; {found}; {report.output}")
+    say(f"{counts}{sampled}; {found}; {report.output}")
     return EXIT_FAILED if report.problems else 0
 
 
@@ -193,16 +202,12 @@ def fetch(**options: Any) -> None:
         click.echo(f"{job.names[0]}\t{job.to}")
 
 
-def _say(message: str) -> None:
-    click.echo(message, err=True)
-
-
 def _summarise(told: str | dict[str, Any]) -> None:
     """The last line on stderr; what programs read on stdout too, unless both are the same terminal."""
     line = told if isinstance(told, str) else json.dumps(told, default=str)
     if not isinstance(told, str) and not (sys.stdout.isatty() and sys.stderr.isatty()):
         click.echo(line)
-    _say(line)
+    say(line)
 
 
 def _summary(report: EmbedReport) -> str:
@@ -235,7 +240,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         exc.show()
         code = exc.exit_code
     except InterruptedBySignal as exc:
-        _say(
+        say(
             "interrupted; finished parts are kept"
             if exc.number == signal.SIGINT
             else "terminated; finished parts are kept"
@@ -244,6 +249,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (ClipError, OSError) as exc:
         if "--debug" in arguments:
             raise
-        _say(f"clip: {exc}")
+        say(f"clip: {exc}")
         code = EXIT_REFUSED if isinstance(exc, REFUSALS) else EXIT_FAILED
     sys.exit(code)

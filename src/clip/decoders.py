@@ -21,15 +21,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip.errors import ClipError, InputError
-from clip.items import Failure, Guards, Item, Pixels, PreprocessSettings
+from clip.errors import InputError
+from clip.items import Failure, Guards, Item, Member, Pixels, PreprocessSettings
 from clip.pixels import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextlib import AbstractContextManager
 
-    from clip.sources import FolderSource
+    from clip.sources import Source
 
 START_S = 120.0  # for a process to begin, on a machine that is busy or swaps
 ORPHAN_S = 30.0  # beyond the limit, after which a process whose parent is gone ends itself
@@ -43,18 +43,19 @@ WORK = "import sys; from clip.decoders import work; work(int(sys.argv[1]))"
 class Decoding:
     """What is the same for all pictures of a job."""
 
-    source: FolderSource
+    source: Source
     settings: PreprocessSettings
     guards: Guards
     hashes: bool = False  # also the sha256 of the encoded picture
 
     def __call__(
-        self, item: Item, reserve: Callable[[int], AbstractContextManager[None]] = nullcontext
+        self, entry: Item | Member, reserve: Callable[[int], AbstractContextManager[None]] = nullcontext
     ) -> Pixels | Failure:
         """One entry of a source -> one model input, or the reason there is none. `reserve` is `pixels.decode`'s."""
+        item = entry.item if isinstance(entry, Member) else entry
         try:
-            data = self.source.read(item, self.guards.max_bytes)
-        except (OSError, ClipError) as exc:
+            data = entry.data if isinstance(entry, Member) else self.source.read(item, self.guards.max_bytes)
+        except Exception as exc:  # noqa: BLE001  what becomes of one picture never ends a run: MemoryError among them
             return Failure(item.id, item.path, "read", type(exc).__name__, str(exc))
         found = decode(item, data, self.settings, reserve, self.guards)
         if self.hashes and isinstance(found, Pixels):
@@ -85,7 +86,7 @@ class IsolatedDecoder:
         self._starting = threading.Lock()
         self._closed = False
 
-    def __call__(self, item: Item) -> Pixels | Failure:
+    def __call__(self, entry: Item | Member) -> Pixels | Failure:
         """One entry of a source -> one model input, or the reason there is none.
 
         Raises:  OSError where no process can be started.
@@ -93,12 +94,12 @@ class IsolatedDecoder:
         while True:
             process = self._process()
             fresh = process.decoded == 0
-            outcome = process.decode(item, self._max_seconds, self._reserve)
+            outcome = process.decode(entry, self._max_seconds, self._reserve)
             if not process.alive:
                 ended = self._drop(process)
                 if outcome is None and (fresh or self._closed):
                     message = f"the process that decodes it {ended}, expected pixels. Leave it out, or repair it."
-                    outcome = Failure(item.id, item.path, "decode", ChildProcessError.__name__, message)
+                    outcome = _failure(entry, ChildProcessError, message)
             if outcome is not None:
                 return outcome
 
@@ -128,6 +129,11 @@ class IsolatedDecoder:
         with self._starting:
             self._processes.discard(process)
         return process.end()
+
+
+def _failure(entry: Item | Member, error: type[Exception], message: str) -> Failure:
+    item = entry.item if isinstance(entry, Member) else entry
+    return Failure(item.id, item.path, "decode", error.__name__, message)
 
 
 class _Process:
@@ -163,12 +169,12 @@ class _Process:
             ) from exc
 
     def decode(
-        self, item: Item, max_seconds: float, reserve: Callable[[int], AbstractContextManager[None]]
+        self, entry: Item | Member, max_seconds: float, reserve: Callable[[int], AbstractContextManager[None]]
     ) -> Pixels | Failure | None:
         """What became of a picture; None if the process died of it. It is not alive after a time-out."""
         try:
             with ExitStack() as held:
-                self._connection.send(item)
+                self._connection.send(entry)
                 while self._connection.poll(max_seconds):
                     found = self._connection.recv()
                     if not isinstance(found, int):
@@ -178,10 +184,12 @@ class _Process:
                     self._connection.send(None)
         except (OSError, EOFError):
             self.alive = False
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_S)  # by itself, so that what it tells of its end is its own
             return None
         self.alive = False
         message = f"not decoded after {max_seconds:g} s, expected less. Leave it out, or raise --max-seconds."
-        return Failure(item.id, item.path, "decode", TimeoutError.__name__, message)
+        return _failure(entry, TimeoutError, message)
 
     def kill(self) -> None:
         self.alive = False
@@ -221,9 +229,9 @@ def work(descriptor: int) -> None:
     connection.send(None)
     with suppress(EOFError, OSError):
         while True:
-            item = connection.recv()
+            entry = connection.recv()
             watch()
-            found = decoding(item, reserve)
+            found = decoding(entry, reserve)
             signal.alarm(0)
             if isinstance(found, Failure) and found.error == MemoryError.__name__:
                 message = f"needs more than {limit_bytes:,} bytes of memory, expected less. Leave it out, or shrink it."
@@ -237,4 +245,6 @@ def _limit_memory(limit_bytes: int) -> None:
 
     with suppress(OSError, ValueError, IndexError):
         has_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (has_bytes + limit_bytes, resource.RLIM_INFINITY))
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        ours = [limit for limit in (has_bytes + limit_bytes, soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(ours), hard))

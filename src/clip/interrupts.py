@@ -34,6 +34,13 @@ class InterruptedBySignal(BaseException):
         self.code = EXIT_SIGNAL + number
 
 
+class _Delay:
+    """Whether signals have to wait, and which one does."""
+
+    on = False
+    number: int | None = None
+
+
 @contextmanager
 def interruptible() -> Generator[None]:
     """Have the first signal raise InterruptedBySignal in here; the second, or eight seconds, end the process."""
@@ -43,13 +50,16 @@ def interruptible() -> Generator[None]:
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        if len(came) == 1:
+        if len(came) > 1:
+            return  # the watch ends the process
+        if _Delay.on:
+            _Delay.number = number
+        else:
             raise InterruptedBySignal(number)
 
     handlers = {number: signal.signal(number, interrupt) for number in SIGNALS}
     wakeup = signal.set_wakeup_fd(theirs.fileno())
-    with undisturbed():  # the thread inherits that, so that signals come to the main thread
-        threading.Thread(target=_watch, args=(ours,), name="clip-signals", daemon=True).start()
+    threading.Thread(target=_watch, args=(ours,), name="clip-signals", daemon=True).start()
     try:
         yield
     finally:
@@ -62,15 +72,18 @@ def interruptible() -> Generator[None]:
 
 @contextmanager
 def undisturbed() -> Generator[None]:
-    """Let signals wait: an exception that passes through the import of torch may abort the process (1 in 266 tries)."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield  # on Windows
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Let the exception wait: one that passes through the import of torch may abort the process (1 in 266 tries).
+
+    The signal itself comes at once, so the watch ends an import that takes too long.
+    """
+    _Delay.on = True
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _Delay.on = False
+        number, _Delay.number = _Delay.number, None
+        if number is not None:
+            raise InterruptedBySignal(number)
 
 
 def _watch(signals: socket.socket) -> None:

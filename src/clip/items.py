@@ -6,11 +6,13 @@ writes either; `weights` makes a `Checkpoint`, `model` and `engine` read it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -28,6 +30,11 @@ Precision = Literal["reference", "fp32", "fp16", "bf16", "fp8"]
 def utf8_path(path: str) -> str:
     r"""A path as valid UTF-8: a byte that is none becomes \\xNN, and so that no two meet, a backslash is doubled."""
     return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+
+
+def id_hash(own_id: str) -> int:
+    """Eight bytes of an id, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(own_id.encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,34 @@ class Failure:
     message: str
 
 
-Entry = Item | Failure  # what a listing finds
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """An archive or a table of pictures, or a part of one, that is read in order; a shard of its own."""
+
+    name: str  # what the ids of its members begin with
+    path: str
+    size_bytes: int  # of the whole file, when it was listed
+    modified_ns: int
+    start: int = 0  # the first member of a zip, the first row group of a table
+    stop: int | None = None  # behind the last one; None for all there are
+    members: int | None = None  # how many, where that is known before they are read
+    limit: int | None = None  # take no more
+
+    @property
+    def id(self) -> str:
+        """Its own, other than those of the other parts."""
+        return self.name if not self.start else f"{self.name}!{self.start}..."
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An entry of a pack, with its bytes."""
+
+    item: Item
+    data: bytes
+
+
+Entry = Item | Failure | Pack  # what a listing finds
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +117,22 @@ class Shard:
     entries: list[Entry]
     mark: str = ""  # what the part carries when it holds these entries; of their identities where it is empty
     kept: frozenset[str] = frozenset()  # ids whose rows stand in the part that this one replaces
+
+
+def in_shards(entries: Iterable[Entry], size: int, first: int = 0) -> Iterator[Shard]:
+    """Entries in shards of `size`, numbered from `first`; a pack is a shard of its own."""
+    group: list[Entry] = []
+    for entry in entries:
+        if group and (isinstance(entry, Pack) or len(group) == size):
+            yield Shard(first, group)
+            first, group = first + 1, []
+        if isinstance(entry, Pack):
+            yield Shard(first, [entry])
+            first += 1
+        else:
+            group.append(entry)
+    if group:
+        yield Shard(first, group)
 
 
 @dataclass(frozen=True)

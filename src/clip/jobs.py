@@ -9,14 +9,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from clip.errors import InputError
 from clip.items import Guards, Precision
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
+DuplicateIds = Literal["error", "keep"]
 DECODE_SECONDS = 60.0  # what a picture may take in a process of its own
+MAX_SECONDS = 86_400  # a day
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
 
 
@@ -24,7 +29,7 @@ MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start a
 class EmbedJob:
     """All that decides which vectors a run of `clip.embed` writes, and how."""
 
-    source: str | Path  # a folder
+    source: str | Path | Sequence[str | Path]  # folders, patterns, lists, archives, tables: sources.py; one or several
     output: str | Path
     model: str = "ViT-B/32"  # a released name, or the path of a weights file
     untrained: int | None = None  # draw the weights at random from this seed
@@ -36,6 +41,12 @@ class EmbedJob:
     normalize: bool = True  # vectors of unit length
     dtype: VectorDtype = "float32"
     globs: tuple[str, ...] = ()  # the paths to take, instead of those with a picture's extension
+    column: str | None = (
+        None  # of lists and tables: what names or holds the pictures; the one with a usual name without
+    )
+    id_column: str | None = None  # likewise, for ids
+    root: str = ""  # that relative paths in lists start from; the current folder without
+    duplicate_ids: DuplicateIds = "error"  # refuse an input in which an id stands twice, or keep both rows
     limit: int | None = None  # the first so many pictures
     shard_size: int = 10_000  # pictures per Parquet part
     decode_budget_bytes: int = 400_000_000  # decoded pictures that threads may hold at a time
@@ -52,13 +63,14 @@ class EmbedJob:
 
     def __post_init__(self) -> None:
         caps = ("max_bytes", "max_pixels", "max_aspect")
-        if self.max_seconds is not None and not (self.isolate and self.max_seconds > 0):
+        if self.max_seconds is not None and not (self.isolate and 0 < self.max_seconds <= MAX_SECONDS):
             raise InputError(
                 f"max_seconds: found {self.max_seconds} {'with' if self.isolate else 'without'} isolate, expected more "
-                "than 0 with it, as only a process can be stopped. Pass both."
+                f"than 0 and at most {MAX_SECONDS:,} with it, as only a process can be stopped. Pass both."
             )
-        if self.update and self.overwrite:
-            raise InputError("update: found overwrite too, expected one of them. Pass one.")
+        if self.update and (self.overwrite or self.duplicate_ids == "keep"):
+            other = "overwrite" if self.overwrite else "duplicate_ids='keep'"
+            raise InputError(f"update: found {other} too, expected one of them. Pass one.")
         for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes", *caps):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -73,9 +85,16 @@ class EmbedJob:
                 f"max_failures: found {self.max_failures!r}, expected a number, or a percentage as in 5%. Pass one."
             )
         words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure}
+        words_of |= {"duplicate_ids": DuplicateIds}
         for name, words in ((name, get_args(kind)) for name, kind in words_of.items()):
             if getattr(self, name) not in words:
                 raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {words}. Pass one.")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What `source` names, as texts."""
+        several = [self.source] if isinstance(self.source, (str, Path)) else self.source
+        return tuple(map(str, several))
 
     @property
     def guards(self) -> Guards:
@@ -176,10 +195,12 @@ class Progress:
     """How far a run is."""
 
     read: int
-    total: int  # as counted before the run; 0 while that is under way
+    total: int | None  # as counted before the run; None where an archive does not tell; 0 while listing is under way
     failed: int
     resumed: int = 0  # of those read, by an earlier run
     listed: int = 0  # entries found so far, while they are being listed
+    shard: int = 0  # shards that are done
+    shards: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from clip.errors import StoreBusyError
+from clip.errors import StoreBusyError, StoreError
 from clip.whole_files import TEMPORARY, remove_temporaries, written
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOCK, GUARD = ".lock", ".lock.guard"  # the record, and what is held for the moment of reading and replacing it
 HEARTBEAT_S = 5.0
 STALE_S = 30.0  # six heartbeats
+ENDED_STATES = ("Z", "X")  # man 5 proc
 LOOK_S = 1.0  # between looks at another host's count
 
 _log = logging.getLogger("clip")
@@ -44,12 +45,17 @@ class Lock:
         self._over = threading.Event()
 
     def check(self) -> None:
-        """Raise StoreBusyError where another job has taken the lock over, because this one stood still."""
-        record = _read(self._path)
-        if record is not None and record["owner"] != self._owner:
+        """Raise StoreBusyError where another job has taken the lock over, or had, because this one stood still.
+
+        Raises:  StoreError where the folder cannot be read.
+        """
+        with written(self._path):
+            record = _read(self._path)
+        if record is None or record["owner"] != self._owner:
+            other = "another job" if record is None else _who(record)
             raise StoreBusyError(
-                f"{self._path.parent}: {_who(record)} has taken it over while this job stood still, expected to hold "
-                "it. Run again when that job is done."
+                f"{self._path.parent}: {other} has taken it over while this job stood still, expected to hold it. "
+                "Run again when that job is done."
             )
 
     def _write(self) -> None:
@@ -72,13 +78,17 @@ class Lock:
                 with FileLock(self._path.with_name(GUARD)):
                     self.check()
                     self._write()
-            except (OSError, StoreBusyError) as exc:
+            except (OSError, StoreError) as exc:
                 _log.debug("%s: no heartbeat (%s)", self._path, exc)  # the next commit says what it means
 
     def _release(self) -> None:
-        record = _read(self._path)
-        if record is not None and record["owner"] == self._owner:
-            self._path.unlink(missing_ok=True)  # the guard stays: another job may be waiting for it
+        try:
+            record = _read(self._path)
+            if record is not None and record["owner"] == self._owner:
+                self._path.unlink(missing_ok=True)  # the guard stays: another job may be waiting for it
+        except OSError as exc:
+            # What the job has to say is more to the point; the lock of a process that is gone is taken over.
+            _log.warning("%s: cannot be removed (%s)", self._path, exc)
 
 
 @contextmanager
@@ -156,8 +166,12 @@ def process_space() -> str | None:
 
 
 def process_began(pid: int) -> str | None:
-    """When a process began, in ticks since boot, so that a number used again is no match; None where it is not told."""
+    """When a process began, in ticks since boot, so that a number used again is no match; None where it is not told.
+
+    A process that has ended and that nobody has waited for yet is gone too.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
         return None
+    return None if state in ENDED_STATES else numbers[18]

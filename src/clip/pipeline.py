@@ -7,11 +7,13 @@ Each entry of the source becomes a row or a failure row, so that read = written 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import time
 import warnings
 from collections import Counter
-from contextlib import closing
-from dataclasses import asdict
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,23 +24,25 @@ import clip
 from clip.decoders import Decoding, IsolatedDecoder
 from clip.encoder import Encoder, unit_vectors
 from clip.engine import limit_threads
-from clip.errors import ClipError, TooManyFailuresError
-from clip.items import Failure, Item, Pixels, Row, Shard
+from clip.errors import ClipError, InputError, StoreError, TooManyFailuresError
+from clip.items import Failure, Item, Member, Pack, Pixels, Row, Shard
 from clip.jobs import DECODE_SECONDS, EmbedJob, EmbedReport, Progress
 from clip.lock import Lock, locked
+from clip.parts import FAILURES, PartWriter, read_standing
 from clip.pixels import PREPROCESS_ID
-from clip.plan import Plan, interrupted_listing, read_plan, write_plan
-from clip.sources import FolderSource
+from clip.plan import Plan, interrupted_listing, read_plan, remove_plan, write_plan
+from clip.sources import Source
 from clip.store import StoreWriter, check_room
-from clip.threads import ByteBudget, available_cores, map_ahead
+from clip.threads import ByteBudget, available_cores, map_ahead, read_ahead
 from clip.update import updated_plan
 from clip.whole_files import written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-    from clip.items import Entry
 
+ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
+READ_AHEAD_BYTES = 100_000_000  # of an archive, encoded
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
@@ -56,7 +60,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
     started = time.monotonic()
     output = Path(job.output)
     check_room(output)
-    source = FolderSource(str(job.source), job.globs)  # also refuses what is none, before weights are read
+    source = source_of(job)  # also refuses what is not there, before weights are read
     with limit_threads(job.threads or available_cores()), warnings.catch_warnings():
         # What Pillow has to say about a picture is in its row, or in its failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -72,13 +76,24 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             output.mkdir(parents=True, exist_ok=True)
         with locked(output) as lock:
             store = StoreWriter(output, _manifest(job, encoder), overwrite=job.overwrite)
-            plan, removed = _planned(job, source, store, progress)
+            plan, removed = _planned(job, source, store, lock, progress)
             resumed = _Run(job, encoder, source, plan, store, lock, progress).write()
             rows, failed = store.counts(range(plan.shards))
-            counts = {"read": plan.entries, "written": rows, "failed": failed, "ignored": plan.ignored}
+            if not plan.packs and rows + failed != plan.entries:
+                raise StoreError(
+                    f"{output}: holds {rows:,} rows and {failed:,} failures, expected {plan.entries:,} together. "
+                    "Run again with --overwrite, and report this."
+                )
+            lock.check()
+            ignored = dict(Counter(plan.ignored) + store.ignored(range(plan.shards)))
+            counts = {"read": rows + failed, "written": rows, "failed": failed, "ignored": ignored}
             store.finish({"counts": counts})
-    seconds = time.monotonic() - started
-    return EmbedReport(output, plan.entries, rows, failed, plan.ignored, seconds, resumed, removed)
+    return EmbedReport(output, rows + failed, rows, failed, ignored, time.monotonic() - started, resumed, removed)
+
+
+def source_of(job: EmbedJob) -> Source:
+    """What the job names as input. Raises: InputError for what is not there."""
+    return Source(job.inputs, job.globs, job.column, job.id_column, job.root)
 
 
 def count(job: EmbedJob) -> tuple[int, dict[str, int]]:
@@ -88,28 +103,40 @@ def count(job: EmbedJob) -> tuple[int, dict[str, int]]:
     """
     check_room(Path(job.output))
     ignored: Counter[str] = Counter()
-    shards = FolderSource(str(job.source), job.globs).shards(job.shard_size, ignored, job.limit)
+    shards = source_of(job).shards(job.shard_size, ignored, job.limit)
     return sum(len(shard.entries) for shard in shards), dict(ignored)
 
 
 def _planned(
-    job: EmbedJob, source: FolderSource, store: StoreWriter, progress: Callable[[Progress], None] | None
+    job: EmbedJob, source: Source, store: StoreWriter, lock: Lock, progress: Callable[[Progress], None] | None
 ) -> tuple[Plan, int]:
     """What is to be done, in shards, standing in the output; and how many entries an update drops."""
-    standing = None if job.overwrite else read_plan(store.path)
+    standing = None if store.is_new else read_plan(store.path)
     removed = 0
     ignored: Counter[str] = Counter()
+    of = json.dumps([[os.path.abspath(name) for name in job.inputs], job.globs, job.column, job.id_column, job.root])  # noqa: PTH100
     # What a listing that was killed had found is taken over only where no vector depends on it yet.
-    known = interrupted_listing(store.path) if store.is_new else iter(())
+    known = interrupted_listing(store.path, of) if store.is_new and not job.overwrite else iter(())
     shards = source.shards(job.shard_size, ignored, job.limit, known, store.path)
-    plan = write_plan(store.path, _told(shards, progress), ignored)
+    plan = write_plan(store.path, _told(shards, progress), ignored, of=of)
+    if job.duplicate_ids == "error" and (found := plan.repeated()) is not None:
+        plan.discard()
+        raise InputError(
+            f"{found[0].id!r}: stands for {found[0].path} and for {found[1].path}, expected one of each id. "
+            "Leave one out, name an --id-column, or pass --duplicate-ids keep."
+        )
     if not (job.update or store.is_of(plan.fingerprint)):
         plan.discard()
     elif standing is not None and (job.update or standing.outlines() != plan.outlines()):
-        content_hash = (lambda item: _content_hash(source, item, job.max_bytes)) if job.hashes else None
-        plan, removed = updated_plan(store, standing, plan, job.shard_size, content_hash)
+        content_hash = (lambda item: _content_hash(source, item, job.max_bytes)) if job.update and job.hashes else None
+        plan, removed = updated_plan(store, standing, plan, job.shard_size, retry=job.update, content_hash=content_hash)
+    lock.check()
+    if job.overwrite:
+        remove_plan(store.path)  # first: no listing of another run may describe the parts of this one
     store.begin(plan.fingerprint, update=job.update)
-    return plan.adopt(), removed
+    plan = plan.adopt()
+    store.remove_beyond(plan.shards)
+    return plan, removed
 
 
 def _told(shards: Iterable[Shard], progress: Callable[[Progress], None] | None) -> Iterator[Shard]:
@@ -121,7 +148,7 @@ def _told(shards: Iterable[Shard], progress: Callable[[Progress], None] | None) 
         yield shard
 
 
-def _content_hash(source: FolderSource, item: Item, max_bytes: int) -> str | None:
+def _content_hash(source: Source, item: Item, max_bytes: int) -> str | None:
     try:
         return hashlib.sha256(source.read(item, max_bytes)).hexdigest()
     except (OSError, ClipError):
@@ -135,7 +162,7 @@ class _Run:
         self,
         job: EmbedJob,
         encoder: Encoder,
-        source: FolderSource,
+        source: Source,
         plan: Plan,
         store: StoreWriter,
         lock: Lock,
@@ -153,40 +180,56 @@ class _Run:
     def write(self) -> int:
         """Write them, and tell how many entries stood already."""
         done = {index for index, told in enumerate(self._outlines) if self._store.mark(index) == told.mark}
-        resumed = sum(told.entries if index in done else told.kept for index, told in enumerate(self._outlines))
-        failed = self._store.counts(done)[1]
-        read = resumed
-        allowed = self._job.allowed_failures(self._plan.entries)
-        part = _Part(self._encoder, self._job)
-        with closing(self._outcomes(index for index in range(self._plan.shards) if index not in done)) as outcomes:
+        kept = sum(told.kept for index, told in enumerate(self._outlines) if index not in done)
+        resumed = sum(self._store.counts(done)) + kept
+        read, failed = resumed, self._store.counts(done)[1]
+        todo = [index for index in range(self._plan.shards) if index not in done]
+        if todo:
+            self._store.reopen()
+        part: _Part | None = None
+        with closing(self._outcomes(todo)) as outcomes, ExitStack() as files:
             for outcome in outcomes:
-                if isinstance(outcome, Shard):  # its last entry has come
-                    part.encode()
-                    self._check_failures(failed, part, allowed)
+                if isinstance(outcome, Shard):
+                    part = _Part(self._encoder, self._job, files.enter_context(self._store.part(outcome)), outcome)
+                    if outcome.kept:
+                        standing = read_standing(self._store.path, self._store.schema, outcome.index)[FAILURES].column(
+                            "id"
+                        )
+                        part.failed = sum(own_id in outcome.kept for own_id in standing.to_pylist())
+                elif part is None:
+                    raise AssertionError("a shard comes before its entries")
+                elif isinstance(outcome, _End):
+                    part.finish(outcome.ignored)
+                    self._check_failures(failed, part, read)
                     self._lock.check()
-                    self._store.commit(outcome, part.rows, part.vectors(), part.failures)
-                    failed += len(part.failures)
-                    part = _Part(self._encoder, self._job)
+                    files.close()
+                    done.add(part.shard.index)
+                    failed += part.failed
                 else:
                     part.add(outcome)
                     read += 1
-                    self._check_failures(failed, part, allowed)
+                    if self._plan.total is not None:
+                        self._check_failures(failed, part, self._plan.total)
                     if self._progress:
-                        self._progress(Progress(read, self._plan.entries, failed + len(part.failures), resumed))
+                        total, shards = self._plan.total, self._plan.shards
+                        self._progress(Progress(read, total, failed + part.failed, resumed, 0, len(done), shards))
         return resumed
 
-    def _check_failures(self, failed: int, part: _Part, allowed: int) -> None:
-        if failed + len(part.failures) <= allowed or not part.failures:
+    def _check_failures(self, failed: int, part: _Part, of: int) -> None:
+        """Raise TooManyFailuresError where more failed than the job allows of so many."""
+        allowed = self._job.allowed_failures(self._plan.total or of)
+        most = self._job.max_failures or "0"  # as with on_failure="stop"
+        if failed + part.failed <= allowed or part.last_failure is None:
             return
-        last = part.failures[-1]
+        last = part.last_failure
         raise TooManyFailuresError(
-            f"{self._job.output}: more than {allowed:,} of {self._plan.entries:,} pictures failed, expected at most "
-            f"{self._job.max_failures} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]}). Repair them, or "
+            f"{self._job.output}: more than {allowed:,} of {self._plan.total or of:,} pictures failed, expected at "
+            f"most {most} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]}). Repair them, or "
             "raise --max-failures and run again: finished parts are kept."
         )
 
-    def _outcomes(self, indices: Iterable[int]) -> Generator[Pixels | Failure | Shard]:
-        """Each entry of the shards decoded, in order, and behind the last one the shard itself.
+    def _outcomes(self, indices: Iterable[int]) -> Generator[Pixels | Failure | Shard | _End]:
+        """Each shard, what became of each of its entries, in order, and its end.
 
         Threads run ahead across the borders of shards.
         """
@@ -196,8 +239,8 @@ class _Run:
         seconds = job.max_seconds or DECODE_SECONDS
         isolated = IsolatedDecoder(self._decoding, seconds, budget.reserve) if job.isolate else None
 
-        def outcome(entry: Entry | Shard) -> Pixels | Failure | Shard:
-            if not isinstance(entry, Item):
+        def outcome(entry: Item | Member | Failure | Shard | _End) -> Pixels | Failure | Shard | _End:
+            if not isinstance(entry, (Item, Member)):
                 return entry
             return isolated(entry) if isolated else self._decoding(entry, budget.reserve)
 
@@ -205,55 +248,98 @@ class _Run:
         ahead = 2 * self._encoder.batch_size + workers
         return map_ahead(outcome, self._entries(indices), workers=workers, ahead=ahead, stop=stop)
 
-    def _entries(self, indices: Iterable[int]) -> Iterator[Entry | Shard]:
+    def _entries(self, indices: Iterable[int]) -> Iterator[Item | Member | Failure | Shard | _End]:
         for index in indices:
             shard = self._plan.shard(index)
-            yield from (entry for entry in shard.entries if entry.id not in shard.kept)
+            ignored: Counter[str] = Counter()
             yield shard
+            for entry in shard.entries:
+                if isinstance(entry, Pack):
+                    members = self._decoding.source.members(entry, self._job.max_bytes, ignored)
+                    with closing(read_ahead(members, _size_of, READ_AHEAD_BYTES)) as stream:
+                        yield from stream
+                elif entry.id not in shard.kept:
+                    yield entry
+            yield _End(ignored)
+
+
+@dataclass(frozen=True)
+class _End:
+    """What comes behind the last entry of a shard."""
+
+    ignored: Counter[str]  # what was passed over in it
+
+
+def _size_of(entry: Item | Member | Failure) -> int:
+    return len(entry.data) if isinstance(entry, Member) else 0
 
 
 class _Part:
-    """A shard on its way to be written: decoded pictures wait for a batch, their vectors for the shard's end."""
+    """A shard on its way to be written: decoded pictures wait for a batch, their vectors for a row group."""
 
-    def __init__(self, encoder: Encoder, job: EmbedJob) -> None:
-        self.rows: list[Row] = []
-        self.failures: list[Failure] = []
+    def __init__(self, encoder: Encoder, job: EmbedJob, writer: PartWriter, shard: Shard) -> None:
+        self.shard = shard
+        self.failed = 0
+        self.last_failure: Failure | None = None
         self._encoder = encoder
         self._job = job
-        self._waiting: list[Pixels] = []
-        self._vectors = [np.empty((0, encoder.dim), np.float32)]
+        self._writer = writer
+        self._taken = 0
+        self._waiting: list[tuple[int, Pixels]] = []  # with their places in the shard
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows: list[Row] = []
+        self._failures: list[tuple[int, Failure]] = []  # with their places in the shard
+        self._vectors = [np.empty((0, self._encoder.dim), np.float32)]
 
     def add(self, outcome: Pixels | Failure) -> None:
-        """Take an entry's outcome; a full batch is encoded."""
+        """Take an entry's outcome; a full batch is encoded, and a full row group written."""
         if isinstance(outcome, Failure):
-            self.failures.append(outcome)
-            return
-        self._waiting.append(outcome)
+            self._fail(self._taken, outcome)
+        else:
+            self._waiting.append((self._taken, outcome))
+        self._taken += 1
         if len(self._waiting) >= self._encoder.batch_size:
-            self.encode()
+            self._encode()
+        # What an update keeps is put in its place at the end.
+        if len(self._rows) + len(self._failures) >= ROW_GROUP and not self.shard.kept:
+            self._write()
 
-    def vectors(self) -> np.ndarray:
-        """The vectors of `rows`. Shapes: float32 (N, D)."""
-        return np.concatenate(self._vectors)
+    def finish(self, ignored: Counter[str]) -> None:
+        """Encode and write what waits."""
+        self._write()
+        if ignored:
+            self._writer.ignored(ignored)
 
-    def encode(self) -> None:
-        """Encode what waits."""
+    def _fail(self, place: int, failure: Failure) -> None:
+        self._failures.append((place, failure))
+        self.failed += 1
+        self.last_failure = failure
+
+    def _write(self) -> None:
+        self._encode()
+        failures = [failure for _, failure in sorted(self._failures, key=lambda found: found[0])]
+        self._writer.add(self._rows, np.concatenate(self._vectors), failures)  # (N, D)
+        self._clear()
+
+    def _encode(self) -> None:
         if not self._waiting:
             return
-        features = self._encoder.encode_pixels(np.stack([pixels.array for pixels in self._waiting]))  # (B, D)
+        features = self._encoder.encode_pixels(np.stack([pixels.array for _, pixels in self._waiting]))  # (B, D)
         with np.errstate(over="ignore"):  # what overflows is infinite, and that is looked for
             norms = np.linalg.norm(features, axis=1)  # (B,)
             stored = features if self._job.normalize else features.astype(self._job.dtype)  # (B, D)
         usable = np.isfinite(norms) & (norms > 0) & np.isfinite(stored).all(axis=1)
-        for pixels, norm, good in zip(self._waiting, norms, usable, strict=True):
+        for (place, pixels), norm, good in zip(self._waiting, norms, usable, strict=True):
             if good:
-                self.rows.append(pixels.row)
+                self._rows.append(pixels.row)
             else:
                 message = (
                     f"the model gave a vector of norm {norm}, expected one above 0 that {self._job.dtype} can hold. "
                     "Check the weights."
                 )
-                self.failures.append(Failure(pixels.row.id, pixels.row.path, "encode", "ValueError", message))
+                self._fail(place, Failure(pixels.row.id, pixels.row.path, "encode", "ValueError", message))
         features = features[usable]
         self._vectors.append(unit_vectors(features) if self._job.normalize else features)
         self._waiting = []
@@ -281,8 +367,12 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "dim": encoder.dim,
         "device": str(encoder.device),
         "versions": {"clip-turbo": clip.__version__, **versions},
-        "source": str(job.source),
+        "source": list(job.inputs),
         "globs": list(job.globs),
+        "column": job.column,
+        "id_column": job.id_column,
+        "root": job.root,
+        "duplicate_ids": job.duplicate_ids,
         "limit": job.limit,
         "shard_size": job.shard_size,
         "input_fingerprint": None,  # known when all is listed

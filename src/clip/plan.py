@@ -1,7 +1,9 @@
 """What a run reads, listed once and kept in the output, shard by shard. Knows nothing about decoding or vectors.
 
     OUT/_plan/shard-00000.parquet    id, path, size_bytes, modified_ns; error and message of a folder that could not be
-                                     listed; kept: whether the row stands in the part that is to be replaced
+                                     listed; start, stop, members and limit of a pack, which is a shard of its own;
+                                     kept: whether the row stands in the part that is to be replaced
+    OUT/_plan/listed.txt             what was named as input
     OUT/_plan/plan.json              how many entries and shards, what was passed over, the input's fingerprint
 
 Entries go to the disk as they are listed, so that memory holds one shard. A plan in work is in _plan.new; it takes the
@@ -14,24 +16,27 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip.items import Failure, Item, Shard
-from clip.whole_files import replacing, written
+from clip.errors import StoreError
+from clip.items import Failure, Item, Pack, Shard, id_hash
+from clip.whole_files import replacing, sync_folder, written
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from clip.items import Entry
 
 PLAN, IN_WORK, MERGED, REPLACED, INTERRUPTED = "_plan", "_plan.new", "_plan.merged", "_plan.old", "_plan.part"
-SHARD, SUMMARY = "shard-{:05d}.parquet", "plan.json"
+SHARD, SUMMARY, LISTED = "shard-{:05d}.parquet", "plan.json", "listed.txt"
 # Paths as bytes: a name that is not UTF-8 has to be opened again.
 SCHEMA = pa.schema(
     [
@@ -41,9 +46,14 @@ SCHEMA = pa.schema(
         ("modified_ns", pa.int64()),
         ("error", pa.string()),
         ("message", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("members", pa.int64()),
+        ("limit", pa.int64()),
         ("kept", pa.bool_()),
     ]
 )
+PACK_FIELDS = ("start", "stop", "members", "limit")
 HASH_BYTES = 32
 
 
@@ -63,62 +73,104 @@ class Plan:
     folder: Path
     shards: int
     entries: int
+    packs: int  # of the entries
+    total: int | None  # pictures, as far as they are known; None where an archive does not tell
     ignored: dict[str, int]  # what was passed over, by reason
     fingerprint: str  # of the ids, sizes and times of change, whatever their order and shards
 
     def shard(self, index: int) -> Shard:
-        """A shard's entries, in input order."""
-        table = pq.read_table(self.folder / SHARD.format(index), schema=SCHEMA)
-        rows = table.to_pylist()
-        kept = frozenset(str(row["id"]) for row in rows if row["kept"])
-        return Shard(index, [_entry(row) for row in rows], self.outline(index).mark, kept)
+        """A shard's entries, in input order. Raises: StoreError where they cannot be read."""
+        with self._file(index) as file:
+            rows = pq.read_table(file, schema=SCHEMA).to_pylist()
+        entries = [from_row(row) for row in rows]
+        kept = frozenset(entry.id for entry, row in zip(entries, rows, strict=True) if row["kept"])
+        return Shard(index, entries, self.outline(index).mark, kept)
 
     def outline(self, index: int) -> Outline:
         """What is told of a shard without reading it."""
-        found = pq.read_metadata(self.folder / SHARD.format(index))
+        with self._file(index) as file:
+            found = pq.read_metadata(file)
         return Outline(found.metadata[b"mark"].decode(), found.num_rows, int(found.metadata[b"kept"]))
+
+    @contextmanager
+    def _file(self, index: int) -> Generator[BinaryIO]:
+        path = self.folder / SHARD.format(index)
+        try:
+            with path.open("rb") as file:  # as pyarrow takes no path that is not UTF-8
+                yield file
+        except (OSError, pa.ArrowException) as exc:
+            raise StoreError(
+                f"{path}: cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)}), expected the "
+                f"listing of the run. Remove {self.folder}, and run again: it lists, and keeps what is done."
+            ) from exc
 
     def outlines(self) -> list[Outline]:
         """Of all shards, in their order."""
         return [self.outline(index) for index in range(self.shards)]
+
+    def repeated(self) -> tuple[Entry, Entry] | None:
+        """Two entries of the same id, if there are any. Memory holds eight bytes for each entry."""
+        hashes = np.concatenate(
+            [
+                np.empty(0, np.uint64),
+                *(np.array([id_hash(entry.id) for entry in shard.entries], np.uint64) for shard in self),
+            ]
+        )
+        hashes.sort()
+        suspicious = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        seen: dict[str, Entry] = {}
+        for entry in (entry for shard in self if suspicious for entry in shard.entries):
+            if id_hash(entry.id) in suspicious and seen.setdefault(entry.id, entry) is not entry:
+                return seen[entry.id], entry
+        return None
+
+    def __iter__(self) -> Iterator[Shard]:
+        return (self.shard(index) for index in range(self.shards))
 
     def adopt(self) -> Plan:
         """Give a plan in work its name; an older one goes, when this one has its place."""
         final = self.folder.with_name(PLAN)
         replaced = self.folder.with_name(REPLACED)
         with written(final):
-            shutil.rmtree(replaced, ignore_errors=True)
-            if final.exists():
+            if final.exists():  # else what was replaced may be the only plan there is
+                shutil.rmtree(replaced, ignore_errors=True)
                 final.rename(replaced)
             self.folder.rename(final)
+            sync_folder(final.parent)
             for name in (REPLACED, IN_WORK, MERGED, INTERRUPTED):
                 shutil.rmtree(self.folder.with_name(name), ignore_errors=True)
-        return Plan(final, self.shards, self.entries, self.ignored, self.fingerprint)
+        return replace(self, folder=final)
 
     def discard(self) -> None:
         """Remove a plan in work."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def write_plan(output: Path, shards: Iterable[Shard], ignored: Counter[str], name: str = IN_WORK) -> Plan:
-    """List shards into a folder of OUT; `ignored` is read when the last has come.
+def write_plan(output: Path, shards: Iterable[Shard], ignored: Counter[str], name: str = IN_WORK, of: str = "") -> Plan:
+    """List shards into a folder of OUT; `ignored` is read when the last has come. `of` tells what is being listed.
 
     Raises:  StoreError where it cannot be written.
     """
     folder = output / name
     identities = 0
-    count = entries = 0
+    count = entries = packs = 0
+    total: int | None = 0
     with written(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
+        with replacing(folder / LISTED) as file:
+            file.write(of.encode("utf-8", "surrogateescape"))
         for shard in shards:
             with replacing(folder / SHARD.format(shard.index)) as file:
                 pq.write_table(_table(shard), file, compression="zstd")
             identities += sum(map(_hash_of, shard.entries))
             count, entries = count + 1, entries + len(shard.entries)
+            packs += sum(isinstance(entry, Pack) for entry in shard.entries)
+            told = [members_of(entry) for entry in shard.entries]
+            total = None if total is None or None in told else total + sum(filter(None, told))
         # A sum does not depend on the order: an output that was kept up to date has that of a fresh one.
         fingerprint = (identities % 2 ** (8 * HASH_BYTES)).to_bytes(HASH_BYTES, "big").hex()
-        plan = Plan(folder, count, entries, dict(ignored), fingerprint)
+        plan = Plan(folder, count, entries, packs, total, dict(ignored), fingerprint)
         with replacing(folder / SUMMARY) as file:
             summary = {key: value for key, value in asdict(plan).items() if key != "folder"}
             file.write(json.dumps(summary, indent=2).encode() + b"\n")
@@ -135,19 +187,37 @@ def read_plan(output: Path) -> Plan | None:
     return None
 
 
-def interrupted_listing(output: Path) -> Iterator[Item]:
-    """What a listing that was killed had found, in its order, out of the way of the next."""
+def interrupted_listing(output: Path, of: str) -> Iterator[Item]:
+    """What a listing of the same that was killed had found, in its order, out of the way of the next."""
     known, newer = output / INTERRUPTED, output / IN_WORK
     with written(output):
+        for folder in (known, newer):
+            if folder.exists() and _listed(folder) != of:
+                shutil.rmtree(folder)
         if _whole_shards(newer) > _whole_shards(known):
             shutil.rmtree(known, ignore_errors=True)
             newer.rename(known)
     return _items_of(known)
 
 
+def remove_plan(output: Path) -> None:
+    """Remove the plan that stands."""
+    with written(output):
+        for name in (REPLACED, PLAN):
+            if (output / name).exists():
+                shutil.rmtree(output / name)
+
+
+def _listed(folder: Path) -> str | None:
+    try:
+        return (folder / LISTED).read_bytes().decode("utf-8", "surrogateescape")
+    except OSError:
+        return None
+
+
 def _items_of(folder: Path) -> Iterator[Item]:
     for index in range(_whole_shards(folder)):
-        for entry in Plan(folder, 0, 0, {}, "").shard(index).entries:
+        for entry in Plan(folder, 0, 0, 0, 0, {}, "").shard(index).entries:
             if isinstance(entry, Item):
                 yield entry
 
@@ -161,10 +231,18 @@ def mark_of(entries: Iterable[Entry], before: str = "") -> str:
     return hashlib.sha256(before.encode() + b"".join(map(_identity, entries))).hexdigest()[:32]
 
 
+def members_of(entry: Entry) -> int | None:
+    """How many pictures an entry stands for; None where it does not tell."""
+    if not isinstance(entry, Pack):
+        return 1
+    return entry.members if entry.limit is None or entry.members is None else min(entry.members, entry.limit)
+
+
 def _identity(entry: Entry) -> bytes:
     """What tells one input from another: an id, a size and a time of change."""
-    told = f"{entry.size_bytes}\0{entry.modified_ns}" if isinstance(entry, Item) else "-"
-    return f"{entry.id}\0{told}\n".encode()
+    told = "-" if isinstance(entry, Failure) else f"{entry.size_bytes}\0{entry.modified_ns}"
+    part = f"\0{entry.start}\0{entry.stop}\0{entry.limit}" if isinstance(entry, Pack) else ""
+    return f"{entry.id}\0{told}{part}\n".encode()
 
 
 def _hash_of(entry: Entry) -> int:
@@ -172,19 +250,28 @@ def _hash_of(entry: Entry) -> int:
 
 
 def _table(shard: Shard) -> pa.Table:
-    rows = [
-        (entry.id, os.fsencode(entry.path), entry.size_bytes, entry.modified_ns, None, None, entry.id in shard.kept)
-        if isinstance(entry, Item)
-        else (entry.id, os.fsencode(entry.path), None, None, entry.error, entry.message, entry.id in shard.kept)
-        for entry in shard.entries
-    ]
+    rows = [{**as_row(entry), "kept": entry.id in shard.kept} for entry in shard.entries]
     told = {"mark": shard.mark or mark_of(shard.entries), "kept": str(len(shard.kept))}
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * len(SCHEMA)
-    return pa.table(columns, schema=SCHEMA.with_metadata(told))
+    return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(told))
 
 
-def _entry(row: dict[str, object]) -> Entry:
-    path = os.fsdecode(row["path"])  # type: ignore[arg-type]
-    if row["error"] is None:
-        return Item(str(row["id"]), path, int(row["size_bytes"]), int(row["modified_ns"]))  # type: ignore[call-overload]
-    return Failure(str(row["id"]), path, "read", str(row["error"]), str(row["message"]))
+def as_row(entry: Entry) -> dict[str, Any]:
+    """An entry as plain values, which `from_row` makes an entry again."""
+    row: dict[str, Any] = {"id": entry.id, "path": os.fsencode(entry.path)}
+    if isinstance(entry, Failure):
+        return row | {"error": entry.error, "message": entry.message}
+    row |= {"size_bytes": entry.size_bytes, "modified_ns": entry.modified_ns}
+    if isinstance(entry, Pack):
+        row |= {name: getattr(entry, name) for name in PACK_FIELDS} | {"id": entry.name}
+    return row
+
+
+def from_row(row: Mapping[str, Any]) -> Entry:
+    """What `as_row` was given."""
+    path = os.fsdecode(row["path"])
+    if row["error"] is not None:
+        return Failure(row["id"], path, "read", row["error"], row["message"])
+    if row["start"] is not None:
+        pack = (row[name] for name in PACK_FIELDS)
+        return Pack(row["id"], path, row["size_bytes"], row["modified_ns"], *pack)
+    return Item(row["id"], path, row["size_bytes"], row["modified_ns"])

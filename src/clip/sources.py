@@ -1,33 +1,34 @@
-"""A folder of pictures -> shards of Items, and an Item -> its bytes. Knows nothing about decoding or models.
+"""What a user names as input -> shards of entries, and an entry -> its bytes. Knows nothing about decoding or models.
 
-The rules of a folder, in the order they are tried:
+    photos/              a folder: folders.py has its rules
+    'photos/**/*.jpg'    a pattern: * ? [] inside a name, ** across folders
+    photo.jpg            a picture
+    list.txt, -          paths, a line each; .csv, .tsv, .ndjson by a column; .parquet by a column of texts
+    a.tar, b.tar.gz      archives, read from front to back; a shard each
+    c.zip, d.parquet     archives and tables that hold pictures; shards of at most --shard-size, or of a row group
+    '{000..127}.tar'     each of them; so does {a,b}
 
-1. Names that start with a dot are hidden: files and whole folders are ignored.
-2. Links to folders are ignored, so that no loop can arise; links to files are read. The root itself may be a link.
-3. What is neither a file nor a folder (a pipe, a socket, a device) is ignored: opening it could wait for ever.
-4. With `globs`, files that match one of them are pictures, and no others. Without, files with the extension of a
-   format Pillow decodes are, and files without extension whose first bytes are such a format's.
-
-Whatever is a picture by these rules becomes a row or a failure row; a folder that cannot be listed becomes a failure
-row too, for nobody knows what was in it. Everything else is counted as ignored, by reason.
+Ids: below a folder or a pattern's fixed part the path relative to it; of a list's entry what the list says, or its id
+column; of a member NAME!MEMBER with the archive's file name, of a row NAME!NUMBER or its id column.
 """
 
 from __future__ import annotations
 
-import heapq
 import os
+import re
 import stat
-import tempfile
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
+from clip.archives import TAR_ENDINGS, ZIP_ENDINGS, Members, tar_members, zip_members, zip_size
 from clip.errors import InputError
-from clip.items import Failure, Guards, Item, Shard, utf8_path
-from clip.pixels import decodable_extensions, looks_like_picture
-from clip.whole_files import written
+from clip.folders import file_status, picture_by_name, split_glob, walk
+from clip.items import Failure, Guards, Item, Member, Pack, Shard, in_shards, utf8_path
+from clip.lists import COLUMN_ENDINGS, PLAIN_ENDINGS, STDIN, names_in, resolved
+from clip.pixels import looks_like_picture
+from clip.tables import PARQUET_ENDINGS, names_in_table, read_layout, table_members
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -35,49 +36,135 @@ if TYPE_CHECKING:
 
     from clip.items import Entry
 
-SORTED_IN_MEMORY = 100_000  # names of a folder, 10 MB; more are sorted in files of so many
-FILE, FOLDER, UNKNOWN = b"f", b"d", b"?"  # what a listing says of a name; a link is unknown
+ENDINGS = PLAIN_ENDINGS + COLUMN_ENDINGS + TAR_ENDINGS + ZIP_ENDINGS + PARQUET_ENDINGS
+MAGIC = re.compile(r"[*?\[]")
+BRACES = re.compile(r"\{([^{}]*)\}")
+NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
+MAX_EXPANDED = 1_000_000  # inputs that braces may stand for
 
 
 @dataclass(frozen=True)
-class FolderSource:
-    """All pictures below a folder, in the order of their names."""
+class Source:
+    """One or several inputs, in the order in which they were named."""
 
-    root: str
-    globs: tuple[str, ...] = ()
+    inputs: tuple[str, ...]
+    globs: tuple[str, ...] = ()  # of folders and archives
+    column: str | None = None  # of lists and tables
+    id_column: str | None = None
+    root: str = ""  # that relative paths in lists start from; the current folder without
 
     def __post_init__(self) -> None:
-        if not self.root or not Path(self.root).is_dir():
-            raise InputError(f"{self.root or '(empty)'}: not a folder, expected one with pictures. Check the path.")
-
-    def walk(self, ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None) -> Iterator[Entry]:
-        """Every picture, in a stable order; a Failure for a folder that cannot be listed. Counts what is left.
-
-        Sizes and times of pictures that are `known`, in the order of an earlier walk, are taken from there. The names
-        of a large folder are sorted in files in `scratch` that nobody else sees.
-        """
-        globs = [(glob if "/" in glob else f"**/{glob}").split("/") for glob in self.globs]  # no slash: a name's
-        earlier = _Known(known)
-        begun = [("", iter([_record(b"", FOLDER)]))]  # folders, the last one under way, and what is to come in each
-        while begun:
-            folder, records = begun[-1]
-            record = next(records, None)
-            if record is None:
-                begun.pop()
+        for name in self.expanded():
+            if name == STDIN or (MAGIC.search(name) and not Path(name).exists()):
                 continue
-            name, kind = record[1:-2], record[-1:]
-            relative = folder + os.fsdecode(name) + ("/" if kind == FOLDER and name else "")
-            path = os.path.join(self.root, relative)  # noqa: PTH118  strings: ten million paths
-            if kind == FOLDER:
-                try:
-                    begun.append((relative, _listing(path, ignored, scratch)))
-                except OSError as exc:
-                    yield Failure(utf8_path(relative or "."), path, "read", *_reason(exc))
-            elif reason := _why_ignored(relative, path, kind, globs):
-                ignored[reason] += 1
+            path = Path(name or "\0")
+            known = path.is_dir() or (path.is_file() and (name.lower().endswith(ENDINGS) or _is_picture(name)))
+            if not known:
+                found = "nothing that we read" if path.exists() else "no such file"
+                raise InputError(
+                    f"{name or '(empty)'}: {found}, expected a folder, a picture, a list, an archive or a table. "
+                    "Check the path."
+                )
+
+    def expanded(self) -> list[str]:
+        """The inputs with their braces written out. One that is there as it stands is left alone."""
+        return [name for given in self.inputs for name in ([given] if os.path.lexists(given) else expand_braces(given))]
+
+    def entries(
+        self, shard_size: int, ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None
+    ) -> Iterator[Entry]:
+        """Everything that is to be read, in order. Counts what is passed over.
+
+        Raises:  InputError for an input that cannot be used, or that yields nothing.
+        """
+        known = iter(known)
+        for name in self.expanded():
+            count = 0
+            before = dict(ignored)
+            for entry in self._entries_of(name, shard_size, ignored, known, scratch):
+                count += 1
+                yield entry
+            if not count:
+                passed_over = {reason: n - before.get(reason, 0) for reason, n in ignored.items()}
+                raise InputError(_why_nothing(name, passed_over))
+
+    def _entries_of(
+        self, name: str, shard_size: int, ignored: Counter[str], known: Iterator[Item], scratch: Path | None
+    ) -> Iterator[Entry]:
+        lower = name.lower()
+        if Path(name).is_dir():
+            yield from self._walked(name, self.globs, shard_size, ignored, known, scratch)
+        elif MAGIC.search(name) and not Path(name).exists():
+            fixed, pattern = split_pattern(name)
+            yield from self._walked(fixed, (pattern,), shard_size, ignored, known, scratch)
+        elif name == STDIN or lower.endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
+            yield from map(self._named, names_in(name, self.column, self.id_column))
+        elif (packs := self._packs(name, utf8_path(Path(name).name), shard_size)) is not None:
+            yield from packs
+        else:
+            yield Item(utf8_path(Path(name).name), name, *file_status(name))
+
+    def _walked(
+        self,
+        root: str,
+        globs: tuple[str, ...],
+        shard_size: int,
+        ignored: Counter[str],
+        known: Iterator[Item],
+        scratch: Path | None,
+    ) -> Iterator[Entry]:
+        for entry in walk(root, globs, ignored, known, scratch):
+            packs = self._packs(entry.path, entry.id, shard_size) if globs and isinstance(entry, Item) else None
+            if packs is None:
+                yield entry
             else:
-                own_id = utf8_path(relative)
-                yield Item(own_id, path, *(earlier.status(own_id) or _status(path)))
+                yield from packs
+
+    def _packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:
+        """The parts of a file that holds pictures, or what it names; None for another file."""
+        lower = path.lower()
+        if lower.endswith(TAR_ENDINGS):
+            return iter([Pack(own_id, path, *file_status(path))])
+        if lower.endswith(ZIP_ENDINGS):
+            return self._zip_packs(path, own_id, shard_size)
+        if lower.endswith(PARQUET_ENDINGS):
+            return self._table_packs(path, own_id, shard_size)
+        return None
+
+    def _zip_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
+        status = file_status(path)
+        try:
+            with Path(path).open("rb") as file:
+                members = zip_size(file)
+        except OSError as exc:
+            yield Failure(own_id, path, "read", type(exc).__name__, f"cannot be read ({exc}). Check its permissions.")
+            return
+        if members is None:
+            yield Pack(own_id, path, *status)
+            return
+        for start in range(0, members, shard_size):
+            stop = min(start + shard_size, members)
+            yield Pack(own_id, path, *status, start, stop, stop - start)
+
+    def _table_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
+        layout = read_layout(path, self.column, self.id_column)
+        if not layout.holds:
+            yield from map(self._named, names_in_table(path, layout.column, self.id_column))
+            return
+        status = file_status(path)
+        start = rows = 0
+        for index, group_rows in enumerate(layout.groups):
+            if rows and rows + group_rows > shard_size:
+                yield Pack(own_id, path, *status, start, index, rows)
+                start, rows = index, 0
+            rows += group_rows
+        if rows:
+            yield Pack(own_id, path, *status, start, len(layout.groups), rows)
+
+    def _named(self, found: tuple[str, str]) -> Item:
+        own_id, name = found
+        path = resolved(name, self.root)
+        return Item(utf8_path(own_id), path, *file_status(path))
 
     def shards(
         self,
@@ -87,132 +174,112 @@ class FolderSource:
         known: Iterable[Item] = (),
         scratch: Path | None = None,
     ) -> Iterator[Shard]:
-        """The first `limit` entries of the walk (all without one), in shards of `size`."""
-        entries = islice(self.walk(ignored, known, scratch), limit)
-        index = 0
-        while shard := list(islice(entries, size)):
-            yield Shard(index, shard)
-            index += 1
+        """The first `limit` entries (all without one) in shards of `size`; a pack is a shard of its own."""
+        yield from in_shards(_first(self.entries(size, ignored, known, scratch), limit), size)
 
     def read(self, item: Item, max_bytes: int = Guards.max_bytes) -> bytes:
         """The bytes of a picture. Raises OSError, and InputError for a file of more than `max_bytes`."""
-        path = Path(item.path)
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError("became something else than a file since it was listed. Leave it out.")
-        size_bytes = status.st_size
+        # Without waiting: what was a file when it was listed may be a pipe by now.
+        descriptor = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as file:  # noqa: PTH123
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError("became something else than a file since it was listed. Leave it out.")
+            data = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
+        size_bytes = max(status.st_size, len(data))  # it may have grown
         if size_bytes > max_bytes:
             raise InputError(
                 f"{size_bytes:,} bytes, expected at most {max_bytes:,}. Leave it out, or raise --max-bytes."
             )
-        return path.read_bytes()
+        return data
+
+    def members(self, pack: Pack, max_bytes: int, ignored: Counter[str]) -> Iterator[Member | Failure | Item]:
+        """What a pack holds, in its order; an Item for what it only names. Counts what is passed over."""
+        members = Members(pack, [split_glob(glob) for glob in self.globs], max_bytes, ignored)
+        try:
+            file = Path(pack.path).open("rb")  # noqa: SIM115  closed below
+        except OSError as exc:
+            yield members.rest(exc)
+            return
+        with file:
+            lower = pack.path.lower()
+            if lower.endswith(TAR_ENDINGS):
+                found: Iterator[Member | Failure | Item] = tar_members(file, members)
+            elif lower.endswith(ZIP_ENDINGS):
+                found = zip_members(file, pack, members)
+            else:
+                try:
+                    layout = read_layout(pack.path, self.column, self.id_column)
+                except InputError as exc:  # it was another when it was listed
+                    yield members.rest(exc)
+                    return
+                found = table_members(file, pack, layout, self.id_column, members)
+            for outcome in islice(found, pack.limit):
+                yield self._resolved(outcome) if isinstance(outcome, Item) else outcome
+
+    def _resolved(self, item: Item) -> Item:
+        path = resolved(item.path, self.root)
+        return Item(item.id, path, *file_status(path))
 
 
-class _Known:
-    """The pictures of an earlier walk, gone through beside the one under way."""
-
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._items = iter(items)
-        self._next = next(self._items, None)
-
-    def status(self, own_id: str) -> tuple[int, int] | None:
-        """Size and time of change of the picture of this id, if it is there; those before it are passed over."""
-        if self._next is None:
-            return None
-        place = _place(own_id)
-        while self._next is not None and _place(self._next.id) < place:
-            self._next = next(self._items, None)
-        if self._next is None or self._next.id != own_id:
-            return None
-        return self._next.size_bytes, self._next.modified_ns
+def _first(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
+    """At most `limit` pictures. How many a tar holds is not known, so where it may hold as many, nothing follows it."""
+    for entry in entries:
+        if limit is None:
+            yield entry
+        elif limit > 0:
+            yield replace(entry, limit=limit) if isinstance(entry, Pack) else entry
+            limit -= 1 if not isinstance(entry, Pack) else limit if entry.members is None else entry.members
+        else:
+            return
 
 
-def _place(own_id: str) -> list[tuple[int, str]]:
-    """Where an id stands in a walk: a folder's files come before its folders."""
-    *folders, last = own_id.split("/")
-    return [*((1, folder) for folder in folders), (0, last)]
-
-
-def _record(name: bytes, kind: bytes) -> bytes:
-    """A name that sorts behind those of files if it is a folder's, and byte by byte otherwise."""
-    return (b"1" if kind == FOLDER else b"0") + name + b"\0" + kind
-
-
-def _listing(path: str, ignored: Counter[str], scratch: Path | None) -> Iterator[bytes]:
-    """The records of what is in a folder, sorted. Raises OSError where it cannot be listed."""
-    records: list[bytes] = []
-    runs: list[BinaryIO] = []
-    with os.scandir(path) as listing:
-        for entry in listing:
-            if entry.name.startswith("."):
-                ignored["hidden"] += 1
-                continue
-            known_file = entry.is_file(follow_symlinks=False)  # as the listing says: no system call
-            kind = FILE if known_file else FOLDER if entry.is_dir(follow_symlinks=False) else UNKNOWN
-            records.append(_record(os.fsencode(entry.name), kind))
-            if len(records) == SORTED_IN_MEMORY:
-                runs.append(_spilled(records, scratch))
-                records.clear()
-    records.sort()
-    return heapq.merge(*map(_unspilled, runs), records) if runs else iter(records)
-
-
-def _spilled(records: list[bytes], scratch: Path | None) -> BinaryIO:
-    """Records, sorted, in a file without a name. No name of a file has a slash, so that stands for the line's end."""
-    with written(scratch or Path(tempfile.gettempdir())):
-        file = cast("BinaryIO", tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115  closed when it is read
-        file.writelines(record.replace(b"\n", b"/") + b"\n" for record in sorted(records))
-        file.seek(0)
-    return file
-
-
-def _unspilled(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        for line in file:
-            yield line[:-1].replace(b"/", b"\n")
-
-
-def _why_ignored(relative: str, path: str, kind: bytes, globs: list[list[str]]) -> str | None:
-    """The reason for which what is no folder is passed over; None for a picture."""
-    if kind == UNKNOWN and (reason := _why_special(path)):
-        return reason
-    if globs:
-        return None if any(_matches(relative.split("/"), glob) for glob in globs) else "not a picture"
-    extension = Path(relative).suffix.lower()
-    if extension:
-        return None if extension in decodable_extensions() else "not a picture"
+def _is_picture(path: str) -> bool:
+    """As in a folder: by its extension, or without one by its first bytes."""
+    if (by_name := picture_by_name(path)) is not None:
+        return by_name
     try:
-        return None if looks_like_picture(path) else "not a picture"
+        return looks_like_picture(path)
     except OSError:
-        return None  # not readable, so perhaps a picture: reading it will fail and leave a failure row
+        return True  # perhaps: reading it will fail and leave a failure row
 
 
-def _why_special(path: str) -> str | None:
-    """Why a link or a special file is no picture; None for a link to a file, to nothing or in a circle."""
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116
-    except OSError:
-        return None  # perhaps a picture: reading it will fail and leave a failure row
-    return "link to a folder" if stat.S_ISDIR(mode) else None if stat.S_ISREG(mode) else "not a file"
+def expand_braces(name: str) -> list[str]:
+    """The names that {000..127} and {a,b} stand for, as shells write them out.
+
+    Raises:  InputError for more than a million.
+    """
+    found = BRACES.search(name)
+    if found is None:
+        return [name]
+    inner = found.group(1)
+    if numbers := NUMBERS.fullmatch(inner):
+        first, last = numbers.groups()
+        if abs(int(last) - int(first)) >= MAX_EXPANDED:
+            raise InputError(f"{name}: stands for more than {MAX_EXPANDED:,} names, expected fewer. Shorten the range.")
+        step = 1 if int(first) <= int(last) else -1
+        width = len(first) if first.startswith("0") or last.startswith("0") else 0
+        choices = [f"{number:0{width}}" for number in range(int(first), int(last) + step, step)]
+    elif "," in inner:
+        choices = inner.split(",")
+    else:
+        return [name]  # {x} is a name
+    expanded = [name[: found.start()] + choice + name[found.end() :] for choice in choices]
+    return [one for part in expanded for one in expand_braces(part)]
 
 
-def _status(path: str) -> tuple[int, int]:
-    """Size and time of change [Unit: ns] of a file."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return 0, 0  # a link to nothing, or a file gone since; reading it will say so
-    return status.st_size, status.st_mtime_ns
+def split_pattern(name: str) -> tuple[str, str]:
+    """The folders of a pattern that are fixed, and the rest."""
+    parts = name.split("/")
+    fixed = next(index for index, part in enumerate(parts) if MAGIC.search(part))
+    return "/".join(parts[:fixed]) or ("/" if name.startswith("/") else "."), "/".join(parts[fixed:])
 
 
-def _reason(exc: OSError) -> tuple[str, str]:
-    return type(exc).__name__, f"cannot be listed ({exc.strerror}), expected a readable folder. Check its permissions."
-
-
-def _matches(names: list[str], globs: list[str]) -> bool:
-    """Whether a path, name by name, is one that a glob means: *, ? and [] stay inside a name, ** crosses folders."""
-    if not globs:
-        return not names
-    if globs[0] == "**":
-        return any(_matches(names[skipped:], globs[1:]) for skipped in range(len(names) + 1))
-    return bool(names) and fnmatchcase(names[0], globs[0]) and _matches(names[1:], globs[1:])
+def _why_nothing(name: str, passed_over: dict[str, int]) -> str:
+    told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(passed_over.items()) if count)
+    if MAGIC.search(name):
+        return f"{name}: matches no file, expected some. Check it, and quote it, so that the shell leaves it."
+    if Path(name).is_dir():
+        found = f"nothing but {told}" if told else "empty"
+        return f"{name}: {found}, expected pictures. Check the folder, or take files of other names with --glob."
+    return f"{name}: names no picture, expected some. Check that it is the right file, and its --column."

@@ -12,18 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from clip.errors import StoreError
-from clip.store import (
-    EMBEDDINGS,
-    FAILURE_SCHEMA,
-    FAILURES,
-    INDEX,
-    MANIFEST,
-    count_rows,
-    embedding_schema,
-    read_manifest,
-    read_part,
-    shard_number,
-)
+from clip.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, count_rows, embedding_schema, read_part, shard_number
+from clip.store import INDEX, MANIFEST, read_manifest
 from clip.whole_files import replacing
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -64,6 +64,53 @@ def map_ahead(
     finally:
         stop()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: int) -> Generator[T]:
+    """The same items, taken from their source by a thread that is ahead by so many bytes, and at least by one item.
+
+    An exception of the source comes to the consumer in its turn. Closing the iterator ends the thread at its next item.
+    """
+    waiting: deque[tuple[T | None, int, BaseException | None]] = deque()  # an item and its size; or the end, and why
+    held = 0
+    closed = False
+    changed = threading.Condition()
+
+    def put(item: T | None, size: int, end: BaseException | None = None) -> bool:
+        nonlocal held
+        with changed:
+            changed.wait_for(lambda: closed or not held or held + size <= limit_bytes)
+            held += size
+            waiting.append((item, size, end))
+            changed.notify_all()
+            return closed
+
+    def read() -> None:
+        try:
+            for item in items:
+                if put(item, max(1, size_bytes(item))):
+                    return
+            put(None, 0, StopIteration())
+        except BaseException as exc:  # noqa: BLE001  it is the consumer's
+            put(None, 0, exc)
+
+    threading.Thread(target=read, name="clip-read", daemon=True).start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(lambda: waiting)
+                item, size, end = waiting.popleft()
+                held -= size
+                changed.notify_all()
+            if isinstance(end, StopIteration):
+                return
+            if end is not None:
+                raise end
+            yield cast("T", item)
+    finally:
+        with changed:
+            closed = True
+            changed.notify_all()
 
 
 class ByteBudget:

@@ -7,17 +7,18 @@ done in a database on the disk: memory holds a shard, and a byte for each listed
 
 from __future__ import annotations
 
-import os
+import builtins
+import json
 import sqlite3
 from collections import Counter
 from contextlib import closing
-from itertools import islice
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clip.errors import InputError, StoreError
-from clip.items import Failure, Item, Shard
-from clip.plan import MERGED, mark_of, write_plan
-from clip.store import EMBEDDINGS, FAILURES, PART, read_part
+from clip.items import Item, Pack, Shard, in_shards
+from clip.parts import EMBEDDINGS, FAILURES, PART, read_part
+from clip.plan import MERGED, SCHEMA, as_row, from_row, mark_of, write_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 SCRATCH = "compared.sqlite"
 CACHE_KB = 32_000  # that SQLite may hold in memory
-# Failures that another try may not have; all others follow from the picture's bytes.
-TRANSIENT_STAGE = "read"
+COLUMNS = [name for name in SCHEMA.names if name != "kept"]
+# Failures that another try may not have, beside those of the system; all others follow from the picture's bytes.
 TRANSIENT_ERRORS = frozenset({"TimeoutError", "ChildProcessError", "MemoryError"})
 
 
@@ -38,19 +39,20 @@ def updated_plan(
     standing: Plan,
     listed: Plan,
     shard_size: int,
+    *,
+    retry: bool = False,
     content_hash: Callable[[Item], str | None] | None = None,
 ) -> tuple[Plan, int]:
     """A plan of the entries that are listed, in the shards that stand as far as they do; and how many are gone.
 
-    `listed` is used up.
-
-    Entries are unchanged when size and time of change are, or with `content_hash` when their content is.
+    `listed` is used up. With `retry` failures that may pass are done again. Entries are unchanged when size and time of
+    change are, or with `content_hash` when their content is.
 
     Raises:  InputError where nothing that stands is listed any more; StoreError for a part that cannot be read.
     """
     try:
         with closing(_Listed(listed)) as found:
-            shards = _shards(store, standing, found, shard_size, content_hash)
+            shards = _Comparison(store, found, retry, content_hash).shards(standing, shard_size)
             plan = write_plan(store.path, shards, Counter(listed.ignored), MERGED)
             gone = standing.entries - sum(found.used)
     except sqlite3.Error as exc:
@@ -76,89 +78,88 @@ class _Listed:
         # Nothing of it outlives the job, so nothing is synced; it lies in the output, where there is room.
         self._database.executescript(
             f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KB};"
-            "CREATE TABLE listed (number INTEGER PRIMARY KEY, id TEXT, path BLOB, size_bytes INTEGER,"
-            " modified_ns INTEGER, error TEXT, message TEXT)"
+            f"CREATE TABLE listed (number INTEGER PRIMARY KEY, own_id TEXT, {', '.join(map(json.dumps, COLUMNS))})"
         )
+        self._database.row_factory = sqlite3.Row
         number = 0
         for index in range(plan.shards):
             entries = plan.shard(index).entries
-            rows = [_row(number + place, entry) for place, entry in enumerate(entries)]
+            rows = [
+                [number + place, entry.id, *(as_row(entry).get(name) for name in COLUMNS)]
+                for place, entry in enumerate(entries)
+            ]
             self._database.execute("BEGIN")
-            self._database.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._database.executemany(f"INSERT INTO listed VALUES (?, ?{', ?' * len(COLUMNS)})", rows)
             self._database.execute("COMMIT")
             number += len(entries)
-        self._database.execute("CREATE INDEX by_id ON listed (id)")
+        self._database.execute("CREATE INDEX by_id ON listed (own_id)")
 
     def take(self, own_id: str) -> Entry | None:
         """The entry of this id, which is used then; None where none is listed."""
-        row = self._database.execute("SELECT * FROM listed WHERE id = ?", (own_id,)).fetchone()
+        row = self._database.execute("SELECT * FROM listed WHERE own_id = ?", (own_id,)).fetchone()
         if row is None:
             return None
-        self.used[row[0]] = 1
-        return _entry(row)
+        self.used[row["number"]] = 1
+        return from_row(row)
 
     def rest(self) -> Iterator[Entry]:
         """What was not taken, in the order of the listing."""
         for row in self._database.execute("SELECT * FROM listed ORDER BY number"):
-            if not self.used[row[0]]:
-                yield _entry(row)
+            if not self.used[row["number"]]:
+                yield from_row(row)
 
     def close(self) -> None:
         self._database.close()
 
 
-def _row(number: int, entry: Entry) -> tuple[object, ...]:
-    path = os.fsencode(entry.path)
-    if isinstance(entry, Item):
-        return (number, entry.id, path, entry.size_bytes, entry.modified_ns, None, None)
-    return (number, entry.id, path, None, None, entry.error, entry.message)
+@dataclass(frozen=True)
+class _Comparison:
+    """What stands beside what is listed."""
 
+    store: StoreWriter
+    found: _Listed
+    retry: bool  # failures that may pass are done again
+    content_hash: Callable[[Item], str | None] | None
 
-def _entry(row: tuple[int, str, bytes, int, int, str | None, str]) -> Entry:
-    _, own_id, path, size_bytes, modified_ns, error, message = row
-    if error is None:
-        return Item(own_id, os.fsdecode(path), size_bytes, modified_ns)
-    return Failure(own_id, os.fsdecode(path), TRANSIENT_STAGE, error, message)
+    def shards(self, standing: Plan, shard_size: int) -> Iterator[Shard]:
+        """The shards that stand as they have to be, then those of what is new."""
+        for shard in standing:
+            yield self._updated(shard)
+        yield from in_shards(self.found.rest(), shard_size, standing.shards)
 
+    def _updated(self, old: Shard) -> Shard:
+        """A shard as it has to be, with what of it stands already."""
+        done = self.store.mark(old.index) == old.mark
+        rows, failed = _outcomes(self.store, old.index)
+        if not self.retry:
+            failed = dict.fromkeys(failed, False)
+        touched = not done
+        entries: list[Entry] = []
+        kept: set[str] = set()
+        for before in old.entries:
+            now = self.found.take(before.id)
+            if now is None:
+                touched = True
+                continue
+            entries.append(now)
+            if isinstance(before, Pack):  # a shard of its own, so there is nothing to keep of it
+                touched |= before != now or any(failed.values())
+                continue
+            stands = (done or before.id in old.kept) and (before.id in rows or failed.get(before.id) is False)
+            if stands and self._unchanged(before, now, rows.get(before.id)):
+                kept.add(now.id)
+            else:
+                touched = True
+        if not touched:
+            return Shard(old.index, entries, old.mark)
+        return Shard(old.index, entries, mark_of(entries, old.mark), frozenset(kept))
 
-def _shards(
-    store: StoreWriter,
-    standing: Plan,
-    found: _Listed,
-    shard_size: int,
-    content_hash: Callable[[Item], str | None] | None,
-) -> Iterator[Shard]:
-    for index in range(standing.shards):
-        yield _updated(store, standing.shard(index), found, content_hash)
-    rest, index = found.rest(), standing.shards
-    while entries := list(islice(rest, shard_size)):
-        yield Shard(index, entries)
-        index += 1
-
-
-def _updated(
-    store: StoreWriter, old: Shard, found: _Listed, content_hash: Callable[[Item], str | None] | None
-) -> Shard:
-    """A shard as it has to be, with what of it stands already."""
-    done = store.mark(old.index) == old.mark
-    rows, failed = _outcomes(store, old.index)
-    touched = not done
-    entries: list[Entry] = []
-    kept: set[str] = set()
-    for before in old.entries:
-        now = found.take(before.id)
-        if now is None:
-            touched = True
-            continue
-        entries.append(now)
-        stands = (done or before.id in old.kept) and (before.id in rows or failed.get(before.id) is False)
-        if stands and _unchanged(before, now, rows.get(before.id), content_hash):
-            kept.add(now.id)
-        else:
-            touched = True
-    if not touched:
-        return Shard(old.index, entries, old.mark)
-    return Shard(old.index, entries, mark_of(entries, old.mark), frozenset(kept))
+    def _unchanged(self, before: Entry, now: Entry, sha256: str | None) -> bool:
+        if not isinstance(before, Item) or not isinstance(now, Item):
+            return False  # a folder that could not be listed: whatever is told of it now stands in the listing
+        if self.content_hash is not None and sha256 is not None:
+            return before.size_bytes == now.size_bytes and self.content_hash(now) == sha256
+        return (before.size_bytes, before.modified_ns) == (now.size_bytes, now.modified_ns)
 
 
 def _outcomes(store: StoreWriter, index: int) -> tuple[dict[str, str | None], dict[str, bool]]:
@@ -173,15 +174,11 @@ def _outcomes(store: StoreWriter, index: int) -> tuple[dict[str, str | None], di
         rows = dict(zip(ids, table.column("sha256").to_pylist() if hashed else [None] * len(ids), strict=True))
     if (store.path / FAILURES / part).exists():
         for row in read_part(store.path / FAILURES / part, ["id", "stage", "error"]).to_pylist():
-            failed[row["id"]] = row["stage"] == TRANSIENT_STAGE or row["error"] in TRANSIENT_ERRORS
+            of_system = row["stage"] == "read" and _is_os_error(row["error"])
+            failed[row["id"]] = of_system or row["error"] in TRANSIENT_ERRORS
     return rows, failed
 
 
-def _unchanged(
-    before: Entry, now: Entry, sha256: str | None, content_hash: Callable[[Item], str | None] | None
-) -> bool:
-    if not isinstance(before, Item) or not isinstance(now, Item):
-        return False  # a folder that could not be listed: whatever is told of it now stands in the listing
-    if content_hash is not None and sha256 is not None:
-        return before.size_bytes == now.size_bytes and content_hash(now) == sha256
-    return (before.size_bytes, before.modified_ns) == (now.size_bytes, now.modified_ns)
+def _is_os_error(name: str) -> bool:
+    found = getattr(builtins, name, None)
+    return isinstance(found, type) and issubclass(found, OSError)

@@ -6,11 +6,12 @@ holds a shard, and eight bytes for each id. Knows nothing about the command line
 
 from __future__ import annotations
 
-import hashlib
+import json
 import random
 from bisect import bisect_right
+from collections import Counter
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +19,17 @@ import pyarrow as pa
 from clip.decoders import Decoding
 from clip.encoder import Encoder, unit_vectors
 from clip.errors import StoreError
-from clip.items import Failure, Guards
+from clip.items import Failure, Guards, Pack, id_hash
 from clip.jobs import Problem, VerifyReport
-from clip.plan import read_plan
-from clip.sources import FolderSource
-from clip.store import EMBEDDINGS, FAILURES, PART, read_mark, read_part
+from clip.parts import EMBEDDINGS, FAILURES, IGNORED, PART, count_rows, read_mark, read_metadata, read_part
+from clip.plan import members_of, read_plan
+from clip.sources import Source
 from clip.stored import Store, matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clip.items import Shard
+    from clip.items import Item, Member, Shard
     from clip.jobs import VerifyJob
     from clip.plan import Plan
 
@@ -58,14 +59,14 @@ def verify(job: VerifyJob) -> VerifyReport:
     if job.sample:
         sampled, cosine, differing = _sample(job, store, plan)
         problems += differing
-    return VerifyReport(store.path, plan.entries, reader.written, reader.failed, sampled, cosine, tuple(problems))
+    return VerifyReport(store.path, reader.read, reader.written, reader.failed, sampled, cosine, tuple(problems))
 
 
 class _Reader:
     """Reads all parts once."""
 
     def __init__(self, store: Store, plan: Plan) -> None:
-        self.written = self.failed = 0
+        self.read = self.written = self.failed = 0
         self._store = store
         self._plan = plan
         self._hashes: list[np.ndarray] = []
@@ -75,8 +76,8 @@ class _Reader:
         for index in range(self._plan.shards):
             try:
                 shard = self._plan.shard(index)
-            except (OSError, pa.ArrowException) as exc:
-                yield Problem(f"_plan/shard-{index:05}.parquet", f"cannot be read ({exc}). Run the job again.")
+            except StoreError as exc:
+                yield Problem(f"_plan/shard-{index:05}.parquet", str(exc))
                 continue
             listed += len(shard.entries)
             yield from self._of_shard(shard)
@@ -88,7 +89,7 @@ class _Reader:
         yield from self._of_manifest(listed)
         hashes = np.concatenate([np.empty(0, np.uint64), *self._hashes])
         repeated = len(hashes) - len(np.unique(hashes))
-        if repeated:
+        if repeated and self._store.manifest["duplicate_ids"] == "error":
             yield Problem(EMBEDDINGS, f"{repeated} ids stand twice, expected each once. Run with --overwrite.")
 
     def _of_shard(self, shard: Shard) -> Iterator[Problem]:
@@ -108,7 +109,13 @@ class _Reader:
             yield Problem(f"{EMBEDDINGS}/{part}", "its columns are not those of the manifest. Run with --overwrite.")
             return
         ids, failed = rows.column("id").to_pylist(), failures.column("id").to_pylist()
-        self._hashes.append(np.array([hash_of(name) for name in (*ids, *failed)], np.uint64))
+        self._hashes.append(np.array([id_hash(name) for name in (*ids, *failed)], np.uint64))
+        pack = shard.entries[0] if shard.entries and isinstance(shard.entries[0], Pack) else None
+        if pack is not None:
+            yield from self._of_pack(part, pack, len(ids) + len(failed))
+            yield from self._of_vectors(part, ids, rows)
+            return
+        self.read += len(shard.entries)
         listed = [entry.id for entry in shard.entries]
         found = set(ids) | set(failed)
         yield from self._differing(part, "listed and not there", [name for name in listed if name not in found])
@@ -118,6 +125,15 @@ class _Reader:
         if order != sorted(order):
             yield Problem(f"{EMBEDDINGS}/{part}", "not in the order of the listing. Run with --overwrite.")
         yield from self._of_vectors(part, ids, rows)
+
+    def _of_pack(self, part: str, pack: Pack, found: int) -> Iterator[Problem]:
+        """What an archive or table held is known only where it tells; the ids are its own."""
+        self.read += found
+        ignored = sum(json.loads(read_metadata(self._store.path / EMBEDDINGS / part).get(IGNORED, b"{}")).values())
+        expected = members_of(pack)
+        if expected is not None and found + ignored < expected:
+            what = f"{found} rows and failures of {pack.id!r} and {ignored} ignored, expected {expected} together."
+            yield Problem(f"{EMBEDDINGS}/{part}", f"{what} Remove the part, and run again.")
 
     def _differing(self, part: str, what: str, ids: list[str]) -> Iterator[Problem]:
         if ids:
@@ -143,40 +159,38 @@ class _Reader:
             yield Problem("manifest.json", "its input is not that of _plan. Run the job again.")
         if listed != plan.entries:
             yield Problem("_plan", f"lists {listed} entries, expected {plan.entries}. Run the job again.")
-        found = {"read": plan.entries, "written": self.written, "failed": self.failed}
+        found = {"read": self.read, "written": self.written, "failed": self.failed}
         counts = manifest["counts"]
         if counts is None:
             yield Problem("manifest.json", "the run is not over. Run the job again: it goes on.")
         elif {key: counts[key] for key in found} != found:
             yield Problem("manifest.json", f"counts {counts}, expected {found}. Run the job again.")
-        if self.written + self.failed != plan.entries:
-            what = (
-                f"{self.written} written and {self.failed} failed, expected {plan.entries} together. Run the job again."
-            )
+        if self.written + self.failed != self.read:
+            what = f"{self.written} written and {self.failed} failed, expected {self.read} together. Run the job again."
             yield Problem(EMBEDDINGS, what)
-
-
-def hash_of(name: str) -> int:
-    """Eight bytes of an id, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:
     """Embed some of the pictures again: how many, the least cosine, and what differs."""
     encoder = _encoder_of(job, store)
-    source = FolderSource(str(store.manifest["source"]))
-    picked = sorted(random.Random(job.seed).sample(range(plan.entries), min(job.sample, plan.entries)))
+    manifest = store.manifest
+    source = Source(*(_field(manifest, name) for name in ("source", "globs", "column", "id_column", "root")))
+    decoding = Decoding(source, encoder.settings, Guards(**manifest["guards"]), hashes=False)
+    parts = [
+        [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)
+    ]
+    starts = [0, *accumulate(sum(map(count_rows, pair)) for pair in parts)]
+    picked = sorted(random.Random(job.seed).sample(range(starts[-1]), min(job.sample, starts[-1])))
     problems: list[Problem] = []
     cosines: list[float] = []
-    decoding = Decoding(source, encoder.settings, Guards(**store.manifest["guards"]))
-    starts = [0, *accumulate(told.entries for told in plan.outlines())]
     for index, numbers in groupby(picked, key=lambda number: bisect_right(starts, number) - 1):
-        entries = plan.shard(index).entries
-        rows = read_part(store.path / EMBEDDINGS / PART.format(index), ["id", "embedding"])
+        rows = read_part(parts[index][0], ["id", "embedding"])
         standing = dict(zip(rows.column("id").to_pylist(), matrix(rows, store.schema).astype(np.float32), strict=True))
-        for entry in (entries[number - starts[index]] for number in numbers):
+        wanted = {number - starts[index] for number in numbers}
+        for entry in _picked(plan.shard(index), wanted, decoding):
             again = entry if isinstance(entry, Failure) else decoding(entry)
-            before = standing.get(entry.id)
+            own_id = again.id if isinstance(again, Failure) else again.row.id
+            before = standing.get(own_id)
             if before is None or isinstance(again, Failure):
                 if (before is None) != isinstance(again, Failure):
                     what = (
@@ -184,16 +198,29 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
                         if isinstance(again, Failure)
                         else "failed in the run, decodes now"
                     )
-                    problems.append(Problem(entry.id, f"{what}. The picture changed, or could not be reached."))
+                    problems.append(Problem(own_id, f"{what}. The picture changed, or could not be reached."))
                 continue
             after = encoder.encode_pixels(again.array[None])
             cosine = float(unit_vectors(before[None])[0] @ unit_vectors(after)[0])
             cosines.append(cosine)
             if not cosine >= SAME_COSINE:
-                problems.append(
-                    Problem(entry.id, f"cosine {cosine:.6f} to its vector made again. The picture changed.")
-                )
+                problems.append(Problem(own_id, f"cosine {cosine:.6f} to its vector made again. The picture changed."))
     return len(picked), min(cosines, default=None), problems
+
+
+def _field(manifest: dict[str, Any], name: str) -> Any:
+    return tuple(manifest[name]) if isinstance(manifest[name], list) else manifest[name]
+
+
+def _picked(shard: Shard, wanted: set[int], decoding: Decoding) -> Iterator[Item | Member | Failure]:
+    """The entries of a shard, or the members of its pack, that have these numbers."""
+    pack = shard.entries[0]
+    entries = (
+        decoding.source.members(pack, decoding.guards.max_bytes, Counter()) if isinstance(pack, Pack) else shard.entries
+    )
+    for number, entry in enumerate(entries):
+        if number in wanted and not isinstance(entry, Pack):
+            yield entry
 
 
 def _encoder_of(job: VerifyJob, store: Store) -> Encoder:

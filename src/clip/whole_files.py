@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -18,7 +19,8 @@ TEMPORARY = ".tmp"  # how names of files in work end; they begin with a dot
 @contextmanager
 def replacing(path: Path) -> Generator[BinaryIO]:
     """A file that takes `path`'s place once it is whole and on the disk; after an error nothing is left of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    # A name of its own for each: two threads, or containers that count processes from 1, may write the same file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -17,7 +17,7 @@ import pytest
 
 from clip.decoders import Decoding, IsolatedDecoder
 from clip.items import Guards, Item, Pixels, PreprocessSettings
-from clip.sources import FolderSource
+from clip.sources import Source
 
 DEEDS = {
     "crash": ("decode", "ChildProcessError", "was ended by SIGSEGV"),
@@ -93,7 +93,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def isolated(photos: Path, max_seconds: float = 20.0) -> IsolatedDecoder:
-    decoding = Decoding(FolderSource(str(photos)), PreprocessSettings(32), Guards(), hashes=True)
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), hashes=True)
     return IsolatedDecoder(decoding, max_seconds)
 
 
@@ -103,7 +103,7 @@ def item(photos: Path, name: str) -> Item:
 
 def test_pixels_and_failures_are_those_of_the_thread_itself(photos: Path) -> None:
     (photos / "broken.png").write_bytes(b"no picture")
-    decoding = Decoding(FolderSource(str(photos)), PreprocessSettings(32), Guards(), hashes=True)
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), hashes=True)
     decoder = isolated(photos)
     try:
         for name in ("00.png", "broken.png", "missing.png", "01.png"):
@@ -138,8 +138,8 @@ import os, signal, sys, threading, time
 from clip import decoders
 decoders.WORK = "from clip import decoders; decoders.ORPHAN_S = 0.5; " + decoders.WORK
 from clip.items import Guards, Item, PreprocessSettings
-from clip.sources import FolderSource
-decoding = decoders.Decoding(FolderSource({str(photos)!r}), PreprocessSettings(32), Guards(), False)
+from clip.sources import Source
+decoding = decoders.Decoding(Source(({str(photos)!r},)), PreprocessSettings(32), Guards(), False)
 decoder = decoders.IsolatedDecoder(decoding, 1.5)
 def tell():
     while not decoder._processes:

@@ -21,7 +21,17 @@ LAYERS = {
     "edges": {"cli", "interrupts", "reporter", "__main__"},
     "verbs": {"catalog", "clip", "decoders", "encoder", "pipeline", "stored", "update", "verify"},
     "rooms": {"engine", "weights", "sources", "store", "plan", "lock"},
-    "plumbing": {"download", "openvino_backend", "torch_backend", "cuda_backend"},
+    "plumbing": {
+        "archives",
+        "download",
+        "folders",
+        "lists",
+        "parts",
+        "tables",
+        "openvino_backend",
+        "torch_backend",
+        "cuda_backend",
+    },
     "truth": {
         "whole_files",
         "fold",

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clip
-from clip import pipeline, sources
+from clip import folders, pipeline
 from clip.engine import make_backend
 from clip.errors import (
     CheckpointError,
@@ -34,8 +34,8 @@ from clip.errors import (
 from clip.items import Item, PreprocessSettings, Shard
 from clip.jobs import EmbedJob, EmbedReport, Progress
 from clip.lock import locked
-from clip.sources import FolderSource
-from clip.store import StoreWriter
+from clip.sources import Source
+from clip.store import PartWriter, StoreWriter
 from clip.threads import ByteBudget
 
 TOLERANCE = 1e-5
@@ -145,8 +145,12 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "hashes": False,
         "dim": 32,
         "device": "cpu",
-        "source": str(photos),
+        "source": [str(photos)],
         "globs": ["*.png"],
+        "column": None,
+        "id_column": None,
+        "root": "",
+        "duplicate_ids": "error",
         "limit": 3,
         "shard_size": 10_000,
         "counts": {"read": 3, "written": 3, "failed": 0, "ignored": {}},
@@ -172,7 +176,7 @@ def test_the_fingerprint_is_that_of_the_input_and_of_nothing_else(
 
 
 def test_counting_tells_what_a_run_reads_and_passes_over(photos: Path, weights_path: Path, tmp_path: Path) -> None:
-    for choice in ({}, {"limit": 4, "shard_size": 3}, {"globs": ("0*",)}, {"globs": ("none",)}):
+    for choice in ({}, {"limit": 4, "shard_size": 3}, {"globs": ("0*",)}):
         wanted = job(photos, tmp_path, weights_path, overwrite=True, **choice)
         report = clip.embed(wanted)
         assert pipeline.count(wanted) == (report.read, report.ignored)
@@ -182,6 +186,8 @@ def test_progress_is_told_after_each_picture(photos: Path, weights_path: Path, t
     told: list[Progress] = []
     clip.embed(job(photos, tmp_path, weights_path, shard_size=4), told.append)
     assert told[:4] == [Progress(0, 0, 0, listed=count) for count in (4, 8, 12, 13)]
+    assert [progress.shard for progress in told[4:]] == [0] * 4 + [1] * 4 + [2] * 4 + [3]
+    assert {progress.shards for progress in told[4:]} == {4}
     assert [progress.read for progress in told[4:]] == list(range(1, 14))
     assert {progress.total for progress in told[4:]} == {13}
     assert [progress.failed for progress in told[4:]] == [0] * 5 + [1] * 7 + [2]
@@ -208,27 +214,31 @@ def test_no_more_is_read_ahead_than_two_batches_and_a_picture_a_thread(
     photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, ahead = [], []
-    read = FolderSource.read
+    read = Source.read
 
-    def counted(source: FolderSource, item: Item, max_bytes: int) -> bytes:
+    def counted(source: Source, item: Item, max_bytes: int) -> bytes:
         begun.append(item)
         return read(source, item, max_bytes)
 
     (tmp_path / "in").mkdir()
     for n in range(40):
         os.link(photos / GOOD[0], tmp_path / f"in/{n}.png")
-    monkeypatch.setattr(FolderSource, "read", counted)
+    monkeypatch.setattr(Source, "read", counted)
     wanted = job(tmp_path / "in", tmp_path / "out", weights_path, batch_size=2, workers=3, shard_size=4)
     clip.embed(wanted, lambda progress: ahead.append(len(begun) - progress.read))
     assert len(begun) == 40
     assert max(ahead) <= 2 * 2 + 3
 
 
-def test_an_empty_folder_gives_an_empty_run(weights_path: Path, tmp_path: Path) -> None:
+def test_an_input_that_yields_nothing_is_refused_with_the_likely_cause(weights_path: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    report = clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
-    assert (report.read, report.written, report.failed, report.ignored) == (0, 0, 0, {})
-    assert manifest(tmp_path / "out")["counts"]["read"] == 0
+    with pytest.raises(InputError, match=r"in: empty, expected pictures"):
+        clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
+    (tmp_path / "in/notes.txt").touch()
+    (tmp_path / "in/.hidden.jpg").touch()
+    with pytest.raises(InputError, match=r"in: nothing but 1 hidden, 1 not a picture, expected pictures.* --glob"):
+        clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 def test_the_number_of_threads_is_given_back(photos: Path, weights_path: Path, tmp_path: Path) -> None:
@@ -290,14 +300,16 @@ def test_a_picture_that_goes_between_listing_and_reading_is_a_failure_row(
 def test_what_breaks_a_run_leaves_its_finished_parts(
     photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_table = pq.write_table
+    write_table = pq.ParquetWriter.write_table
+    written = [0]
 
-    def fill_up(table: Any, file: Any, **options: Any) -> None:
-        if "part-00002" in file.name and "embedding" in table.column_names:
+    def fill_up(self: Any, table: Any, **options: Any) -> None:
+        written[0] += "embedding" in table.column_names
+        if written[0] == 3:
             raise OSError(28, "No space left on device")
-        write_table(table, file, **options)
+        write_table(self, table, **options)
 
-    monkeypatch.setattr("pyarrow.parquet.write_table", fill_up)
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", fill_up)
     with pytest.raises(StoreError, match="part-00002"):
         clip.embed(job(photos, tmp_path, weights_path, shard_size=3))
     assert sorted(os.listdir(tmp_path / "embeddings")) == ["part-00000.parquet", "part-00001.parquet"]
@@ -328,14 +340,14 @@ def test_a_run_that_cannot_begin_leaves_the_one_that_stands(
 
 def stop_after(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the disk fill up when so many shards are written."""
-    commit = StoreWriter.commit
+    part = StoreWriter.part
 
-    def fill_up(self: StoreWriter, shard: Shard, *content: Any) -> None:
+    def fill_up(self: StoreWriter, shard: Shard) -> PartWriter:
         if shard.index == parts:
             raise StoreError("no space")
-        commit(self, shard, *content)
+        return part(self, shard)
 
-    monkeypatch.setattr(StoreWriter, "commit", fill_up)
+    monkeypatch.setattr(StoreWriter, "part", fill_up)
 
 
 @pytest.mark.parametrize("parts", [0, 1, 3])
@@ -377,8 +389,8 @@ def test_a_listing_that_was_interrupted_is_gone_on_with_in_a_first_run_only(
     photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    status = sources._status
-    monkeypatch.setattr(sources, "_status", lambda path: (asked.append(os.path.basename(path)), status(path))[1])
+    status = folders.file_status
+    monkeypatch.setattr(folders, "file_status", lambda path: (asked.append(os.path.basename(path)), status(path))[1])
 
     def interrupt(progress: Progress) -> None:
         if progress.listed == 8:
@@ -495,11 +507,11 @@ kinds = st.sampled_from(
     + [("bad", ext, data[: len(data) // 2]) for ext, data in PICTURES.items() if ext]
     + [("bad", ".tif", b""), ("bad", ".webp", b"RIFF"), ("ignored", ".txt", PICTURES[".png"]), ("ignored", "", b"text")]
 )
-folders = st.sampled_from(["", "b/", "b/c/", "é \n/"])
+below_root = st.sampled_from(["", "b/", "b/c/", "é \n/"])
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.lists(st.tuples(folders, kinds), max_size=12), st.integers(1, 5), st.integers(1, 5))
+@given(st.lists(st.tuples(below_root, kinds), max_size=12), st.integers(1, 5), st.integers(1, 5))
 def test_each_picture_is_written_or_failed_whatever_stands_beside_it(
     weights_path: Path, entries: list[tuple[str, tuple[str, str, bytes]]], shard_size: int, batch_size: int
 ) -> None:
@@ -512,6 +524,8 @@ def test_each_picture_is_written_or_failed_whatever_stands_beside_it(
             path.write_bytes(data)
             wanted[kind].add(str(path.relative_to(root)))
         out = Path(folder, "out")
+        if not wanted["good"] | wanted["bad"]:
+            return  # refused: there is nothing to be done
         report = clip.embed(job(root, out, weights_path, shard_size=shard_size, batch_size=batch_size))
         assert sorted(row["id"] for row in rows(out)) == sorted(wanted["good"])
         assert sorted(row["id"] for row in rows(out, "failures")) == sorted(wanted["bad"])

@@ -44,6 +44,7 @@ def test_what_was_listed_comes_back(tmp_path: Path, lists: list[list[Any]]) -> N
 def test_it_stands_in_the_output_and_says_what_it_found(tmp_path: Path) -> None:
     made = write_plan(tmp_path, shards([Item("a", "x/a", 1)], [Item("b", "x/b", 2)]), Counter()).adopt()
     assert sorted(path.name for path in (tmp_path / "_plan").iterdir()) == [
+        "listed.txt",
         "plan.json",
         "shard-00000.parquet",
         "shard-00001.parquet",
@@ -51,6 +52,8 @@ def test_it_stands_in_the_output_and_says_what_it_found(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "_plan/plan.json").read_text()) == {
         "shards": 2,
         "entries": 2,
+        "packs": 0,
+        "total": 2,
         "ignored": {},
         "fingerprint": made.fingerprint,
     }
@@ -73,9 +76,9 @@ def test_the_fingerprint_is_that_of_ids_sizes_and_times_wherever_they_lie_and_ho
 def test_a_new_plan_takes_an_olds_place_when_it_is_adopted_and_not_before(tmp_path: Path) -> None:
     write_plan(tmp_path, shards([Item("a", "a", 1)], [Item("b", "b", 1)]), Counter()).adopt()
     second = write_plan(tmp_path, shards([Item("c", "c", 1)]), Counter())
-    assert len(list((tmp_path / "_plan").iterdir())) == 3
+    assert len(list((tmp_path / "_plan").glob("shard-*"))) == 2
     assert second.adopt().shard(0).entries == [Item("c", "c", 1)]
-    assert len(list((tmp_path / "_plan").iterdir())) == 2
+    assert len(list((tmp_path / "_plan").glob("shard-*"))) == 1
     assert not (tmp_path / "_plan.new").exists()
 
 
@@ -152,10 +155,11 @@ def test_a_listing_that_was_killed_is_known_to_the_next_and_the_longer_one_of_tw
         yield from shards(*items[:count])
         raise KeyboardInterrupt
 
-    assert list(interrupted_listing(tmp_path)) == []
+    assert list(interrupted_listing(tmp_path, "photos")) == []
     for count, expected in ((3, 3), (2, 3), (4, 4)):
         with pytest.raises(KeyboardInterrupt):
-            write_plan(tmp_path, killed_after(count), Counter())
-        assert list(interrupted_listing(tmp_path)) == [item for shard in items[:expected] for item in shard]
+            write_plan(tmp_path, killed_after(count), Counter(), of="photos")
+        assert list(interrupted_listing(tmp_path, "photos")) == [item for shard in items[:expected] for item in shard]
+    assert list(interrupted_listing(tmp_path, "others")) == [], "another input has nothing to do with it"
     write_plan(tmp_path, shards(*items), Counter()).adopt()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_plan"]

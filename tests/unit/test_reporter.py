@@ -40,7 +40,16 @@ def test_json_lines_have_numbers_for_programs(clock: list[float], capsys: pytest
     told.update(Progress(51, 200, 2))
     assert [json.loads(line) for line in capsys.readouterr().err.splitlines()] == [
         {"event": "listing", "listed": 20_000},
-        {"event": "progress", "read": 51, "total": 200, "failed": 2, "images_per_s": 10.2, "seconds_left": 15},
+        {
+            "event": "progress",
+            "read": 51,
+            "total": 200,
+            "failed": 2,
+            "shard": 0,
+            "shards": 0,
+            "images_per_s": 10.2,
+            "seconds_left": 15,
+        },
     ]
 
 

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clip import sources
+from clip import folders
 from clip.errors import InputError, StoreError
+from clip.folders import walk as walk_folder
 from clip.items import Failure, Guards, Item, utf8_path
-from clip.sources import FolderSource
+from clip.sources import Source
 
 PNG = formula.picture(0, 4, 3)
 
@@ -32,7 +33,7 @@ def plant(root: Path, *names: str) -> None:
 
 def walk(root: Path, *globs: str) -> tuple[list[Item | Failure], dict[str, int]]:
     ignored: Counter[str] = Counter()
-    entries = FolderSource(str(root), globs).walk(ignored)
+    entries = walk_folder(str(root), globs, ignored)
     timeless = [replace(entry, modified_ns=0) if isinstance(entry, Item) else entry for entry in entries]
     return timeless, dict(ignored)
 
@@ -83,7 +84,7 @@ def test_an_extensionless_file_that_cannot_be_sniffed_is_left_to_fail_on_reading
         raise PermissionError(13, "Permission denied", path)
 
     plant(tmp_path, "locked")
-    monkeypatch.setattr(sources, "looks_like_picture", refuse)
+    monkeypatch.setattr(folders, "looks_like_picture", refuse)
     assert ids(tmp_path) == ["locked"]
 
 
@@ -117,8 +118,9 @@ def test_a_link_that_leads_nowhere_is_a_picture_that_fails_on_reading(tmp_path: 
     plant(tmp_path, "b.jpg", "file.txt")
     (tmp_path / "a.jpg").symlink_to(target)  # to nothing, to itself, in a circle, through a file, to no name at all
     (tmp_path / "z.jpg").symlink_to("a.jpg")
-    source = FolderSource(str(tmp_path))
-    broken, whole, _ = source.walk(Counter())
+    source = Source((str(tmp_path),))
+    broken, whole, _ = walk_folder(str(tmp_path), (), Counter())
+    assert isinstance(broken, Item)
     assert broken == Item("a.jpg", str(tmp_path / "a.jpg"), 0)
     assert whole.id == "b.jpg"
     with pytest.raises(OSError, match=r"a\.jpg"):
@@ -128,7 +130,7 @@ def test_a_link_that_leads_nowhere_is_a_picture_that_fails_on_reading(tmp_path: 
 def test_pipes_sockets_and_devices_are_ignored_without_being_opened_behind_links_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "looks_like_picture", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(folders, "looks_like_picture", lambda path: pytest.fail(f"{path} was opened"))
     monkeypatch.chdir(tmp_path)  # the name of a socket must be short
     os.mkfifo("pipe.jpg")
     os.mkfifo("pipe")
@@ -146,14 +148,14 @@ def test_a_picture_that_became_a_pipe_since_it_was_listed_is_not_opened(
     os.mkfifo(tmp_path / "a.jpg")
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was opened"))
     with pytest.raises((InputError, OSError)):
-        FolderSource(str(tmp_path)).read(Item("a.jpg", str(tmp_path / "a.jpg"), 1))
+        Source((str(tmp_path),)).read(Item("a.jpg", str(tmp_path / "a.jpg"), 1))
 
 
 def test_a_file_too_large_to_read_at_once_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "a.tif").open("wb") as file:
         file.truncate(Guards.max_bytes + 1)  # a hole, which takes no room
-    source = FolderSource(str(tmp_path))
-    (item,) = source.walk(Counter())
+    source = Source((str(tmp_path),))
+    (item,) = walk_folder(str(tmp_path), (), Counter())
     assert isinstance(item, Item)
     assert item.size_bytes == Guards.max_bytes + 1
     with pytest.raises(InputError, match=r"2,147,483,648 bytes, expected at most 2,147,483,647"):
@@ -250,17 +252,21 @@ def test_shards_are_full_but_for_the_last_and_hold_the_walk_in_order(
     tmp_path: Path, size: int, limit: int | None, sizes: list[int]
 ) -> None:
     plant(tmp_path, *(f"{n}.jpg" for n in range(5)), "x.txt")
-    source = FolderSource(str(tmp_path))
+    source = Source((str(tmp_path),))
     shards = list(source.shards(size, Counter(), limit))
     assert [shard.index for shard in shards] == list(range(len(sizes)))
     assert [len(shard.entries) for shard in shards] == sizes
-    assert list(chain.from_iterable(shard.entries for shard in shards)) == list(source.walk(Counter()))[:limit]
+    assert (
+        list(chain.from_iterable(shard.entries for shard in shards))
+        == list(walk_folder(str(tmp_path), (), Counter()))[:limit]
+    )
 
 
 def test_a_folder_without_pictures_has_no_shards(tmp_path: Path) -> None:
     plant(tmp_path, "x.txt")
     ignored: Counter[str] = Counter()
-    assert list(FolderSource(str(tmp_path)).shards(3, ignored)) == []
+    with pytest.raises(InputError, match="nothing but 1 not a picture, expected pictures"):
+        list(Source((str(tmp_path),)).shards(3, ignored))
     assert ignored == {"not a picture": 1}
 
 
@@ -281,8 +287,8 @@ def test_each_hostile_name_has_an_id_of_its_own_and_its_own_bytes(tmp_path: Path
         os.fsdecode(b"folder \xe9/a.jpg"),
     ]
     plant(tmp_path, *names)
-    source = FolderSource(str(tmp_path))
-    items = [entry for entry in source.walk(Counter()) if isinstance(entry, Item)]
+    source = Source((str(tmp_path),))
+    items = [entry for entry in walk_folder(str(tmp_path), (), Counter()) if isinstance(entry, Item)]
     assert sorted(source.read(item) for item in items) == sorted(map(os.fsencode, names))
     assert all(item.id == utf8_path(os.fsdecode(source.read(item))) for item in items)
     assert len({item.id.encode("utf-8") for item in items}) == len(names)
@@ -307,18 +313,18 @@ def test_the_root_may_be_a_link_and_has_no_part_in_the_ids(tmp_path: Path) -> No
     assert item.path == str(tmp_path / "link/sub/a.jpg")
 
 
-@pytest.mark.parametrize("root", ["missing", "file.jpg", "file.jpg/below", "broken"])
+@pytest.mark.parametrize("root", ["missing", "file.pdf", "file.jpg/below", "broken"])
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, root: str) -> None:
-    plant(tmp_path, "file.jpg")
+    plant(tmp_path, "file.jpg", "file.pdf")
     (tmp_path / "broken").symlink_to("nowhere")
-    with pytest.raises(InputError, match=rf"{root}: not a folder"):
-        FolderSource(str(tmp_path / root))
+    with pytest.raises(InputError, match=rf"{root}: (no such file|nothing that we read), expected a folder"):
+        Source((str(tmp_path / root),))
 
 
 def test_an_item_says_when_its_file_changed(tmp_path: Path) -> None:
     plant(tmp_path, "a.jpg")
     os.utime(tmp_path / "a.jpg", ns=(1, 123_456_789_000_000_007))
-    (item,) = FolderSource(str(tmp_path)).walk(Counter())
+    (item,) = walk_folder(str(tmp_path), (), Counter())
     assert isinstance(item, Item)
     assert item.modified_ns == (tmp_path / "a.jpg").stat().st_mtime_ns
     assert item.modified_ns // 10**6 == 123_456_789_000  # file systems differ in what they keep below
@@ -333,44 +339,47 @@ def test_names_of_a_large_folder_are_sorted_on_the_disk_and_come_in_the_same_ord
     plant(tmp_path / "root", *MANY, ".hidden", *(f"g{n:02}/a.jpg" for n in range(15)))
     in_memory = walk(tmp_path / "root")
     spilled: list[int] = []
-    spill = sources._spilled
+    spill = folders._spilled
 
     def counted(records: list[bytes], scratch: Path | None) -> Any:
         spilled.append(len(records))
         return spill(records, scratch)
 
-    monkeypatch.setattr(sources, "_spilled", counted)
-    monkeypatch.setattr(sources, "SORTED_IN_MEMORY", 7)
+    monkeypatch.setattr(folders, "_spilled", counted)
+    monkeypatch.setattr(folders, "SORTED_IN_MEMORY", 7)
     assert walk(tmp_path / "root") == in_memory
     assert len(in_memory[0]) == len(MANY) + 15
     assert spilled == [7] * 8, "59 names in the root, two in a folder"
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    assert len(list(FolderSource(str(tmp_path / "root")).walk(Counter(), scratch=scratch))) == len(MANY) + 15
+    assert len(list(walk_folder(str(tmp_path / "root"), (), Counter(), scratch=scratch))) == len(MANY) + 15
     assert not any(scratch.iterdir()), "the files have no name, so that a kill leaves none"
     with pytest.raises(StoreError, match="gone: cannot be written"):
-        list(FolderSource(str(tmp_path / "root")).walk(Counter(), scratch=tmp_path / "gone"))
+        list(walk_folder(str(tmp_path / "root"), (), Counter(), scratch=tmp_path / "gone"))
 
 
 def test_what_an_earlier_walk_found_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path, *MANY)
-    source = FolderSource(str(tmp_path))
-    before = [entry for entry in source.walk(Counter()) if isinstance(entry, Item)]
+
+    def again(known: Any = ()) -> list[Item | Failure]:
+        return list(walk_folder(str(tmp_path), (), Counter(), known))
+
+    before = [entry for entry in again() if isinstance(entry, Item)]
     plant(tmp_path, "000.new.jpg", "f1/new.jpg", "f9/new.jpg")
     (tmp_path / "020.jpg").unlink()
     asked: list[str] = []
-    status = sources._status
+    status = folders.file_status
 
     def counted(path: str) -> tuple[int, int]:
         asked.append(os.path.relpath(path, tmp_path))
         return status(path)
 
-    fresh = list(source.walk(Counter()))
-    monkeypatch.setattr(sources, "_status", counted)
-    assert list(source.walk(Counter(), before[:-2])) == fresh
+    fresh = again()
+    monkeypatch.setattr(folders, "file_status", counted)
+    assert again(before[:-2]) == fresh
     assert asked == ["000.new.jpg", "f1/a\n.jpg", "f1/new.jpg", "f2\n/a.jpg", "f9/new.jpg"]
     moved = [replace(item, size_bytes=5, modified_ns=7, path="elsewhere") for item in before]
-    item = next(source.walk(Counter(), moved))
+    item = again(moved)[0]
     assert item == Item("000.jpg", str(tmp_path / "000.jpg"), 5, 7), "sizes and times are believed, paths are not"
 
 
@@ -379,10 +388,10 @@ def test_what_an_earlier_walk_found_is_not_asked_for_again(tmp_path: Path, monke
 def test_any_earlier_walk_will_do(names: list[str], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         plant(Path(folder), *names)
-        source = FolderSource(folder)
-        fresh = list(source.walk(Counter()))
+        fresh = list(walk_folder(folder, (), Counter()))
         known = data.draw(st.lists(st.sampled_from(fresh), unique=True)) if fresh else []
-        assert list(source.walk(Counter(), [entry for entry in known if isinstance(entry, Item)])) == fresh
+        items = [entry for entry in known if isinstance(entry, Item)]
+        assert list(walk_folder(folder, (), Counter(), items)) == fresh
 
 
 entry_names = st.sampled_from(["a.jpg", "b.PNG", "c.txt", "d", ".e.jpg", "f.d", "g.eps", "h\n.gif"])
