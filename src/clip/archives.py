@@ -17,7 +17,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from contextlib import closing
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from clip.folders import matches, picture_by_name
@@ -26,7 +26,7 @@ from clip.pixels import SNIFF_BYTES, begins_like_picture
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from clip.items import Pack
 
@@ -119,11 +119,11 @@ class Members:
         return self.failure(self._pack.id, exc)
 
 
-def tar_members(file: BinaryIO, members: Members) -> Iterator[Member | Failure]:
+def tar_members(file: BinaryIO, members: Members) -> Generator[Member | Failure]:
     """The pictures of a tar archive, plain or compressed, read from front to back."""
     ends: list[Exception] = []
     try:
-        with closing(_decompressed(file)) as plain:
+        with _decompressed(file) as plain:
             with tarfile.open(
                 fileobj=plain, mode="r|", tarinfo=_header_class(ends), errors="surrogateescape"
             ) as archive:
@@ -171,26 +171,36 @@ def _header_class(ends: list[Exception]) -> type[tarfile.TarInfo]:
     return Header
 
 
-def _decompressed(file: BinaryIO) -> BinaryIO:
+@contextmanager
+def _decompressed(file: BinaryIO) -> Generator[BinaryIO]:
     """What is in a file that may be compressed, by its first bytes; checksums are verified at its end."""
     peekable = io.BufferedReader(cast("io.RawIOBase", file))
-    begin = peekable.peek(PEEKED_BYTES)
-    for magic, opener in MAGICS:
-        if begin.startswith(magic):
-            return cast("BinaryIO", opener(peekable, "rb"))
-    return cast("BinaryIO", peekable)
+    try:
+        begin = peekable.peek(PEEKED_BYTES)
+        opener = next((opener for magic, opener in MAGICS if begin.startswith(magic)), None)
+        if opener is None:
+            yield cast("BinaryIO", peekable)
+        else:
+            with opener(peekable, "rb") as plain:
+                yield cast("BinaryIO", plain)
+    finally:
+        peekable.detach()  # the file is the caller's
 
 
 def zip_size(file: BinaryIO) -> int | None:
     """How many members a zip archive lists; None where its list is gone, so that it has to be read from the front."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return len(archive.infolist())
+            return len(_listed(archive))
     except DAMAGE:
         return None
 
 
-def zip_members(file: BinaryIO, pack: Pack, members: Members) -> Iterator[Member | Failure]:
+def _listed(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    return [header for header in archive.infolist() if not header.is_dir()]
+
+
+def zip_members(file: BinaryIO, pack: Pack, members: Members) -> Generator[Member | Failure]:
     """The pictures of a zip archive, or of a part of its list."""
     try:
         archive = zipfile.ZipFile(file)
@@ -198,11 +208,8 @@ def zip_members(file: BinaryIO, pack: Pack, members: Members) -> Iterator[Member
         yield from _salvaged(file, members, exc)
         return
     with archive:
-        for header in archive.infolist()[pack.start : pack.stop]:
-            mode = header.external_attr >> 16
-            if header.is_dir():
-                continue
-            if stat.S_ISLNK(mode):
+        for header in _listed(archive)[pack.start : pack.stop]:
+            if stat.S_ISLNK(header.external_attr >> 16):
                 members.ignored["link to a file"] += 1
                 continue
             if (own_id := members.id_of(header.filename)) is None:

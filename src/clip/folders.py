@@ -37,17 +37,17 @@ FILE, FOLDER, UNKNOWN = b"f", b"d", b"?"  # what a listing says of a name; a lin
 
 def walk(
     root: str,
-    globs: tuple[str, ...],
+    patterns: list[list[str]],
     ignored: Counter[str],
     known: Iterable[Item] = (),
     scratch: Path | None = None,
 ) -> Iterator[Item | Failure]:
     """Every picture below a folder, in a stable order; a Failure for a folder that cannot be listed.
 
-    Counts what is left. Sizes and times of pictures that are `known`, in the order of an earlier walk, are taken from
-    there. The names of a large folder are sorted in files in `scratch` that nobody else sees.
+    `patterns` are globs name by name, as `split_glob` makes them. Counts what is left. Sizes and times of pictures that
+    are `known`, in the order of an earlier walk, are taken from there. The names of a large folder are sorted in files
+    in `scratch` that nobody else sees.
     """
-    patterns = [split_glob(glob) for glob in globs]
     earlier = _Known(known)
     begun = [("", iter([_record(b"", FOLDER)]))]  # folders, the last one under way, and what is to come in each
     while begun:

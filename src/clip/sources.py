@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,7 @@ from clip.tables import PARQUET_ENDINGS, names_in_table, read_layout, table_memb
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from clip.items import Entry
 
@@ -93,10 +94,11 @@ class Source:
     ) -> Iterator[Entry]:
         lower = name.lower()
         if Path(name).is_dir():
-            yield from self._walked(name, self.globs, shard_size, ignored, known, scratch)
+            patterns = [split_glob(glob) for glob in self.globs]
+            yield from self._walked(name, patterns, shard_size, ignored, known, scratch)
         elif MAGIC.search(name) and not Path(name).exists():
             fixed, pattern = split_pattern(name)
-            yield from self._walked(fixed, (pattern,), shard_size, ignored, known, scratch)
+            yield from self._walked(fixed, [pattern.split("/")], shard_size, ignored, known, scratch)
         elif name == STDIN or lower.endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
             yield from map(self._named, names_in(name, self.column, self.id_column))
         elif (packs := self._packs(name, utf8_path(Path(name).name), shard_size)) is not None:
@@ -107,14 +109,14 @@ class Source:
     def _walked(
         self,
         root: str,
-        globs: tuple[str, ...],
+        patterns: list[list[str]],
         shard_size: int,
         ignored: Counter[str],
         known: Iterator[Item],
         scratch: Path | None,
     ) -> Iterator[Entry]:
-        for entry in walk(root, globs, ignored, known, scratch):
-            packs = self._packs(entry.path, entry.id, shard_size) if globs and isinstance(entry, Item) else None
+        for entry in walk(root, patterns, ignored, known, scratch):
+            packs = self._packs(entry.path, entry.id, shard_size) if patterns and isinstance(entry, Item) else None
             if packs is None:
                 yield entry
             else:
@@ -204,7 +206,7 @@ class Source:
         with file:
             lower = pack.path.lower()
             if lower.endswith(TAR_ENDINGS):
-                found: Iterator[Member | Failure | Item] = tar_members(file, members)
+                found: Generator[Member | Failure | Item] = tar_members(file, members)
             elif lower.endswith(ZIP_ENDINGS):
                 found = zip_members(file, pack, members)
             else:
@@ -214,8 +216,9 @@ class Source:
                     yield members.rest(exc)
                     return
                 found = table_members(file, pack, layout, self.id_column, members)
-            for outcome in islice(found, pack.limit):
-                yield self._resolved(outcome) if isinstance(outcome, Item) else outcome
+            with closing(found):
+                for outcome in islice(found, pack.limit):
+                    yield self._resolved(outcome) if isinstance(outcome, Item) else outcome
 
     def _resolved(self, item: Item) -> Item:
         path = resolved(item.path, self.root)

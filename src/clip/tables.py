@@ -17,7 +17,7 @@ from clip.items import Failure, Item, Member
 from clip.lists import usual_column
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from clip.archives import Members
     from clip.items import Pack
@@ -89,7 +89,7 @@ def names_in_table(path: str, column: str, id_column: str | None) -> Iterator[tu
 
 def table_members(
     file: BinaryIO, pack: Pack, layout: Layout, id_column: str | None, members: Members
-) -> Iterator[Member | Failure | Item]:
+) -> Generator[Member | Failure | Item]:
     """The pictures in a part of a file's row groups; an Item for a row that only names its picture."""
     try:
         with pq.ParquetFile(file, buffer_size=COLUMN_BUFFER_BYTES, pre_buffer=False) as table:

@@ -122,7 +122,7 @@ class _Reader:
         yield from self._differing(part, "there and not listed", sorted(found - set(listed)))
         places = {name: place for place, name in enumerate(listed)}
         order = [places.get(name, -1) for name in ids]
-        if order != sorted(order):
+        if order != sorted(order) and self._store.manifest["duplicate_ids"] == "error":
             yield Problem(f"{EMBEDDINGS}/{part}", "not in the order of the listing. Run with --overwrite.")
         yield from self._of_vectors(part, ids, rows)
 

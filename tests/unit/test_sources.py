@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from clip import folders
 from clip.errors import InputError, StoreError
+from clip.folders import split_glob
 from clip.folders import walk as walk_folder
 from clip.items import Failure, Guards, Item, utf8_path
 from clip.sources import Source
@@ -33,7 +34,7 @@ def plant(root: Path, *names: str) -> None:
 
 def walk(root: Path, *globs: str) -> tuple[list[Item | Failure], dict[str, int]]:
     ignored: Counter[str] = Counter()
-    entries = walk_folder(str(root), globs, ignored)
+    entries = walk_folder(str(root), [split_glob(glob) for glob in globs], ignored)
     timeless = [replace(entry, modified_ns=0) if isinstance(entry, Item) else entry for entry in entries]
     return timeless, dict(ignored)
 
@@ -119,7 +120,7 @@ def test_a_link_that_leads_nowhere_is_a_picture_that_fails_on_reading(tmp_path: 
     (tmp_path / "a.jpg").symlink_to(target)  # to nothing, to itself, in a circle, through a file, to no name at all
     (tmp_path / "z.jpg").symlink_to("a.jpg")
     source = Source((str(tmp_path),))
-    broken, whole, _ = walk_folder(str(tmp_path), (), Counter())
+    broken, whole, _ = walk_folder(str(tmp_path), [], Counter())
     assert isinstance(broken, Item)
     assert broken == Item("a.jpg", str(tmp_path / "a.jpg"), 0)
     assert whole.id == "b.jpg"
@@ -155,7 +156,7 @@ def test_a_file_too_large_to_read_at_once_is_refused_before_it_is_read(tmp_path:
     with (tmp_path / "a.tif").open("wb") as file:
         file.truncate(Guards.max_bytes + 1)  # a hole, which takes no room
     source = Source((str(tmp_path),))
-    (item,) = walk_folder(str(tmp_path), (), Counter())
+    (item,) = walk_folder(str(tmp_path), [], Counter())
     assert isinstance(item, Item)
     assert item.size_bytes == Guards.max_bytes + 1
     with pytest.raises(InputError, match=r"2,147,483,648 bytes, expected at most 2,147,483,647"):
@@ -258,7 +259,7 @@ def test_shards_are_full_but_for_the_last_and_hold_the_walk_in_order(
     assert [len(shard.entries) for shard in shards] == sizes
     assert (
         list(chain.from_iterable(shard.entries for shard in shards))
-        == list(walk_folder(str(tmp_path), (), Counter()))[:limit]
+        == list(walk_folder(str(tmp_path), [], Counter()))[:limit]
     )
 
 
@@ -288,7 +289,7 @@ def test_each_hostile_name_has_an_id_of_its_own_and_its_own_bytes(tmp_path: Path
     ]
     plant(tmp_path, *names)
     source = Source((str(tmp_path),))
-    items = [entry for entry in walk_folder(str(tmp_path), (), Counter()) if isinstance(entry, Item)]
+    items = [entry for entry in walk_folder(str(tmp_path), [], Counter()) if isinstance(entry, Item)]
     assert sorted(source.read(item) for item in items) == sorted(map(os.fsencode, names))
     assert all(item.id == utf8_path(os.fsdecode(source.read(item))) for item in items)
     assert len({item.id.encode("utf-8") for item in items}) == len(names)
@@ -324,7 +325,7 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, root: str) -> None:
 def test_an_item_says_when_its_file_changed(tmp_path: Path) -> None:
     plant(tmp_path, "a.jpg")
     os.utime(tmp_path / "a.jpg", ns=(1, 123_456_789_000_000_007))
-    (item,) = walk_folder(str(tmp_path), (), Counter())
+    (item,) = walk_folder(str(tmp_path), [], Counter())
     assert isinstance(item, Item)
     assert item.modified_ns == (tmp_path / "a.jpg").stat().st_mtime_ns
     assert item.modified_ns // 10**6 == 123_456_789_000  # file systems differ in what they keep below
@@ -352,17 +353,17 @@ def test_names_of_a_large_folder_are_sorted_on_the_disk_and_come_in_the_same_ord
     assert spilled == [7] * 8, "59 names in the root, two in a folder"
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    assert len(list(walk_folder(str(tmp_path / "root"), (), Counter(), scratch=scratch))) == len(MANY) + 15
+    assert len(list(walk_folder(str(tmp_path / "root"), [], Counter(), scratch=scratch))) == len(MANY) + 15
     assert not any(scratch.iterdir()), "the files have no name, so that a kill leaves none"
     with pytest.raises(StoreError, match="gone: cannot be written"):
-        list(walk_folder(str(tmp_path / "root"), (), Counter(), scratch=tmp_path / "gone"))
+        list(walk_folder(str(tmp_path / "root"), [], Counter(), scratch=tmp_path / "gone"))
 
 
 def test_what_an_earlier_walk_found_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path, *MANY)
 
     def again(known: Any = ()) -> list[Item | Failure]:
-        return list(walk_folder(str(tmp_path), (), Counter(), known))
+        return list(walk_folder(str(tmp_path), [], Counter(), known))
 
     before = [entry for entry in again() if isinstance(entry, Item)]
     plant(tmp_path, "000.new.jpg", "f1/new.jpg", "f9/new.jpg")
@@ -388,10 +389,10 @@ def test_what_an_earlier_walk_found_is_not_asked_for_again(tmp_path: Path, monke
 def test_any_earlier_walk_will_do(names: list[str], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         plant(Path(folder), *names)
-        fresh = list(walk_folder(folder, (), Counter()))
+        fresh = list(walk_folder(folder, [], Counter()))
         known = data.draw(st.lists(st.sampled_from(fresh), unique=True)) if fresh else []
         items = [entry for entry in known if isinstance(entry, Item)]
-        assert list(walk_folder(folder, (), Counter(), items)) == fresh
+        assert list(walk_folder(folder, [], Counter(), items)) == fresh
 
 
 entry_names = st.sampled_from(["a.jpg", "b.PNG", "c.txt", "d", ".e.jpg", "f.d", "g.eps", "h\n.gif"])

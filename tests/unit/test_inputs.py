@@ -1,0 +1,283 @@
+"""The same pictures as a folder, a list, an archive, a table: the same vectors and failures, under the ids promised."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import formula
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import clip
+from clip.errors import InputError
+from clip.jobs import EmbedJob, VerifyJob
+from clip.sources import Source
+from clip.verify import verify
+
+PICTURES = 30
+NAMES = [f"{'sub/' if n % 3 else ''}{n:02}.{'jpg' if n % 2 else 'png'}" for n in range(PICTURES)]
+BAD = "17.broken.png"
+ALL = [*NAMES, BAD]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty pictures in two folders, one that is none, a text."""
+    folder = tmp_path_factory.mktemp("inputs") / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for n, name in enumerate(NAMES):
+        formula.picture(n, 40 + n, 30).save(folder / name)
+    (folder / BAD).write_bytes((folder / NAMES[0]).read_bytes()[:60])
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+Contents = tuple[dict[str, list[float]], dict[str, tuple[str, str]]]
+
+
+def contents(output: Path) -> Contents:
+    """Vectors and failures by id, each id once."""
+    tables = [pq.read_table(output / name).to_pylist() for name in ("embeddings", "failures")]
+    assert len({row["id"] for table in tables for row in table}) == sum(map(len, tables))
+    return (
+        {row["id"]: row["embedding"] for row in tables[0]},
+        {row["id"]: (row["stage"], row["error"]) for row in tables[1]},
+    )
+
+
+def embedded(output: Path, weights: Path, *inputs: str | Path, **choices: Any) -> Contents:
+    choices = {"threads": 1, "shard_size": 7} | choices
+    report = clip.embed(EmbedJob(source=inputs, output=output, model=str(weights), **choices))
+    assert report.read == report.written + report.failed
+    found = contents(output)
+    assert (report.written, report.failed) == tuple(map(len, found))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(photos: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Contents:
+    found = embedded(tmp_path_factory.mktemp("expected"), weights, photos)
+    assert sorted(found[0]) == sorted(NAMES)
+    assert list(found[1]) == [BAD]
+    return found
+
+
+def check_same(found: Contents, expected: Contents, own_id: Callable[[str], str]) -> None:
+    """The same vectors, and the same reasons, under ids that a form has of its own."""
+    assert set(found[0]) == {own_id(name) for name in expected[0]}
+    for name, vector in expected[0].items():
+        assert np.abs(np.subtract(found[0][own_id(name)], vector)).max() < 1e-5, name
+    assert found[1] == {own_id(name): reason for name, reason in expected[1].items()}
+
+
+def write_list(photos: Path, path: Path, kind: str) -> Path:
+    lines = [str(photos / name) for name in ALL]
+    if kind == "csv" or kind == "tsv":
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, delimiter="," if kind == "csv" else "\t")
+            writer.writerow(["caption", "image_path", "key"])
+            writer.writerows([f'a "{name}", drawn', line, name] for name, line in zip(ALL, lines, strict=True))
+    elif kind == "ndjson":
+        path.write_text(
+            "\n".join(json.dumps({"url": line, "key": name}) for name, line in zip(ALL, lines, strict=True))
+        )
+    elif kind == "nul":
+        path.write_text("\0".join([*lines, ""]))
+    else:
+        path.write_bytes("\r\n".join([*lines, "", ""]).encode())
+    return path
+
+
+def write_tar(photos: Path, path: Path, mode: str = "w", prefix: str = "") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name in [*ALL, "notes.txt"]:
+            archive.add(photos / name, prefix + name)
+        folder = tarfile.TarInfo("folder.jpg")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    return path
+
+
+def write_zip(photos: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.mkdir("sub")
+        for name in [*ALL, "notes.txt"]:
+            archive.write(photos / name, name)
+    return path
+
+
+def write_table(photos: Path, path: Path, kind: str) -> Path:
+    data = [(photos / name).read_bytes() for name in ALL]
+    column: Any = {
+        "bytes": data,
+        "struct": [{"bytes": one, "path": name} for one, name in zip(data, ALL, strict=True)],
+        "struct of paths": [{"bytes": None, "path": str(photos / name)} for name in ALL],
+        "paths": [str(photos / name) for name in ALL],
+    }[kind]
+    table = pa.table({"image": column, "key": ALL, "caption": [f"picture {name}" for name in ALL]})
+    pq.write_table(table, path, row_group_size=5)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["txt", "nul", "csv", "tsv", "ndjson"])
+def test_lists(photos: Path, weights: Path, expected: Contents, tmp_path: Path, kind: str) -> None:
+    path = write_list(photos, tmp_path / f"list.{'txt' if kind == 'nul' else kind}", kind)
+    check_same(embedded(tmp_path / "out", weights, path), expected, lambda name: str(photos / name))
+    if kind not in ("txt", "nul"):
+        check_same(embedded(tmp_path / "keyed", weights, path, id_column="key"), expected, str)
+
+
+def test_relative_paths_of_a_list_start_at_a_root_or_in_the_current_folder(
+    photos: Path, weights: Path, expected: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(ALL))
+    check_same(embedded(tmp_path / "rooted", weights, tmp_path / "list.txt", root=str(photos)), expected, str)
+    monkeypatch.chdir(photos)
+    check_same(embedded(tmp_path / "here", weights, tmp_path / "list.txt"), expected, str)
+
+
+def test_a_list_on_stdin(photos: Path, weights: Path, expected: Contents, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clip", "embed", "-", "-o", str(tmp_path / "out"), "-m", str(weights)]
+    names = "".join(f"{name}\n" for name in ALL)
+    ran = subprocess.run(command, input=names, cwd=photos, text=True, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert ran.returncode == 3, ran.stderr
+    check_same(contents(tmp_path / "out"), expected, str)
+
+
+@pytest.mark.parametrize(
+    ("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tgz", "w:gz"), ("tar.xz", "w:xz"), ("tar.bz2", "w:bz2")]
+)
+def test_tar_archives(photos: Path, weights: Path, expected: Contents, tmp_path: Path, ending: str, mode: str) -> None:
+    path = write_tar(photos, tmp_path / f"a.{ending}", mode, prefix="./")
+    check_same(embedded(tmp_path / "out", weights, path), expected, lambda name: f"a.{ending}!{name}")
+    counts = clip.Store(tmp_path / "out").manifest["counts"]
+    assert counts == {"read": 31, "written": 30, "failed": 1, "ignored": {"not a picture": 1}}
+    assert len(list((tmp_path / "out/embeddings").iterdir())) == 1, "a tar is a shard"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_zip_archives(photos: Path, weights: Path, expected: Contents, tmp_path: Path, method: int) -> None:
+    path = write_zip(photos, tmp_path / "a.zip", method)
+    check_same(embedded(tmp_path / "out", weights, path), expected, lambda name: f"a.zip!{name}")
+    assert len(list((tmp_path / "out/embeddings").iterdir())) == 5, "33 members in shards of 7"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "struct of paths"])
+def test_tables_that_hold_pictures(photos: Path, weights: Path, expected: Contents, tmp_path: Path, kind: str) -> None:
+    path = write_table(photos, tmp_path / "a.parquet", kind)
+    numbers = {name: f"a.parquet!{number}" for number, name in enumerate(ALL)}
+    check_same(embedded(tmp_path / "out", weights, path), expected, numbers.__getitem__)
+    assert len(list((tmp_path / "out/embeddings").iterdir())) == 6, "row groups of 5, the last of 1"
+    check_same(embedded(tmp_path / "keyed", weights, path, id_column="key", column="image"), expected, str)
+
+
+def test_tables_that_name_pictures(photos: Path, weights: Path, expected: Contents, tmp_path: Path) -> None:
+    path = write_table(photos, tmp_path / "a.parquet", "paths")
+    check_same(embedded(tmp_path / "out", weights, path), expected, lambda name: str(photos / name))
+    check_same(embedded(tmp_path / "keyed", weights, path, id_column="key"), expected, str)
+
+
+def test_patterns_braces_and_several_inputs(
+    photos: Path, weights: Path, expected: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    inputs = ["photos/sub", "photos/*.png", "photos/0{3,9}.jpg", "photos/{15..27}.jpg"]
+    found = embedded(
+        tmp_path / "out", weights, *(name for name in inputs if "15" not in name), "photos/15.jpg", "photos/2[17].jpg"
+    )
+    check_same(found, expected, lambda name: name.removeprefix("sub/"))
+    with pytest.raises(InputError, match=r"photos/16\.jpg: no such file"):
+        Source(("photos/{15..27}.jpg",))
+    for number in range(3):
+        write_tar(photos, tmp_path / f"{number:02}.tar")
+    archives = embedded(tmp_path / "tars", weights, f"{tmp_path}/{{00..02}}.tar")
+    assert archives == embedded(tmp_path / "globbed", weights, f"{tmp_path}/*.tar")
+    assert len(archives[0]) == 3 * PICTURES
+
+
+def test_archives_in_a_folder_are_read_where_a_glob_asks_for_them(photos: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "in/deep").mkdir(parents=True)
+    write_tar(photos, tmp_path / "in/deep/a.tar")
+    found = embedded(tmp_path / "out", weights, tmp_path / "in", globs=("*.tar",))
+    assert set(found[0]) == set(), "the glob is for members too"
+
+
+def test_globs_choose_members(photos: Path, weights: Path, tmp_path: Path) -> None:
+    path = write_tar(photos, tmp_path / "a.tar")
+    found = embedded(tmp_path / "out", weights, path, globs=("sub/*.png", "notes.txt"))
+    assert set(found[0]) == {f"a.tar!{name}" for name in NAMES if name.startswith("sub/") and name.endswith("png")}
+    assert set(found[1]) == {"a.tar!notes.txt"}
+
+
+def test_a_limit_counts_members_where_they_are_known(photos: Path, weights: Path, tmp_path: Path) -> None:
+    write_zip(photos, tmp_path / "a.zip")
+    write_tar(photos, tmp_path / "a.tar")
+    found = embedded(tmp_path / "tar", weights, tmp_path / "a.tar", tmp_path / "a.zip", limit=5)
+    assert list(found[0]) == [f"a.tar!{name}" for name in NAMES[:5]]
+    found = embedded(tmp_path / "both", weights, photos / NAMES[0], tmp_path / "a.tar", limit=5)
+    assert list(found[0]) == [NAMES[0], *(f"a.tar!{name}" for name in NAMES[:4])]
+
+
+def test_ids_that_stand_twice_are_refused_by_both_names_or_kept(photos: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{photos / NAMES[0]}\n{photos / NAMES[1]}\n{photos / NAMES[0]}\n")
+    with pytest.raises(InputError, match=rf"00\.png': stands for {photos}/00\.png and for {photos}/00\.png"):
+        embedded(tmp_path / "out", weights, tmp_path / "list.txt")
+    with pytest.raises(InputError, match=r"'00\.png': stands for .*photos/00\.png and for .*copy/00\.png"):
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "copy/00.png").write_bytes((photos / NAMES[0]).read_bytes())
+        embedded(tmp_path / "out", weights, photos, tmp_path / "copy")
+    asked = EmbedJob(source=tmp_path / "list.txt", output=tmp_path / "kept", model=str(weights), duplicate_ids="keep")
+    assert clip.embed(asked).written == 3
+    assert verify(VerifyJob(output=tmp_path / "kept", sample=3)).problems == ()
+    with pytest.raises(InputError, match="duplicate_ids='keep' too"):
+        EmbedJob(source="x", output="y", duplicate_ids="keep", update=True)
+
+
+def test_members_of_one_name_are_told_apart(photos: Path, weights: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in (NAMES[0], NAMES[1], NAMES[2]):
+            archive.add(photos / name, "same.png")
+    found = embedded(tmp_path / "out", weights, tmp_path / "a.tar")
+    assert list(found[0]) == ["a.tar!same.png", "a.tar!same.png~2", "a.tar!same.png~3"]
+
+
+@pytest.mark.parametrize("make", [write_tar, write_zip, lambda photos, path: write_table(photos, path, "bytes")])
+def test_outputs_of_archives_are_gone_on_with_updated_and_verified(
+    photos: Path, weights: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
+) -> None:
+    endings = {write_tar: "tar", write_zip: "zip"}
+    ending = endings.get(make, "parquet")
+    for number in range(2):
+        make(photos, tmp_path / f"{number}.{ending}")
+    out = tmp_path / "out"
+    first = embedded(out, weights, f"{tmp_path}/*.{ending}")
+    report = verify(VerifyJob(output=out, sample=20))
+    assert (report.problems, report.sampled) == ((), 20)
+    assert report.read == 62
+    before = {path.name: path.stat().st_ino for path in out.glob("embeddings/*")}
+    asked = EmbedJob(source=f"{tmp_path}/*.{ending}", output=out, model=str(weights), threads=1, shard_size=7)
+    assert clip.embed(asked).resumed == 62
+    os.utime(tmp_path / f"1.{ending}", ns=(1, 1))
+    make(photos, tmp_path / f"2.{ending}")
+    updated = EmbedJob(**{**vars(asked), "update": True})
+    report = clip.embed(updated)
+    assert (report.read, report.resumed) == (93, 31)
+    assert {name: vector for name, vector in contents(out)[0].items() if not name.startswith("2")} == first[0]
+    kept = [name for name, inode in before.items() if (out / "embeddings" / name).stat().st_ino == inode]
+    assert len(kept) == len(before) // 2
+    assert verify(VerifyJob(output=out, sample=5)).problems == ()
