@@ -94,12 +94,12 @@ class Members:
         self._seen.add(id_hash(found))
         return found
 
-    def read(self, own_id: str, size_bytes: int, read: Callable[[], bytes]) -> Member | Failure | None:
+    def read(self, own_id: str, name: str, size_bytes: int, read: Callable[[], bytes]) -> Member | Failure | None:
         """A member with its bytes; None, and counted, where it has no extension and no picture's first bytes."""
         if size_bytes > self.max_bytes:
             return self.too_large(own_id, size_bytes)
         data = read()
-        if not self._globs and picture_by_name(own_id) is None and not begins_like_picture(data[:SNIFF_BYTES]):
+        if not self._globs and picture_by_name(name) is None and not begins_like_picture(data[:SNIFF_BYTES]):
             self.ignored["not a picture"] += 1
             return None
         return Member(Item(own_id, self._pack.path, len(data), self._pack.modified_ns), data)
@@ -148,7 +148,7 @@ def _tar_member(archive: tarfile.TarFile, header: tarfile.TarInfo, members: Memb
         return None
     if (own_id := members.id_of(header.name)) is None:
         return None
-    return members.read(own_id, header.size, lambda: cast("BinaryIO", archive.extractfile(header)).read())
+    return members.read(own_id, header.name, header.size, lambda: cast("BinaryIO", archive.extractfile(header)).read())
 
 
 def _header_class(ends: list[Exception]) -> type[tarfile.TarInfo]:
@@ -215,11 +215,17 @@ def zip_members(file: BinaryIO, pack: Pack, members: Members) -> Generator[Membe
             if (own_id := members.id_of(header.filename)) is None:
                 continue
             try:
-                found = members.read(own_id, header.file_size, lambda: archive.read(header))  # noqa: B023  called at once
+                found = members.read(own_id, header.filename, header.file_size, lambda: _inflate(archive, header))  # noqa: B023  called at once
             except DAMAGE as exc:
                 found = members.failure(own_id, exc)  # the others stand elsewhere
             if found is not None:
                 yield found
+
+
+def _inflate(archive: zipfile.ZipFile, header: zipfile.ZipInfo) -> bytes:
+    """The bytes of a member, as many as it is said to have: asked for all, zipfile inflates what a liar holds."""
+    with archive.open(header) as member:
+        return member.read(header.file_size)
 
 
 def _salvaged(file: BinaryIO, members: Members, lost: Exception) -> Iterator[Member | Failure]:
@@ -241,7 +247,7 @@ def _salvaged(file: BinaryIO, members: Members, lost: Exception) -> Iterator[Mem
             file.seek(end + (_descriptor_bytes(file, end) if flags & SIZES_FOLLOW else 0))
             if name.endswith("/") or (own_id := members.id_of(name)) is None:
                 continue
-            if (found := members.read(own_id, len(data), lambda: data)) is not None:  # noqa: B023  called at once
+            if (found := members.read(own_id, name, len(data), lambda: data)) is not None:  # noqa: B023  called at once
                 yield found
     except DAMAGE as exc:
         lost = exc
