@@ -51,6 +51,8 @@ class Lock:
         """
         with written(self._path):
             record = _read(self._path)
+            if record is None:
+                self._path.parent.stat()  # where all of the output is gone, that is what is told
         if record is None or record["owner"] != self._owner:
             other = "another job" if record is None else _who(record)
             raise StoreBusyError(
@@ -88,7 +90,7 @@ class Lock:
                 self._path.unlink(missing_ok=True)  # the guard stays: another job may be waiting for it
         except OSError as exc:
             # What the job has to say is more to the point; the lock of a process that is gone is taken over.
-            _log.warning("%s: cannot be removed (%s)", self._path, exc)
+            _log.debug("%s: cannot be removed (%s)", self._path, exc)
 
 
 @contextmanager

@@ -60,14 +60,12 @@ class PartWriter:
         self._writers: dict[str, pq.ParquetWriter] = {}
 
     def __enter__(self) -> PartWriter:
-        try:
-            for folder, path in self._paths.items():
-                with written(path):
-                    self._writers[folder] = self._opened(folder)
-        except BaseException:
-            self.__exit__(*sys.exc_info())
-            raise
-        return self
+        return self  # files are opened when there is something to write: a shard may take hours to be decoded
+
+    def _open(self) -> None:
+        for folder, path in self._paths.items():
+            with written(path):
+                self._writers[folder] = self._opened(folder)
 
     def _opened(self, folder: str) -> pq.ParquetWriter:
         schema = (self._schema if folder == EMBEDDINGS else FAILURE_SCHEMA).with_metadata({MARK: self._shard.mark})
@@ -82,6 +80,8 @@ class PartWriter:
 
         What the shard keeps comes from the parts that stand, so such a shard is written in one piece.
         """
+        if not self._writers:
+            self._open()
         made = _tables(self._schema, rows, vectors, failures)
         if self._shard.kept:
             made = self._with_kept(made)
@@ -129,7 +129,8 @@ class PartWriter:
             with suppress(OSError, pa.ArrowException):  # the disk may be full; what there is goes anyway
                 writer.close()
         for files in self._files.values():
-            files.__exit__(kind, exc, trace)  # which removes what is not whole
+            with suppress(OSError):  # what went wrong first is more to the point
+                files.__exit__(kind, exc, trace)  # which removes what is not whole
 
 
 def _tables(

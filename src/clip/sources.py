@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip.archives import TAR_ENDINGS, ZIP_ENDINGS, Members, tar_members, zip_members, zip_size
+from clip.archives import CHUNK_BYTES, TAR_ENDINGS, ZIP_ENDINGS, Members, tar_members, zip_members, zip_size
 from clip.errors import InputError
 from clip.folders import file_status, picture_by_name, split_glob, walk
 from clip.items import Failure, Guards, Item, Member, Pack, Shard, in_shards, utf8_path
@@ -187,8 +187,11 @@ class Source:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise InputError("became something else than a file since it was listed. Leave it out.")
-            data = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
-        size_bytes = max(status.st_size, len(data))  # it may have grown
+            size_bytes = status.st_size
+            data = file.read(size_bytes + 1) if size_bytes <= max_bytes else b""
+            while len(data) > size_bytes and size_bytes <= max_bytes:  # it grows: to its end, or to the cap
+                size_bytes = len(data)
+                data += file.read(CHUNK_BYTES)
         if size_bytes > max_bytes:
             raise InputError(
                 f"{size_bytes:,} bytes, expected at most {max_bytes:,}. Leave it out, or raise --max-bytes."

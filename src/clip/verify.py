@@ -94,6 +94,9 @@ class _Reader:
 
     def _of_shard(self, shard: Shard) -> Iterator[Problem]:
         part = PART.format(shard.index)
+        pack = shard.entries[0] if shard.entries and isinstance(shard.entries[0], Pack) else None
+        if pack is None:
+            self.read += len(shard.entries)
         try:
             rows = read_part(self._store.path / EMBEDDINGS / part)
             failures = read_part(self._store.path / FAILURES / part)
@@ -110,12 +113,10 @@ class _Reader:
             return
         ids, failed = rows.column("id").to_pylist(), failures.column("id").to_pylist()
         self._hashes.append(np.array([id_hash(name) for name in (*ids, *failed)], np.uint64))
-        pack = shard.entries[0] if shard.entries and isinstance(shard.entries[0], Pack) else None
         if pack is not None:
             yield from self._of_pack(part, pack, len(ids) + len(failed))
             yield from self._of_vectors(part, ids, rows)
             return
-        self.read += len(shard.entries)
         listed = [entry.id for entry in shard.entries]
         found = set(ids) | set(failed)
         yield from self._differing(part, "listed and not there", [name for name in listed if name not in found])

@@ -185,7 +185,7 @@ def test_a_run_without_room_goes_on_when_there_is_some(job: Job, folder: Path, w
         kept.add(len(before))
         assert_goes_on(job, out, whole, more, DISK=str(disk), OPTIONS="size=1m,nr_inodes=1000")
     assert level > 9
-    assert kept >= {0, 1}
+    assert kept >= ({0} if room == "bytes of a file" else {0, 1})  # a listing's file is larger than a part
 
 
 BREAK = """
@@ -319,12 +319,15 @@ def test_an_output_that_becomes_read_only_under_the_job_fails_it(job: Job, folde
             refused: dict[str, Any] = dict(CALLS=[*CALLS, "unlink"], NUMBER=10**9, ERROR=errno.EROFS)
             ended = job.run(out, BREAK + AT + REFUSE, **names, **refused)
         assert ended.code == 1, ended
-        (line,) = ended.said.splitlines()
+        assert ended.said.count("\n") == 1, ended.said
+        line = ended.said
         assert str(out) in line
         assert os.strerror(errno.EROFS) in line
-        assert_nothing_is_half(job.seen(out))
+        for left in job.seen(out).glob("*/.*"):  # nothing can be removed from such a disk
+            assert left.name.endswith(".tmp")
         assert len(parts(job.seen(out))) == (moment - 1) // SHARD_SIZE
         assert_goes_on(job, out, whole, REMOUNT if by == "mount" else "", DISK=str(disk), OPTIONS="rw")
+        assert_nothing_is_half(job.seen(out))
 
 
 def test_the_error_is_one_of_ours(photos: Path, weights: Path, tmp_path: Path) -> None:
