@@ -279,6 +279,14 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise _damaged(path, exc) from exc
 
 
+def read_schema(path: Path) -> pa.Schema:
+    """A part's columns, without its own metadata. Raises: StoreError where it is damaged."""
+    try:
+        return pq.read_schema(path).remove_metadata()
+    except (OSError, pa.ArrowException) as exc:
+        raise _damaged(path, exc) from exc
+
+
 def read_mark(path: Path) -> str | None:
     """What tells which entries a part is of. Raises: StoreError where it is damaged."""
     try:
