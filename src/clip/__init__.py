@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from clip import clip, errors, model, simple_tokenizer
     from clip.clip import available_models, load, tokenize
     from clip.encoder import Encoder
-    from clip.jobs import EmbedJob, EmbedReport, VerifyJob, VerifyReport
+    from clip.jobs import EmbedJob, EmbedReport, ExportJob, ExportReport, VerifyJob, VerifyReport
     from clip.pipeline import embed
     from clip.stored import Store
 
@@ -22,6 +22,8 @@ __all__ = [
     "EmbedJob",
     "EmbedReport",
     "Encoder",
+    "ExportJob",
+    "ExportReport",
     "Store",
     "VerifyJob",
     "VerifyReport",
@@ -42,6 +44,8 @@ _HOME = {
     "Encoder": "clip.encoder",
     "EmbedJob": "clip.jobs",
     "EmbedReport": "clip.jobs",
+    "ExportJob": "clip.jobs",
+    "ExportReport": "clip.jobs",
     "VerifyJob": "clip.jobs",
     "VerifyReport": "clip.jobs",
     "Store": "clip.stored",

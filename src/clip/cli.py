@@ -19,7 +19,18 @@ import clip
 from clip.errors import ClipError, InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError
 from clip.interrupts import InterruptedBySignal, interruptible, undisturbed
 from clip.items import DeviceRow, Precision
-from clip.jobs import DuplicateIds, EmbedJob, EmbedReport, FetchJob, ModelRow, OnFailure, VectorDtype, VerifyJob
+from clip.jobs import (
+    DuplicateIds,
+    EmbedJob,
+    EmbedReport,
+    ExportFormat,
+    ExportJob,
+    FetchJob,
+    ModelRow,
+    OnFailure,
+    VectorDtype,
+    VerifyJob,
+)
 from clip.reporter import Reporter, Style, say
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES = 1, 2, 3
@@ -153,6 +164,28 @@ def verify(*, as_json: bool, **options: Any) -> int:
     counts = f"read {report.read:,} = written {report.written:,}, failed {report.failed:,}"
     say(f"{counts}{sampled}; {found}; {report.output}")
     return EXIT_FAILED if report.problems else 0
+
+
+@cli.command()
+@click.argument("output", metavar="OUT")
+@click.argument("target", metavar="TARGET")
+@click.option("--format", type=click.Choice(get_args(ExportFormat)), required=True, help="Of the files in TARGET.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in TARGET.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object, on stdout too.")
+def export(*, as_json: bool, **options: Any) -> None:
+    """Write the vectors that `clip embed` left in OUT into the folder TARGET, as files for other programs.
+
+    npy: vectors.npy and ids.parquet. clip-retrieval: img_emb/img_emb_*.npy and metadata/metadata_*.parquet, float16 of
+    unit length. csv: vectors.csv. safetensors: vectors.safetensors and ids.parquet. All in the order of OUT, and with
+    export.json. Exit code 0: done; 1: the export failed, and nothing is left of it; 2: it did not begin.
+    """
+    job = ExportJob(**options)
+    with undisturbed():
+        from clip import export as exporting
+
+    report = exporting.export(job)
+    files = f"{len(report.files):,} files in {report.target}"
+    _summarise(asdict(report) if as_json else f"exported {report.rows:,} rows as {job.format}; {files}")
 
 
 @cli.command()

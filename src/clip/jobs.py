@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
 DuplicateIds = Literal["error", "keep"]
+ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
 DECODE_SECONDS = 60.0  # what a picture may take in a process of its own
 MAX_SECONDS = 86_400  # a day
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
@@ -146,6 +147,29 @@ class VerifyReport:
     sampled: int
     min_cosine: float | None  # of the sample, between the vectors that stand and those made again
     problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """What `clip export` is asked for."""
+
+    output: str | Path  # what clip embed wrote
+    target: str | Path  # a folder to write
+    format: ExportFormat
+    overwrite: bool = False  # replace an earlier export in the target
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(ExportFormat):
+            raise InputError(f"format: found {self.format!r}, expected one of {get_args(ExportFormat)}. Pass one.")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote."""
+
+    target: Path
+    files: tuple[str, ...]  # their names below the target
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,6 +173,12 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(file, columns=None if columns is None else list(columns))
 
 
+def read_schema(path: Path) -> pa.Schema:
+    """A part's columns, without its own metadata. Raises: StoreError where it is damaged."""
+    with _readable(path) as file:
+        return pq.read_schema(file).remove_metadata()
+
+
 def read_mark(path: Path) -> str:
     """What tells which entries a part is of; empty where it does not say. Raises: StoreError where it is damaged."""
     return read_metadata(path).get(MARK, b"").decode()

@@ -19,7 +19,7 @@ LONGER_FILES = {"model": 520}
 # Arrows go down only. Rooms do not know each other: records go between them. ARCHITECTURE.md draws it.
 LAYERS = {
     "edges": {"cli", "interrupts", "reporter", "__main__"},
-    "verbs": {"catalog", "clip", "decoders", "encoder", "pipeline", "stored", "update", "verify"},
+    "verbs": {"catalog", "clip", "decoders", "encoder", "export", "pipeline", "stored", "update", "verify"},
     "rooms": {"engine", "weights", "sources", "store", "plan", "lock"},
     "plumbing": {
         "archives",
@@ -136,7 +136,7 @@ def test_every_error_type_is_documented() -> None:
 def test_every_command_and_flag_is_documented() -> None:
     from clip.cli import cli
 
-    page = "".join((ROOT / "docs" / name).read_text() for name in ("embed.md", "weights.md"))
+    page = "".join((ROOT / "docs" / name).read_text() for name in ("embed.md", "export.md", "weights.md"))
     for name, command in cli.commands.items():
         assert f"clip {name}" in page
         flags = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]
