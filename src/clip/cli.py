@@ -31,7 +31,7 @@ from clip.jobs import (
     VectorDtype,
     VerifyJob,
 )
-from clip.reporter import Reporter, Style, say
+from clip.reporter import Reporter, Style, listed, say, told_ignored
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES = 1, 2, 3
 REFUSALS = (InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError)
@@ -101,7 +101,7 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @_option("--hash", field="hashes", is_flag=True, help="Store each file's sha256; with --update, compare by it.")
 @_option("--isolate", field="isolate", is_flag=True, help=ISOLATE_HELP)
 @_option("--max-seconds", field="max_seconds", metavar="S", type=float, help=SECONDS_HELP)
-@click.option("--dry-run", is_flag=True, help="Count what would be read, and stop.")
+@click.option("--dry-run", is_flag=True, help="List what would be read, and stop.")
 @click.option("--progress", type=click.Choice(get_args(Style)), default="auto", show_default=True, help=PROGRESS_HELP)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object, on stdout too.")
 def embed(*, raw: bool, dry_run: bool, progress: Style, as_json: bool, **options: Any) -> int:
@@ -120,9 +120,8 @@ def embed(*, raw: bool, dry_run: bool, progress: Style, as_json: bool, **options
         from clip import pipeline  # here, because it brings torch, which `--help` can do without
 
     if dry_run:
-        pictures, ignored = pipeline.count(job)
-        line = f"would read {pictures:,} pictures into {job.output}{_ignored(ignored)}"
-        _summarise({"would_read": pictures, "ignored": ignored} if as_json else line)
+        found = pipeline.count(job)
+        _summarise(asdict(found) if as_json else listed(found))
         return 0
     if job.untrained is not None:
         say(f"{job.model} is untrained (random weights of seed {job.untrained}): alike vectors mean nothing yet")
@@ -249,17 +248,11 @@ def _summary(report: EmbedReport) -> str:
     resumed = f"{report.resumed:,} by an earlier run; " if report.resumed else ""
     removed = f"{report.removed:,} removed; " if report.removed else ""
     if not report.read:
-        return f"found no pictures in the source{_ignored(report.ignored)}; {report.output}"
+        return f"found no pictures in the source{told_ignored(report.ignored)}; {report.output}"
     return (
         f"read {report.read:,} = written {report.written:,}{failed}; "
-        f"{resumed}{removed}{report.seconds:.1f} s, {rate:.1f} images/s; {report.output}{_ignored(report.ignored)}"
+        f"{resumed}{removed}{report.seconds:.1f} s, {rate:.1f} images/s; {report.output}{told_ignored(report.ignored)}"
     )
-
-
-def _ignored(ignored: dict[str, int]) -> str:
-    if not ignored:
-        return ""
-    return "; ignored: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(ignored.items()))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -7,7 +7,7 @@ The command line, the server and the cluster build these records and pass them w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -215,6 +215,16 @@ class ModelRow:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """What an input was found to be."""
+
+    pictures: int = 0
+    archives: int = 0  # beside them, that do not tell how many they hold
+    example: str = ""  # the first of all, once all is listed
+    ignored: dict[str, int] = field(default_factory=dict[str, int])  # likewise, by reason
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a run is."""
 
@@ -222,7 +232,7 @@ class Progress:
     total: int | None  # as counted before the run; None where an archive does not tell; 0 while listing is under way
     failed: int
     resumed: int = 0  # of those read, by an earlier run
-    listed: int = 0  # entries found so far, while they are being listed
+    listing: Listing | None = None  # how far that is, while it is under way
     shard: int = 0  # shards that are done
     shards: int = 0
 

@@ -25,12 +25,12 @@ from clip.decoders import Decoding, IsolatedDecoder
 from clip.encoder import Encoder, unit_vectors
 from clip.engine import limit_threads
 from clip.errors import ClipError, InputError, StoreError, TooManyFailuresError
-from clip.items import Failure, Item, Member, Pack, Pixels, Row, Shard
-from clip.jobs import DECODE_SECONDS, EmbedJob, EmbedReport, Progress
+from clip.items import Failure, Item, Member, Pack, Pixels, Row, Shard, utf8_path
+from clip.jobs import DECODE_SECONDS, EmbedJob, EmbedReport, Listing, Progress
 from clip.lock import Lock, locked
 from clip.parts import FAILURES, PartWriter, read_standing
 from clip.pixels import PREPROCESS_ID
-from clip.plan import Plan, interrupted_listing, read_plan, remove_plan, write_plan
+from clip.plan import Plan, interrupted_listing, members_of, read_plan, remove_plan, write_plan
 from clip.sources import Source
 from clip.store import StoreWriter, check_room
 from clip.threads import ByteBudget, available_cores, map_ahead, read_ahead
@@ -96,15 +96,17 @@ def source_of(job: EmbedJob) -> Source:
     return Source(job.inputs, job.globs, job.column, job.id_column, job.root)
 
 
-def count(job: EmbedJob) -> tuple[int, dict[str, int]]:
-    """How many entries the job would read, and what it would pass over, by reason. Decodes nothing.
+def count(job: EmbedJob) -> Listing:
+    """What the job would read, and what it would pass over. Decodes nothing.
 
-    Raises:  InputError for a source that is no folder, StoreMismatchError for an output that is not ours.
+    Raises:  InputError for an input that cannot be used, StoreMismatchError for an output that is not ours.
     """
     check_room(Path(job.output))
     ignored: Counter[str] = Counter()
-    shards = source_of(job).shards(job.shard_size, ignored, job.limit)
-    return sum(len(shard.entries) for shard in shards), dict(ignored)
+    told: list[Progress] = []
+    for _ in _told(source_of(job).shards(job.shard_size, ignored, job.limit), ignored, told.append):
+        pass
+    return told[-1].listing or Listing()
 
 
 def _planned(
@@ -118,7 +120,7 @@ def _planned(
     # What a listing that was killed had found is taken over only where no vector depends on it yet.
     known = interrupted_listing(store.path, of) if store.is_new and not job.overwrite else iter(())
     shards = source.shards(job.shard_size, ignored, job.limit, known, store.path)
-    plan = write_plan(store.path, _told(shards, progress), ignored, of=of)
+    plan = write_plan(store.path, _told(shards, ignored, progress), ignored, of=of)
     if job.duplicate_ids == "error" and (found := plan.repeated()) is not None:
         plan.discard()
         raise InputError(
@@ -139,13 +141,21 @@ def _planned(
     return plan, removed
 
 
-def _told(shards: Iterable[Shard], progress: Callable[[Progress], None] | None) -> Iterator[Shard]:
-    listed = 0
+def _told(
+    shards: Iterable[Shard], ignored: Counter[str], progress: Callable[[Progress], None] | None
+) -> Iterator[Shard]:
+    """The shards; how many pictures they have is told after each, and what they are after the last."""
+    pictures = archives = 0
+    example = ""
     for shard in shards:
-        listed += len(shard.entries)
+        counts = [members_of(entry) for entry in shard.entries]
+        pictures, archives = pictures + sum(filter(None, counts)), archives + counts.count(None)
+        example = example or f"{shard.entries[0].id!r} ({utf8_path(shard.entries[0].path)})"
         if progress:
-            progress(Progress(0, 0, 0, listed=listed))
+            progress(Progress(0, 0, 0, listing=Listing(pictures, archives)))
         yield shard
+    if progress:
+        progress(Progress(0, 0, 0, listing=Listing(pictures, archives, example, dict(ignored))))
 
 
 def _content_hash(source: Source, item: Item, max_bytes: int) -> str | None:
@@ -212,7 +222,7 @@ class _Run:
                         self._check_failures(failed, part, self._plan.total)
                     if self._progress:
                         total, shards = self._plan.total, self._plan.shards
-                        self._progress(Progress(read, total, failed + part.failed, resumed, 0, len(done), shards))
+                        self._progress(Progress(read, total, failed + part.failed, resumed, None, len(done), shards))
         return resumed
 
     def _check_failures(self, failed: int, part: _Part, of: int) -> None:

@@ -6,15 +6,19 @@ import json
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+from clip.jobs import Listing
 
 if TYPE_CHECKING:
     from clip.jobs import Progress
 
 Style = Literal["auto", "plain", "json", "none"]
 INTERVALS_S = {"plain": 5.0, "json": 1.0}  # between lines
+IMAGES = " images"  # a bar's unit
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
 
@@ -31,22 +35,31 @@ class Reporter:
         is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None where a process has no stderr
         self._style = ("bar" if is_terminal else "plain") if style == "auto" else style
         self._bar: Any = None
-        self._counting = False  # pictures, after they were listed
         self._spoken = time.monotonic()
         self._started: float | None = None  # when the first picture came
 
     def update(self, progress: Progress) -> None:
         """Take note of how far a run is."""
         now = time.monotonic()
-        if progress.total != 0 and self._started is None:
+        if progress.listing is None and self._started is None:
             self._started = self._spoken = now
-        if self._style == "bar":
+        if progress.listing is not None and progress.listing.example:
+            self._conclude(progress.listing)
+        elif self._style == "bar":
             with suppress(OSError):  # as in `say`
                 self._draw(progress)
         elif self._style != "none" and now - self._spoken >= INTERVALS_S[self._style]:
             self._spoken = now
             told = _told(progress, now - self._started if self._started is not None else 0.0)
             say(json.dumps(told) if self._style == "json" else _line(told))
+
+    def _conclude(self, listing: Listing) -> None:
+        self.close()
+        self._bar = None
+        if self._style == "json":
+            say(json.dumps({"event": "listed", **asdict(listing)}))
+        elif self._style != "none":
+            say(listed(listing))
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -57,21 +70,35 @@ class Reporter:
     def _draw(self, progress: Progress) -> None:
         from tqdm import tqdm  # here, because only a run on a terminal needs it
 
-        if progress.total == 0:
+        if progress.listing is not None:
             self._bar = self._bar if self._bar is not None else tqdm(unit=" pictures listed", dynamic_ncols=True)
-            self._bar.update(progress.listed - self._bar.n)
+            self._bar.update(progress.listing.pictures - self._bar.n)
             return
-        if not self._counting:
+        if self._bar is None or self._bar.unit != IMAGES:
             self.close()
-            self._counting = True
-            self._bar = tqdm(total=progress.total, initial=progress.resumed, unit=" images", dynamic_ncols=True)
+            self._bar = tqdm(total=progress.total, initial=progress.resumed, unit=IMAGES, dynamic_ncols=True)
         self._bar.set_postfix(failed=progress.failed, refresh=False)
         self._bar.update(progress.read - self._bar.n)
 
 
+def listed(listing: Listing) -> str:
+    """What an input was found to be, in words."""
+    counts = [(listing.pictures, "picture"), (listing.archives, "archive")]
+    found = " and ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts if count)
+    example = f", the first {listing.example}" if listing.example else ""
+    return f"listed {found or 'nothing'}{example}{told_ignored(listing.ignored)}"
+
+
+def told_ignored(ignored: dict[str, int]) -> str:
+    """What was passed over, behind a line that tells what was not."""
+    if not ignored:
+        return ""
+    return "; ignored: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(ignored.items()))
+
+
 def _told(progress: Progress, seconds: float) -> dict[str, Any]:
-    if progress.total == 0:
-        return {"event": "listing", "listed": progress.listed}
+    if progress.listing is not None:
+        return {"event": "listing", "pictures": progress.listing.pictures, "archives": progress.listing.archives}
     rate = (progress.read - progress.resumed) / seconds if seconds else None
     left = None if progress.total is None else progress.total - progress.read
     return {
@@ -88,7 +115,7 @@ def _told(progress: Progress, seconds: float) -> dict[str, Any]:
 
 def _line(told: dict[str, Any]) -> str:
     if told["event"] == "listing":
-        return f"{told['listed']:,} pictures listed"
+        return listed(Listing(told["pictures"], told["archives"]))
     total = "" if told["total"] is None else f" of {told['total']:,}"
     shards = "" if told["total"] is not None else f" in {told['shard']:,} of {told['shards']:,} shards"
     done = f"{told['read']:,}{total} images{shards}, failed {told['failed']:,}"

@@ -88,7 +88,8 @@ def test_the_installed_command_embeds_a_folder(photos: Path, weights: Path, tmp_
     command = [COMMAND, "embed", str(photos), "-o", str(tmp_path / "out"), "-m", str(weights)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    (summary,) = done.stderr.splitlines()
+    listed, summary = done.stderr.splitlines()
+    assert listed == f"listed 7 pictures, the first '0.png' ({photos}/0.png)"
     assert summary.startswith("read 7 = written 7, failed 0; ")
     vectors = clip.Encoder(weights).embed([photos / name for name in GOOD])
     assert_same_vectors(embeddings(tmp_path / "out"), dict(zip(GOOD, vectors, strict=True)), TOLERANCE)
@@ -107,7 +108,7 @@ def test_failures_are_summed_up_and_give_a_code_of_their_own(
 ) -> None:
     code, said = run("embed", mixed, "-o", tmp_path / "out", "-m", weights)
     assert code == 3
-    assert said.startswith(f"read 2 = written 1, failed 1 (see {tmp_path}/out/failures); ")
+    assert said.splitlines()[-1].startswith(f"read 2 = written 1, failed 1 (see {tmp_path}/out/failures); ")
     assert said.endswith("; ignored: 1 not a picture\n")
     (failure,) = pq.read_table(tmp_path / "out/failures").to_pylist()
     assert (failure["id"], failure["stage"]) == ("1.jpg", "open")
@@ -230,7 +231,7 @@ def test_a_run_that_is_over_is_said_to_be(run: Run, mixed: Path, weights: Path, 
 
 def test_a_dry_run_counts_and_writes_nothing(run: Run, mixed: Path, tmp_path: Path) -> None:
     code, said = run("embed", mixed, "-o", tmp_path / "out", "-m", "no weights are needed", "--dry-run")
-    assert (code, said) == (0, f"would read 2 pictures into {tmp_path}/out; ignored: 1 not a picture\n")
+    assert (code, said) == (0, f"listed 2 pictures, the first '0.png' ({mixed}/0.png); ignored: 1 not a picture\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -291,8 +292,9 @@ def test_progress_goes_to_stderr_in_lines_or_as_a_bar_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(reporter, "INTERVALS_S", {"plain": 0, "json": 0})
     _, said = run("embed", mixed, "-o", tmp_path / "lines", "-m", weights)
-    assert said.splitlines()[0] == "2 pictures listed"
-    assert "2 of 2 images, failed 1, " in said.splitlines()[2]
+    assert said.splitlines()[0] == "listed 2 pictures"
+    assert said.splitlines()[1].startswith("listed 2 pictures, the first '0.png' (")
+    assert "2 of 2 images, failed 1, " in said.splitlines()[3]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     _, said = run("embed", mixed, "-o", tmp_path / "bar", "-m", weights)
     assert "2/2" in said
@@ -367,7 +369,9 @@ def test_a_summary_for_programs_is_one_object_on_stdout_and_the_last_line_on_std
     ran = subprocess.run(
         [*map(str, command), "--dry-run"], capture_output=True, text=True, check=False, timeout=LIMIT_S
     )
-    assert json.loads(ran.stdout) == {"would_read": 2, "ignored": {"not a picture": 1}}
+    example = f"'0.png' ({mixed / '0.png'})"
+    found = {"pictures": 2, "archives": 0, "example": example, "ignored": {"not a picture": 1}}
+    assert json.loads(ran.stdout) == found
 
 
 def test_an_update_says_what_it_removed(run: Run, photos: Path, weights: Path, tmp_path: Path) -> None:

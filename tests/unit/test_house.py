@@ -136,7 +136,7 @@ def test_every_error_type_is_documented() -> None:
 def test_every_command_and_flag_is_documented() -> None:
     from clip.cli import cli
 
-    page = "".join((ROOT / "docs" / name).read_text() for name in ("embed.md", "export.md", "weights.md"))
+    page = "".join((ROOT / "docs" / name).read_text() for name in ("embed.md", "export.md", "inputs.md", "weights.md"))
     for name, command in cli.commands.items():
         assert f"clip {name}" in page
         flags = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]

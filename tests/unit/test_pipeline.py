@@ -32,7 +32,7 @@ from clip.errors import (
     WeightsMissingError,
 )
 from clip.items import Item, PreprocessSettings, Shard
-from clip.jobs import EmbedJob, EmbedReport, Progress
+from clip.jobs import EmbedJob, EmbedReport, Listing, Progress
 from clip.lock import locked
 from clip.sources import Source
 from clip.store import PartWriter, StoreWriter
@@ -179,18 +179,21 @@ def test_counting_tells_what_a_run_reads_and_passes_over(photos: Path, weights_p
     for choice in ({}, {"limit": 4, "shard_size": 3}, {"globs": ("0*",)}):
         wanted = job(photos, tmp_path, weights_path, overwrite=True, **choice)
         report = clip.embed(wanted)
-        assert pipeline.count(wanted) == (report.read, report.ignored)
+        found = pipeline.count(wanted)
+        assert (found.pictures, found.ignored) == (report.read, report.ignored)
 
 
 def test_progress_is_told_after_each_picture(photos: Path, weights_path: Path, tmp_path: Path) -> None:
     told: list[Progress] = []
     clip.embed(job(photos, tmp_path, weights_path, shard_size=4), told.append)
-    assert told[:4] == [Progress(0, 0, 0, listed=count) for count in (4, 8, 12, 13)]
-    assert [progress.shard for progress in told[4:]] == [0] * 4 + [1] * 4 + [2] * 4 + [3]
-    assert {progress.shards for progress in told[4:]} == {4}
-    assert [progress.read for progress in told[4:]] == list(range(1, 14))
-    assert {progress.total for progress in told[4:]} == {13}
-    assert [progress.failed for progress in told[4:]] == [0] * 5 + [1] * 7 + [2]
+    listing = [told.pop(0).listing for _ in range(5)]
+    assert listing[:4] == [Listing(count) for count in (4, 8, 12, 13)]
+    assert listing[4] == Listing(13, 0, f"'00.png' ({photos / '00.png'})", {"not a picture": 1})
+    assert [progress.shard for progress in told] == [0] * 4 + [1] * 4 + [2] * 4 + [3]
+    assert {progress.shards for progress in told} == {4}
+    assert [progress.read for progress in told] == list(range(1, 14))
+    assert {progress.total for progress in told} == {13}
+    assert [progress.failed for progress in told] == [0] * 5 + [1] * 7 + [2]
 
 
 def test_each_picture_is_decoded_within_the_budget(
@@ -393,7 +396,7 @@ def test_a_listing_that_was_interrupted_is_gone_on_with_in_a_first_run_only(
     monkeypatch.setattr(folders, "file_status", lambda path: (asked.append(os.path.basename(path)), status(path))[1])
 
     def interrupt(progress: Progress) -> None:
-        if progress.listed == 8:
+        if progress.listing == Listing(8):
             raise KeyboardInterrupt
 
     def asked_for(output: Path, **choice: Any) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from clip import reporter
-from clip.jobs import Progress
+from clip.jobs import Listing, Progress
 from clip.reporter import Reporter
 
 
@@ -34,12 +34,12 @@ def test_lines_come_at_intervals_with_the_rate_of_this_run_and_the_time_left(
 def test_json_lines_have_numbers_for_programs(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     told = Reporter("json")
     clock[0] += 1
-    told.update(Progress(0, 0, 0, listed=20_000))
+    told.update(Progress(0, 0, 0, listing=Listing(20_000)))
     told.update(Progress(1, 200, 0))
     clock[0] += 5
     told.update(Progress(51, 200, 2))
     assert [json.loads(line) for line in capsys.readouterr().err.splitlines()] == [
-        {"event": "listing", "listed": 20_000},
+        {"event": "listing", "pictures": 20_000, "archives": 0},
         {
             "event": "progress",
             "read": 51,
@@ -53,17 +53,41 @@ def test_json_lines_have_numbers_for_programs(clock: list[float], capsys: pytest
     ]
 
 
+def test_what_was_listed_is_told_at_once_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Listing(1, 2, "'a.jpg' (photos/a.jpg)", {"hidden": 3})
+    for style, line in {
+        "plain": "listed 1 picture and 2 archives, the first 'a.jpg' (photos/a.jpg); ignored: 3 hidden",
+        "json": json.dumps({"event": "listed", **vars(found)}),
+        "none": "",
+    }.items():
+        Reporter(style).update(Progress(0, 0, 0, listing=found))
+        assert capsys.readouterr().err.strip() == line
+
+
+def test_archives_that_do_not_tell_are_counted_by_shards(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for style in ("plain", "json"):
+        told = Reporter(style)
+        told.update(Progress(1, None, 0, 0, None, 1, 9))
+        clock[0] += 5
+        told.update(Progress(51, None, 2, 0, None, 3, 9))
+    plain, as_json = capsys.readouterr().err.splitlines()
+    assert plain == "51 images in 3 of 9 shards, failed 2, 10.2 images/s"
+    assert json.loads(as_json)["total"] is json.loads(as_json)["seconds_left"] is None
+
+
 def test_none_says_nothing_and_auto_asks_the_terminal(
     clock: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for style, words in (("none", ""), ("auto", "20,000 pictures listed\n")):
+    for style, words in (("none", ""), ("auto", "listed 20,000 pictures\n")):
         told = Reporter(style)
         clock[0] += 5
-        told.update(Progress(0, 0, 0, listed=20_000))
+        told.update(Progress(0, 0, 0, listing=Listing(20_000)))
         assert capsys.readouterr().err == words
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     bar = Reporter()
-    bar.update(Progress(0, 0, 0, listed=500))
+    bar.update(Progress(0, 0, 0, listing=Listing(500)))
     bar.update(Progress(3, 5, 1, 2))
     bar.update(Progress(5, 5, 1, 2))
     bar.close()
