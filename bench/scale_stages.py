@@ -210,14 +210,14 @@ class _Held:
 def _decoded(job: EmbedJob, items: list[Item], encoder: Encoder) -> Iterator[Pixels]:
     """Pictures decoded in a run's threads, as far ahead of their consumer as there."""
     from clip.decoders import Decoding
-    from clip.items import Pixels
+    from clip.items import Pixels, Policies
     from clip.threads import ByteBudget, map_ahead
 
     budget, workers = ByteBudget(job.decode_budget_bytes), _workers(job)
-    decoding = Decoding(cast("FolderSource", _Held(items)), encoder.settings, job.guards, hashes=False)
+    decoding = Decoding(cast("FolderSource", _Held(items)), encoder.settings, job.guards, Policies())
 
     def pixels_of(item: Item) -> Pixels:
-        outcome = decoding(item, budget.reserve)
+        [outcome] = decoding(item, budget.reserve)
         if not isinstance(outcome, Pixels):
             raise ValueError(f"{item.path}: {outcome.message}, expected a picture. Remove the folder of inputs.")
         return outcome

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip.errors import ClipError, InputError
-from clip.items import Failure, Guards, Item, Pixels, PreprocessSettings
+from clip.items import Failure, Guards, Item, Pixels, Policies, PreprocessSettings
 from clip.pixels import decode
 
 if TYPE_CHECKING:
@@ -46,20 +46,25 @@ class Decoding:
     source: FolderSource
     settings: PreprocessSettings
     guards: Guards
+    policies: Policies
     hashes: bool = False  # also the sha256 of the encoded picture
 
     def __call__(
         self, item: Item, reserve: Callable[[int], AbstractContextManager[None]] = nullcontext
-    ) -> Pixels | Failure:
-        """One entry of a source -> one model input, or the reason there is none. `reserve` is `pixels.decode`'s."""
+    ) -> list[Pixels | Failure]:
+        """One entry of a source -> what `pixels.decode` makes of it, or the reason why it cannot be read."""
         try:
             data = self.source.read(item, self.guards.max_bytes)
         except (OSError, ClipError) as exc:
-            return Failure(item.id, item.path, "read", type(exc).__name__, str(exc))
-        found = decode(item, data, self.settings, reserve, self.guards)
-        if self.hashes and isinstance(found, Pixels):
-            return replace(found, row=replace(found.row, sha256=hashlib.sha256(data).hexdigest()))
-        return found
+            return [Failure(item.id, item.path, "read", type(exc).__name__, str(exc))]
+        found = decode(item, data, self.settings, reserve, self.guards, self.policies)
+        if not self.hashes:
+            return found
+        sha256 = hashlib.sha256(data).hexdigest()
+        return [
+            replace(outcome, row=replace(outcome.row, sha256=sha256)) if isinstance(outcome, Pixels) else outcome
+            for outcome in found
+        ]
 
 
 class IsolatedDecoder:
@@ -71,7 +76,7 @@ class IsolatedDecoder:
         max_seconds: float,
         reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`max_seconds` is for opening a picture, and again for decoding it; waiting in `reserve` does not count.
+        """`max_seconds` is for opening a picture, and again for decoding each frame; waiting in `reserve` not counted.
 
         Raises:  InputError on Windows.
         """
@@ -85,22 +90,22 @@ class IsolatedDecoder:
         self._starting = threading.Lock()
         self._closed = False
 
-    def __call__(self, item: Item) -> Pixels | Failure:
-        """One entry of a source -> one model input, or the reason there is none.
+    def __call__(self, item: Item) -> list[Pixels | Failure]:
+        """One entry of a source -> what `Decoding` makes of it; one failure, whatever its frames, if that kills it.
 
         Raises:  OSError where no process can be started.
         """
         while True:
             process = self._process()
             fresh = process.decoded == 0
-            outcome = process.decode(item, self._max_seconds, self._reserve)
+            found = process.decode(item, self._max_seconds, self._reserve)
             if not process.alive:
                 ended = self._drop(process)
-                if outcome is None and (fresh or self._closed):
+                if found is None and (fresh or self._closed):
                     message = f"the process that decodes it {ended}, expected pixels. Leave it out, or repair it."
-                    outcome = Failure(item.id, item.path, "decode", ChildProcessError.__name__, message)
-            if outcome is not None:
-                return outcome
+                    return [Failure(item.id, item.path, "decode", ChildProcessError.__name__, message)]
+            if found is not None:
+                return found
 
     def close(self) -> None:
         """End all processes at once; calls under way return."""
@@ -164,7 +169,7 @@ class _Process:
 
     def decode(
         self, item: Item, max_seconds: float, reserve: Callable[[int], AbstractContextManager[None]]
-    ) -> Pixels | Failure | None:
+    ) -> list[Pixels | Failure] | None:
         """What became of a picture; None if the process died of it. It is not alive after a time-out."""
         try:
             with ExitStack() as held:
@@ -174,6 +179,7 @@ class _Process:
                     if not isinstance(found, int):
                         self.decoded += 1
                         return found
+                    held.close()  # the frame before is done
                     held.enter_context(reserve(found))
                     self._connection.send(None)
         except (OSError, EOFError):
@@ -181,7 +187,7 @@ class _Process:
             return None
         self.alive = False
         message = f"not decoded after {max_seconds:g} s, expected less. Leave it out, or raise --max-seconds."
-        return Failure(item.id, item.path, "decode", TimeoutError.__name__, message)
+        return [Failure(item.id, item.path, "decode", TimeoutError.__name__, message)]
 
     def kill(self) -> None:
         self.alive = False
@@ -225,10 +231,14 @@ def work(descriptor: int) -> None:
             watch()
             found = decoding(item, reserve)
             signal.alarm(0)
-            if isinstance(found, Failure) and found.error == MemoryError.__name__:
-                message = f"needs more than {limit_bytes:,} bytes of memory, expected less. Leave it out, or shrink it."
-                found = replace(found, message=message)
-            connection.send(found)
+            connection.send([_with_limit(outcome, limit_bytes) for outcome in found])
+
+
+def _with_limit(outcome: Pixels | Failure, limit_bytes: int) -> Pixels | Failure:
+    if not isinstance(outcome, Failure) or outcome.error != MemoryError.__name__:
+        return outcome
+    message = f"needs more than {limit_bytes:,} bytes of memory, expected less. Leave it out, or shrink it."
+    return replace(outcome, message=message)
 
 
 def _limit_memory(limit_bytes: int) -> None:

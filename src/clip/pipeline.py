@@ -23,7 +23,7 @@ from clip.decoders import Decoding, IsolatedDecoder
 from clip.encoder import Encoder, unit_vectors
 from clip.engine import limit_threads
 from clip.errors import ClipError, TooManyFailuresError
-from clip.items import Failure, Item, Pixels, Row, Shard
+from clip.items import Failure, Item, Pixels, Policies, Row, Shard
 from clip.jobs import DECODE_SECONDS, EmbedJob, EmbedReport, Progress
 from clip.lock import Lock, locked
 from clip.pixels import PREPROCESS_ID
@@ -35,7 +35,7 @@ from clip.update import updated_plan
 from clip.whole_files import written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from clip.items import Entry
 
@@ -143,7 +143,7 @@ class _Run:
     ) -> None:
         self._job = job
         self._encoder = encoder
-        self._decoding = Decoding(source, encoder.settings, job.guards, job.hashes)
+        self._decoding = Decoding(source, encoder.settings, job.guards, Policies(), job.hashes)
         self._plan = plan
         self._store = store
         self._lock = lock
@@ -196,14 +196,16 @@ class _Run:
         seconds = job.max_seconds or DECODE_SECONDS
         isolated = IsolatedDecoder(self._decoding, seconds, budget.reserve) if job.isolate else None
 
-        def outcome(entry: Entry | Shard) -> Pixels | Failure | Shard:
+        def outcomes(entry: Entry | Shard) -> Sequence[Pixels | Failure | Shard]:
             if not isinstance(entry, Item):
-                return entry
+                return [entry]
             return isolated(entry) if isolated else self._decoding(entry, budget.reserve)
 
         stop = isolated.close if isolated else (lambda: None)
         ahead = 2 * self._encoder.batch_size + workers
-        return map_ahead(outcome, self._entries(indices), workers=workers, ahead=ahead, stop=stop)
+        with closing(map_ahead(outcomes, self._entries(indices), workers=workers, ahead=ahead, stop=stop)) as found:
+            for several in found:
+                yield from several
 
     def _entries(self, indices: Iterable[int]) -> Iterator[Entry | Shard]:
         for index in indices:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from clip.decoders import Decoding
 from clip.encoder import Encoder, unit_vectors
 from clip.errors import StoreError
-from clip.items import Failure, Guards
+from clip.items import Failure, Guards, Pixels, Policies
 from clip.jobs import Problem, VerifyReport
 from clip.plan import read_plan
 from clip.sources import FolderSource
@@ -28,7 +28,7 @@ from clip.stored import Store, matrix
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clip.items import Shard
+    from clip.items import Item, Shard
     from clip.jobs import VerifyJob
     from clip.plan import Plan
 
@@ -168,14 +168,14 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     picked = sorted(random.Random(job.seed).sample(range(plan.entries), min(job.sample, plan.entries)))
     problems: list[Problem] = []
     cosines: list[float] = []
-    decoding = Decoding(source, encoder.settings, Guards(**store.manifest["guards"]))
+    decoding = Decoding(source, encoder.settings, Guards(**store.manifest["guards"]), Policies())
     starts = [0, *accumulate(told.entries for told in plan.outlines())]
     for index, numbers in groupby(picked, key=lambda number: bisect_right(starts, number) - 1):
         entries = plan.shard(index).entries
         rows = read_part(store.path / EMBEDDINGS / PART.format(index), ["id", "embedding"])
         standing = dict(zip(rows.column("id").to_pylist(), matrix(rows, store.schema).astype(np.float32), strict=True))
         for entry in (entries[number - starts[index]] for number in numbers):
-            again = entry if isinstance(entry, Failure) else decoding(entry)
+            again = entry if isinstance(entry, Failure) else _its_own(entry, decoding(entry))
             before = standing.get(entry.id)
             if before is None or isinstance(again, Failure):
                 if (before is None) != isinstance(again, Failure):
@@ -194,6 +194,14 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
                     Problem(entry.id, f"cosine {cosine:.6f} to its vector made again. The picture changed.")
                 )
     return len(picked), min(cosines, default=None), problems
+
+
+def _its_own(entry: Item, found: list[Pixels | Failure]) -> Pixels | Failure:
+    """Of what a file gives, that of this entry's id."""
+    for outcome in found:
+        if (outcome.row.id if isinstance(outcome, Pixels) else outcome.id) == entry.id:
+            return outcome
+    return Failure(entry.id, entry.path, "decode", "ImageError", "the file has no such frame")
 
 
 def _encoder_of(job: VerifyJob, store: Store) -> Encoder:

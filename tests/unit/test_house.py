@@ -34,6 +34,7 @@ LAYERS = {
         "jobs",
         "model",
         "pixels",
+        "policies",
         "preprocess",
         "threads",
     }

@@ -139,7 +139,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "engine": make_backend(torch.device("cpu")).name,
         "decode": "exact",
         "orientation": "as stored",
-        "guards": {"max_bytes": 2**31 - 1, "max_pixels": 100_000_000, "max_aspect": None},
+        "guards": {"max_bytes": 2**31 - 1, "max_pixels": 100_000_000, "max_aspect": None, "max_frames": 1000},
         "normalised": False,
         "dtype": "float16",
         "hashes": False,
