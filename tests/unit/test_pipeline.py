@@ -31,7 +31,7 @@ from clip.errors import (
     TooManyFailuresError,
     WeightsMissingError,
 )
-from clip.items import Item, PreprocessSettings, Shard
+from clip.items import Item, Policies, PreprocessSettings, Shard
 from clip.jobs import EmbedJob, EmbedReport, Progress
 from clip.lock import locked
 from clip.sources import FolderSource
@@ -519,3 +519,21 @@ def test_each_picture_is_written_or_failed_whatever_stands_beside_it(
         assert report.read == report.written + report.failed
         assert sum(report.ignored.values()) == len(wanted["ignored"])
         assert manifest(out)["counts"]["read"] == report.read
+
+
+def test_each_frame_of_a_file_is_a_row_and_counts_as_read(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    frames = [formula.picture(n, 40, 30) for n in range(3)]
+    frames[0].save(tmp_path / "photos" / "b.tiff", save_all=True, append_images=frames[1:])
+    for name, frame in (("a.png", frames[2]), ("c.png", frames[0])):
+        frame.save(tmp_path / "photos" / name)
+    monkeypatch.setattr(pipeline, "Policies", lambda: Policies(frames="all"))
+    told: list[int] = []
+    asked = job(tmp_path / "photos", tmp_path / "out", weights_path, batch_size=2)
+    clip.embed(asked, progress=lambda progress: told.append(progress.read))
+    assert [row["id"] for row in rows(tmp_path / "out")] == ["a.png", "b.tiff#0", "b.tiff#1", "b.tiff#2", "c.png"]
+    assert told[-5:] == [1, 2, 3, 4, 5]
+    found = vectors(tmp_path / "out")
+    assert np.abs(found[[0, 4]] - found[[3, 1]]).max() < TOLERANCE
