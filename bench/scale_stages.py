@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from clip.encoder import Encoder
     from clip.items import Item, Pixels
-    from clip.sources import FolderSource
+    from clip.sources import Source
 
 WARM_UP = 64  # rows of the part that is written before the clock starts
 
@@ -184,10 +184,10 @@ def _threads(job: EmbedJob) -> int:
     return job.threads or available_cores()
 
 
-def source_of(folder: str | Path) -> FolderSource:
-    from clip.sources import FolderSource
+def source_of(folder: str | Path) -> Source:
+    from clip.sources import Source
 
-    return FolderSource(str(folder))
+    return Source((str(folder),))
 
 
 def _items(folder: str | Path) -> list[Item]:
@@ -210,14 +210,14 @@ class _Held:
 def _decoded(job: EmbedJob, items: list[Item], encoder: Encoder) -> Iterator[Pixels]:
     """Pictures decoded in a run's threads, as far ahead of their consumer as there."""
     from clip.decoders import Decoding
-    from clip.items import Pixels
+    from clip.items import Pixels, Policies
     from clip.threads import ByteBudget, map_ahead
 
     budget, workers = ByteBudget(job.decode_budget_bytes), _workers(job)
-    decoding = Decoding(cast("FolderSource", _Held(items)), encoder.settings, job.guards, hashes=False)
+    decoding = Decoding(cast("Source", _Held(items)), encoder.settings, job.guards, Policies())
 
     def pixels_of(item: Item) -> Pixels:
-        outcome = decoding(item, budget.reserve)
+        [outcome] = decoding(item, budget.reserve)
         if not isinstance(outcome, Pixels):
             raise ValueError(f"{item.path}: {outcome.message}, expected a picture. Remove the folder of inputs.")
         return outcome

@@ -88,3 +88,11 @@ def picture_in_mode(i: int, width: int, height: int, mode: str) -> Image.Image:
     if mode == "P":
         return image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     return image.convert(mode)
+
+
+def quarters(width: int, height: int) -> Image.Image:
+    """An RGB picture of four colours, from the top left: red A, green B, blue C, yellow D, with a pattern on them."""
+    y, x = np.mgrid[0:height, 0:width]
+    colours = np.array([(200, 40, 40), (40, 160, 40), (40, 40, 200), (200, 200, 40)])
+    place = 2 * (y >= height // 2) + (x >= width // 2)
+    return Image.fromarray((colours[place] + ((5 * x + 3 * y) % 31)[:, :, None]).astype(np.uint8))

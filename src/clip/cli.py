@@ -18,7 +18,7 @@ import click
 import clip
 from clip.errors import ClipError, InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError
 from clip.interrupts import InterruptedBySignal, interruptible, undisturbed
-from clip.items import DeviceRow, Precision
+from clip.items import Background, DeviceRow, Frames, Orient, Precision, SixteenBit
 from clip.jobs import (
     DuplicateIds,
     EmbedJob,
@@ -45,6 +45,10 @@ PRECISION_HELP = "What vectors are computed in; reference is OpenAI's: fp32 on a
 BATCH_HELP = "Pictures the model reads at a time.  [default: as suits model and device]"
 ROOT_HELP = "Where relative paths in lists start.  [default: the current folder]"
 DUPLICATES_HELP = "Refuse an input in which an id stands twice, or keep both rows."
+ORIENT_HELP = "Pixels as stored, as OpenAI's code has them, or turned as EXIF says."
+BACKGROUND_HELP = "Drop the alpha of transparent pictures, or lay them on a colour."
+SIXTEEN_HELP = "White in grey pictures of 16 bits: 255 and more, as OpenAI's code has it, or 65535."
+FRAMES_HELP = "Of animations and files of several pages."
 PROGRESS_HELP = "A bar on a terminal and lines elsewhere (auto), lines, JSON lines, or nothing, on stderr."
 UPDATE_HELP = "Bring OUT up to date: embed what is new or changed, drop what is gone."
 ISOLATE_HELP = "Decode in processes: a picture that crashes, hangs or eats memory becomes a failure row."
@@ -92,6 +96,11 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @_option("--max-bytes", field="max_bytes", metavar="N", type=int, help="Of a file; larger ones are failure rows.")
 @_option("--max-pixels", field="max_pixels", metavar="N", type=int, help="Of a picture, before decoding; likewise.")
 @_option("--max-aspect", field="max_aspect", metavar="X", type=float, help="Longer side over shorter; likewise.")
+@_option("--orient", field="orient", type=click.Choice(get_args(Orient)), help=ORIENT_HELP)
+@_option("--background", field="background", type=click.Choice(get_args(Background)), help=BACKGROUND_HELP)
+@_option("--sixteen-bit", field="sixteen_bit", type=click.Choice(get_args(SixteenBit)), help=SIXTEEN_HELP)
+@_option("--frames", field="frames", type=click.Choice(get_args(Frames)), help=FRAMES_HELP)
+@_option("--max-frames", field="max_frames", metavar="N", type=int, help="Of a file, with --frames all.")
 @_option("--on-failure", field="on_failure", type=click.Choice(get_args(OnFailure)), help=ON_FAILURE_HELP)
 @_option("--max-failures", field="max_failures", metavar="N|P%", help=FAILURES_HELP)
 @_option(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip.errors import InputError
-from clip.items import Failure, Guards, Item, Member, Pixels, PreprocessSettings
+from clip.items import Failure, Guards, Item, Member, Pixels, Policies, PreprocessSettings
 from clip.pixels import decode
 
 if TYPE_CHECKING:
@@ -46,21 +46,26 @@ class Decoding:
     source: Source
     settings: PreprocessSettings
     guards: Guards
+    policies: Policies
     hashes: bool = False  # also the sha256 of the encoded picture
 
     def __call__(
         self, entry: Item | Member, reserve: Callable[[int], AbstractContextManager[None]] = nullcontext
-    ) -> Pixels | Failure:
-        """One entry of a source -> one model input, or the reason there is none. `reserve` is `pixels.decode`'s."""
+    ) -> list[Pixels | Failure]:
+        """One entry of a source -> what `pixels.decode` makes of it, or the reason why it cannot be read."""
         item = entry.item if isinstance(entry, Member) else entry
         try:
             data = entry.data if isinstance(entry, Member) else self.source.read(item, self.guards.max_bytes)
         except Exception as exc:  # noqa: BLE001  what becomes of one picture never ends a run: MemoryError among them
-            return Failure(item.id, item.path, "read", type(exc).__name__, str(exc))
-        found = decode(item, data, self.settings, reserve, self.guards)
-        if self.hashes and isinstance(found, Pixels):
-            return replace(found, row=replace(found.row, sha256=hashlib.sha256(data).hexdigest()))
-        return found
+            return [Failure(item.id, item.path, "read", type(exc).__name__, str(exc))]
+        found = decode(item, data, self.settings, reserve, self.guards, self.policies)
+        if not self.hashes:
+            return found
+        sha256 = hashlib.sha256(data).hexdigest()
+        return [
+            replace(outcome, row=replace(outcome.row, sha256=sha256)) if isinstance(outcome, Pixels) else outcome
+            for outcome in found
+        ]
 
 
 class IsolatedDecoder:
@@ -72,7 +77,7 @@ class IsolatedDecoder:
         max_seconds: float,
         reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`max_seconds` is for opening a picture, and again for decoding it; waiting in `reserve` does not count.
+        """`max_seconds` is for opening a picture, and again for decoding each frame; waiting in `reserve` not counted.
 
         Raises:  InputError on Windows.
         """
@@ -86,22 +91,22 @@ class IsolatedDecoder:
         self._starting = threading.Lock()
         self._closed = False
 
-    def __call__(self, entry: Item | Member) -> Pixels | Failure:
-        """One entry of a source -> one model input, or the reason there is none.
+    def __call__(self, entry: Item | Member) -> list[Pixels | Failure]:
+        """One entry of a source -> what `Decoding` makes of it; one failure, whatever its frames, if that kills it.
 
         Raises:  OSError where no process can be started.
         """
         while True:
             process = self._process()
             fresh = process.decoded == 0
-            outcome = process.decode(entry, self._max_seconds, self._reserve)
+            found = process.decode(entry, self._max_seconds, self._reserve)
             if not process.alive:
                 ended = self._drop(process)
-                if outcome is None and (fresh or self._closed):
+                if found is None and (fresh or self._closed):
                     message = f"the process that decodes it {ended}, expected pixels. Leave it out, or repair it."
-                    outcome = _failure(entry, ChildProcessError, message)
-            if outcome is not None:
-                return outcome
+                    return [_failure(entry, ChildProcessError, message)]
+            if found is not None:
+                return found
 
     def close(self) -> None:
         """End all processes at once; calls under way return."""
@@ -170,7 +175,7 @@ class _Process:
 
     def decode(
         self, entry: Item | Member, max_seconds: float, reserve: Callable[[int], AbstractContextManager[None]]
-    ) -> Pixels | Failure | None:
+    ) -> list[Pixels | Failure] | None:
         """What became of a picture; None if the process died of it. It is not alive after a time-out."""
         try:
             with ExitStack() as held:
@@ -180,6 +185,7 @@ class _Process:
                     if not isinstance(found, int):
                         self.decoded += 1
                         return found
+                    held.close()  # the frame before is done
                     held.enter_context(reserve(found))
                     self._connection.send(None)
         except (OSError, EOFError):
@@ -189,7 +195,7 @@ class _Process:
             return None
         self.alive = False
         message = f"not decoded after {max_seconds:g} s, expected less. Leave it out, or raise --max-seconds."
-        return _failure(entry, TimeoutError, message)
+        return [_failure(entry, TimeoutError, message)]
 
     def kill(self) -> None:
         self.alive = False
@@ -233,10 +239,14 @@ def work(descriptor: int) -> None:
             watch()
             found = decoding(entry, reserve)
             signal.alarm(0)
-            if isinstance(found, Failure) and found.error == MemoryError.__name__:
-                message = f"needs more than {limit_bytes:,} bytes of memory, expected less. Leave it out, or shrink it."
-                found = replace(found, message=message)
-            connection.send(found)
+            connection.send([_with_limit(outcome, limit_bytes) for outcome in found])
+
+
+def _with_limit(outcome: Pixels | Failure, limit_bytes: int) -> Pixels | Failure:
+    if not isinstance(outcome, Failure) or outcome.error != MemoryError.__name__:
+        return outcome
+    message = f"needs more than {limit_bytes:,} bytes of memory, expected less. Leave it out, or shrink it."
+    return replace(outcome, message=message)
 
 
 def _limit_memory(limit_bytes: int) -> None:

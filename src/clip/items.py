@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -22,6 +22,10 @@ Stage = Literal["read", "open", "decode", "encode"]
 Activation = Literal["quick_gelu", "gelu"]
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "squash"]  # the shorter side becomes the resolution, or both do
+Orient = Literal["none", "exif"]  # pixels as stored, or turned as the file says
+Background = Literal["none", "white", "black"]
+SixteenBit = Literal["clip", "scale"]  # 255 and more is white, or 65535 is
+Frames = Literal["first", "all"]
 Triple = tuple[float, float, float]
 # What vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on a CPU, fp16 on CUDA.
 Precision = Literal["reference", "fp32", "fp16", "bf16", "fp8"]
@@ -119,6 +123,12 @@ class Shard:
     kept: frozenset[str] = frozenset()  # ids whose rows stand in the part that this one replaces
 
 
+def listed_id(own_id: str, listed: Container[str]) -> str:
+    """The id under which a row's picture was listed: its own, or that of the file whose frame it is."""
+    file = own_id.rpartition("#")[0]
+    return file if own_id not in listed and file in listed else own_id
+
+
 def in_shards(entries: Iterable[Entry], size: int, first: int = 0) -> Iterator[Shard]:
     """Entries in shards of `size`, numbered from `first`; a pack is a shard of its own."""
     group: list[Entry] = []
@@ -191,6 +201,17 @@ class Guards:
     max_bytes: int = 2**31 - 1  # of the file; no format we decode gains from more
     max_pixels: int = 100_000_000  # width times height; Pillow itself refuses 179 million and more
     max_aspect: float | None = None  # the longer side over the shorter; without, only the resized canvas has a limit
+    max_frames: int = 1000  # of a file, where all are taken; those beyond become one failure row
+
+
+@dataclass(frozen=True)
+class Policies:
+    """How a file is read where there is a choice. Each default is the reference's way."""
+
+    orient: Orient = "none"
+    background: Background = "none"  # what transparent pictures are laid on; "none" drops their alpha
+    sixteen_bit: SixteenBit = "clip"  # for grey pictures of 16 bits and more
+    frames: Frames = "first"  # of animations and files of several pages
 
 
 @dataclass(frozen=True)

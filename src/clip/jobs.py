@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from clip.errors import InputError
-from clip.items import Guards, Precision
+from clip.items import Background, Frames, Guards, Orient, Policies, Precision, SixteenBit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +54,11 @@ class EmbedJob:
     max_bytes: int = Guards.max_bytes  # of a picture's file; more is a failure row, as are the next two
     max_pixels: int = Guards.max_pixels  # width times height, before decoding
     max_aspect: float | None = Guards.max_aspect  # the longer side over the shorter
+    orient: Orient = "none"  # pixels as stored, as OpenAI's code has them, or turned as EXIF says
+    background: Background = "none"  # drop the alpha of transparent pictures, or lay them on a colour
+    sixteen_bit: SixteenBit = "clip"  # 255 and more of a 16-bit grey picture is white, or 65535 is
+    frames: Frames = "first"  # of animations and files of several pages
+    max_frames: int = Guards.max_frames  # of a file, with frames="all"
     isolate: bool = False  # decode in processes of their own, so that a picture that kills its decoder is a failure row
     max_seconds: float | None = None  # for one picture to decode, with isolate; a minute without
     hashes: bool = False  # store the sha256 of each picture's file, and update by it
@@ -63,7 +68,7 @@ class EmbedJob:
     update: bool = False  # bring an output whose input changed up to date: do what is new or changed, drop what is gone
 
     def __post_init__(self) -> None:
-        caps = ("max_bytes", "max_pixels", "max_aspect")
+        caps = ("max_bytes", "max_pixels", "max_aspect", "max_frames")
         if self.max_seconds is not None and not (self.isolate and 0 < self.max_seconds <= MAX_SECONDS):
             raise InputError(
                 f"max_seconds: found {self.max_seconds} {'with' if self.isolate else 'without'} isolate, expected more "
@@ -86,7 +91,8 @@ class EmbedJob:
                 f"max_failures: found {self.max_failures!r}, expected a number, or a percentage as in 5%. Pass one."
             )
         words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure}
-        words_of |= {"duplicate_ids": DuplicateIds}
+        words_of |= {"duplicate_ids": DuplicateIds, "orient": Orient, "background": Background}
+        words_of |= {"sixteen_bit": SixteenBit, "frames": Frames}
         for name, words in ((name, get_args(kind)) for name, kind in words_of.items()):
             if getattr(self, name) not in words:
                 raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {words}. Pass one.")
@@ -100,7 +106,12 @@ class EmbedJob:
     @property
     def guards(self) -> Guards:
         """What a picture may cost."""
-        return Guards(self.max_bytes, self.max_pixels, self.max_aspect)
+        return Guards(self.max_bytes, self.max_pixels, self.max_aspect, self.max_frames)
+
+    @property
+    def policies(self) -> Policies:
+        """How a file is read where there is a choice."""
+        return Policies(self.orient, self.background, self.sixteen_bit, self.frames)
 
     def allowed_failures(self, total: int) -> int:
         """How many of so many entries may fail before the run stops."""

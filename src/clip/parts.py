@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip.errors import StoreError
-from clip.items import utf8_path
+from clip.items import listed_id, utf8_path
 from clip.whole_files import replacing, written
 
 if TYPE_CHECKING:
@@ -93,16 +93,18 @@ class PartWriter:
     def _with_kept(self, made: dict[str, pa.Table]) -> dict[str, pa.Table]:
         places = {entry.id: place for place, entry in enumerate(self._shard.entries)}
         merged: dict[str, pa.Table] = {}
+        standing: set[str] = set()
         for folder, new in made.items():
             old = read_standing(self._path, self._schema, self._shard.index)[folder]
-            kept = [name in self._shard.kept for name in old.column("id").to_pylist()]
+            kept = [listed_id(name, places) in self._shard.kept for name in old.column("id").to_pylist()]
             both = pa.concat_tables([old.filter(pa.array(kept, pa.bool_())), new])
-            order = np.argsort([places[name] for name in both.column("id").to_pylist()], kind="stable")
+            entries = [listed_id(name, places) for name in both.column("id").to_pylist()]
+            order = np.argsort([places[name] for name in entries], kind="stable")
+            standing |= set(entries)
             merged[folder] = both.take(order)
-        found = sum(table.num_rows for table in merged.values())
-        if found != len(self._shard.entries):
+        if standing != places.keys():
             raise StoreError(
-                f"{self._path}: shard {self._shard.index} holds {found} of the {len(self._shard.entries)} entries it "
+                f"{self._path}: shard {self._shard.index} holds {len(standing)} of the {len(places)} entries it "
                 "should, because a part changed under the job. Run it again."
             )
         return merged

@@ -38,7 +38,7 @@ from clip.update import updated_plan
 from clip.whole_files import written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 
 ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
@@ -79,7 +79,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             plan, removed = _planned(job, source, store, lock, progress)
             resumed = _Run(job, encoder, source, plan, store, lock, progress).write()
             rows, failed = store.counts(range(plan.shards))
-            if not plan.packs and rows + failed != plan.entries:
+            if not plan.packs and job.frames == "first" and rows + failed != plan.entries:
                 raise StoreError(
                     f"{output}: holds {rows:,} rows and {failed:,} failures, expected {plan.entries:,} together. "
                     "Run again with --overwrite, and report this."
@@ -180,7 +180,7 @@ class _Run:
     ) -> None:
         self._job = job
         self._encoder = encoder
-        self._decoding = Decoding(source, encoder.settings, job.guards, job.hashes)
+        self._decoding = Decoding(source, encoder.settings, job.guards, job.policies, job.hashes)
         self._plan = plan
         self._store = store
         self._lock = lock
@@ -249,14 +249,17 @@ class _Run:
         seconds = job.max_seconds or DECODE_SECONDS
         isolated = IsolatedDecoder(self._decoding, seconds, budget.reserve) if job.isolate else None
 
-        def outcome(entry: Item | Member | Failure | Shard | _End) -> Pixels | Failure | Shard | _End:
+        def outcomes(entry: Item | Member | Failure | Shard | _End) -> Sequence[Pixels | Failure | Shard | _End]:
             if not isinstance(entry, (Item, Member)):
-                return entry
+                return [entry]
             return isolated(entry) if isolated else self._decoding(entry, budget.reserve)
 
         stop = isolated.close if isolated else (lambda: None)
-        ahead = 2 * self._encoder.batch_size + workers
-        return map_ahead(outcome, self._entries(indices), workers=workers, ahead=ahead, stop=stop)
+        # Of a file's frames there may be many, so no more files are ahead than are being decoded.
+        ahead = workers if job.frames == "all" else 2 * self._encoder.batch_size + workers
+        with closing(map_ahead(outcomes, self._entries(indices), workers=workers, ahead=ahead, stop=stop)) as found:
+            for several in found:
+                yield from several
 
     def _entries(self, indices: Iterable[int]) -> Iterator[Item | Member | Failure | Shard | _End]:
         for index in indices:
@@ -369,7 +372,7 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "computed_in": encoder.computed_in,
         "engine": encoder.backend,
         "decode": "exact",
-        "orientation": "as stored",
+        "policies": asdict(job.policies),
         "guards": asdict(job.guards),
         "normalised": job.normalize,
         "dtype": job.dtype,

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import os
 import struct
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +20,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from clip.errors import ImageError, InputTypeError
-from clip.items import Failure, Guards, Item, Pixels, PreprocessSettings, Row, Stage
+from clip.items import Failure, Guards, Item, Pixels, Policies, PreprocessSettings, Row, Stage
+from clip.policies import HEIF, by_policy, encoded_by_policy, is_heif, pictures_held
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
+
+    from clip.items import Orient
 
 PREPROCESS_ID = "openai-clip"  # goes into manifests: the five steps, as openai/CLIP@d05afc4 has them
 BICUBIC = Image.Resampling.BICUBIC
@@ -31,6 +36,8 @@ INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MAX_CANVAS_PX = 256_000_000  # pixels of the resized picture; up to 1 GB in Pillow's four bytes a pixel
 # Pillow's readers that start another program (EPS runs Ghostscript), or that only tell the header.
 UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+# What frames="all" goes through. A PSD's layers are no pictures of their own; what is rarer was not tried.
+FORMATS_WITH_FRAMES = frozenset({"AVIF", "GIF", HEIF, "MPO", "PNG", "TIFF", "WEBP"})
 SNIFF_BYTES = 16  # what Pillow hands its readers to recognise a format by
 
 
@@ -113,6 +120,8 @@ def open_picture(image: object) -> Image.Image:
         return image
     if isinstance(image, (str, os.PathLike)):
         with Image.open(Path(image), formats=decodable_formats()) as opened:
+            if opened.format == HEIF:
+                return _open_encoded(Path(image).read_bytes())  # as stored, like all others
             opened.load()  # before the file is closed
             return opened
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -130,12 +139,18 @@ def open_picture(image: object) -> Image.Image:
     )
 
 
-def _open_encoded(data: bytes) -> Image.Image:
+def _open_encoded(data: bytes, orient: Orient = "none") -> Image.Image:
     if not data:
         raise ImageError("picture: empty, expected an encoded one. Restore it from where it came.")
     try:
-        return Image.open(io.BytesIO(data), formats=decodable_formats())
+        return Image.open(io.BytesIO(encoded_by_policy(data, orient)), formats=decodable_formats())
     except UnidentifiedImageError as exc:  # whose own message names a buffer at an address
+        if is_heif(data) and HEIF not in decodable_formats():
+            raise ImageError(
+                "picture: a HEIC, expected a format that Pillow decodes. Run: pip install 'clip-turbo[heic]'"
+            ) from exc
+        if is_heif(data):
+            raise ImageError("picture: a damaged HEIC, expected a whole one. Restore it from where it came.") from exc
         raise ImageError(
             f"picture: starts with {data[:SNIFF_BYTES]!r}, expected a format that Pillow decodes. Check what it is."
         ) from exc
@@ -168,25 +183,93 @@ def decode(
     settings: PreprocessSettings,
     reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
     guards: Guards = Guards(),  # noqa: B008  frozen
-) -> Pixels | Failure:
-    """One encoded picture -> one model input, or the reason there is none. Only the first frame of several.
+    policies: Policies = Policies(),  # noqa: B008  frozen
+) -> list[Pixels | Failure]:
+    """One encoded picture -> one model input, or the reason there is none; several where all frames are wanted.
 
-    `reserve` is entered with the bytes that decoding will take, once the header has told the size and `guards` let it
-    pass.
+    With frames="all" a file of several frames gives one outcome for each, with the ids `id#0`, `id#1` and so on. The
+    first that fails is the last: what came before is kept. `reserve` is entered with the bytes that decoding a frame
+    will take, once its header has told the size and `guards` let it pass, and left before the next.
+
+    A row's width and height are those of the picture that was resized, so after it was turned: then a JPEG and a HEIC
+    of one photo have the same under each policy.
 
     Shapes:  data of any of `decodable_formats` -> uint8 (R, R, 3).
     """
+    found: list[Pixels | Failure] = []
+    several = False
+    try:
+        with _open_encoded(data, policies.orient) as image:
+            for _ in _frames(image, guards.max_frames) if policies.frames == "all" else (0,):
+                found.append(_decode_frame(item, image, len(data), settings, reserve, guards, policies))
+                if isinstance(found[-1], Failure):
+                    several = policies.frames == "all" and _is_animated(image)
+                    break
+    except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
+        found.append(_failure(item, "open", exc))
+    if len(found) == 1 and not several:
+        return found
+    return [_renamed(outcome, f"{item.id}#{index}") for index, outcome in enumerate(found)]
+
+
+def _frames(image: Image.Image, max_frames: int) -> Iterable[int]:
+    """Show one frame of a file after the other. Raises: ImageError where there are more than so many, or too few."""
+    return _shown_frames(image, max_frames) if image.format in FORMATS_WITH_FRAMES else (0,)
+
+
+def _shown_frames(image: Image.Image, max_frames: int) -> Iterator[int]:
+    for index in count():
+        try:
+            image.seek(index)
+        except EOFError as exc:
+            announced = getattr(image, "n_frames", index)
+            if index < announced:
+                raise ImageError(
+                    f"picture: ends before frame {index} of {announced}, expected all. Restore it from where it came."
+                ) from exc
+            return
+        if index == max_frames:
+            raise ImageError(f"picture: more than {max_frames:,} frames, expected fewer. Raise --max-frames.")
+        yield index
+
+
+def _is_animated(image: Image.Image) -> bool:
+    with suppress(Exception):  # which a damaged file may raise of any type; its failure is told already
+        return image.format in FORMATS_WITH_FRAMES and bool(getattr(image, "is_animated", False))
+    return False
+
+
+def _decode_frame(
+    item: Item,
+    image: Image.Image,
+    size_bytes: int,
+    settings: PreprocessSettings,
+    reserve: Callable[[int], AbstractContextManager[None]],
+    guards: Guards,
+    policies: Policies,
+) -> Pixels | Failure:
+    """What the opened file shows now, decoded."""
     stage: Stage = "open"
     try:
-        with _open_encoded(data) as image:
-            width, height = image.size
-            check_size(width, height, guards)
-            stage = "decode"
-            with reserve(_decoded_bytes(width, height, settings.resolution_px)):
-                array = to_pixels(image, settings)
-            return Pixels(Row(item.id, item.path, width, height, image.format or "", len(data)), array)
-    except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
-        return Failure(item.id, item.path, stage, type(exc).__name__, str(exc))
+        check_size(*image.size, guards)
+        stage = "decode"
+        with reserve(_decoded_bytes(*image.size, settings.resolution_px, pictures_held(policies))):
+            picture = by_policy(image, policies)
+            width, height = picture.size  # before it is decoded, unless a policy did: as the header has it
+            array = to_pixels(picture, settings)
+        return Pixels(Row(item.id, item.path, width, height, image.format or "", size_bytes), array)
+    except Exception as exc:  # noqa: BLE001  as in decode
+        return _failure(item, stage, exc)
+
+
+def _failure(item: Item, stage: Stage, exc: Exception) -> Failure:
+    return Failure(item.id, item.path, stage, type(exc).__name__, str(exc))
+
+
+def _renamed(outcome: Pixels | Failure, own_id: str) -> Pixels | Failure:
+    if isinstance(outcome, Failure):
+        return replace(outcome, id=own_id)
+    return replace(outcome, row=replace(outcome.row, id=own_id))
 
 
 def check_size(width: int, height: int, guards: Guards) -> None:
@@ -203,16 +286,24 @@ def check_size(width: int, height: int, guards: Guards) -> None:
         )
 
 
-def _decoded_bytes(width: int, height: int, resolution_px: int) -> int:
+def _decoded_bytes(width: int, height: int, resolution_px: int, pictures: int) -> int:
     """What decoding and resizing hold at their peak: Pillow keeps four bytes a pixel for all that has colours."""
     resized_width, resized_height = resized_size(max(width, 1), max(height, 1), resolution_px)
-    return 4 * (width * height + resized_width * resized_height)
+    return 4 * (pictures * width * height + resized_width * resized_height)
 
 
 @cache
 def decodable_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats we decode: all it reads by itself, without starting another program."""
+    """Pillow's names of the formats we decode: all it reads by itself, without starting another program.
+
+    HEIF, for HEIC files, is among them where the extra `heic` is installed, or a reader of them registered before.
+    """
     Image.init()
+    if HEIF not in Image.OPEN:
+        with suppress(ImportError):
+            from pi_heif import register_heif_opener
+
+            register_heif_opener()
     return tuple(name for name in Image.ID if name not in UNDECODABLE_FORMATS)
 
 

@@ -48,7 +48,7 @@ FINGERPRINT = (
     "precision",
     "computed_in",
     "decode",
-    "orientation",
+    "policies",
     "guards",
     "normalised",
     "dtype",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clip.errors import InputError, StoreError
-from clip.items import Item, Pack, Shard, in_shards
+from clip.items import Item, Pack, Shard, in_shards, listed_id
 from clip.parts import EMBEDDINGS, FAILURES, PART, read_part
 from clip.plan import MERGED, SCHEMA, as_row, from_row, mark_of, write_plan
 
@@ -130,7 +130,7 @@ class _Comparison:
     def _updated(self, old: Shard) -> Shard:
         """A shard as it has to be, with what of it stands already."""
         done = self.store.mark(old.index) == old.mark
-        rows, failed = _outcomes(self.store, old.index)
+        rows, failed = _outcomes(self.store, old)
         if not self.retry:
             failed = dict.fromkeys(failed, False)
         touched = not done
@@ -145,7 +145,7 @@ class _Comparison:
             if isinstance(before, Pack):  # a shard of its own, so there is nothing to keep of it
                 touched |= before != now or any(failed.values())
                 continue
-            stands = (done or before.id in old.kept) and (before.id in rows or failed.get(before.id) is False)
+            stands = (done or before.id in old.kept) and not failed.get(before.id, before.id not in rows)
             if stands and self._unchanged(before, now, rows.get(before.id)):
                 kept.add(now.id)
             else:
@@ -162,20 +162,25 @@ class _Comparison:
         return (before.size_bytes, before.modified_ns) == (now.size_bytes, now.modified_ns)
 
 
-def _outcomes(store: StoreWriter, index: int) -> tuple[dict[str, str | None], dict[str, bool]]:
-    """What stands of a shard: the sha256 of rows (None where no job asked for it), and which failures may pass."""
+def _outcomes(store: StoreWriter, shard: Shard) -> tuple[dict[str, str | None], dict[str, bool]]:
+    """What stands of a shard, by the ids that were listed.
+
+    Of rows the sha256 (None where no job asked for it), and which failures may pass.
+    """
+    listed = {entry.id for entry in shard.entries}
     rows: dict[str, str | None] = {}
     failed: dict[str, bool] = {}
-    part = PART.format(index)
+    part = PART.format(shard.index)
     if (store.path / EMBEDDINGS / part).exists():
         hashed = "sha256" in store.schema.names
         table = read_part(store.path / EMBEDDINGS / part, ["id", "sha256"] if hashed else ["id"])
-        ids = table.column("id").to_pylist()
-        rows = dict(zip(ids, table.column("sha256").to_pylist() if hashed else [None] * len(ids), strict=True))
+        for row in table.to_pylist():
+            rows[listed_id(row["id"], listed)] = row.get("sha256")
     if (store.path / FAILURES / part).exists():
         for row in read_part(store.path / FAILURES / part, ["id", "stage", "error"]).to_pylist():
             of_system = row["stage"] == "read" and _is_os_error(row["error"])
-            failed[row["id"]] = of_system or row["error"] in TRANSIENT_ERRORS
+            own_id = listed_id(row["id"], listed)
+            failed[own_id] = of_system or row["error"] in TRANSIENT_ERRORS or failed.get(own_id, False)
     return rows, failed
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from clip.decoders import Decoding
 from clip.encoder import Encoder, unit_vectors
 from clip.errors import StoreError
-from clip.items import Failure, Guards, Pack, id_hash
+from clip.items import Failure, Guards, Member, Pack, Policies, id_hash, listed_id
 from clip.jobs import Problem, VerifyReport
 from clip.parts import EMBEDDINGS, FAILURES, IGNORED, PART, count_rows, read_mark, read_metadata, read_part
 from clip.plan import members_of, read_plan
@@ -29,7 +29,7 @@ from clip.stored import Store, matrix
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clip.items import Item, Member, Shard
+    from clip.items import Pixels, Shard
     from clip.jobs import VerifyJob
     from clip.plan import Plan
 
@@ -37,6 +37,7 @@ NORM_TOLERANCE = 1e-3  # of a vector that should have length 1; float16 rounds a
 SAME_COSINE = (
     0.9995  # between a vector that stands and the one made again, in another batch, perhaps on another machine
 )
+CHANGED = "The picture changed, or could not be reached."
 MAX_NAMED = 5  # ids in one problem
 
 
@@ -95,7 +96,7 @@ class _Reader:
     def _of_shard(self, shard: Shard) -> Iterator[Problem]:
         part = PART.format(shard.index)
         pack = shard.entries[0] if shard.entries and isinstance(shard.entries[0], Pack) else None
-        if pack is None:
+        if pack is None and self._store.manifest["policies"]["frames"] == "first":
             self.read += len(shard.entries)
         try:
             rows = read_part(self._store.path / EMBEDDINGS / part)
@@ -106,6 +107,8 @@ class _Reader:
             return
         self.written += rows.num_rows
         self.failed += failures.num_rows
+        if pack is None and self._store.manifest["policies"]["frames"] == "all":
+            self.read += rows.num_rows + failures.num_rows  # how many frames there are is known only now
         if mark != self._plan.outline(shard.index).mark:
             yield Problem(f"{EMBEDDINGS}/{part}", "of another listing than _plan. Run the job again.")
         if not rows.schema.equals(self._store.schema):
@@ -118,11 +121,11 @@ class _Reader:
             yield from self._of_vectors(part, ids, rows)
             return
         listed = [entry.id for entry in shard.entries]
-        found = set(ids) | set(failed)
+        places = {name: place for place, name in enumerate(listed)}
+        found = {listed_id(name, places) for name in (*ids, *failed)}
         yield from self._differing(part, "listed and not there", [name for name in listed if name not in found])
         yield from self._differing(part, "there and not listed", sorted(found - set(listed)))
-        places = {name: place for place, name in enumerate(listed)}
-        order = [places.get(name, -1) for name in ids]
+        order = [places.get(listed_id(name, places), -1) for name in ids]
         if order != sorted(order) and self._store.manifest["duplicate_ids"] == "error":
             yield Problem(f"{EMBEDDINGS}/{part}", "not in the order of the listing. Run with --overwrite.")
         yield from self._of_vectors(part, ids, rows)
@@ -176,7 +179,8 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     encoder = _encoder_of(job, store)
     manifest = store.manifest
     source = Source(*(_field(manifest, name) for name in ("source", "globs", "column", "id_column", "root")))
-    decoding = Decoding(source, encoder.settings, Guards(**manifest["guards"]), hashes=False)
+    guards, policies = Guards(**manifest["guards"]), Policies(**manifest["policies"])
+    decoding = Decoding(source, encoder.settings, guards, policies)
     parts = [
         [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)
     ]
@@ -186,26 +190,26 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     cosines: list[float] = []
     for index, numbers in groupby(picked, key=lambda number: bisect_right(starts, number) - 1):
         rows = read_part(parts[index][0], ["id", "embedding"])
-        standing = dict(zip(rows.column("id").to_pylist(), matrix(rows, store.schema).astype(np.float32), strict=True))
-        wanted = {number - starts[index] for number in numbers}
-        for entry in _picked(plan.shard(index), wanted, decoding):
-            again = entry if isinstance(entry, Failure) else decoding(entry)
-            own_id = again.id if isinstance(again, Failure) else again.row.id
-            before = standing.get(own_id)
-            if before is None or isinstance(again, Failure):
-                if (before is None) != isinstance(again, Failure):
-                    what = (
-                        f"fails now ({again.message})"
-                        if isinstance(again, Failure)
-                        else "failed in the run, decodes now"
-                    )
-                    problems.append(Problem(own_id, f"{what}. The picture changed, or could not be reached."))
+        ids = rows.column("id").to_pylist()
+        standing = dict(zip(ids, matrix(rows, store.schema).astype(np.float32), strict=True))
+        ids += read_part(parts[index][1], ["id"]).column("id").to_pylist()
+        wanted = {ids[number - starts[index]] for number in numbers}
+        for again in _again(plan.shard(index), wanted, decoding):
+            if isinstance(again, Failure):
+                if again.id in standing:
+                    problems.append(Problem(again.id, f"fails now ({again.message}). {CHANGED}"))
+                continue
+            before = standing.get(again.row.id)
+            if before is None:
+                problems.append(Problem(again.row.id, f"failed in the run, decodes now. {CHANGED}"))
                 continue
             after = encoder.encode_pixels(again.array[None])
             cosine = float(unit_vectors(before[None])[0] @ unit_vectors(after)[0])
             cosines.append(cosine)
             if not cosine >= SAME_COSINE:
-                problems.append(Problem(own_id, f"cosine {cosine:.6f} to its vector made again. The picture changed."))
+                problems.append(
+                    Problem(again.row.id, f"cosine {cosine:.6f} to its vector made again. The picture changed.")
+                )
     return len(picked), min(cosines, default=None), problems
 
 
@@ -213,15 +217,25 @@ def _field(manifest: dict[str, Any], name: str) -> Any:
     return tuple(manifest[name]) if isinstance(manifest[name], list) else manifest[name]
 
 
-def _picked(shard: Shard, wanted: set[int], decoding: Decoding) -> Iterator[Item | Member | Failure]:
-    """The entries of a shard, or the members of its pack, that have these numbers."""
+def _again(shard: Shard, wanted: set[str], decoding: Decoding) -> Iterator[Pixels | Failure]:
+    """What becomes of the pictures of these ids when they are decoded again."""
     pack = shard.entries[0]
     entries = (
         decoding.source.members(pack, decoding.guards.max_bytes, Counter()) if isinstance(pack, Pack) else shard.entries
     )
-    for number, entry in enumerate(entries):
-        if number in wanted and not isinstance(entry, Pack):
-            yield entry
+    missing = set(wanted)
+    files = wanted | {own_id.rpartition("#")[0] for own_id in wanted}
+    for entry in entries:
+        own_id = entry.item.id if isinstance(entry, Member) else entry.id
+        if own_id not in files or isinstance(entry, Pack):
+            continue
+        for outcome in [entry] if isinstance(entry, Failure) else decoding(entry):
+            found = outcome.id if isinstance(outcome, Failure) else outcome.row.id
+            if found in missing:
+                missing.discard(found)
+                yield outcome
+    for own_id in sorted(missing):
+        yield Failure(own_id, "", "read", "InputError", "it is not there any more")
 
 
 def _encoder_of(job: VerifyJob, store: Store) -> Encoder:

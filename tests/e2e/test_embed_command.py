@@ -335,6 +335,11 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--root", "photos"], "root", "photos"),
     (["--duplicate-ids", "keep"], "duplicate_ids", "keep"),
     (["--update"], "update", True),
+    (["--orient", "exif"], "orient", "exif"),
+    (["--background", "white"], "background", "white"),
+    (["--sixteen-bit", "scale"], "sixteen_bit", "scale"),
+    (["--frames", "all"], "frames", "all"),
+    (["--max-frames", "7"], "max_frames", 7),
     (["--hash"], "hashes", True),
     (["--isolate"], "isolate", True),
 ]

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import checkpoints
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip.decoders import Decoding, IsolatedDecoder
-from clip.items import Guards, Item, Pixels, PreprocessSettings
+from clip.items import Guards, Item, Pixels, Policies, PreprocessSettings
 from clip.sources import Source
 
 DEEDS = {
@@ -93,7 +95,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def isolated(photos: Path, max_seconds: float = 20.0) -> IsolatedDecoder:
-    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), hashes=True)
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), Policies(), hashes=True)
     return IsolatedDecoder(decoding, max_seconds)
 
 
@@ -103,11 +105,11 @@ def item(photos: Path, name: str) -> Item:
 
 def test_pixels_and_failures_are_those_of_the_thread_itself(photos: Path) -> None:
     (photos / "broken.png").write_bytes(b"no picture")
-    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), hashes=True)
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), Policies(), hashes=True)
     decoder = isolated(photos)
     try:
         for name in ("00.png", "broken.png", "missing.png", "01.png"):
-            found, expected = decoder(item(photos, name)), decoding(item(photos, name))
+            [found], [expected] = decoder(item(photos, name)), decoding(item(photos, name))
             if isinstance(expected, Pixels):
                 assert isinstance(found, Pixels)
                 assert found.row == expected.row
@@ -118,6 +120,34 @@ def test_pixels_and_failures_are_those_of_the_thread_itself(photos: Path) -> Non
         decoder.close()
 
 
+def test_frames_come_from_a_process_one_at_a_time_and_are_those_of_the_thread_itself(photos: Path) -> None:
+    pages = [formula.picture(n, 40, 30) for n in range(3)]
+    pages[0].save(photos / "pages.tiff", save_all=True, append_images=pages[1:])
+    held: list[int] = []
+    most: list[int] = []
+
+    @contextmanager
+    def reserve(size_bytes: int) -> Generator[None]:
+        held.append(size_bytes)
+        most.append(len(held))
+        yield
+        held.pop()
+
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), Policies(frames="all"), hashes=True)
+    decoder = IsolatedDecoder(decoding, 20.0, reserve)
+    try:
+        found, expected = decoder(item(photos, "pages.tiff")), decoding(item(photos, "pages.tiff"))
+    finally:
+        decoder.close()
+    assert most == [1, 1, 1], "a budget that holds one frame would be waited for for ever"
+    assert held == []
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one, Pixels)
+        assert isinstance(other, Pixels)
+        assert one.row == other.row
+        assert (one.array == other.array).all()
+
+
 def test_a_picture_that_dies_of_an_earlier_one_is_tried_again(
     plugin: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,8 +155,8 @@ def test_a_picture_that_dies_of_an_earlier_one_is_tried_again(
     monkeypatch.setattr(sys, "path", [str(plugin), *sys.path])
     decoder = isolated(photos)
     try:
-        assert isinstance(decoder(item(photos, "poison.hostile")), Pixels)
-        assert isinstance(decoder(item(photos, "00.png")), Pixels)
+        assert isinstance(decoder(item(photos, "poison.hostile"))[0], Pixels)
+        assert isinstance(decoder(item(photos, "00.png"))[0], Pixels)
     finally:
         decoder.close()
 
@@ -137,9 +167,9 @@ def test_a_process_whose_job_was_killed_ends_by_itself_even_if_it_hangs(plugin: 
 import os, signal, sys, threading, time
 from clip import decoders
 decoders.WORK = "from clip import decoders; decoders.ORPHAN_S = 0.5; " + decoders.WORK
-from clip.items import Guards, Item, PreprocessSettings
+from clip.items import Guards, Item, Policies, PreprocessSettings
 from clip.sources import Source
-decoding = decoders.Decoding(Source(({str(photos)!r},)), PreprocessSettings(32), Guards(), False)
+decoding = decoders.Decoding(Source(({str(photos)!r},)), PreprocessSettings(32), Guards(), Policies())
 decoder = decoders.IsolatedDecoder(decoding, 1.5)
 def tell():
     while not decoder._processes:

@@ -303,7 +303,7 @@ def test_a_plain_run_over_what_was_updated_has_nothing_to_do(
     def refuse(self: Decoding, item: Any, *others: Any) -> Any:
         found = decode(self, item, *others)
         if item.id == "02.png":
-            return clip.items.Failure(item.id, item.path, "read", "OSError", "the disk was away")
+            return [clip.items.Failure(item.id, item.path, "read", "OSError", "the disk was away")]
         return found
 
     monkeypatch.setattr(Decoding, "__call__", refuse)

@@ -44,6 +44,7 @@ LAYERS = {
         "jobs",
         "model",
         "pixels",
+        "policies",
         "preprocess",
         "threads",
     }

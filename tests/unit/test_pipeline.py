@@ -32,11 +32,12 @@ from clip.errors import (
     WeightsMissingError,
 )
 from clip.items import Item, PreprocessSettings, Shard
-from clip.jobs import EmbedJob, EmbedReport, Listing, Progress
+from clip.jobs import EmbedJob, EmbedReport, Listing, Progress, VerifyJob
 from clip.lock import locked
 from clip.sources import Source
 from clip.store import PartWriter, StoreWriter
 from clip.threads import ByteBudget
+from clip.verify import verify
 
 TOLERANCE = 1e-5
 GOOD = [f"{n:02}.png" for n in range(11)]
@@ -138,8 +139,8 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "computed_in": "fp32",
         "engine": make_backend(torch.device("cpu")).name,
         "decode": "exact",
-        "orientation": "as stored",
-        "guards": {"max_bytes": 2**31 - 1, "max_pixels": 100_000_000, "max_aspect": None},
+        "policies": {"orient": "none", "background": "none", "sixteen_bit": "clip", "frames": "first"},
+        "guards": {"max_bytes": 2**31 - 1, "max_pixels": 100_000_000, "max_aspect": None, "max_frames": 1000},
         "normalised": False,
         "dtype": "float16",
         "hashes": False,
@@ -536,3 +537,32 @@ def test_each_picture_is_written_or_failed_whatever_stands_beside_it(
         assert report.read == report.written + report.failed
         assert sum(report.ignored.values()) == len(wanted["ignored"])
         assert manifest(out)["counts"]["read"] == report.read
+
+
+def test_each_frame_of_a_file_is_a_row_and_counts_as_read(weights_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    frames = [formula.picture(n, 40, 30) for n in range(3)]
+    frames[0].save(tmp_path / "photos" / "b.tiff", save_all=True, append_images=frames[1:])
+    for name, frame in (("a.png", frames[2]), ("c.png", frames[0])):
+        frame.save(tmp_path / "photos" / name)
+    told: list[int] = []
+    asked = job(tmp_path / "photos", tmp_path / "out", weights_path, batch_size=2, frames="all", hashes=True)
+    report = clip.embed(asked, progress=lambda progress: told.append(progress.read))
+    assert [row["id"] for row in rows(tmp_path / "out")] == ["a.png", "b.tiff#0", "b.tiff#1", "b.tiff#2", "c.png"]
+    assert told[-5:] == [1, 2, 3, 4, 5]
+    found = vectors(tmp_path / "out")
+    assert np.abs(found[[0, 4]] - found[[3, 1]]).max() < TOLERANCE
+    assert (report.read, report.written) == (5, 5)
+    checked = verify(VerifyJob(output=tmp_path / "out", sample=5))
+    assert (checked.problems, checked.read, checked.sampled) == ((), 5, 5)
+    # A file of several frames is one entry: unchanged it is kept with all of them, changed all are done again.
+    (tmp_path / "photos/a.png").unlink()
+    updated = dataclasses.replace(asked, update=True)
+    assert (clip.embed(updated).read, vectors(tmp_path / "out").tolist()) == (4, found[1:].tolist())
+    (tmp_path / "photos/b.tiff").unlink()
+    formula.picture(5, 40, 30).save(
+        tmp_path / "photos/b.tiff", save_all=True, append_images=[formula.picture(6, 40, 30)]
+    )
+    assert clip.embed(updated).read == 3
+    assert [row["id"] for row in rows(tmp_path / "out")] == ["b.tiff#0", "b.tiff#1", "c.png"]
+    assert verify(VerifyJob(output=tmp_path / "out", sample=5)).problems == ()

@@ -140,7 +140,7 @@ def encoded(image: Image.Image, name: str) -> bytes:
 def test_decode_gives_the_transforms_pixels_and_what_the_original_was() -> None:
     image = formula.picture(2, 50, 40)
     data = encoded(image, "PNG")
-    outcome = px.decode(Item("a", "/b/a", 7), data, PreprocessSettings(16))
+    [outcome] = px.decode(Item("a", "/b/a", 7), data, PreprocessSettings(16))
     assert isinstance(outcome, Pixels)
     assert np.array_equal(outcome.array, px.to_pixels(image, PreprocessSettings(16)))
     row = outcome.row
@@ -161,7 +161,7 @@ def test_decode_gives_the_transforms_pixels_and_what_the_original_was() -> None:
     ids=["empty", "text", "cut header", "cut pixels", "canvas", "a program for Ghostscript"],
 )
 def test_decode_gives_a_failure_with_stage_and_reason(data: bytes, stage: str, message: str) -> None:
-    outcome = px.decode(Item("a", "/b/a", 7), data, PreprocessSettings(224))
+    [outcome] = px.decode(Item("a", "/b/a", 7), data, PreprocessSettings(224))
     assert isinstance(outcome, Failure)
     assert (outcome.id, outcome.path, outcome.stage) == ("a", "/b/a", stage)
     assert message in outcome.message
@@ -170,14 +170,14 @@ def test_decode_gives_a_failure_with_stage_and_reason(data: bytes, stage: str, m
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
     data = encoded(Image.new("1", (300, 200)), "PNG")
-    outcome = px.decode(Item("a", "a", 7), data, PreprocessSettings(224), guards=Guards(max_pixels=59_999))
+    [outcome] = px.decode(Item("a", "a", 7), data, PreprocessSettings(224), guards=Guards(max_pixels=59_999))
     assert isinstance(outcome, Failure)
     assert (outcome.stage, "300 x 200 px, expected at most 59,999 pixels" in outcome.message) == ("open", True)
 
 
 @given(st.binary(max_size=300))
 def test_decode_never_raises(data: bytes) -> None:
-    assert isinstance(px.decode(Item("a", "a", len(data)), data, PreprocessSettings(8)), (Pixels, Failure))
+    assert isinstance(px.decode(Item("a", "a", len(data)), data, PreprocessSettings(8))[0], (Pixels, Failure))
 
 
 def test_extensions_are_those_of_formats_pillow_decodes_by_itself() -> None:

@@ -168,9 +168,9 @@ def test_failures_that_another_try_may_not_have_are_tried_again_and_others_are_n
 
     def refuse(self: Decoding, item: Item, *reserve: Any) -> Any:
         if item.id == "09.png":
-            return Failure(item.id, item.path, "read", "OSError", "the disk was away")
+            return [Failure(item.id, item.path, "read", "OSError", "the disk was away")]
         if item.id == "03.png":
-            return Failure(item.id, item.path, "decode", "TimeoutError", "the machine was busy")
+            return [Failure(item.id, item.path, "decode", "TimeoutError", "the machine was busy")]
         return decoding(self, item, *reserve)
 
     asked = job(photos, tmp_path / "out", weights_path, update=True)

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import clip
+from clip.decoders import Decoding
 from clip.errors import InputError, StoreError
+from clip.items import Failure, Item, Pixels
 from clip.jobs import VerifyJob
 from clip.verify import verify
 
@@ -144,6 +146,21 @@ def test_a_sample_finds_pictures_that_changed_since(folder: Path, tmp_path: Path
     assert [problem.where for problem in problems] == ["00.png", "02.broken.png"]
     assert "fails now" in problems[0].what
     assert "failed in the run, decodes now" in problems[1].what
+
+
+def test_a_sample_compares_what_has_the_same_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = Decoding.__call__
+
+    def with_another_first(self: Decoding, item: Item) -> list[Pixels | Failure]:
+        other = Item("another", str(folder / "photos/00.png"), 1)
+        return [*decode(self, other), *decode(self, item)]
+
+    monkeypatch.setattr(Decoding, "__call__", with_another_first)
+    assert verify(VerifyJob(output=folder / "out", sample=8, device="cpu")).problems == ()
+    monkeypatch.setattr(Decoding, "__call__", lambda self, item: with_another_first(self, item)[:1])
+    problems = verify(VerifyJob(output=folder / "out", sample=8, device="cpu")).problems
+    assert [problem.where for problem in problems] == GOOD
+    assert all("it is not there any more" in problem.what for problem in problems)
 
 
 def test_a_sample_needs_the_weights_of_the_run(out: Path, tmp_path: Path) -> None:
