@@ -222,7 +222,7 @@ def _shown_frames(image: Image.Image, max_frames: int) -> Iterator[int]:
         try:
             image.seek(index)
         except EOFError as exc:
-            announced = getattr(image, "n_frames", index)
+            announced = max(1, getattr(image, "n_frames", index))  # never none at all: each file has an outcome
             if index < announced:
                 raise ImageError(
                     f"picture: ends before frame {index} of {announced}, expected all. Restore it from where it came."

@@ -43,8 +43,6 @@ def by_policy(image: Image.Image, policies: Policies) -> Image.Image:
     """
     if policies.orient == "exif":
         image = upright(image)
-    if policies.background != "none":
-        image.load()  # a PNG may tell of its transparency late
     alpha = _alpha_of_deep(image) if policies.background != "none" else None
     if policies.sixteen_bit == "scale":
         image = eight_bit(image)
@@ -109,7 +107,7 @@ def on_background(image: Image.Image, background: Background, alpha: Image.Image
     if alpha is not None:
         image = image.convert("L")
         image.putalpha(alpha)
-    if not image.has_transparency_data or image.mode in DEEP_MODES:
+    if not image.has_transparency_data:
         return image
     # Pillow knows no way from La to RGBA.
     coloured = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")

@@ -261,6 +261,26 @@ def test_changing_the_boxes_of_a_damaged_heic_never_raises(tail: bytes, place: i
     assert pol.encoded_by_policy(whole[:place], "none") in (whole[:place], changed_whole[:place])
 
 
+def test_a_heic_that_its_decoder_turned_is_not_turned_again() -> None:
+    image = px.open_picture(heic(1))
+    exif = Image.Exif()
+    exif[274] = 6
+    image.info["exif"] = exif.tobytes()
+    assert image.getexif()[274] == 6
+    assert pol.upright(image) is image
+
+
+@pytest.mark.parametrize("size", [4, 7, 10, 2**31])
+def test_boxes_that_are_smaller_than_their_head_or_leave_their_list_are_not_followed(size: int) -> None:
+    turn = struct.pack(">I4sB", 9, b"irot", 3)
+    damaged = (struct.pack(">I", size) if size == 4 else struct.pack(">I4sB", size, b"irot", 3)) + turn
+    ipco = struct.pack(">I4s", 8 + len(damaged) - (size == 10) * len(turn), b"ipco") + damaged
+    iprp = struct.pack(">I4s", 8 + len(ipco), b"iprp") + ipco
+    meta = struct.pack(">I4sI", 12 + len(iprp), b"meta", 0) + iprp
+    data = struct.pack(">I4s4s", 12, b"ftyp", b"heic") + meta
+    assert pol.encoded_by_policy(data, "none") is data
+
+
 def test_boxes_with_long_sizes_and_to_the_end_are_followed() -> None:
     def box(name: bytes, content: bytes, size: int | None = None) -> bytes:
         if size == 1:
@@ -355,13 +375,19 @@ def test_modes_that_few_files_have_are_laid_on_the_colour_too(mode: str, backgro
     assert np.abs(found.astype(int) - laid_by_hand(rgba, background)).max() <= 2
 
 
-def test_a_frame_of_an_animation_is_laid_on_the_colour() -> None:
+@pytest.mark.parametrize("name", ["WEBP", "GIF", "PNG"])
+def test_a_frame_of_an_animation_is_laid_on_the_colour(name: str) -> None:
     frames = [formula.picture_in_mode(i, 40, 30, "RGBA") for i in range(3)]
-    data = encoded(frames, "WEBP", lossless=True, exact=True)
+    if name == "GIF":  # all or nothing
+        for n, frame in enumerate(frames):
+            frame.putalpha(Image.fromarray(np.tri(30, 40, n - 9, np.uint8) * 255))
+    data = encoded(frames, name, **({"lossless": True, "exact": True} if name == "WEBP" else {"disposal": 2}))
     found = outcomes(data, frames="all", background="white")
-    for outcome, frame in zip(found, frames, strict=True):
+    for outcome, frame in zip(found, frames_by_hand(data), strict=True):
+        rgba = np.asarray(frame.convert("RGBA"))
+        assert (rgba[..., 3] < 255).any()
         assert isinstance(outcome, Pixels)
-        assert same(outcome, laid_by_hand(np.asarray(frame), "white"))
+        assert same(outcome, laid_by_hand(rgba, "white"))
 
 
 def test_opaque_pictures_have_the_same_pixels_on_every_background() -> None:
@@ -602,6 +628,13 @@ def test_frames_that_are_announced_and_not_there_are_a_failure(monkeypatch: pyte
             raise EOFError
         seek(self, frame)
 
+    def has_none(self: WebPImagePlugin.WebPImageFile, _: int) -> None:
+        self.n_frames = 0
+        raise EOFError
+
+    monkeypatch.setattr(WebPImagePlugin.WebPImageFile, "seek", has_none)
+    [nothing] = outcomes(ANIMATIONS["WebP"], frames="all")
+    assert isinstance(nothing, Failure)
     monkeypatch.setattr(WebPImagePlugin.WebPImageFile, "seek", ends)
     found = outcomes(ANIMATIONS["WebP"], frames="all")
     assert ids(found) == ["a#0", "a#1", "a#2"]
@@ -661,7 +694,12 @@ def test_each_frame_is_reserved_by_itself_with_what_the_policies_hold(
 
 
 def test_the_layers_of_a_psd_are_no_frames() -> None:
-    assert "PSD" not in px.FORMATS_WITH_FRAMES
+    planes = np.asarray(FRAMES[0]).transpose(2, 0, 1).tobytes()
+    head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, 30, 40, 8, 3)
+    [found] = outcomes(head + bytes(4) * 3 + bytes(2) + planes, frames="all")
+    assert isinstance(found, Pixels)
+    assert found.row.id == "a"
+    assert same(found, FRAMES[0])
     assert {*px.decodable_formats(), "MPO"} >= px.FORMATS_WITH_FRAMES
 
 
