@@ -53,9 +53,9 @@ def arm(name, number, after):
 def arm_write(number):
     import pyarrow.parquet as pq
     original, calls = pq.ParquetWriter.write_table, [0]
-    def half(self, table, *others):
+    def half(self, table, **options):
         calls[0] += 1
-        original(self, table, *others)
+        original(self, table, **options)
         if calls[0] == number:
             die()
     pq.ParquetWriter.write_table = half
@@ -97,8 +97,11 @@ assert run(folder + "/whole") == 0
 assert run(folder + "/whole-changed", update=True) == 0  # a fresh run: there is nothing to be updated
 chance = random.Random(0)
 for update in (False, True):
-    for call in ("fsync", "replace", "mkdir", "rename"):
-        for after in (False,) if update else (False, True):  # after one is nearly before the next
+    # A rename comes right behind a sync; so an update's are tried in the soak only.
+    syncs = ("fsync",) if int(random_kills) > 100 or not update else ()
+    for call in (*syncs, "replace", "mkdir", "rename"):
+        # After one is nearly before the next, so few of these are tried, and all in the soak.
+        for after in (False, True) if int(random_kills) > 100 or (call == "replace" and not update) else (False,):
             for number in range(1, 100):
                 name = f"{'after' if after else 'before'}-{call}-{number}"
                 if killed_at(name, update, prepare=lambda: arm(call, number, after)) == 0:
@@ -149,11 +152,12 @@ def by_id(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def test_there_were_points_to_kill_at(outputs: tuple[Path, list[dict[str, Any]]]) -> None:
     names = [told["name"] for told in outputs[1]]
     for what in ("run", "update"):
-        for kind, least in {"before-fsync": 12, "before-replace": 8, "before-rename": 1, "before-mkdir": 1}.items():
+        for kind, least in {"before-replace": 8, "before-rename": 1, "before-mkdir": 1}.items():
             assert sum(name.startswith(f"{what}-{kind}") for name in names) >= least, (what, kind)
         assert sum(name.startswith(f"{what}-in-write") for name in names) >= 8, what
-        assert sum(told["killed"] == -9 and told["name"].startswith(what) for told in outputs[1]) >= 40, what
-    assert sum(name.startswith(("run-after-fsync", "run-after-replace")) for name in names) >= 20
+        assert sum(told["killed"] == -9 and told["name"].startswith(what) for told in outputs[1]) >= 30, what
+    assert sum(name.startswith("run-before-fsync") for name in names) >= 12
+    assert sum(name.startswith("run-after-replace") for name in names) >= 10
 
 
 def test_after_a_kill_and_a_resume_everything_is_there_once(outputs: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -206,7 +210,7 @@ def test_shards_that_were_written_are_not_written_again(outputs: tuple[Path, lis
             if not (of_update and part.endswith("00000.parquet")):
                 assert (folder / told["name"] / part).stat().st_ino == inode, (told["name"], part)
                 kept += 1
-    assert kept > 150
+    assert kept > 100
 
 
 def test_nothing_of_a_killed_process_is_left(outputs: tuple[Path, list[dict[str, Any]]]) -> None:
