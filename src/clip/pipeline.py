@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -48,14 +48,14 @@ RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or 
 
 
 def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> EmbedReport:
-    """Turn a folder of pictures into Parquet files of vectors; `progress` is told after each picture.
+    """Turn pictures into Parquet files of vectors; `progress` is told while they are listed and after each.
 
     An output that holds an interrupted run of the same job is gone on with: shards that are written stay. One whose
     input has changed since is brought up to date if the job says so.
 
-    Raises:  InputError for a source that is no folder, StoreMismatchError for an output that holds another run and
-             StoreBusyError for one where another job is at work, before any work; what Encoder raises; StoreError for
-             an output that cannot be written; TooManyFailuresError, with finished parts kept.
+    Raises:  InputError for an input that cannot be used, StoreMismatchError for an output that holds another run and
+             StoreBusyError for one where another job is at work, before any picture; what Encoder raises; StoreError
+             for an output that cannot be written; TooManyFailuresError, with finished parts kept.
     """
     started = time.monotonic()
     output = Path(job.output)
@@ -202,10 +202,8 @@ class _Run:
                 if isinstance(outcome, Shard):
                     part = _Part(self._encoder, self._job, files.enter_context(self._store.part(outcome)), outcome)
                     if outcome.kept:
-                        standing = read_standing(self._store.path, self._store.schema, outcome.index)[FAILURES].column(
-                            "id"
-                        )
-                        part.failed = sum(own_id in outcome.kept for own_id in standing.to_pylist())
+                        standing = read_standing(self._store.path, self._store.schema, outcome.index)[FAILURES]
+                        part.failed = sum(own_id in outcome.kept for own_id in standing["id"].to_pylist())
                 elif part is None:
                     raise AssertionError("a shard comes before its entries")
                 elif isinstance(outcome, _End):
@@ -361,6 +359,8 @@ class _Part:
 def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
     """All that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
+    with suppress(metadata.PackageNotFoundError):
+        versions["pi-heif"] = metadata.version("pi-heif")  # which reads HEIC files where it is installed
     return {
         "model": encoder.model_name,
         "weights_sha256": encoder.weights_sha256,

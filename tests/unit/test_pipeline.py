@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
     versions, architecture = found.pop("versions"), found.pop("architecture")
     assert versions["torch"] == torch.__version__
     assert versions["clip-turbo"] == clip.__version__
+    assert versions["pi-heif"] == metadata.version("pi-heif")
     assert architecture == dataclasses.asdict(dataclasses.replace(formula.TINY["tiny-vit"], vocab_size=1))
     assert found.pop("input_fingerprint")
     assert found == {
