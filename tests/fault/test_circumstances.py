@@ -468,7 +468,7 @@ os.fsync = killing
 
 
 # A kill at some time cannot be repeated, so what failed is shown as it was drawn and not made smaller.
-@settings(deadline=None, max_examples=40, phases=[Phase.explicit, Phase.generate])
+@settings(deadline=None, max_examples=20, phases=[Phase.explicit, Phase.generate])
 @given(
     st.lists(names(), max_size=12, unique_by=lambda entry: entry[0]),
     st.lists(st.floats(0, 1) | st.integers(1, 40), min_size=1, max_size=2),  # a part of a run's time, or of its syncs

@@ -27,7 +27,7 @@ from clip.errors import StoreError
 PICTURES, SHARD_SIZE = 7, 4
 GOOD = [f"{n:02}.png" for n in range(PICTURES)]
 COUNTS = {"read": PICTURES + 1, "written": PICTURES, "failed": 1, "ignored": {}}
-FLAGS = ["--shard-size", str(SHARD_SIZE), "--threads", "1"]
+FLAGS = ["--shard-size", str(SHARD_SIZE), "--threads", "1", "--progress", "none"]
 
 
 class Job(NamedTuple):

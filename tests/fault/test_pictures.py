@@ -153,8 +153,9 @@ def identifier(name: str) -> str:
 def test_the_run_ends_with_a_summary_and_the_code_that_says_there_are_failures(outcome: Outcome) -> None:
     assert outcome.code == 3, outcome.stderr
     assert outcome.stdout == ""
-    (summary,) = outcome.stderr.splitlines()  # and no warning, no traceback
+    listed, summary = outcome.stderr.splitlines()  # and no warning, no traceback
     failed = len(BAD) + 3
+    assert listed.startswith(f"listed {len(GOOD) + failed} pictures, the first ")
     assert summary.startswith(f"read {len(GOOD) + failed} = written {len(GOOD)}, failed {failed} (see ")
     assert summary.endswith("; ignored: 1 hidden, 1 link to a folder, 2 not a file, 4 not a picture")
 

@@ -365,7 +365,7 @@ def test_memory_does_not_grow_with_the_number_of_parts(
         tracemalloc.stop()
         assert len(allocated) == count
         held.append(max(allocated) - before)
-    assert peaks[2] - peaks[1] < size_bytes
+    assert peaks[2] - peaks[1] < 4 * size_bytes  # of 20
     assert held[2] - held[1] < 6 * size_bytes  # of 20; Arrow's threads may free a part some moments later
 
 
