@@ -102,7 +102,8 @@ for update in (False, True):
     for call in (*syncs, "replace", "mkdir", "rename"):
         # After one is nearly before the next, so few of these are tried, and all in the soak.
         for after in (False, True) if int(random_kills) > 100 or (call == "replace" and not update) else (False,):
-            for number in range(1, 100):
+            # Every other sync: of a file, then of its folder, which is tried again before the next rename.
+            for number in range(1, 100, 2 if call == "fsync" and int(random_kills) < 100 else 1):
                 name = f"{'after' if after else 'before'}-{call}-{number}"
                 if killed_at(name, update, prepare=lambda: arm(call, number, after)) == 0:
                     break  # there was no such call any more
@@ -156,7 +157,7 @@ def test_there_were_points_to_kill_at(outputs: tuple[Path, list[dict[str, Any]]]
             assert sum(name.startswith(f"{what}-{kind}") for name in names) >= least, (what, kind)
         assert sum(name.startswith(f"{what}-in-write") for name in names) >= 8, what
         assert sum(told["killed"] == -9 and told["name"].startswith(what) for told in outputs[1]) >= 30, what
-    assert sum(name.startswith("run-before-fsync") for name in names) >= 12
+    assert sum(name.startswith("run-before-fsync") for name in names) >= 10
     assert sum(name.startswith("run-after-replace") for name in names) >= 10
 
 
@@ -210,7 +211,7 @@ def test_shards_that_were_written_are_not_written_again(outputs: tuple[Path, lis
             if not (of_update and part.endswith("00000.parquet")):
                 assert (folder / told["name"] / part).stat().st_ino == inode, (told["name"], part)
                 kept += 1
-    assert kept > 100
+    assert kept > 80
 
 
 def test_nothing_of_a_killed_process_is_left(outputs: tuple[Path, list[dict[str, Any]]]) -> None:

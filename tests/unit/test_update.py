@@ -253,7 +253,7 @@ edits = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(rounds=st.lists(st.tuples(edits, st.integers(0, 4)), min_size=1, max_size=3))
 def test_any_changes_and_any_interruptions_end_in_a_fresh_runs_result(
     weights_path: Path, rounds: list[tuple[dict[str, str], int]]
