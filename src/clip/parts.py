@@ -95,7 +95,7 @@ class PartWriter:
         merged: dict[str, pa.Table] = {}
         standing: set[str] = set()
         for folder, new in made.items():
-            old = read_standing(self._path, self._schema, self._shard.index)[folder]
+            old = read_standing(self._paths[folder], new.schema)
             kept = [listed_id(name, places) in self._shard.kept for name in old.column("id").to_pylist()]
             both = pa.concat_tables([old.filter(pa.array(kept, pa.bool_())), new])
             entries = [listed_id(name, places) for name in both.column("id").to_pylist()]
@@ -214,13 +214,8 @@ def _readable(path: Path) -> Generator[BinaryIO]:
         ) from exc
 
 
-def read_standing(path: Path, schema: pa.Schema, index: int) -> dict[str, pa.Table]:
-    """The rows and the failures that a shard's parts hold; none where there are none.
-
-    Raises:  StoreError for a part that cannot be read.
-    """
-    found: dict[str, pa.Table] = {}
-    for folder, columns in ((EMBEDDINGS, schema), (FAILURES, FAILURE_SCHEMA)):
-        part = path / folder / PART.format(index)
-        found[folder] = read_part(part) if part.exists() else columns.empty_table()
-    return found
+def read_standing(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part's rows, or some of their columns; none where no part stands. Raises: StoreError where it is damaged."""
+    if path.exists():
+        return read_part(path, columns)
+    return schema.empty_table() if columns is None else schema.empty_table().select(list(columns))

@@ -28,7 +28,7 @@ from clip.errors import ClipError, InputError, StoreError, TooManyFailuresError
 from clip.items import Failure, Item, Member, Pack, Pixels, Row, Shard, utf8_path
 from clip.jobs import DECODE_SECONDS, EmbedJob, EmbedReport, Listing, Progress
 from clip.lock import Lock, locked
-from clip.parts import FAILURES, PartWriter, read_standing
+from clip.parts import FAILURE_SCHEMA, FAILURES, PART, PartWriter, read_standing
 from clip.pixels import PREPROCESS_ID
 from clip.plan import Plan, interrupted_listing, members_of, read_plan, remove_plan, write_plan
 from clip.sources import Source
@@ -191,8 +191,8 @@ class _Run:
         """Write them, and tell how many entries stood already."""
         done = {index for index, told in enumerate(self._outlines) if self._store.mark(index) == told.mark}
         kept = sum(told.kept for index, told in enumerate(self._outlines) if index not in done)
-        resumed = sum(self._store.counts(done)) + kept
-        read, failed = resumed, self._store.counts(done)[1]
+        written_rows, failed = self._store.counts(done)
+        read = resumed = written_rows + failed + kept
         todo = [index for index in range(self._plan.shards) if index not in done]
         if todo:
             self._store.reopen()
@@ -202,7 +202,8 @@ class _Run:
                 if isinstance(outcome, Shard):
                     part = _Part(self._encoder, self._job, files.enter_context(self._store.part(outcome)), outcome)
                     if outcome.kept:
-                        standing = read_standing(self._store.path, self._store.schema, outcome.index)[FAILURES]
+                        path = self._store.path / FAILURES / PART.format(outcome.index)
+                        standing = read_standing(path, FAILURE_SCHEMA, ["id"])
                         part.failed = sum(own_id in outcome.kept for own_id in standing["id"].to_pylist())
                 elif part is None:
                     raise AssertionError("a shard comes before its entries")

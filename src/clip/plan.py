@@ -81,10 +81,11 @@ class Plan:
     def shard(self, index: int) -> Shard:
         """A shard's entries, in input order. Raises: StoreError where they cannot be read."""
         with self._file(index) as file:
-            rows = pq.read_table(file, schema=SCHEMA).to_pylist()
+            table = pq.read_table(file)
+            rows = table.to_pylist()
         entries = [from_row(row) for row in rows]
         kept = frozenset(entry.id for entry, row in zip(entries, rows, strict=True) if row["kept"])
-        return Shard(index, entries, self.outline(index).mark, kept)
+        return Shard(index, entries, table.schema.metadata[b"mark"].decode(), kept)
 
     def outline(self, index: int) -> Outline:
         """What is told of a shard without reading it."""

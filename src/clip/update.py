@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from clip.errors import InputError, StoreError
 from clip.items import Item, Pack, Shard, in_shards, listed_id
-from clip.parts import EMBEDDINGS, FAILURES, PART, read_part
+from clip.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, PART, read_standing
 from clip.plan import MERGED, SCHEMA, as_row, from_row, mark_of, write_plan
 
 if TYPE_CHECKING:
@@ -82,16 +82,13 @@ class _Listed:
         )
         self._database.row_factory = sqlite3.Row
         number = 0
-        for index in range(plan.shards):
-            entries = plan.shard(index).entries
-            rows = [
-                [number + place, entry.id, *(as_row(entry).get(name) for name in COLUMNS)]
-                for place, entry in enumerate(entries)
-            ]
+        for shard in plan:
+            told = ((entry.id, as_row(entry)) for entry in shard.entries)
+            rows = [(place, own_id, *map(row.get, COLUMNS)) for place, (own_id, row) in enumerate(told, number)]
             self._database.execute("BEGIN")
             self._database.executemany(f"INSERT INTO listed VALUES (?, ?{', ?' * len(COLUMNS)})", rows)
             self._database.execute("COMMIT")
-            number += len(entries)
+            number += len(rows)
         self._database.execute("CREATE INDEX by_id ON listed (own_id)")
 
     def take(self, own_id: str) -> Entry | None:
@@ -170,17 +167,14 @@ def _outcomes(store: StoreWriter, shard: Shard) -> tuple[dict[str, str | None], 
     listed = {entry.id for entry in shard.entries}
     rows: dict[str, str | None] = {}
     failed: dict[str, bool] = {}
-    part = PART.format(shard.index)
-    if (store.path / EMBEDDINGS / part).exists():
-        hashed = "sha256" in store.schema.names
-        table = read_part(store.path / EMBEDDINGS / part, ["id", "sha256"] if hashed else ["id"])
-        for row in table.to_pylist():
-            rows[listed_id(row["id"], listed)] = row.get("sha256")
-    if (store.path / FAILURES / part).exists():
-        for row in read_part(store.path / FAILURES / part, ["id", "stage", "error"]).to_pylist():
-            of_system = row["stage"] == "read" and _is_os_error(row["error"])
-            own_id = listed_id(row["id"], listed)
-            failed[own_id] = of_system or row["error"] in TRANSIENT_ERRORS or failed.get(own_id, False)
+    embeddings, failures = (store.path / folder / PART.format(shard.index) for folder in (EMBEDDINGS, FAILURES))
+    columns = [name for name in ("id", "sha256") if name in store.schema.names]
+    for row in read_standing(embeddings, store.schema, columns).to_pylist():
+        rows[listed_id(row["id"], listed)] = row.get("sha256")
+    for row in read_standing(failures, FAILURE_SCHEMA, ["id", "stage", "error"]).to_pylist():
+        of_system = row["stage"] == "read" and _is_os_error(row["error"])
+        own_id = listed_id(row["id"], listed)
+        failed[own_id] = of_system or row["error"] in TRANSIENT_ERRORS or failed.get(own_id, False)
     return rows, failed
 
 

@@ -109,7 +109,7 @@ class _Reader:
         self.failed += failures.num_rows
         if pack is None and self._store.manifest["policies"]["frames"] == "all":
             self.read += rows.num_rows + failures.num_rows  # how many frames there are is known only now
-        if mark != self._plan.outline(shard.index).mark:
+        if mark != shard.mark:
             yield Problem(f"{EMBEDDINGS}/{part}", "of another listing than _plan. Run the job again.")
         if not rows.schema.equals(self._store.schema):
             yield Problem(f"{EMBEDDINGS}/{part}", "its columns are not those of the manifest. Run with --overwrite.")
