@@ -137,8 +137,7 @@ class IsolatedDecoder:
 
 
 def _failure(entry: Item | Member, error: type[Exception], message: str) -> Failure:
-    item = entry.item if isinstance(entry, Member) else entry
-    return Failure(item.id, item.path, "decode", error.__name__, message)
+    return Failure(entry.id, entry.path, "decode", error.__name__, message)
 
 
 class _Process:

@@ -146,12 +146,17 @@ def _why_ignored(relative: str, path: str, kind: bytes, globs: list[list[str]]) 
         return reason
     if globs:
         return None if any(matches(relative.split("/"), glob) for glob in globs) else "not a picture"
-    if (by_name := picture_by_name(relative)) is not None:
-        return None if by_name else "not a picture"
+    return None if is_picture(path) else "not a picture"
+
+
+def is_picture(path: str) -> bool:
+    """By its extension, or without one by its first bytes."""
+    if (by_name := picture_by_name(path)) is not None:
+        return by_name
     try:
-        return None if looks_like_picture(path) else "not a picture"
+        return looks_like_picture(path)
     except OSError:
-        return None  # not readable, so perhaps a picture: reading it will fail and leave a failure row
+        return True  # not readable, so perhaps a picture: reading it will fail and leave a failure row
 
 
 def picture_by_name(name: str) -> bool | None:

@@ -109,6 +109,16 @@ class Member:
     item: Item
     data: bytes
 
+    @property
+    def id(self) -> str:
+        """The item's."""
+        return self.item.id
+
+    @property
+    def path(self) -> str:
+        """The item's."""
+        return self.item.path
+
 
 Entry = Item | Failure | Pack  # what a listing finds
 

@@ -30,7 +30,7 @@ from clip.jobs import DECODE_SECONDS, EmbedJob, EmbedReport, Listing, Progress
 from clip.lock import Lock, locked
 from clip.parts import FAILURE_SCHEMA, FAILURES, PART, PartWriter, read_standing
 from clip.pixels import PREPROCESS_ID
-from clip.plan import Plan, interrupted_listing, members_of, read_plan, remove_plan, write_plan
+from clip.plan import Plan, ids_hashed, interrupted_listing, members_of, read_plan, remove_plan, write_plan
 from clip.sources import Source
 from clip.store import StoreWriter, check_room
 from clip.threads import ByteBudget, available_cores, map_ahead, read_ahead
@@ -120,8 +120,9 @@ def _planned(
     # What a listing that was killed had found is taken over only where no vector depends on it yet.
     known = interrupted_listing(store.path, of) if store.is_new and not job.overwrite else iter(())
     shards = source.shards(job.shard_size, ignored, job.limit, known, store.path)
-    plan = write_plan(store.path, _told(shards, ignored, progress), ignored, of=of)
-    if job.duplicate_ids == "error" and (found := plan.repeated()) is not None:
+    hashed: list[np.ndarray] = []
+    plan = write_plan(store.path, ids_hashed(_told(shards, ignored, progress), hashed), ignored, of=of)
+    if job.duplicate_ids == "error" and (found := plan.repeated(hashed)) is not None:
         plan.discard()
         raise InputError(
             f"{found[0].id!r}: stands for {found[0].path} and for {found[1].path}, expected one of each id. "

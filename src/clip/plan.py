@@ -109,14 +109,9 @@ class Plan:
         """Of all shards, in their order."""
         return [self.outline(index) for index in range(self.shards)]
 
-    def repeated(self) -> tuple[Entry, Entry] | None:
-        """Two entries of the same id, if there are any. Memory holds eight bytes for each entry."""
-        hashes = np.concatenate(
-            [
-                np.empty(0, np.uint64),
-                *(np.array([id_hash(entry.id) for entry in shard.entries], np.uint64) for shard in self),
-            ]
-        )
+    def repeated(self, hashed: list[np.ndarray]) -> tuple[Entry, Entry] | None:
+        """Two entries of the same id, if there are any, by the hashes of all ids that `ids_hashed` collected."""
+        hashes = np.concatenate([np.empty(0, np.uint64), *hashed])
         hashes.sort()
         suspicious = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
         seen: dict[str, Entry] = {}
@@ -176,6 +171,13 @@ def write_plan(output: Path, shards: Iterable[Shard], ignored: Counter[str], nam
             summary = {key: value for key, value in asdict(plan).items() if key != "folder"}
             file.write(json.dumps(summary, indent=2).encode() + b"\n")
     return plan
+
+
+def ids_hashed(shards: Iterable[Shard], into: list[np.ndarray]) -> Iterator[Shard]:
+    """The same shards; the hashes of their ids, eight bytes each, are collected on the way."""
+    for shard in shards:
+        into.append(np.array([id_hash(entry.id) for entry in shard.entries], np.uint64))
+        yield shard
 
 
 def read_plan(output: Path) -> Plan | None:

@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING
 
 from clip.archives import CHUNK_BYTES, TAR_ENDINGS, ZIP_ENDINGS, Members, tar_members, zip_members, zip_size
 from clip.errors import InputError
-from clip.folders import file_status, picture_by_name, split_glob, walk
+from clip.folders import file_status, is_picture, split_glob, walk
 from clip.items import Failure, Guards, Item, Member, Pack, Shard, in_shards, utf8_path
 from clip.lists import COLUMN_ENDINGS, PLAIN_ENDINGS, STDIN, names_in, resolved
-from clip.pixels import looks_like_picture
 from clip.tables import PARQUET_ENDINGS, names_in_table, read_layout, table_members
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Source:
             if name == STDIN or (MAGIC.search(name) and not Path(name).exists()):
                 continue
             path = Path(name or "\0")
-            known = path.is_dir() or (path.is_file() and (name.lower().endswith(ENDINGS) or _is_picture(name)))
+            known = path.is_dir() or (path.is_file() and (name.lower().endswith(ENDINGS) or is_picture(name)))
             if not known:
                 found = "nothing that we read" if path.exists() else "no such file"
                 raise InputError(
@@ -238,16 +237,6 @@ def _first(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
             limit -= 1 if not isinstance(entry, Pack) else limit if entry.members is None else entry.members
         else:
             return
-
-
-def _is_picture(path: str) -> bool:
-    """As in a folder: by its extension, or without one by its first bytes."""
-    if (by_name := picture_by_name(path)) is not None:
-        return by_name
-    try:
-        return looks_like_picture(path)
-    except OSError:
-        return True  # perhaps: reading it will fail and leave a failure row
 
 
 def expand_braces(name: str) -> list[str]:

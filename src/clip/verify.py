@@ -19,7 +19,7 @@ import pyarrow as pa
 from clip.decoders import Decoding
 from clip.encoder import Encoder, unit_vectors
 from clip.errors import StoreError
-from clip.items import Failure, Guards, Member, Pack, Policies, id_hash, listed_id
+from clip.items import Failure, Guards, Pack, Policies, id_hash, listed_id
 from clip.jobs import Problem, VerifyReport
 from clip.parts import EMBEDDINGS, FAILURES, IGNORED, PART, count_rows, read_mark, read_metadata, read_part
 from clip.plan import members_of, read_plan
@@ -226,8 +226,7 @@ def _again(shard: Shard, wanted: set[str], decoding: Decoding) -> Iterator[Pixel
     missing = set(wanted)
     files = wanted | {own_id.rpartition("#")[0] for own_id in wanted}
     for entry in entries:
-        own_id = entry.item.id if isinstance(entry, Member) else entry.id
-        if own_id not in files or isinstance(entry, Pack):
+        if entry.id not in files or isinstance(entry, Pack):
             continue
         for outcome in [entry] if isinstance(entry, Failure) else decoding(entry):
             found = outcome.id if isinstance(outcome, Failure) else outcome.row.id
