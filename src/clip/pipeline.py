@@ -1,6 +1,5 @@
-"""embed(job): read -> decode -> encode -> write, shard by shard. Knows nothing about the command line.
+"""embed(job): what is to be done, listed; done, by running.py; and counted. Knows nothing about the command line.
 
-Threads read and decode ahead of the model; what they hold is bounded by a look-ahead and a budget of decoded bytes.
 Each entry of the source becomes a row or a failure row, so that read = written + failed.
 """
 
@@ -12,8 +11,8 @@ import os
 import time
 import warnings
 from collections import Counter
-from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,29 +20,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import clip
-from clip.decoders import Decoding, IsolatedDecoder
-from clip.encoder import Encoder, unit_vectors
+from clip.encoder import Encoder
 from clip.engine import limit_threads
-from clip.errors import ClipError, InputError, StoreError, TooManyFailuresError
-from clip.items import Failure, Item, Member, Pack, Pixels, Row, Shard, utf8_path
-from clip.jobs import DECODE_SECONDS, EmbedJob, EmbedReport, Listing, Progress
+from clip.errors import ClipError, InputError, StoreError
+from clip.items import Item, Shard, utf8_path
+from clip.jobs import EmbedJob, EmbedReport, Listing, Progress
 from clip.lock import Lock, locked
-from clip.parts import FAILURE_SCHEMA, FAILURES, PART, PartWriter, read_standing
 from clip.pixels import PREPROCESS_ID
 from clip.plan import Plan, ids_hashed, interrupted_listing, members_of, read_plan, remove_plan, write_plan
+from clip.running import Run
 from clip.sources import Source
 from clip.store import StoreWriter, check_room
-from clip.threads import ByteBudget, available_cores, map_ahead, read_ahead
+from clip.threads import available_cores
 from clip.update import updated_plan
 from clip.whole_files import written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
 
-ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
-READ_AHEAD_BYTES = 100_000_000  # of an archive, encoded
-MAX_MESSAGE = 200  # characters of a failure that ends the run
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
 
@@ -77,7 +72,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         with locked(output) as lock:
             store = StoreWriter(output, _manifest(job, encoder), overwrite=job.overwrite)
             plan, removed = _planned(job, source, store, lock, progress)
-            resumed = _Run(job, encoder, source, plan, store, lock, progress).write()
+            resumed = Run(job, encoder, source, plan, store, lock, progress).write()
             rows, failed = store.counts(range(plan.shards))
             if not plan.packs and job.frames == "first" and rows + failed != plan.entries:
                 raise StoreError(
@@ -164,198 +159,6 @@ def _content_hash(source: Source, item: Item, max_bytes: int) -> str | None:
         return hashlib.sha256(source.read(item, max_bytes)).hexdigest()
     except (OSError, ClipError):
         return None  # it is done again, and what is wrong with it becomes its failure row
-
-
-class _Run:
-    """The shards of a plan that are not there yet, on their way to be."""
-
-    def __init__(
-        self,
-        job: EmbedJob,
-        encoder: Encoder,
-        source: Source,
-        plan: Plan,
-        store: StoreWriter,
-        lock: Lock,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self._job = job
-        self._encoder = encoder
-        self._decoding = Decoding(source, encoder.settings, job.guards, job.policies, job.hashes)
-        self._plan = plan
-        self._store = store
-        self._lock = lock
-        self._progress = progress
-        self._outlines = plan.outlines()
-
-    def write(self) -> int:
-        """Write them, and tell how many entries stood already."""
-        done = {index for index, told in enumerate(self._outlines) if self._store.mark(index) == told.mark}
-        kept = sum(told.kept for index, told in enumerate(self._outlines) if index not in done)
-        written_rows, failed = self._store.counts(done)
-        read = resumed = written_rows + failed + kept
-        todo = [index for index in range(self._plan.shards) if index not in done]
-        if todo:
-            self._store.reopen()
-        part: _Part | None = None
-        with closing(self._outcomes(todo)) as outcomes, ExitStack() as files:
-            for outcome in outcomes:
-                if isinstance(outcome, Shard):
-                    part = _Part(self._encoder, self._job, files.enter_context(self._store.part(outcome)), outcome)
-                    if outcome.kept:
-                        path = self._store.path / FAILURES / PART.format(outcome.index)
-                        standing = read_standing(path, FAILURE_SCHEMA, ["id"])
-                        part.failed = sum(own_id in outcome.kept for own_id in standing["id"].to_pylist())
-                elif part is None:
-                    raise AssertionError("a shard comes before its entries")
-                elif isinstance(outcome, _End):
-                    part.finish(outcome.ignored)
-                    self._check_failures(failed, part, read)
-                    self._lock.check()
-                    files.close()
-                    done.add(part.shard.index)
-                    failed += part.failed
-                else:
-                    part.add(outcome)
-                    read += 1
-                    if self._plan.total is not None:
-                        self._check_failures(failed, part, self._plan.total)
-                    if self._progress:
-                        total, shards = self._plan.total, self._plan.shards
-                        self._progress(Progress(read, total, failed + part.failed, resumed, None, len(done), shards))
-        return resumed
-
-    def _check_failures(self, failed: int, part: _Part, of: int) -> None:
-        """Raise TooManyFailuresError where more failed than the job allows of so many."""
-        allowed = self._job.allowed_failures(self._plan.total or of)
-        most = self._job.max_failures or "0"  # as with on_failure="stop"
-        if failed + part.failed <= allowed or part.last_failure is None:
-            return
-        last = part.last_failure
-        raise TooManyFailuresError(
-            f"{self._job.output}: more than {allowed:,} of {self._plan.total or of:,} pictures failed, expected at "
-            f"most {most} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]}). Repair them, or "
-            "raise --max-failures and run again: finished parts are kept."
-        )
-
-    def _outcomes(self, indices: Iterable[int]) -> Generator[Pixels | Failure | Shard | _End]:
-        """Each shard, what became of each of its entries, in order, and its end.
-
-        Threads run ahead across the borders of shards.
-        """
-        job = self._job
-        budget = ByteBudget(job.decode_budget_bytes)
-        workers = job.workers or available_cores()
-        seconds = job.max_seconds or DECODE_SECONDS
-        isolated = IsolatedDecoder(self._decoding, seconds, budget.reserve) if job.isolate else None
-
-        def outcomes(entry: Item | Member | Failure | Shard | _End) -> Sequence[Pixels | Failure | Shard | _End]:
-            if not isinstance(entry, (Item, Member)):
-                return [entry]
-            return isolated(entry) if isolated else self._decoding(entry, budget.reserve)
-
-        stop = isolated.close if isolated else (lambda: None)
-        # Of a file's frames there may be many, so no more files are ahead than are being decoded.
-        ahead = workers if job.frames == "all" else 2 * self._encoder.batch_size + workers
-        with closing(map_ahead(outcomes, self._entries(indices), workers=workers, ahead=ahead, stop=stop)) as found:
-            for several in found:
-                yield from several
-
-    def _entries(self, indices: Iterable[int]) -> Iterator[Item | Member | Failure | Shard | _End]:
-        for index in indices:
-            shard = self._plan.shard(index)
-            ignored: Counter[str] = Counter()
-            yield shard
-            for entry in shard.entries:
-                if isinstance(entry, Pack):
-                    members = self._decoding.source.members(entry, self._job.max_bytes, ignored)
-                    with closing(read_ahead(members, _size_of, READ_AHEAD_BYTES)) as stream:
-                        yield from stream
-                elif entry.id not in shard.kept:
-                    yield entry
-            yield _End(ignored)
-
-
-@dataclass(frozen=True)
-class _End:
-    """What comes behind the last entry of a shard."""
-
-    ignored: Counter[str]  # what was passed over in it
-
-
-def _size_of(entry: Item | Member | Failure) -> int:
-    return len(entry.data) if isinstance(entry, Member) else 0
-
-
-class _Part:
-    """A shard on its way to be written: decoded pictures wait for a batch, their vectors for a row group."""
-
-    def __init__(self, encoder: Encoder, job: EmbedJob, writer: PartWriter, shard: Shard) -> None:
-        self.shard = shard
-        self.failed = 0
-        self.last_failure: Failure | None = None
-        self._encoder = encoder
-        self._job = job
-        self._writer = writer
-        self._taken = 0
-        self._waiting: list[tuple[int, Pixels]] = []  # with their places in the shard
-        self._clear()
-
-    def _clear(self) -> None:
-        self._rows: list[Row] = []
-        self._failures: list[tuple[int, Failure]] = []  # with their places in the shard
-        self._vectors = [np.empty((0, self._encoder.dim), np.float32)]
-
-    def add(self, outcome: Pixels | Failure) -> None:
-        """Take an entry's outcome; a full batch is encoded, and a full row group written."""
-        if isinstance(outcome, Failure):
-            self._fail(self._taken, outcome)
-        else:
-            self._waiting.append((self._taken, outcome))
-        self._taken += 1
-        if len(self._waiting) >= self._encoder.batch_size:
-            self._encode()
-        # What an update keeps is put in its place at the end.
-        if len(self._rows) + len(self._failures) >= ROW_GROUP and not self.shard.kept:
-            self._write()
-
-    def finish(self, ignored: Counter[str]) -> None:
-        """Encode and write what waits."""
-        self._write()
-        if ignored:
-            self._writer.ignored(ignored)
-
-    def _fail(self, place: int, failure: Failure) -> None:
-        self._failures.append((place, failure))
-        self.failed += 1
-        self.last_failure = failure
-
-    def _write(self) -> None:
-        self._encode()
-        failures = [failure for _, failure in sorted(self._failures, key=lambda found: found[0])]
-        self._writer.add(self._rows, np.concatenate(self._vectors), failures)  # (N, D)
-        self._clear()
-
-    def _encode(self) -> None:
-        if not self._waiting:
-            return
-        features = self._encoder.encode_pixels(np.stack([pixels.array for _, pixels in self._waiting]))  # (B, D)
-        with np.errstate(over="ignore"):  # what overflows is infinite, and that is looked for
-            norms = np.linalg.norm(features, axis=1)  # (B,)
-            stored = features if self._job.normalize else features.astype(self._job.dtype)  # (B, D)
-        usable = np.isfinite(norms) & (norms > 0) & np.isfinite(stored).all(axis=1)
-        for (place, pixels), norm, good in zip(self._waiting, norms, usable, strict=True):
-            if good:
-                self._rows.append(pixels.row)
-            else:
-                message = (
-                    f"the model gave a vector of norm {norm}, expected one above 0 that {self._job.dtype} can hold. "
-                    "Check the weights."
-                )
-                self._fail(place, Failure(pixels.row.id, pixels.row.path, "encode", "ValueError", message))
-        features = features[usable]
-        self._vectors.append(unit_vectors(features) if self._job.normalize else features)
-        self._waiting = []
 
 
 def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:

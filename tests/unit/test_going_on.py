@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import clip
-from clip import pipeline
+from clip import pipeline, running
 from clip.decoders import Decoding
 from clip.errors import InputError, StoreBusyError, StoreError, TooManyFailuresError
 from clip.items import Item
@@ -163,8 +163,8 @@ def test_what_was_read_is_counted_before_a_run_is_said_to_be_over(
     weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = draw(tmp_path / "photos", 5)
-    add = pipeline._Part.add
-    monkeypatch.setattr(pipeline._Part, "add", lambda self, outcome: None if self._taken else add(self, outcome))
+    add = running._Part.add
+    monkeypatch.setattr(running._Part, "add", lambda self, outcome: None if self._taken else add(self, outcome))
     with pytest.raises(StoreError, match="holds 2 rows and 0 failures, expected 5 together"):
         run(photos, tmp_path / "out", weights_path)
     assert json.loads((tmp_path / "out/manifest.json").read_text())["counts"] is None
