@@ -19,17 +19,29 @@ import pyarrow as pa
 from clip.decoders import Decoding
 from clip.encoder import Encoder, unit_vectors
 from clip.errors import StoreError
-from clip.items import Failure, Guards, Pack, Policies, id_hash, listed_id
+from clip.items import Columns, Failure, Guards, Pack, Policies, id_hash, listed_id
 from clip.jobs import Problem, VerifyReport
-from clip.parts import EMBEDDINGS, FAILURES, IGNORED, PART, count_rows, read_mark, read_metadata, read_part
+from clip.parts import (
+    EMBEDDINGS,
+    FAILURES,
+    IGNORED,
+    PART,
+    count_rows,
+    read_mark,
+    read_metadata,
+    read_part,
+    vector_columns,
+)
 from clip.plan import members_of, read_plan
+from clip.running import features_of, prepared
 from clip.sources import Source
 from clip.stored import Store, matrix
+from clip.texts import Tokenizing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clip.items import Pixels, Shard
+    from clip.items import Pixels, Shard, Tokens
     from clip.jobs import VerifyJob
     from clip.plan import Plan
 
@@ -145,17 +157,16 @@ class _Reader:
             yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {some}. Remove the part, and run again.")
 
     def _of_vectors(self, part: str, ids: list[str], rows: pa.Table) -> Iterator[Problem]:
-        vectors = matrix(rows, self._store.schema).astype(np.float32)
-        with np.errstate(over="ignore"):
-            norms = np.linalg.norm(vectors, axis=1)
-        usable = np.isfinite(vectors).all(axis=1) & (norms > 0)
-        if self._store.manifest["normalised"]:
-            usable &= np.abs(norms - 1) <= NORM_TOLERANCE
-        for place in np.flatnonzero(~usable)[:MAX_NAMED]:
-            yield Problem(
-                f"{EMBEDDINGS}/{part}",
-                f"{ids[place]!r} has a vector of norm {norms[place]}. Remove the part, run again.",
-            )
+        for name in vector_columns(self._store.schema):
+            vectors = matrix(rows, self._store.schema, name).astype(np.float32)
+            with np.errstate(over="ignore"):
+                norms = np.linalg.norm(vectors, axis=1)
+            usable = np.isfinite(vectors).all(axis=1) & (norms > 0)
+            if self._store.manifest["normalised"]:
+                usable &= np.abs(norms - 1) <= NORM_TOLERANCE
+            for place in np.flatnonzero(~usable)[:MAX_NAMED]:
+                told = f"{ids[place]!r} has a vector of norm {norms[place]} as its {name}."
+                yield Problem(f"{EMBEDDINGS}/{part}", f"{told} Remove the part, run again.")
 
     def _of_manifest(self, listed: int) -> Iterator[Problem]:
         manifest, plan = self._store.manifest, self._plan
@@ -178,9 +189,10 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     """Embed some of the pictures again: how many, the least cosine, and what differs."""
     encoder = _encoder_of(job, store)
     manifest = store.manifest
-    source = Source(*(_field(manifest, name) for name in ("source", "globs", "column", "id_column", "root")))
+    source = _source_of(manifest)
     guards, policies = Guards(**manifest["guards"]), Policies(**manifest["policies"])
     decoding = Decoding(source, encoder.settings, guards, policies)
+    tokenizing = Tokenizing(manifest["kind"], encoder.context_length, manifest["long_text"] or "fail")
     parts = [
         [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)
     ]
@@ -189,36 +201,42 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     problems: list[Problem] = []
     cosines: list[float] = []
     for index, numbers in groupby(picked, key=lambda number: bisect_right(starts, number) - 1):
-        rows = read_part(parts[index][0], ["id", "embedding"])
+        rows = read_part(parts[index][0], ["id", *vector_columns(store.schema)])
         ids = rows.column("id").to_pylist()
-        standing = dict(zip(ids, matrix(rows, store.schema).astype(np.float32), strict=True))
+        places = {own_id: place for place, own_id in enumerate(ids)}
         ids += read_part(parts[index][1], ["id"]).column("id").to_pylist()
         wanted = {ids[number - starts[index]] for number in numbers}
-        for again in _again(plan.shard(index), wanted, decoding):
+        for again in _again(plan.shard(index), wanted, decoding, tokenizing):
             if isinstance(again, Failure):
-                if again.id in standing:
+                if again.id in places:
                     problems.append(Problem(again.id, f"fails now ({again.message}). {CHANGED}"))
                 continue
-            before = standing.get(again.row.id)
-            if before is None:
+            if again.row.id not in places:
                 problems.append(Problem(again.row.id, f"failed in the run, decodes now. {CHANGED}"))
                 continue
-            after = encoder.encode_pixels(again.array[None])
-            cosine = float(unit_vectors(before[None])[0] @ unit_vectors(after)[0])
+            row = rows.slice(places[again.row.id], 1)
+            cosine = min(
+                float(unit_vectors(matrix(row, store.schema, name).astype(np.float32))[0] @ unit_vectors(after)[0])
+                for name, after in features_of([again], encoder).items()
+            )
             cosines.append(cosine)
             if not cosine >= SAME_COSINE:
-                problems.append(
-                    Problem(again.row.id, f"cosine {cosine:.6f} to its vector made again. The picture changed.")
-                )
+                problems.append(Problem(again.row.id, f"cosine {cosine:.6f} to its vector made again. It changed."))
     return len(picked), min(cosines, default=None), problems
 
 
-def _field(manifest: dict[str, Any], name: str) -> Any:
-    return tuple(manifest[name]) if isinstance(manifest[name], list) else manifest[name]
+def _source_of(manifest: dict[str, Any]) -> Source:
+    """The input of the run that a manifest describes."""
+    keep: dict[str, str] = manifest["keep"]
+    column, id_column, kind, text = (manifest[name] for name in ("column", "id_column", "kind", "text_column"))
+    columns = Columns(column, id_column, kind, text, tuple(keep), tuple(keep.values()))
+    return Source(tuple(manifest["source"]), tuple(manifest["globs"]), columns, manifest["root"])
 
 
-def _again(shard: Shard, wanted: set[str], decoding: Decoding) -> Iterator[Pixels | Failure]:
-    """What becomes of the pictures of these ids when they are decoded again."""
+def _again(
+    shard: Shard, wanted: set[str], decoding: Decoding, tokenizing: Tokenizing
+) -> Iterator[Pixels | Tokens | Failure]:
+    """What becomes of the entries of these ids when they are prepared again."""
     pack = shard.entries[0]
     entries = (
         decoding.source.members(pack, decoding.guards.max_bytes, Counter()) if isinstance(pack, Pack) else shard.entries
@@ -228,7 +246,7 @@ def _again(shard: Shard, wanted: set[str], decoding: Decoding) -> Iterator[Pixel
     for entry in entries:
         if entry.id not in files or isinstance(entry, Pack):
             continue
-        for outcome in [entry] if isinstance(entry, Failure) else decoding(entry):
+        for outcome in [entry] if isinstance(entry, Failure) else prepared(entry, decoding, tokenizing):
             found = outcome.id if isinstance(outcome, Failure) else outcome.row.id
             if found in missing:
                 missing.discard(found)

@@ -19,7 +19,19 @@ LONGER_FILES = {"model": 520}
 # Arrows go down only. Rooms do not know each other: records go between them. ARCHITECTURE.md draws it.
 LAYERS = {
     "edges": {"cli", "interrupts", "reporter", "__main__"},
-    "verbs": {"catalog", "clip", "decoders", "encoder", "export", "pipeline", "running", "stored", "update", "verify"},
+    "verbs": {
+        "catalog",
+        "clip",
+        "decoders",
+        "encoder",
+        "export",
+        "pipeline",
+        "running",
+        "stored",
+        "texts",
+        "update",
+        "verify",
+    },
     "rooms": {"engine", "weights", "sources", "store", "plan", "lock"},
     "plumbing": {
         "archives",
