@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clip
-from clip import folders, pipeline
+from clip import folders, pipeline, running
 from clip.engine import make_backend
 from clip.errors import (
     CheckpointError,
