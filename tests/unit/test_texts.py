@@ -346,6 +346,29 @@ def test_options_that_do_not_go_together(choices: dict[str, Any], told: str) -> 
         EmbedJob(source="a.csv", output="out", **choices)
 
 
+def test_later_tables_are_cast_to_the_types_of_the_first(weights: Path, photos: Path, tmp_path: Path) -> None:
+    def table(name: str, numbers: pa.Array) -> Path:
+        images = [(photos / f"{n}.png").read_bytes() for n in range(len(numbers))]
+        pq.write_table(pa.table({"image": images, "n": numbers}), tmp_path / name)
+        return tmp_path / name
+
+    first, second = table("a.parquet", pa.array([1, 2], pa.int16())), table("b.parquet", pa.array(["3", None]))
+    rows, failures = embedded(tmp_path / "out", weights, first, second, keep=("n",))
+    assert (rows.column("n").to_pylist(), failures) == ([1, 2, 3, None], [])
+    third = table("c.parquet", pa.array([4, 70_000], pa.int64()))
+    rows, failures = embedded(tmp_path / "more", weights, first, third, keep=("n",))
+    assert rows.column("n").to_pylist() == [1, 2]
+    assert [row["id"] for row in failures] == ["c.parquet"], "one failure for the rest of what cannot be cast"
+
+
+def test_a_kept_value_alone_tells_one_input_from_another(weights: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.csv", {"text": ["one", "two"], "tag": ["a", "b"]})
+    embedded(tmp_path / "out", weights, path, texts=True, keep=("tag",))
+    write_rows(path, {"text": ["one", "two"], "tag": ["a", "c"]})
+    with pytest.raises(StoreMismatchError, match="input_fingerprint"):
+        embedded(tmp_path / "out", weights, path, texts=True, keep=("tag",))
+
+
 def test_a_text_or_a_kept_value_that_changed_is_done_again_and_no_other(weights: Path, tmp_path: Path) -> None:
     columns = {"text": list(TEXTS), "key": [f"k{n}" for n in range(len(TEXTS))], "tag": ["a"] * len(TEXTS)}
     path = write_rows(tmp_path / "a.csv", columns)
