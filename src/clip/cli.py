@@ -42,6 +42,7 @@ GLOB_HELP = (
 ON_FAILURE_HELP = "Write a failure row and go on, or stop at the first."
 FAILURES_HELP = "Stop when more pictures fail than a number, or than a part of the input."
 PRECISION_HELP = "What vectors are computed in; reference is OpenAI's: fp32 on a CPU, fp16 on CUDA."
+CALIBRATION_HELP = "Pictures for int8 to quantise by.  [default: the first of the input]"
 BATCH_HELP = "Pictures the model reads at a time.  [default: as suits model and device]"
 ROOT_HELP = "Where relative paths in lists start.  [default: the current folder]"
 DUPLICATES_HELP = "Refuse an input in which an id stands twice, or keep both rows."
@@ -87,6 +88,7 @@ def _names(context: click.Context, option: click.Parameter, values: tuple[str, .
 @_option("--untrained", field="untrained", metavar="SEED", type=int, help="Draw the named model's weights at random.")
 @_option("--device", field="device", help="cpu, cuda, cuda:1 or mps; auto takes CUDA where there is one.")
 @_option("--precision", field="precision", type=click.Choice(get_args(Precision)), help=PRECISION_HELP)
+@_option("--calibration", field="calibration", metavar="DIR", help=CALIBRATION_HELP)
 @_option("--batch-size", field="batch_size", metavar="N", type=int, help=BATCH_HELP)
 @_option("--workers", field="workers", metavar="N", type=int, help="Threads that decode.  [default: one a core]")
 @_option("--threads", field="threads", metavar="N", type=int, help="Threads of the model on a CPU, likewise.")

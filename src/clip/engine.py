@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from clip.fold import ImageTower, LeanText
-    from clip.items import Architecture, Checkpoint, PreprocessSettings
+    from clip.items import Architecture, Calibration, Checkpoint, PreprocessSettings
 
 MAX_REASON = 100  # characters of what torch says; for an unknown name it lists every device it has heard of
 LENGTH_BUCKET = 8  # tokens: texts run at the next multiple of it, so that few shapes occur
@@ -196,6 +196,15 @@ class Engine:
         self._state_dict = state_dict
         self._graphs: dict[torch.dtype | None, Graph] = {}  # by the dtype of pixels; of the text tower by None
         self._building = threading.Lock()
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Quantise by these pictures. Raises: InputError where the precision has no use for them, or it is too late."""
+        if not isinstance(self.backend, OpenVinoBackend) or self.backend.precision != "int8":
+            raise InputError("calibrate: found pictures for another precision, expected int8. Leave them out.")
+        with self._building:
+            if any(key is not None for key in self._graphs):
+                raise InputError("calibrate: found a model that has run, expected a new one. Make another Encoder.")
+            self.backend.calibration = calibration
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Pictures as bytes, or as floats in bytes' units. Shapes: (B, R, R, 3) -> (B, D) on the device."""

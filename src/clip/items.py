@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Kind = Literal["pictures", "texts", "pairs"]  # what the entries of a run are
 TEXT = "string"  # a column's type
 Triple = tuple[float, float, float]
 # What vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on a CPU, fp16 on CUDA.
-Precision = Literal["reference", "fp32", "fp16", "bf16", "fp8"]
+Precision = Literal["reference", "fp32", "fp16", "bf16", "int8", "fp8"]
 
 
 def utf8_path(path: str) -> str:
@@ -238,6 +239,18 @@ class Checkpoint:
     preprocess: PreprocessSettings
     source: str  # a path, or "untrained:SEED"
     files: tuple[Path, ...] = ()  # that the weights were read from
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The pictures by which a model was quantised."""
+
+    pixels: np.ndarray  # uint8 (N, R, R, 3)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the pixels and their shape, in hexadecimal."""
+        return hashlib.sha256(str(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

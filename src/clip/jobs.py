@@ -27,9 +27,23 @@ MAX_SECONDS = 86_400  # a day
 OWN_COLUMNS = ("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text")
 PICTURES_ONLY = (
     *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "orient", "background", "sixteen_bit", "frames"),
-    *("max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes"),
+    *("calibration", "max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes"),
 )
+FAST_COSINE = 0.999  # the bound of --fast
+MIN_SAMPLE = 16  # pictures
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
+
+
+def named_inputs(source: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """What a source names, as texts."""
+    several = [source] if isinstance(source, (str, Path)) else source
+    return tuple(map(str, several))
+
+
+def check_cosine(min_cosine: float) -> None:
+    """Raise InputError for a bound that is none."""
+    if not 0 < min_cosine <= 1:
+        raise InputError(f"min_cosine: found {min_cosine}, expected more than 0 and at most 1. Pass 0.999, say.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +56,7 @@ class EmbedJob:
     untrained: int | None = None  # draw the weights at random from this seed
     device: str = "auto"
     precision: Precision = "reference"  # what vectors are computed in; what OpenAI's code has on the device without
+    calibration: str | Path | None = None  # pictures for int8 to quantise by; the first ones of the input without
     batch_size: int | None = None  # pictures the model reads at a time; as suits model and device without
     workers: int | None = None  # threads that decode; one a core without
     threads: int | None = None  # threads of the model on a CPU; one a core without
@@ -120,6 +135,13 @@ class EmbedJob:
                     "rename it in the table."
                 )
 
+        if self.precision == "int8" and self.texts:
+            raise InputError("precision: found int8 for texts, expected it for pictures. Pass another one.")
+        if self.calibration is not None and self.precision != "int8":
+            raise InputError(
+                f"calibration: found it with precision {self.precision}, expected int8. Leave it out, or pass int8."
+            )
+
     @property
     def kind(self) -> Kind:
         """What an entry of the input is."""
@@ -133,8 +155,7 @@ class EmbedJob:
     @property
     def inputs(self) -> tuple[str, ...]:
         """What `source` names, as texts."""
-        several = [self.source] if isinstance(self.source, (str, Path)) else self.source
-        return tuple(map(str, several))
+        return named_inputs(self.source)
 
     @property
     def guards(self) -> Guards:
@@ -155,6 +176,61 @@ class EmbedJob:
         if self.max_failures.endswith("%"):
             return int(total * float(self.max_failures[:-1]) / 100)
         return int(self.max_failures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneJob:
+    """What `clip tune` is asked for."""
+
+    source: str | Path | Sequence[str | Path]  # as of EmbedJob
+    model: str = "ViT-B/32"
+    untrained: int | None = None
+    device: str = "auto"
+    workers: int | None = None
+    threads: int | None = None
+    globs: tuple[str, ...] = ()
+    calibration: str | Path | None = None
+    min_cosine: float = FAST_COSINE  # between vectors and the exact ones, of every picture of the sample
+    pictures: int = 256  # to measure on
+    seed: int = 0  # which pictures these are
+    guards: Guards = Guards()  # noqa: RUF009  frozen
+    policies: Policies = Policies()  # noqa: RUF009  frozen
+
+    def __post_init__(self) -> None:
+        check_cosine(self.min_cosine)
+        if self.pictures < MIN_SAMPLE:
+            raise InputError(f"pictures: found {self.pictures}, expected at least {MIN_SAMPLE}. Pass a larger number.")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What `source` names, as texts."""
+        return named_inputs(self.source)
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """One way to make vectors, as it was measured beside the exact one."""
+
+    precision: str  # what is computed in
+    decode: Decode
+    images_per_s: float  # from files to vectors, the median of several turns
+    min_cosine: float
+    p1_cosine: float  # a hundredth of the pictures is below
+    mean_cosine: float
+    max_angle_degrees: float
+    neighbours: float  # the part of the ten nearest that is the same, 0..1
+    within: bool  # the bound
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What came of measuring."""
+
+    model: str
+    pictures: int  # that were measured on
+    min_cosine: float  # the bound
+    rows: tuple[SettingRow, ...]  # the exact one first
+    best: SettingRow  # the fastest within the bound
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip.errors import DeviceError
+from clip import int8
+from clip.errors import DeviceError, InputError
 from clip.lean import LAYER_NORM_EPS, image_features, text_features
 from clip.torch_backend import cpu_batch_size
 
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from clip.fold import Conv, ImageTower, LeanText, Linear
-    from clip.items import Activation, Architecture
+    from clip.items import Activation, Architecture, Calibration
 
-# Of the CPU plug-in, which takes "f16" as well and then computes in bf16. It would choose bf16 by itself, too.
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+# What each means to the CPU plug-in, which takes "f16" as well and then computes in bf16. It would choose bf16 by itself, too.
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+# Products of the last block that stay as they are: it has one token, so that they cost little, and all of it is read.
+EXACT_PRODUCTS = 8
 TELEMETRY = "openvino_telemetry"  # writes an id below $HOME and reports from a child process, once it is imported
 Node = Any  # openvino has no types
 
@@ -165,7 +168,8 @@ def usable_precisions() -> list[str]:
         capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except ImportError:
         return []
-    return ["fp32"] + (["bf16"] if "BF16" in capabilities else [])
+    bf16 = ["bf16"] if "BF16" in capabilities else []
+    return ["fp32", *bf16] + (["int8"] if "INT8" in capabilities and int8.is_installed() else [])
 
 
 def processor_name() -> str:
@@ -181,6 +185,7 @@ class OpenVinoBackend:
         self.device = torch.device("cpu")
         self.precision = precision
         self.dtype = torch.float32  # whatever it computes in
+        self.calibration: Calibration | None = None  # that int8 needs before a graph is asked for
         self._threads = threads
 
     def batch_size(self, architecture: Architecture) -> int:
@@ -190,21 +195,35 @@ class OpenVinoBackend:
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> OpenVinoGraph:  # noqa: ARG002
         """The graph of an image tower for bytes, or for floats in their units, and for any number of pictures."""
         side = tower.resolution_px
-        pixels = self._input([-1, side, side, 3], np.uint8 if dtype == torch.uint8 else np.float32)
-        return self._compile(image_features(OpenVinoOps(), tower, pixels), [pixels])
+        number = np.uint8 if dtype == torch.uint8 else np.float32
+        pixels = self._input([-1, side, side, 3], number)
+        model = self._model(image_features(OpenVinoOps(), tower, pixels), [pixels])
+        if self.precision != "int8":
+            return self._compile(model, self.precision)
+        if self.calibration is None:
+            raise InputError(
+                "precision 'int8': no picture was shown, expected some to quantise by. Call calibrate with a hundred, "
+                "or pass another precision."
+            )
+        quantised = int8.quantised(model, self.calibration.pixels.astype(number), exact_last=EXACT_PRODUCTS)
+        return self._compile(quantised, "bf16" if "bf16" in usable_precisions() else "fp32")
 
     def text_graph(self, tower: LeanText, batch_size: int) -> OpenVinoGraph:  # noqa: ARG002
-        """The graph of a text tower for any number of texts; `text_features` has its four inputs."""
+        """The graph of a text tower for any number of texts; `text_features` has its four inputs. Never of integers."""
         shapes = [([-1, -1], np.int32), ([-1, -1], np.int32), ([-1], np.int32), ([-1, 1, -1], np.float32)]
         inputs = [self._input(shape, dtype) for shape, dtype in shapes]
-        return self._compile(text_features(OpenVinoOps(), tower, *inputs), inputs)
+        model = self._model(text_features(OpenVinoOps(), tower, *inputs), inputs)
+        return self._compile(model, "fp32" if self.precision == "int8" else self.precision)
 
     def _input(self, shape: list[int], dtype: type[np.generic]) -> Node:
         return openvino().opset13.parameter(shape, dtype)
 
-    def _compile(self, features: Node, inputs: list[Node]) -> OpenVinoGraph:
-        wanted = PRECISIONS[self.precision]
-        model = openvino().Model([features], inputs, "clip")
+    def _model(self, features: Node, inputs: list[Node]) -> Any:
+        return openvino().Model([features], inputs, "clip")
+
+    def _compile(self, model: Any, precision: str) -> OpenVinoGraph:
+        """A model made ready, whose products that are not of integers are computed in this precision."""
+        wanted = HINTS[precision]
         settings = {
             "INFERENCE_PRECISION_HINT": wanted,
             "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch

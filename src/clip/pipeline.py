@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import clip
+from clip.decoders import Decoding
 from clip.encoder import Encoder
 from clip.engine import limit_threads
 from clip.errors import ClipError, InputError, StoreError
@@ -29,8 +30,9 @@ from clip.lock import Lock, locked
 from clip.pixels import PREPROCESS_ID
 from clip.plan import Plan, ids_hashed, interrupted_listing, members_of, read_plan, remove_plan, write_plan
 from clip.running import Run
+from clip.samples import first_pixels
 from clip.sources import Source
-from clip.store import StoreWriter, check_room
+from clip.store import StoreWriter, check_room, read_calibration, write_calibration
 from clip.threads import available_cores
 from clip.update import updated_plan
 from clip.whole_files import written
@@ -38,7 +40,7 @@ from clip.whole_files import written
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from clip.items import Entry, Kind
+    from clip.items import Entry, Kind, PreprocessSettings
 
 
 SHOWN_CHARACTERS = 60  # of a text, as an example
@@ -73,8 +75,12 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         with written(output):
             output.mkdir(parents=True, exist_ok=True)
         with locked(output) as lock:
+            if encoder.computed_in == "int8":
+                encoder.calibrate(_calibration(job, source, encoder.settings, output))
             store = StoreWriter(output, _manifest(job, encoder, source), overwrite=job.overwrite)
             plan, removed = _planned(job, source, store, lock, progress)
+            if encoder.calibration is not None:
+                write_calibration(output, encoder.calibration.pixels)
             resumed = Run(job, encoder, source, plan, store, lock, progress).write()
             rows, failed = store.counts(range(plan.shards))
             if not plan.packs and job.frames == "first" and rows + failed != plan.entries:
@@ -140,6 +146,18 @@ def _planned(
     return plan, removed
 
 
+def _calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, output: Path) -> np.ndarray:
+    """The pixels to quantise by: those of the run that stands, else of the first pictures. Shapes: (N, R, R, 3).
+
+    Raises:  InputError where none of them can be decoded.
+    """
+    standing = None if job.calibration or job.overwrite else read_calibration(output)
+    if standing is not None and standing.shape[1] == settings.resolution_px:  # else the run is of another model
+        return standing
+    of = Source((str(job.calibration),)) if job.calibration else source
+    return first_pixels(Decoding(of, settings, job.guards, job.policies))[0].pixels
+
+
 def _told(
     shards: Iterable[Shard], ignored: Counter[str], progress: Callable[[Progress], None] | None, kind: Kind
 ) -> Iterator[Shard]:
@@ -184,6 +202,9 @@ def _manifest(job: EmbedJob, encoder: Encoder, source: Source) -> dict[str, Any]
         "preprocess_settings": asdict(encoder.settings),
         "precision": encoder.precision,
         "computed_in": encoder.computed_in,
+        "calibration": None
+        if encoder.calibration is None
+        else {"pictures": len(encoder.calibration.pixels), "sha256": encoder.calibration.sha256},
         "engine": encoder.backend,
         "decode": "exact",
         "kind": job.kind,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 INDEX = "_index"
+CALIBRATION = "_calibration.npy"  # the pixels by which an int8 run was quantised, so that it can be gone on with
 # What vectors, ids and the borders of shards depend on: a run goes on only where all of these are the same.
 FINGERPRINT = (
     "weights_sha256",
@@ -48,6 +49,7 @@ FINGERPRINT = (
     "preprocess_settings",
     "precision",
     "computed_in",
+    "calibration",
     "decode",
     "policies",
     "guards",
@@ -82,6 +84,23 @@ def check_room(path: Path) -> None:
             f"{path}: holds {standing[0]!r} and no {MANIFEST}, expected an empty folder or one of ours. "
             "Choose another output, or move it away."
         )
+
+
+def read_calibration(path: Path) -> np.ndarray | None:
+    """The pixels by which the run that stands in an output was quantised; None where there are none that are whole.
+
+    Shapes:  uint8 (N, R, R, 3).
+    """
+    try:
+        return np.load(path / CALIBRATION)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def write_calibration(path: Path, pixels: np.ndarray) -> None:
+    """Keep the pixels in an output. Raises: StoreError where it cannot be written."""
+    with written(path / CALIBRATION), replacing(path / CALIBRATION) as file:
+        np.save(file, pixels)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -144,6 +163,7 @@ class StoreWriter:
                 for folder in (EMBEDDINGS, FAILURES, INDEX):
                     if (self.path / folder).exists():
                         shutil.rmtree(self.path / folder)
+                (self.path / CALIBRATION).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             if self._standing is None:
                 self._write_manifest()  # before the folders, which nobody would know for ours without it

@@ -35,6 +35,7 @@ from clip.parts import (
 from clip.plan import members_of, read_plan
 from clip.running import features_of, prepared
 from clip.sources import Source
+from clip.store import CALIBRATION, read_calibration
 from clip.stored import Store, matrix
 from clip.texts import Tokenizing
 
@@ -268,4 +269,8 @@ def _encoder_of(job: VerifyJob, store: Store) -> Encoder:
             f"{store.path}: weights of {encoder.model_name} have sha256 {encoder.weights_sha256}, expected "
             f"{manifest['weights_sha256']}. Pass the run's weights with -m."
         )
+    if manifest["calibration"] is not None:
+        if (pixels := read_calibration(store.path)) is None:
+            raise StoreError(f"{store.path}: holds no {CALIBRATION}, expected it with int8. Run the job again.")
+        encoder.calibrate(pixels)
     return encoder

@@ -37,6 +37,7 @@ LAYERS = {
         "archives",
         "download",
         "folders",
+        "int8",
         "lists",
         "parts",
         "tables",

@@ -1,0 +1,145 @@
+"""tune(job): how fast each setting of this machine is, and how far its vectors are from the exact ones.
+
+All is measured, on this machine, with these weights, on pictures of the user's; the settings take turns, so that what
+else the machine does hurts all alike. Knows nothing about Parquet or the command line.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clip.decoders import Decoding
+from clip.encoder import Encoder, batched, unit_vectors
+from clip.engine import resolve_device, usable_precisions
+from clip.errors import InputError
+from clip.items import Pixels
+from clip.jobs import SettingRow, TuneReport
+from clip.samples import drawn, first_pixels
+from clip.sources import Source
+from clip.threads import available_cores, map_ahead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from clip.items import Decode, Item, Member, Precision
+    from clip.jobs import TuneJob
+
+ROUNDS = 3  # in which a setting is timed; the median counts
+NEIGHBOURS = 10
+EXACT: tuple[Precision, Decode] = ("reference", "exact")
+
+
+def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
+    """Measure each setting that this machine can run, and name the fastest whose vectors stay within the bound.
+
+    `told` is given a line before what takes time.
+
+    Raises:  InputError for an input without pictures; what Encoder raises.
+    """
+    source = Source(job.inputs, job.globs)
+    exact = _Setting(job, source, EXACT)
+    calibration, looked_at = None, 0
+    settings = _settings(job)
+    if any(precision == "int8" for precision, _ in settings):
+        of = Source((str(job.calibration),)) if job.calibration else source
+        calibration, looked_at = first_pixels(replace(exact.decoding, source=of))
+    entries = drawn(exact.decoding, job.pictures, job.seed, 0 if job.calibration else looked_at)
+    if len(entries) < 2:
+        raise InputError(
+            f"{', '.join(job.inputs)}: found {len(entries)} pictures that can be decoded, expected at least 2 to "
+            "measure on. Pass more."
+        )
+    several = [exact]
+    for setting in settings[1:]:
+        one = _Setting(job, source, setting)
+        if one.precision == "int8" and calibration is not None:
+            one.encoder.calibrate(calibration.pixels)
+        several.append(one)
+    for one in several:
+        if told:
+            told(f"measuring {one.precision}, {one.decode} pixels, on {len(entries):,} pictures")
+        one.vectors = unit_vectors(one.run(entries))  # also makes the graph ready
+    for _ in range(ROUNDS):
+        for one in several:
+            one.time(entries)
+    rows = tuple(one.row(exact, len(entries), job.min_cosine) for one in several)
+    within = [row for row in rows if row.within]  # the exact one among them
+    best = max(within, key=lambda row: row.images_per_s)
+    return TuneReport(exact.encoder.model_name, len(entries), job.min_cosine, rows, best)
+
+
+def _settings(job: TuneJob) -> list[tuple[Precision, Decode]]:
+    """What can be chosen on the device, the exact one first."""
+    usable: list[Precision] = usable_precisions(resolve_device(job.device))  # type: ignore[assignment]
+    decodes: tuple[Decode, ...] = ("exact", "fast")
+    return [("reference" if place == 0 else word, decode) for place, word in enumerate(usable) for decode in decodes]
+
+
+class _Setting:
+    """One way to make vectors, and what was seen of it."""
+
+    def __init__(self, job: TuneJob, source: Source, setting: tuple[Precision, Decode]) -> None:
+        self.precision, self.decode = setting
+        self.encoder = Encoder(
+            job.model, device=job.device, precision=self.precision, threads=job.threads, untrained=job.untrained
+        )
+        self.decoding = Decoding(source, self.encoder.settings, job.guards, job.policies, decode=self.decode)
+        self.vectors = np.empty((0, self.encoder.dim), np.float32)
+        self._workers = job.workers or available_cores()
+        self._seconds: list[float] = []
+
+    def run(self, entries: Sequence[Item | Member]) -> np.ndarray:
+        """Read, decode and encode. Shapes: float32 (N, D), not normalised."""
+        size = self.encoder.batch_size
+
+        def pixels_of(entry: Item | Member) -> np.ndarray:
+            for outcome in self.decoding(entry):
+                if isinstance(outcome, Pixels):
+                    return outcome.array
+            raise InputError(f"{entry.id}: cannot be decoded any more, expected a picture. Measure again.")
+
+        decoded = map_ahead(pixels_of, entries, workers=self._workers, ahead=2 * size + self._workers)
+        return np.concatenate([self.encoder.encode_pixels(np.stack(batch)) for batch in batched(decoded, size)])
+
+    def time(self, entries: Sequence[Item | Member]) -> None:
+        """Note how long a run takes."""
+        began = time.monotonic()
+        self.run(entries)
+        self._seconds.append(time.monotonic() - began)
+
+    def row(self, exact: _Setting, count: int, min_cosine: float) -> SettingRow:
+        """What was seen, beside the exact vectors."""
+        cosines = np.einsum("nd,nd->n", self.vectors, exact.vectors, dtype=np.float64).clip(-1, 1)  # (N,)
+        least = 1.0 if self is exact else float(cosines.min())
+        return SettingRow(
+            precision=self.encoder.computed_in if self.precision == "reference" else self.precision,
+            decode=self.decode,
+            images_per_s=count / float(np.median(self._seconds)),
+            min_cosine=least,
+            p1_cosine=1.0 if self is exact else float(np.percentile(cosines, 1)),
+            mean_cosine=1.0 if self is exact else float(cosines.mean()),
+            max_angle_degrees=float(np.degrees(np.arccos(least))),
+            neighbours=_agreement(self.vectors, exact.vectors),
+            within=least >= min_cosine,
+        )
+
+
+def _agreement(vectors: np.ndarray, exact: np.ndarray) -> float:
+    """Of the nearest neighbours that pictures have by their exact vectors, the part they have by these too.
+
+    Shapes:  unit vectors (N, D) twice.
+    """
+    near = [_nearest(one) for one in (vectors, exact)]
+    shared = [len(np.intersect1d(ours, theirs)) for ours, theirs in zip(*near, strict=True)]
+    return float(np.mean(shared)) / near[0].shape[1]
+
+
+def _nearest(vectors: np.ndarray) -> np.ndarray:
+    scores = vectors @ vectors.T  # (N, N)
+    np.fill_diagonal(scores, -np.inf)
+    return np.argsort(-scores, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(vectors) - 1)]

@@ -1,0 +1,84 @@
+"""An OpenVINO model -> the same with products of 8-bit integers, calibrated on pictures. Knows nothing about files.
+
+NNCF's post-training quantisation chooses a scale for each product by what runs through it while the model reads the
+calibration pictures. What that costs in fidelity depends on weights and pictures: fidelity.py measures it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import sys
+import warnings
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from clip.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import ModuleType
+
+    import numpy as np
+
+BATCH = 8  # calibration pictures that are run at a time
+PRODUCTS = ("MatMul", "Convolution")  # operations that are quantised
+TELEMETRY = "openvino_telemetry"  # as in openvino_backend.py; NNCF would report what it is used for
+
+
+def is_installed() -> bool:
+    """Whether the extra `int8` is."""
+    return find_spec("nncf") is not None
+
+
+def quantised(model: Any, pixels: np.ndarray, *, exact_last: int) -> Any:
+    """A model of one input with quantised products, but for the first, which reads pixels, and the last `exact_last`.
+
+    The same model and pixels give the same: nothing is drawn at random.
+
+    Shapes:  pixels as the model reads them, (N, R, R, 3).
+    Raises:  DeviceError without NNCF.
+    """
+    with _nncf() as nncf:
+        products = [node for node in model.get_ordered_ops() if node.get_type_name() in PRODUCTS]
+        for place, node in enumerate(products):
+            node.set_friendly_name(f"product {place}")  # or the names count what was drawn before in this process
+        exact = [products[0], *products[len(products) - exact_last :]]
+        batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+        is_vit = all(node.get_type_name() != "Convolution" for node in products)
+        return nncf.quantize(
+            model,
+            nncf.Dataset(batches),
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER if is_vit else None,
+            subset_size=len(batches),
+            ignored_scope=nncf.IgnoredScope(names=[node.get_friendly_name() for node in exact]),
+            # Its correction of biases changed no cosine's fifth digit for ViT-B/32, and took half of the time.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=is_vit),
+        )
+
+
+@contextmanager
+def _nncf() -> Generator[ModuleType]:
+    """NNCF, imported so that its telemetry is not, and silent.
+
+    Raises:  DeviceError where it is not installed.
+    """
+    if not is_installed():
+        raise DeviceError(
+            "precision 'int8': needs NNCF to quantise with, which is not installed. Run: pip install 'clip-turbo[int8]'"
+        )
+    blocked = TELEMETRY not in sys.modules
+    if blocked:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # how `import` is told that there is none
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it draws bars there, among results
+            warnings.simplefilter("ignore")  # of NNCF's own dependencies
+            nncf = importlib.import_module("nncf")
+            nncf.set_log_level(logging.ERROR)
+            yield nncf
+    finally:
+        if blocked:
+            del sys.modules[TELEMETRY]

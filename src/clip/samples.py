@@ -1,0 +1,67 @@
+"""Some pictures of an input: the first ones to quantise by, and some at random to measure on. Knows nothing about models."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clip.errors import InputError
+from clip.items import Calibration, Item, Member, Pack, Pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from clip.decoders import Decoding
+
+CALIBRATION_PICTURES = 256  # by which int8 is quantised
+ATTEMPTS = 4  # times as many entries are looked at, to find so many that can be decoded
+
+
+def first_pixels(decoding: Decoding) -> tuple[Calibration, int]:
+    """The first pictures of the decoding's source that can be decoded, and how many entries were looked at for them.
+
+    Raises:  InputError where there are none.
+    """
+    pixels: list[np.ndarray] = []
+    looked_at = 0
+    for entry in islice(_pictures(decoding), ATTEMPTS * CALIBRATION_PICTURES):
+        looked_at += 1
+        pixels += [outcome.array for outcome in decoding(entry) if isinstance(outcome, Pixels)]
+        if len(pixels) >= CALIBRATION_PICTURES:
+            break
+    if not pixels:
+        raise InputError(
+            f"{', '.join(decoding.source.inputs)}: found no picture that can be decoded among the first {looked_at:,}, "
+            "expected some. Check the input, or pass --calibration FOLDER."
+        )
+    return Calibration(np.stack(pixels[:CALIBRATION_PICTURES])), looked_at
+
+
+def drawn(decoding: Decoding, count: int, seed: int, skipped: int) -> list[Item | Member]:
+    """`count` entries at random of those that follow the first `skipped`, which are taken too where there are no others.
+
+    Pictures that cannot be decoded are none. Of a large input only the beginning is looked at.
+    """
+    entries = _pictures(decoding)
+    before = list(islice(entries, skipped))
+    chosen: list[Item | Member] = []
+    generator = random.Random(seed)
+    for place, entry in enumerate(islice(entries, ATTEMPTS * count)):  # memory holds `count` members of archives
+        if len(chosen) < count:
+            chosen.append(entry)
+        elif (at := generator.randrange(place + 1)) < count:
+            chosen[at] = entry
+    chosen += before[: count - len(chosen)]
+    return [entry for entry in chosen if any(isinstance(outcome, Pixels) for outcome in decoding(entry))]
+
+
+def _pictures(decoding: Decoding) -> Iterator[Item | Member]:
+    for shard in decoding.source.shards(CALIBRATION_PICTURES, Counter()):
+        for entry in shard.entries:
+            is_pack = isinstance(entry, Pack)
+            found = decoding.source.members(entry, decoding.guards.max_bytes, Counter()) if is_pack else [entry]
+            yield from (one for one in found if isinstance(one, (Item, Member)))
