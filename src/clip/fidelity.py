@@ -7,8 +7,7 @@ else the machine does hurts all alike. Knows nothing about Parquet or the comman
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,6 +72,16 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
     return TuneReport(exact.encoder.model_name, len(entries), job.min_cosine, rows, best)
 
 
+def summary(report: TuneReport) -> str:
+    """What was found, in a line."""
+    best, exact = report.best, report.rows[0]
+    if best == exact:
+        return f"nothing faster stays within a cosine of {report.min_cosine:g} on {report.pictures:,} pictures: exact"
+    faster = f"{best.images_per_s / exact.images_per_s:.1f} times as fast as exact vectors"
+    near = f"least cosine to them {best.min_cosine:.6f} on {report.pictures:,} pictures"
+    return f"took {best.precision}, {best.decode} pixels: {faster}, {near}"
+
+
 def _settings(job: TuneJob) -> list[tuple[Precision, Decode]]:
     """What can be chosen on the device, the exact one first."""
     usable: list[Precision] = usable_precisions(resolve_device(job.device))  # type: ignore[assignment]
@@ -117,7 +126,7 @@ class _Setting:
         cosines = np.einsum("nd,nd->n", self.vectors, exact.vectors, dtype=np.float64).clip(-1, 1)  # (N,)
         least = 1.0 if self is exact else float(cosines.min())
         return SettingRow(
-            precision=self.encoder.computed_in if self.precision == "reference" else self.precision,
+            precision=self.precision,
             decode=self.decode,
             images_per_s=count / float(np.median(self._seconds)),
             min_cosine=least,

@@ -27,7 +27,16 @@ MAX_SECONDS = 86_400  # a day
 OWN_COLUMNS = ("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text")
 PICTURES_ONLY = (
     *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "orient", "background", "sixteen_bit", "frames"),
-    *("calibration", "max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes"),
+    *(
+        "min_cosine",
+        "calibration",
+        "max_frames",
+        "isolate",
+        "max_seconds",
+        "hashes",
+        "text_column",
+        "decode_budget_bytes",
+    ),
 )
 FAST_COSINE = 0.999  # the bound of --fast
 MIN_SAMPLE = 16  # pictures
@@ -56,6 +65,7 @@ class EmbedJob:
     untrained: int | None = None  # draw the weights at random from this seed
     device: str = "auto"
     precision: Precision = "reference"  # what vectors are computed in; what OpenAI's code has on the device without
+    min_cosine: float | None = None  # measure first, and take the fastest precision and decode that stay within this
     calibration: str | Path | None = None  # pictures for int8 to quantise by; the first ones of the input without
     batch_size: int | None = None  # pictures the model reads at a time; as suits model and device without
     workers: int | None = None  # threads that decode; one a core without
@@ -137,7 +147,14 @@ class EmbedJob:
 
         if self.precision == "int8" and self.texts:
             raise InputError("precision: found int8 for texts, expected it for pictures. Pass another one.")
-        if self.calibration is not None and self.precision != "int8":
+        if self.min_cosine is not None:
+            check_cosine(self.min_cosine)
+            if (self.precision, self.decode) != ("reference", "exact"):
+                raise InputError(
+                    f"min_cosine: found precision {self.precision} and decode {self.decode} too, expected neither, as "
+                    "it chooses them. Leave them out."
+                )
+        elif self.calibration is not None and self.precision != "int8":
             raise InputError(
                 f"calibration: found it with precision {self.precision}, expected int8. Leave it out, or pass int8."
             )
@@ -211,7 +228,7 @@ class TuneJob:
 class SettingRow:
     """One way to make vectors, as it was measured beside the exact one."""
 
-    precision: str  # what is computed in
+    precision: Precision
     decode: Decode
     images_per_s: float  # from files to vectors, the median of several turns
     min_cosine: float
@@ -355,6 +372,7 @@ class Progress:
     listing: Listing | None = None  # how far that is, while it is under way
     shard: int = 0  # shards that are done
     shards: int = 0
+    told: str = ""  # what else a user wants to know; the numbers say nothing then
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clip.fold import Conv, ImageTower, LeanText, Linear
     from clip.items import Activation, Architecture, Calibration
 
-# What each means to the CPU plug-in, which takes "f16" as well and then computes in bf16. It would choose bf16 by itself, too.
+# For the CPU plug-in, which takes "f16" as well and then computes in bf16. It would choose bf16 by itself, too.
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 # Products of the last block that stay as they are: it has one token, so that they cost little, and all of it is read.
 EXACT_PRODUCTS = 8

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +24,16 @@ from clip.decoders import Decoding
 from clip.encoder import Encoder
 from clip.engine import limit_threads
 from clip.errors import ClipError, InputError, StoreError
+from clip.fidelity import summary, tune
 from clip.items import Item, Shard, utf8_path
-from clip.jobs import EmbedJob, EmbedReport, Listing, Progress
+from clip.jobs import EmbedJob, EmbedReport, Listing, Progress, TuneJob, TuneReport
 from clip.lock import Lock, locked
 from clip.pixels import PREPROCESS_ID
 from clip.plan import Plan, ids_hashed, interrupted_listing, members_of, read_plan, remove_plan, write_plan
 from clip.running import Run
 from clip.samples import first_pixels
 from clip.sources import Source
-from clip.store import StoreWriter, check_room, read_calibration, write_calibration
+from clip.store import MANIFEST, StoreWriter, check_room, read_calibration, read_manifest, write_calibration
 from clip.threads import available_cores
 from clip.update import updated_plan
 from clip.whole_files import written
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from clip.items import Entry, Kind, PreprocessSettings
 
 
+# What measuring needs to know of a job.
+SHARED_FIELDS = ("source", "model", "untrained", "device", "workers", "threads", "globs", "calibration", "min_cosine")
+SHARED_FIELDS += ("guards", "policies")
 SHOWN_CHARACTERS = 60  # of a text, as an example
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
@@ -61,6 +65,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
     output = Path(job.output)
     check_room(output)
     source = source_of(job)  # also refuses what is not there, before weights are read
+    job, tuned = _tuned(job, output, progress)
     with limit_threads(job.threads or available_cores()), warnings.catch_warnings():
         # What Pillow has to say about a picture is in its row, or in its failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -77,7 +82,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         with locked(output) as lock:
             if encoder.computed_in == "int8":
                 encoder.calibrate(_calibration(job, source, encoder.settings, output))
-            store = StoreWriter(output, _manifest(job, encoder, source), overwrite=job.overwrite)
+            store = StoreWriter(output, _manifest(job, encoder, source, tuned), overwrite=job.overwrite)
             plan, removed = _planned(job, source, store, lock, progress)
             if encoder.calibration is not None:
                 write_calibration(output, encoder.calibration.pixels)
@@ -146,6 +151,28 @@ def _planned(
     return plan, removed
 
 
+def _tuned(
+    job: EmbedJob, output: Path, progress: Callable[[Progress], None] | None
+) -> tuple[EmbedJob, TuneReport | None]:
+    """The job with the precision and decode that its bound allows, and what was measured for it.
+
+    A run that stands keeps those it has: what is faster may have changed since, and its vectors have to go together.
+    """
+    if job.min_cosine is None:
+        return job, None
+    standing = {} if job.overwrite else read_manifest(output / MANIFEST) or {}
+    if (standing.get("tuned") or {}).get("min_cosine") == job.min_cosine:
+        precision, decode, report = standing["precision"], standing["decode"], None
+    else:
+        tell = progress or (lambda _: None)
+        wanted = {name: getattr(job, name) for name in SHARED_FIELDS}
+        report = tune(TuneJob(**wanted), lambda line: tell(Progress(0, 0, 0, told=line)))
+        precision, decode = report.best.precision, report.best.decode
+        tell(Progress(0, 0, 0, told=summary(report)))
+    calibration = job.calibration if precision == "int8" else None
+    return replace(job, precision=precision, decode=decode, calibration=calibration, min_cosine=None), report
+
+
 def _calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, output: Path) -> np.ndarray:
     """The pixels to quantise by: those of the run that stands, else of the first pictures. Shapes: (N, R, R, 3).
 
@@ -188,7 +215,7 @@ def _content_hash(source: Source, item: Item, max_bytes: int) -> str | None:
         return None  # it is done again, and what is wrong with it becomes its failure row
 
 
-def _manifest(job: EmbedJob, encoder: Encoder, source: Source) -> dict[str, Any]:
+def _manifest(job: EmbedJob, encoder: Encoder, source: Source, tuned: TuneReport | None) -> dict[str, Any]:
     """All that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
     with suppress(metadata.PackageNotFoundError):
@@ -205,6 +232,7 @@ def _manifest(job: EmbedJob, encoder: Encoder, source: Source) -> dict[str, Any]
         "calibration": None
         if encoder.calibration is None
         else {"pictures": len(encoder.calibration.pixels), "sha256": encoder.calibration.sha256},
+        "tuned": None if tuned is None else asdict(tuned),
         "engine": encoder.backend,
         "decode": "exact",
         "kind": job.kind,

@@ -1,4 +1,4 @@
-"""Some pictures of an input: the first ones to quantise by, and some at random to measure on. Knows nothing about models."""
+"""Some pictures of an input: the first to quantise by, and some at random to measure on. Knows nothing about models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def first_pixels(decoding: Decoding) -> tuple[Calibration, int]:
 
 
 def drawn(decoding: Decoding, count: int, seed: int, skipped: int) -> list[Item | Member]:
-    """`count` entries at random of those that follow the first `skipped`, which are taken too where there are no others.
+    """`count` entries at random of those behind the first `skipped`, which are taken too where there are no others.
 
     Pictures that cannot be decoded are none. Of a large input only the beginning is looked at.
     """
