@@ -17,7 +17,7 @@ from clip.encoder import Encoder, batched, unit_vectors
 from clip.engine import resolve_device, usable_precisions
 from clip.errors import InputError
 from clip.items import Pixels
-from clip.jobs import SettingRow, TuneReport
+from clip.tune_jobs import SettingRow, TuneReport
 from clip.samples import drawn, first_pixels
 from clip.sources import Source
 from clip.threads import available_cores, map_ahead
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from clip.items import Decode, Item, Member, Precision
-    from clip.jobs import TuneJob
+    from clip.tune_jobs import TuneJob
 
 ROUNDS = 3  # in which a setting is timed; the median counts
 NEIGHBOURS = 10

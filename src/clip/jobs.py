@@ -39,7 +39,6 @@ PICTURES_ONLY = (
     ),
 )
 FAST_COSINE = 0.999  # the bound of --fast
-MIN_SAMPLE = 16  # pictures
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
 
 
@@ -193,61 +192,6 @@ class EmbedJob:
         if self.max_failures.endswith("%"):
             return int(total * float(self.max_failures[:-1]) / 100)
         return int(self.max_failures)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneJob:
-    """What `clip tune` is asked for."""
-
-    source: str | Path | Sequence[str | Path]  # as of EmbedJob
-    model: str = "ViT-B/32"
-    untrained: int | None = None
-    device: str = "auto"
-    workers: int | None = None
-    threads: int | None = None
-    globs: tuple[str, ...] = ()
-    calibration: str | Path | None = None
-    min_cosine: float = FAST_COSINE  # between vectors and the exact ones, of every picture of the sample
-    pictures: int = 256  # to measure on
-    seed: int = 0  # which pictures these are
-    guards: Guards = Guards()  # noqa: RUF009  frozen
-    policies: Policies = Policies()  # noqa: RUF009  frozen
-
-    def __post_init__(self) -> None:
-        check_cosine(self.min_cosine)
-        if self.pictures < MIN_SAMPLE:
-            raise InputError(f"pictures: found {self.pictures}, expected at least {MIN_SAMPLE}. Pass a larger number.")
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """What `source` names, as texts."""
-        return named_inputs(self.source)
-
-
-@dataclass(frozen=True)
-class SettingRow:
-    """One way to make vectors, as it was measured beside the exact one."""
-
-    precision: Precision
-    decode: Decode
-    images_per_s: float  # from files to vectors, the median of several turns
-    min_cosine: float
-    p1_cosine: float  # a hundredth of the pictures is below
-    mean_cosine: float
-    max_angle_degrees: float
-    neighbours: float  # the part of the ten nearest that is the same, 0..1
-    within: bool  # the bound
-
-
-@dataclass(frozen=True)
-class TuneReport:
-    """What came of measuring."""
-
-    model: str
-    pictures: int  # that were measured on
-    min_cosine: float  # the bound
-    rows: tuple[SettingRow, ...]  # the exact one first
-    best: SettingRow  # the fastest within the bound
 
 
 @dataclass(frozen=True, kw_only=True)

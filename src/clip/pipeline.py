@@ -26,7 +26,8 @@ from clip.engine import limit_threads
 from clip.errors import ClipError, InputError, StoreError
 from clip.fidelity import summary, tune
 from clip.items import Item, Shard, utf8_path
-from clip.jobs import EmbedJob, EmbedReport, Listing, Progress, TuneJob, TuneReport
+from clip.jobs import EmbedJob, EmbedReport, Listing, Progress
+from clip.tune_jobs import TuneJob, TuneReport
 from clip.lock import Lock, locked
 from clip.pixels import PREPROCESS_ID
 from clip.plan import Plan, ids_hashed, interrupted_listing, members_of, read_plan, remove_plan, write_plan

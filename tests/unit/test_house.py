@@ -18,7 +18,7 @@ LONGER_FILES = {"model": 520}
 
 # Arrows go down only. Rooms do not know each other: records go between them. ARCHITECTURE.md draws it.
 LAYERS = {
-    "edges": {"cli", "interrupts", "reporter", "__main__"},
+    "edges": {"cli", "tuning", "interrupts", "reporter", "__main__"},
     "verbs": {
         "catalog",
         "clip",
@@ -55,6 +55,7 @@ LAYERS = {
         "installed",
         "items",
         "jobs",
+        "tune_jobs",
         "model",
         "pixels",
         "policies",
