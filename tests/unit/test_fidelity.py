@@ -1,0 +1,194 @@
+"""clip tune, --min-cosine, --fast: what was measured is what is told, and nothing below the bound is chosen."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import formula
+import numpy as np
+import pytest
+import torch
+
+import clip
+from clip import fidelity, pipeline
+from clip.cli import cli
+from clip.encoder import Encoder
+from clip.errors import InputError
+from clip.fidelity import summary, tune
+from clip.jobs import FAST_COSINE, EmbedJob, Progress
+from clip.openvino_backend import usable_precisions
+from clip.tune_jobs import SettingRow, TuneJob, TuneReport
+
+PICTURES = 40
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights with a few channels that are hundreds of times as large as the others, as CLIP's own have some.
+
+    Eight bits for all channels together leave nothing of the small ones; bf16 has an exponent for each.
+    """
+    path = checkpoints.write(tmp_path_factory.mktemp("outliers"))
+    entries = torch.load(path, weights_only=True)
+    bias = entries["visual.ln_pre.bias"]
+    bias[[3, 17, 40]] += torch.tensor([400.0, -300.0, 500.0], dtype=bias.dtype)
+    torch.save(entries, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tune") / "photos"
+    folder.mkdir()
+    for n in range(PICTURES):
+        formula.picture(n, 50 + n, 40).save(folder / f"{n:02}.png")
+    (folder / "00.broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(weights: Path, photos: Path) -> TuneReport:
+    return tune(TuneJob(source=photos, model=str(weights), threads=1, workers=1, pictures=32))
+
+
+def test_each_setting_of_the_machine_is_measured_once(report: TuneReport) -> None:
+    words = ["reference", *usable_precisions()[1:]]
+    assert [(row.precision, row.decode) for row in report.rows] == [(w, d) for w in words for d in ("exact", "fast")]
+    assert report.pictures == 32
+    assert report.rows[0].min_cosine == report.rows[0].neighbours == 1
+    for row in report.rows:
+        assert row.images_per_s > 0
+        assert row.min_cosine <= row.p1_cosine <= row.mean_cosine <= 1
+        assert math.isclose(math.cos(math.radians(row.max_angle_degrees)), row.min_cosine, abs_tol=1e-9)
+        assert row.within == (row.min_cosine >= FAST_COSINE)
+    assert report.best.within
+    assert report.best.images_per_s == max(row.images_per_s for row in report.rows if row.within)
+
+
+@pytest.mark.skipif("bf16" not in usable_precisions(), reason="this processor has no bf16")
+def test_cosines_are_those_of_the_encoders_vectors(report: TuneReport, weights: Path, photos: Path) -> None:
+    row = next(row for row in report.rows if (row.precision, row.decode) == ("bf16", "exact"))
+    every = sorted(path for path in photos.iterdir() if "broken" not in path.name)
+    exact, near = (
+        Encoder(str(weights), device="cpu", threads=1, precision=word).embed(every) for word in ("fp32", "bf16")
+    )
+    cosines = (exact.astype(np.float64) * near).sum(axis=1)
+    assert cosines.min() - 1e-6 <= row.min_cosine <= cosines.max()
+    assert row.min_cosine < 1
+
+
+def test_neighbours_are_counted() -> None:
+    generator = np.random.default_rng(5)
+    exact = generator.normal(size=(50, 8)).astype(np.float32)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    assert fidelity._agreement(exact, exact) == 1
+    other = exact[::-1].copy()
+    expected = []
+    for place in range(50):
+        near = [
+            set(sorted((n for n in range(50) if n != place), key=lambda n: (-float(of[place] @ of[n]), n))[:10])
+            for of in (exact, other)
+        ]
+        expected.append(len(near[0] & near[1]) / 10)
+    assert math.isclose(fidelity._agreement(other, exact), float(np.mean(expected)))
+
+
+@pytest.mark.skipif("int8" not in usable_precisions(), reason="this processor has no products of 8-bit integers")
+def test_outliers_make_int8_fail_and_it_is_not_chosen(outliers: Path, photos: Path, tmp_path: Path) -> None:
+    found = tune(TuneJob(source=photos, model=str(outliers), threads=1, workers=1, pictures=32))
+    int8 = [row for row in found.rows if row.precision == "int8"]
+    assert int8
+    assert not any(row.within for row in int8), int8
+    assert found.best.precision != "int8"
+    clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(outliers), threads=1, min_cosine=FAST_COSINE))
+    manifest = clip.Store(tmp_path / "out").manifest
+    assert manifest["computed_in"] != "int8"
+    assert {row["precision"] for row in manifest["tuned"]["rows"] if row["precision"] == "int8" and row["within"]} == set()
+
+
+def test_where_nothing_fast_stays_within_the_bound_it_is_exact_and_says_so(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = tune(TuneJob(source=photos, model=str(weights), threads=1, workers=1, pictures=16))
+    rows = tuple(replace(row, min_cosine=0.5, within=False) if n else row for n, row in enumerate(one.rows))
+    poor = replace(one, rows=rows, best=rows[0])
+    monkeypatch.setattr(pipeline, "tune", lambda _job, _told: poor)
+    told: list[str] = []
+
+    def note(progress: Progress) -> None:
+        told.extend([progress.told] if progress.told else [])
+
+    clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99), note)
+    assert told == ["nothing faster stays within a cosine of 0.999 on 16 pictures: exact"]
+    manifest = clip.Store(tmp_path / "out").manifest
+    assert (manifest["precision"], manifest["decode"]) == ("reference", "exact")
+
+
+def row_of(report: TuneReport, **changes: Any) -> SettingRow:
+    return replace(report.rows[0], **changes)
+
+
+def test_a_run_takes_what_was_chosen_and_keeps_it_when_it_is_gone_on_with(
+    report: TuneReport, weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = row_of(report, decode="fast", images_per_s=1e9, min_cosine=0.9999)
+    chosen = replace(report, rows=(report.rows[0], fast), best=fast)
+    monkeypatch.setattr(pipeline, "tune", lambda _job, _told: chosen)
+    job = EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99, shard_size=7)
+    clip.embed(job)
+    before = clip.Store(tmp_path / "out").manifest
+    assert before["decode"] == "fast"
+    assert before["tuned"]["best"]["min_cosine"] == 0.9999
+    (tmp_path / "out/embeddings/part-00002.parquet").unlink()
+    monkeypatch.setattr(pipeline, "tune", lambda *_: pytest.fail("measured again"))
+    clip.embed(job)
+    assert clip.Store(tmp_path / "out").manifest == before
+    assert summary(chosen).startswith("took reference, fast pixels: ")
+
+
+@pytest.mark.parametrize(
+    ("choices", "told"),
+    [
+        ({"min_cosine": 0.0}, "min_cosine: found 0.0"),
+        ({"min_cosine": 1.5}, "min_cosine: found 1.5"),
+        ({"min_cosine": float("nan")}, "min_cosine: found nan"),
+        ({"min_cosine": 0.9, "precision": "bf16"}, "min_cosine: found precision bf16"),
+        ({"min_cosine": 0.9, "decode": "fast"}, "and decode fast too"),
+        ({"min_cosine": 0.9, "texts": True}, "texts: found min_cosine too"),
+    ],
+)
+def test_bounds_that_make_no_sense(choices: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        EmbedJob(source="a", output="out", **choices)
+
+
+def test_too_few_pictures_are_told(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pictures: found 3, expected at least 16"):
+        TuneJob(source=tmp_path, pictures=3)
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="no picture that can be decoded|found 0 pictures"):
+        tune(TuneJob(source=tmp_path, model=str(weights), threads=1))
+
+
+def test_the_command_prints_a_table_or_json(weights: Path, photos: Path) -> None:
+    from click.testing import CliRunner
+
+    arguments = ["tune", str(photos), "-m", str(weights), "--pictures", "16", "--threads", "1", "--workers", "1"]
+    ran = CliRunner().invoke(cli, arguments)
+    assert ran.exit_code == 0, ran.output
+    lines = ran.stdout.splitlines()
+    assert lines[0].startswith("precision")
+    assert lines[1].startswith("reference  exact")
+    assert lines[-1].startswith(("took ", "nothing faster"))
+    assert "measuring reference, exact pixels, on 16 pictures" in ran.stderr
+    found = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
+    assert found["pictures"] == 16
+    assert found["rows"][0]["min_cosine"] == 1
