@@ -8,6 +8,7 @@ they are, as paths may have them.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from clip.errors import InputError
+from clip.remote import opened, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -35,7 +37,7 @@ def names_in(path: str, column: str | None = None, id_column: str | None = None)
     """
     try:
         with _opened(path) as file:
-            ending = Path(path).suffix.lower()
+            ending = Path(path_of(path)).suffix.lower()
             if ending in COLUMN_ENDINGS:
                 yield from _columns(path, _rows(path, ending, file), column, id_column)
             elif column or id_column:
@@ -55,7 +57,7 @@ def _opened(path: str) -> Generator[TextIO]:
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
         yield sys.stdin
         return
-    with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with opened(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", "") as file:
         yield file
 
 

@@ -19,6 +19,7 @@ from clip.errors import TooManyFailuresError
 from clip.items import Failure, Item, Member, Pack, Pixels, Row, Shard
 from clip.jobs import DECODE_SECONDS, EmbedJob, Progress
 from clip.parts import FAILURE_SCHEMA, FAILURES, PART, PartWriter, read_standing
+from clip.prefetch import prefetched
 from clip.threads import ByteBudget, available_cores, map_ahead, read_ahead
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ class Run:
         stop = isolated.close if isolated else (lambda: None)
         # Of a file's frames there may be many, so no more files are ahead than are being decoded.
         ahead = workers if job.frames == "all" else 2 * self._encoder.batch_size + workers
-        with closing(map_ahead(outcomes, self._entries(indices), workers=workers, ahead=ahead, stop=stop)) as found:
+        entries = prefetched(self._entries(indices), job.max_bytes, job.readers)
+        with closing(entries), closing(map_ahead(outcomes, entries, workers=workers, ahead=ahead, stop=stop)) as found:
             for several in found:
                 yield from several
 

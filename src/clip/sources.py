@@ -7,6 +7,7 @@
     a.tar, b.tar.gz      archives, read from front to back; a shard each
     c.zip, d.parquet     archives and tables that hold pictures; shards of at most --shard-size, or of a row group
     '{000..127}.tar'     each of them; so does {a,b}
+    s3://, gs://, https://  any of these on a server, but for folders and patterns over HTTP: remote.py
 
 Ids: below a folder or a pattern's fixed part the path relative to it; of a list's entry what the list says, or its id
 column; of a member NAME!MEMBER with the archive's file name, of a row NAME!NUMBER or its id column.
@@ -23,11 +24,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clip import remote
 from clip.archives import CHUNK_BYTES, TAR_ENDINGS, ZIP_ENDINGS, Members, tar_members, zip_members, zip_size
 from clip.errors import InputError
-from clip.folders import file_status, is_picture, split_glob, walk
+from clip.folders import file_status, is_picture, picture_by_name, split_glob, walk, walk_listed
 from clip.items import Failure, Guards, Item, Member, Pack, Shard, in_shards, utf8_path
 from clip.lists import COLUMN_ENDINGS, PLAIN_ENDINGS, STDIN, names_in, resolved
+from clip.remote import check, is_remote, lists, opened, path_of
 from clip.tables import PARQUET_ENDINGS, names_in_table, read_layout, table_members
 
 if TYPE_CHECKING:
@@ -55,6 +58,9 @@ class Source:
 
     def __post_init__(self) -> None:
         for name in self.expanded():
+            if is_remote(name):
+                _check_remote(name)
+                continue
             if name == STDIN or (MAGIC.search(name) and not Path(name).exists()):
                 continue
             path = Path(name or "\0")
@@ -77,7 +83,7 @@ class Source:
 
         Raises:  InputError for an input that cannot be used, or that yields nothing.
         """
-        known = iter(known)
+        known = (item for item in known if not is_remote(item.path))  # of these a listing tells all anew
         for name in self.expanded():
             count = 0
             before = dict(ignored)
@@ -91,8 +97,11 @@ class Source:
     def _entries_of(
         self, name: str, shard_size: int, ignored: Counter[str], known: Iterator[Item], scratch: Path | None
     ) -> Iterator[Entry]:
-        lower = name.lower()
-        if Path(name).is_dir():
+        lower = path_of(name).lower()
+        file_name = utf8_path(Path(path_of(name)).name)
+        if is_remote(name) and _is_prefix(name):
+            yield from self._below(name, shard_size, ignored)
+        elif Path(name).is_dir():
             patterns = [split_glob(glob) for glob in self.globs]
             yield from self._walked(name, patterns, shard_size, ignored, known, scratch)
         elif MAGIC.search(name) and not Path(name).exists():
@@ -100,10 +109,18 @@ class Source:
             yield from self._walked(fixed, [pattern.split("/")], shard_size, ignored, known, scratch)
         elif name == STDIN or lower.endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
             yield from map(self._named, names_in(name, self.column, self.id_column))
-        elif (packs := self._packs(name, utf8_path(Path(name).name), shard_size)) is not None:
+        elif (packs := self._packs(name, file_name, shard_size)) is not None:
             yield from packs
         else:
-            yield Item(utf8_path(Path(name).name), name, *file_status(name))
+            yield Item(file_name, name, *_status(name))
+
+    def _below(self, name: str, shard_size: int, ignored: Counter[str]) -> Iterator[Entry]:
+        """The pictures below a prefix, or those that a pattern means, as a server lists them."""
+        patterns = [split_glob(glob) for glob in self.globs]
+        if MAGIC.search(name):
+            name, pattern = split_pattern(name)
+            patterns = [pattern.split("/")]
+        yield from self._unpacked(walk_listed(name.rstrip("/") + "/", patterns, ignored), patterns, shard_size)
 
     def _walked(
         self,
@@ -114,7 +131,13 @@ class Source:
         known: Iterator[Item],
         scratch: Path | None,
     ) -> Iterator[Entry]:
-        for entry in walk(root, patterns, ignored, known, scratch):
+        yield from self._unpacked(walk(root, patterns, ignored, known, scratch), patterns, shard_size)
+
+    def _unpacked(
+        self, entries: Iterable[Item | Failure], patterns: list[list[str]], shard_size: int
+    ) -> Iterator[Entry]:
+        """The same entries; where patterns ask for archives too, their parts."""
+        for entry in entries:
             packs = self._packs(entry.path, entry.id, shard_size) if patterns and isinstance(entry, Item) else None
             if packs is None:
                 yield entry
@@ -123,9 +146,9 @@ class Source:
 
     def _packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:
         """The parts of a file that holds pictures, or what it names; None for another file."""
-        lower = path.lower()
+        lower = path_of(path).lower()
         if lower.endswith(TAR_ENDINGS):
-            return iter([Pack(own_id, path, *file_status(path))])
+            return iter([Pack(own_id, path, *_status(path))])
         if lower.endswith(ZIP_ENDINGS):
             return self._zip_packs(path, own_id, shard_size)
         if lower.endswith(PARQUET_ENDINGS):
@@ -133,9 +156,9 @@ class Source:
         return None
 
     def _zip_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
-        status = file_status(path)
+        status = _status(path)
         try:
-            with Path(path).open("rb") as file:
+            with opened(path) as file:
                 members = zip_size(file)
         except OSError as exc:
             yield Failure(own_id, path, "read", type(exc).__name__, f"cannot be read ({exc}). Check its permissions.")
@@ -152,7 +175,7 @@ class Source:
         if not layout.holds:
             yield from map(self._named, names_in_table(path, layout.column, self.id_column))
             return
-        status = file_status(path)
+        status = _status(path)
         start = rows = 0
         for index, group_rows in enumerate(layout.groups):
             if rows and rows + group_rows > shard_size:
@@ -180,6 +203,8 @@ class Source:
 
     def read(self, item: Item, max_bytes: int = Guards.max_bytes) -> bytes:
         """The bytes of a picture. Raises OSError, and InputError for a file of more than `max_bytes`."""
+        if is_remote(item.path):
+            return remote.read(item.path, max_bytes)
         # Without waiting: what was a file when it was listed may be a pipe by now.
         descriptor = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:  # noqa: PTH123
@@ -201,19 +226,19 @@ class Source:
         """What a pack holds, in its order; an Item for what it only names. Counts what is passed over."""
         members = Members(pack, [split_glob(glob) for glob in self.globs], max_bytes, ignored)
         try:
-            file = Path(pack.path).open("rb")  # noqa: SIM115  closed below
+            file = opened(pack.path, (pack.size_bytes, pack.modified_ns))
         except OSError as exc:
             yield members.rest(exc)
             return
         with file:
-            lower = pack.path.lower()
+            lower = path_of(pack.path).lower()
             if lower.endswith(TAR_ENDINGS):
                 found: Generator[Member | Failure | Item] = tar_members(file, members)
             elif lower.endswith(ZIP_ENDINGS):
                 found = zip_members(file, pack, members)
             else:
                 try:
-                    layout = read_layout(pack.path, self.column, self.id_column)
+                    layout = read_layout(pack.path, self.column, self.id_column, file)
                 except InputError as exc:  # it was another when it was listed
                     yield members.rest(exc)
                     return
@@ -225,6 +250,28 @@ class Source:
     def _resolved(self, item: Item) -> Item:
         path = resolved(item.path, self.root)
         return Item(item.id, path, *file_status(path))
+
+
+def _check_remote(name: str) -> None:
+    """Refuse a URL that cannot be an input. Raises: InputError."""
+    check(name)
+    path = path_of(name)
+    if not (_is_prefix(name) or path.lower().endswith(ENDINGS) or picture_by_name(path) is not False):
+        raise InputError(f"{name}: nothing that we read, expected a picture, a list or an archive. Check the address.")
+
+
+def _is_prefix(url: str) -> bool:
+    """Whether a URL stands for what is below it: where its server lists, unless it is a file's by its ending."""
+    is_file = url.lower().endswith(ENDINGS) or picture_by_name(url.rpartition("/")[2])
+    return lists(url) and (url.endswith("/") or MAGIC.search(url) is not None or not is_file)
+
+
+def _status(path: str) -> tuple[int, int]:
+    """Size and time of change of a file that is here or on a server. Raises: InputError where that cannot tell."""
+    if not is_remote(path):
+        return file_status(path)
+    found = remote.status(path)
+    return found.size_bytes or 0, found.modified_ns
 
 
 def _first(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
@@ -274,7 +321,7 @@ def _why_nothing(name: str, passed_over: dict[str, int]) -> str:
     told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(passed_over.items()) if count)
     if MAGIC.search(name):
         return f"{name}: matches no file, expected some. Check it, and quote it, so that the shell leaves it."
-    if Path(name).is_dir():
+    if _is_prefix(name) if is_remote(name) else Path(name).is_dir():
         found = f"nothing but {told}" if told else "empty"
         return f"{name}: {found}, expected pictures. Check the folder, or take files of other names with --glob."
     return f"{name}: names no picture, expected some. Check that it is the right file, and its --column."

@@ -6,6 +6,7 @@ Face have, does either, row by row.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from clip.errors import InputError
 from clip.items import Failure, Item, Member
 from clip.lists import usual_column
+from clip.remote import opened
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -39,11 +41,10 @@ class Layout:
     groups: tuple[int, ...]  # rows of each row group
 
 
-def read_layout(path: str, column: str | None, id_column: str | None) -> Layout:
-    """Look at a file's schema. Raises: InputError for a file or a column that cannot be used."""
+def read_layout(path: str, column: str | None, id_column: str | None, already: BinaryIO | None = None) -> Layout:
+    """Look at a file's schema; it may be open already. Raises: InputError for what cannot be used."""
     try:
-        file = pq.ParquetFile(path)
-        with file:
+        with nullcontext(already) if already else opened(path) as source, pq.ParquetFile(source) as file:
             schema = file.schema_arrow
             groups = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
     except DAMAGE as exc:
@@ -76,7 +77,7 @@ def names_in_table(path: str, column: str, id_column: str | None) -> Iterator[tu
     """The id and the path or URI in each row. Raises: InputError for a row without, and for a damaged file."""
     try:
         number = 0
-        with pq.ParquetFile(path) as file:
+        with opened(path) as source, pq.ParquetFile(source) as file:
             for batch in file.iter_batches(NAMES_AT_A_TIME, columns=list({column, id_column or column})):
                 for name, own_id in zip(batch.column(column), batch.column(id_column or column), strict=True):
                     if not name.is_valid or not own_id.is_valid:
