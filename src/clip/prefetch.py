@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
+from clip.errors import InputError
 from clip.items import Failure, Item, Member
-from clip.remote import begun, fetched, is_remote
+from clip.remote import begun, fetched, is_remote, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -69,6 +71,8 @@ class _Requests:
         self._numbers = count()
 
     def begin(self, url: str) -> Future[bytes]:
+        with suppress(InputError):
+            prepare(url)  # here, as it may take a while in which no other request could go on
         return begun(self._read(url, next(self._numbers)))
 
     async def _read(self, url: str, number: int) -> bytes:

@@ -71,10 +71,15 @@ def path_of(name: str) -> str:
     return unquote(urlsplit(name).path) if is_remote(name) and not lists(name) else name
 
 
+def prepare(url: str) -> None:
+    """Make ready what its scheme needs, for the first of its files. Raises: InputError."""
+    server_of(scheme_of(url))
+
+
 def check(url: str) -> None:
     """Refuse what cannot be read from anywhere. Raises: InputError."""
-    server_of(scheme_of(url))
-    if not lists(url) and (url.endswith("/") or PATTERN_IN_URL.search(url.partition("://")[2].partition("/")[2])):
+    prepare(url)
+    if not lists(url) and (path_of(url).endswith("/") or PATTERN_IN_URL.search(urlsplit(url).path)):
         raise InputError(
             f"{url}: a web server lists nothing, expected the address of a file. Name a list of addresses."
         )

@@ -14,7 +14,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from clip.answers import FORBIDDEN, GONE, Status, TroubleError, refusal, said_of, seconds
@@ -319,13 +319,13 @@ class _Other:
 
         folder, *others = token or [url]
         names: list[dict[str, Any]] = sorted(await self._asked(folder, "ls", detail=True), key=lambda one: one["name"])
-        filesystem = fsspec.url_to_fs(url)[0]
-        found = [
-            (cast("str", filesystem.unstrip_protocol(told["name"])), _other_status(told))
-            for told in names
-            if told["type"] == "file"
-        ]
-        below = [filesystem.unstrip_protocol(told["name"]) for told in names if told["type"] == "directory"]
+        root = fsspec.url_to_fs(url)[0]._strip_protocol(url).rstrip("/")
+
+        def address(name: str) -> str:
+            return f"{url.rstrip('/')}/{name.removeprefix(root).strip('/')}"
+
+        found = [(address(told["name"]), _other_status(told)) for told in names if told["type"] == "file"]
+        below = [address(told["name"]) for told in names if told["type"] == "directory"]
         return found, [*below, *others] or None
 
 

@@ -99,12 +99,13 @@ class Source:
     ) -> Iterator[Entry]:
         lower = path_of(name).lower()
         file_name = utf8_path(Path(path_of(name)).name)
-        if is_remote(name) and _is_prefix(name):
+        here = not is_remote(name)
+        if not here and _is_prefix(name):
             yield from self._below(name, shard_size, ignored)
-        elif Path(name).is_dir():
+        elif here and Path(name).is_dir():
             patterns = [split_glob(glob) for glob in self.globs]
             yield from self._walked(name, patterns, shard_size, ignored, known, scratch)
-        elif MAGIC.search(name) and not Path(name).exists():
+        elif here and MAGIC.search(name) and not Path(name).exists():
             fixed, pattern = split_pattern(name)
             yield from self._walked(fixed, [pattern.split("/")], shard_size, ignored, known, scratch)
         elif name == STDIN or lower.endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
