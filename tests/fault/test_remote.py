@@ -172,8 +172,9 @@ def members(pack: object) -> list[Member | Failure | Item]:
 @pytest.mark.parametrize("scheme", ["http", "s3", "gs"])
 @pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.parquet"])
 def test_a_file_that_changes_while_it_is_read_gives_what_stands_before_and_one_failure(
-    cloud: Cloud, scheme: str, name: str
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, scheme: str, name: str
 ) -> None:
+    monkeypatch.setattr("clip.tables.ROWS_AT_A_TIME", 2)
     (pack,) = entries_of(url_of(cloud, scheme, name))
     whole = members(pack)
     content = cloud.files[f"/bucket/{name}"]
@@ -343,9 +344,9 @@ def test_a_run_that_was_killed_is_gone_on_with(
     flags = ("-m", weights, "--shard-size", "7", "--threads", "1")
     whole = embedded(tmp_path / "whole", weights, source)
     assert (len(whole[0]), list(whole[1].values())) == (len(NAMES), [("decode", "OSError")])
-    for place in (1, 9, 20, 31):
+    for place in (9, 25):
         out = tmp_path / f"out{place}"
         ended = server.embed(source, "-o", out, *flags, first=DYING.replace("{place}", str(place)))
         assert ended.code == -signal.SIGKILL, ended
         assert server.embed(source, "-o", out, *flags).code == 3
-        assert forms.contents(out) == whole
+        forms.check_same(forms.contents(out), whole, str)
