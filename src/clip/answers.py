@@ -102,6 +102,7 @@ def refusal(code: int, said: str, retry_after: str = "") -> TroubleError:
     """What a status of HTTP means."""
     wait_s = float(retry_after) if retry_after.isdigit() else 0.0
     passes = code in RETRIED_STATUS or not code
+    said = "" if said == str(code) else said  # an answer without a body, as S3's libraries tell it
     told = f"the server answered {code} {said[:MAX_SAID]}".strip()
     return TroubleError(told, code=code, passes=passes, wait_s=wait_s)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 S3, GS, HTTP = ("s3", "s3a"), ("gs", "gcs"), ("http", "https")
 SILENCE_S = 30.0  # without a byte, after which a request has failed
 CHUNK_BYTES = 1 << 18
+PIECE_BYTES = 1 << 23  # that are asked for by one call, of libraries that wait for all of them
 OK, PARTIAL, NO_SUCH_RANGE = 200, 206, 416
 CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
@@ -129,11 +131,11 @@ class _Http:
         except (aiohttp.InvalidURL, ValueError) as exc:
             raise TroubleError(f"the address is none ({said_of(exc)})") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            known = not isinstance(exc, (aiohttp.InvalidURL, aiohttp.TooManyRedirects))
-            raise TroubleError(f"the server cannot be reached ({said_of(exc)})", passes=known) from exc
+            lasting = isinstance(exc, aiohttp.TooManyRedirects) or _is_unknown(exc)
+            raise TroubleError(f"the server cannot be reached ({said_of(exc)})", passes=not lasting) from exc
         if response.status == NO_SUCH_RANGE and not start:
             response.close()
-            return _Whole(Status(0, response.headers.get("ETag", "")), 0, b"")
+            return _Empty(Status(0, response.headers.get("ETag", "")))
         if response.status not in (OK, PARTIAL):
             response.close()
             raise refusal(response.status, response.reason or "", response.headers.get("Retry-After", ""))
@@ -217,7 +219,7 @@ class _S3:
             found = await self._call("get_object", Bucket=bucket, Key=key, **asked)
         except TroubleError as trouble:
             if trouble.code == NO_SUCH_RANGE and not start:
-                return _Whole(await self.status(url), 0, b"")
+                return _Empty(await self.status(url))
             raise
         return _S3Answer(found, bool(asked))
 
@@ -265,23 +267,19 @@ class _S3Answer:
 
 
 @dataclass
-class _Whole:
-    """An answer that is here already."""
+class _Empty:
+    """The answer that is a file without bytes."""
 
     status: Status
-    start: int
-    data: bytes
+    start: int = 0
+    length: int | None = 0
     encoding: str = ""
 
-    def __post_init__(self) -> None:
-        self.length: int | None = len(self.data)
-
     async def read(self) -> bytes:
-        data, self.data = self.data, b""
-        return data
+        return b""
 
     def close(self) -> None:
-        self.data = b""
+        """There is nothing to leave."""
 
 
 class _Other:
@@ -305,11 +303,13 @@ class _Other:
 
     async def get(self, url: str, start: int, stop: int | None) -> Answer:
         status = await self.status(url)
-        end = status.size_bytes if stop is None or status.size_bytes is None else min(stop, status.size_bytes)
-        data = b"" if end is not None and start >= end else await self._asked(url, "cat_file", start=start, end=end)
-        if end is not None and len(data) != max(0, end - start):
-            raise TroubleError(f"gave {len(data):,} of {end - start:,} bytes", passes=True)
-        return _Whole(status, start, data)
+        if status.size_bytes is None:
+            raise TroubleError("its size is not told")
+        return _InPieces(self, url, status, start, status.size_bytes if stop is None else min(stop, status.size_bytes))
+
+    async def piece(self, url: str, start: int, stop: int) -> bytes:
+        """Some bytes of a file."""
+        return await self._asked(url, "cat_file", start=start, end=stop)
 
     async def status(self, url: str) -> Status:
         return _other_status(await self._asked(url, "info"))
@@ -329,10 +329,44 @@ class _Other:
         return found, [*below, *others] or None
 
 
+class _InPieces:
+    """An answer that is asked for piece by piece; the last one comes if the file is still the same."""
+
+    def __init__(self, server: _Other, url: str, status: Status, start: int, stop: int) -> None:
+        self.status = status
+        self.start = start
+        self.length: int | None = max(0, stop - start)
+        self.encoding = ""
+        self._server = server
+        self._url = url
+        self._next, self._stop = start, stop
+
+    async def read(self) -> bytes:
+        start, stop = self._next, min(self._next + PIECE_BYTES, self._stop)
+        if start >= stop:
+            return b""
+        self._next = stop
+        piece = await self._server.piece(self._url, start, stop)
+        if len(piece) != stop - start:
+            raise TroubleError(f"the server sent {len(piece):,} of {stop - start:,} bytes", passes=True)
+        if stop == self._stop and await self._server.status(self._url) != self.status:
+            raise TroubleError("it changed while it was read", passes=True)
+        return piece
+
+    def close(self) -> None:
+        self._next = self._stop
+
+
 def _other_status(told: Mapping[str, Any]) -> Status:
     etag = next((str(told[name]) for name in ("ETag", "etag", "md5", "checksum", "sha256") if told.get(name)), "")
     times = (told[name] for name in ("mtime", "LastModified", "last_modified", "modified", "created") if name in told)
     return Status(told.get("size"), etag or str(told.get("created", "")), seconds(next(times, "")))
+
+
+def _is_unknown(exc: Exception) -> bool:
+    """Whether there is no host of that name, of which lists have many."""
+    found = getattr(exc, "os_error", None)
+    return isinstance(found, socket.gaierror) and found.errno == socket.EAI_NONAME
 
 
 def _range(start: int, stop: int | None) -> dict[str, str]:
