@@ -89,6 +89,7 @@ def _names(context: click.Context, option: click.Parameter, values: tuple[str, .
 @_option("--precision", field="precision", type=click.Choice(get_args(Precision)), help=PRECISION_HELP)
 @_option("--batch-size", field="batch_size", metavar="N", type=int, help=BATCH_HELP)
 @_option("--workers", field="workers", metavar="N", type=int, help="Threads that decode.  [default: one a core]")
+@_option("--readers", field="readers", metavar="N", type=int, help="Pictures asked of servers at a time.")
 @_option("--threads", field="threads", metavar="N", type=int, help="Threads of the model on a CPU, likewise.")
 @click.option("--raw", is_flag=True, help="Write features as the model gives them, not scaled to unit length.")
 @_option("--dtype", field="dtype", type=click.Choice(get_args(VectorDtype)), help="Of the vectors in OUT.")
@@ -128,7 +129,8 @@ def embed(*, raw: bool, dry_run: bool, progress: Style, as_json: bool, **options
     """Turn pictures, texts, or pairs of them into Parquet files of vectors.
 
     INPUT is a folder, a quoted pattern, a list (.txt, .csv, .tsv, .ndjson, - for stdin), an archive (.tar, .tar.gz,
-    .zip) or a table (.parquet); {000..127} stands for its numbers. There may be several.
+    .zip) or a table (.parquet), here or at s3://, gs://, https://; {000..127} stands for its numbers. There may be
+    several.
 
     OUT gets embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes; of texts id, path,
     embedding, text), failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every picture becomes

@@ -44,6 +44,7 @@ PICTURES_ONLY = (
     *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "orient", "background", "sixteen_bit", "frames"),
     *("max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes"),
 )
+MAX_READERS = 100  # which is as many connections as aiohttp has
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
 
 
@@ -59,6 +60,7 @@ class EmbedJob:
     precision: Precision = "reference"  # what vectors are computed in; what OpenAI's code has on the device without
     batch_size: int | None = None  # pictures the model reads at a time; as suits model and device without
     workers: int | None = None  # threads that decode; one a core without
+    readers: int = 32  # pictures that are asked of servers at a time
     threads: int | None = None  # threads of the model on a CPU; one a core without
     normalize: bool = True  # vectors of unit length
     dtype: VectorDtype = "float32"
@@ -103,13 +105,16 @@ class EmbedJob:
             other = "overwrite" if self.overwrite else "duplicate_ids='keep'"
             raise InputError(f"update: found {other} too, expected one of them. Pass one.")
         self._check_columns()
-        for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes", *caps):
+        counts = ("batch_size", "workers", "readers", "threads", "limit", "shard_size", "decode_budget_bytes")
+        for name in (*counts, *caps):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: found {value}, expected at least 1. Pass a larger number.")
         for name in ("workers", "threads"):
             if (getattr(self, name) or 1) > MAX_THREADS:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at most {MAX_THREADS}. Pass fewer.")
+        if self.readers > MAX_READERS:
+            raise InputError(f"readers: found {self.readers}, expected at most {MAX_READERS}. Pass fewer.")
         if self.untrained is not None and not 0 <= self.untrained < 2**63:
             raise InputError(f"untrained: found {self.untrained}, expected a seed from 0 to 2**63 - 1. Pass another.")
         if self.max_failures is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_failures):

@@ -15,9 +15,10 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from clip.errors import InputError
+from clip.remote import opened, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Generator, Iterable, Iterator
@@ -49,7 +50,7 @@ def lines_in(path: str, columns: Columns) -> Iterator[Line]:
     """
     try:
         with _opened(path) as file:
-            ending = Path(path).suffix.lower()
+            ending = Path(path_of(path)).suffix.lower()
             if ending in COLUMN_ENDINGS:
                 yield from _lines(path, _rows(path, ending, file, columns), columns)
             elif columns.named:
@@ -71,12 +72,12 @@ def _opened(path: str) -> Generator[TextIO]:
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[union-attr]
         yield sys.stdin
         return
-    with Path(path).open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    with opened(path) as binary:
+        peekable = io.BufferedReader(cast("io.RawIOBase", binary))
+        if peekable.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise InputError(f"{path}: found UTF-16, expected UTF-8. Save it as that.")
-        file.seek(0)
-        with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            yield text
+        with io.TextIOWrapper(peekable, "utf-8-sig", "surrogateescape", "") as file:
+            yield file
 
 
 def _names(file: TextIO) -> Iterator[str]:

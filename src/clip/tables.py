@@ -6,6 +6,7 @@ Face have, does either, row by row.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from clip.errors import InputError
 from clip.items import TEXT, Failure, Item, Member, utf8_path
 from clip.lists import USUAL_COLUMNS, USUAL_TEXTS, Line, usual_column
+from clip.remote import opened
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -41,11 +43,10 @@ class Layout:
     types: tuple[str, ...]  # that the kept columns have in an output
 
 
-def read_layout(path: str, columns: Columns) -> Layout:
-    """Look at a file's schema. Raises: InputError for a file or a column that cannot be used."""
+def read_layout(path: str, columns: Columns, already: BinaryIO | None = None) -> Layout:
+    """Look at a file's schema; it may be open already. Raises: InputError for what cannot be used."""
     try:
-        file = pq.ParquetFile(path)
-        with file:
+        with nullcontext(already) if already else opened(path) as source, pq.ParquetFile(source) as file:
             schema = file.schema_arrow
             groups = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
     except DAMAGE as exc:
@@ -133,7 +134,7 @@ def lines_in_table(path: str, layout: Layout, columns: Columns) -> Iterator[Line
     number = 0
     wanted = _wanted(layout, columns)
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as source, pq.ParquetFile(source) as file:
             for batch in file.iter_batches(NAMES_AT_A_TIME, columns=wanted):
                 entries = _texts(batch.column(layout.column))
                 for own_id, entry, values in zip(_ids(batch, columns), entries, _taken(batch, columns), strict=True):

@@ -332,6 +332,7 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--overwrite"], "overwrite", True),
     (["--column", "image"], "column", "image"),
     (["--id-column", "key"], "id_column", "key"),
+    (["--readers", "5"], "readers", 5),
     (["--text"], "texts", True),
     (["--text-column", "said"], "text_column", "said"),
     (["--long-text", "cut"], "long_text", "cut"),

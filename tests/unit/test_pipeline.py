@@ -155,7 +155,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "text_column": None,
         "kind": "pictures",
         "long_text": None,
-        "keep": {},
+        "keep": [],
         "root": "",
         "duplicate_ids": "error",
         "limit": 3,
