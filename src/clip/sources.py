@@ -218,12 +218,12 @@ class Source:
             yield Pack(own_id, path, *status, start, stop, stop - start)
 
     def _table_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
+        status = _status(path)  # before the layout, so that what is not of this status is noticed
         layout = read_layout(path, self.columns)
         if not layout.holds:
             lines = lines_in_table(path, layout, self.columns)
             yield from (self._of_line(line, path, own_id, number) for number, line in enumerate(lines))
             return
-        status = _status(path)
         told = json.dumps([layout.column, self.columns.id, self.columns.taken, layout.struct and self.root])
         start = rows = 0
         for index, group_rows in enumerate(layout.groups):
@@ -372,7 +372,7 @@ def split_pattern(name: str) -> tuple[str, str]:
 
 def _why_nothing(name: str, passed_over: dict[str, int]) -> str:
     told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(passed_over.items()) if count)
-    if MAGIC.search(name):
+    if MAGIC.search(path_of(name)):
         return f"{name}: matches no file, expected some. Check it, and quote it, so that the shell leaves it."
     if _is_prefix(name) if is_remote(name) else Path(name).is_dir():
         found = f"nothing but {told}" if told else "empty"

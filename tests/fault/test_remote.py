@@ -1,5 +1,6 @@
 """Servers that break off, stall, lie, refuse, recover and change files: never a wrong vector, and no row is lost."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -18,9 +19,10 @@ import fsspec
 import pytest
 from clouds import Cloud
 from forms import ALL, BAD, NAMES, embedded
+from fsspec.asyn import get_loop
 
 import clip
-from clip import remote
+from clip import remote, servers
 from clip.errors import InputError
 from clip.items import Failure, Item, Member
 from clip.prefetch import prefetched
@@ -290,6 +292,18 @@ def test_a_listing_that_ends_too_early_is_refused(cloud: Cloud) -> None:
         entries_of("s3://bucket/photos")
 
 
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_part_of_a_zip_whose_server_fails_never_gives_the_other_parts(cloud: Cloud, after: int) -> None:
+    url = url_of(cloud, "s3", "a.zip")
+    packs = [entry for shard in Source((url,)).shards(10, Counter()) for entry in shard.entries]
+    assert len(packs) == 4
+    cloud.scripts["/bucket/a.zip"] = [*[""] * after, *["503"] * 3]
+    found = members(packs[1])
+    assert [one.id for one in found if isinstance(one, Failure)] == ["a.zip!10..."]
+    cloud.scripts.clear()
+    assert {one.id for one in found if isinstance(one, Member)} <= {one.id for one in members(packs[1])}
+
+
 def test_what_is_read_ahead_is_bounded_and_in_order(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clip.prefetch.HELD_BYTES", 3_000_000)
     cloud.files = {f"/bucket/{n}.jpg": bytes([n]) * (5_000_000 if n == 3 else 1_000_000) for n in range(20)}
@@ -316,8 +330,28 @@ def test_closing_ends_what_hangs_at_once(cloud: Cloud, monkeypatch: pytest.Monke
     found = prefetched(items * 20, 10**6, 8)
     began = time.monotonic()
     next(found)
+    assert len(under_way()) > 1
     found.close()
     assert time.monotonic() - began < 2
+    while under_way():
+        assert time.monotonic() - began < 2
+        time.sleep(0.01)
+
+
+def under_way() -> list[object]:
+    """The requests for pictures that nobody has ended."""
+    return [task for task in asyncio.all_tasks(get_loop()) if "_Requests" in repr(task)]
+
+
+def test_a_library_that_ends_a_body_early_without_a_word_is_not_believed(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(_: object) -> bytes:
+        return b""
+
+    monkeypatch.setattr(servers._Streamed, "read", ended)
+    told = outcome(url_of(cloud, "http", "photos/09.jpg"))
+    assert f"the server sent 0 of {len(cloud.files[PICTURE]):,} bytes 3 times" in str(told)
 
 
 @pytest.mark.parametrize("form", ["list", "a.tar"])
