@@ -9,27 +9,25 @@ from __future__ import annotations
 import json
 import random
 from bisect import bisect_right
-from collections import Counter
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from clip.decoders import Decoding
-from clip.encoder import Encoder, unit_vectors
+from clip.encoder import unit_vectors
 from clip.errors import StoreError
-from clip.items import Failure, Guards, Pack, Policies, id_hash, listed_id
+from clip.items import Failure, Pack, id_hash, listed_id
 from clip.jobs import Problem, VerifyReport
 from clip.parts import EMBEDDINGS, FAILURES, IGNORED, PART, count_rows, read_mark, read_metadata, read_part
 from clip.plan import members_of, read_plan
-from clip.sources import Source
+from clip.rerun import decoding_of, encoder_of, pictures_again
 from clip.stored import Store, matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clip.items import Pixels, Shard
+    from clip.items import Shard
     from clip.jobs import VerifyJob
     from clip.plan import Plan
 
@@ -176,11 +174,8 @@ class _Reader:
 
 def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:
     """Embed some of the pictures again: how many, the least cosine, and what differs."""
-    encoder = _encoder_of(job, store)
-    manifest = store.manifest
-    source = Source(*(_field(manifest, name) for name in ("source", "globs", "column", "id_column", "root")))
-    guards, policies = Guards(**manifest["guards"]), Policies(**manifest["policies"])
-    decoding = Decoding(source, encoder.settings, guards, policies)
+    encoder = encoder_of(store, job.model, job.device)
+    decoding = decoding_of(store, encoder.settings)
     parts = [
         [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)
     ]
@@ -194,7 +189,7 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
         standing = dict(zip(ids, matrix(rows, store.schema).astype(np.float32), strict=True))
         ids += read_part(parts[index][1], ["id"]).column("id").to_pylist()
         wanted = {ids[number - starts[index]] for number in numbers}
-        for again in _again(plan.shard(index), wanted, decoding):
+        for again in pictures_again(plan.shard(index), wanted, decoding):
             if isinstance(again, Failure):
                 if again.id in standing:
                     problems.append(Problem(again.id, f"fails now ({again.message}). {CHANGED}"))
@@ -211,43 +206,3 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
                     Problem(again.row.id, f"cosine {cosine:.6f} to its vector made again. The picture changed.")
                 )
     return len(picked), min(cosines, default=None), problems
-
-
-def _field(manifest: dict[str, Any], name: str) -> Any:
-    return tuple(manifest[name]) if isinstance(manifest[name], list) else manifest[name]
-
-
-def _again(shard: Shard, wanted: set[str], decoding: Decoding) -> Iterator[Pixels | Failure]:
-    """What becomes of the pictures of these ids when they are decoded again."""
-    pack = shard.entries[0]
-    entries = (
-        decoding.source.members(pack, decoding.guards.max_bytes, Counter()) if isinstance(pack, Pack) else shard.entries
-    )
-    missing = set(wanted)
-    files = wanted | {own_id.rpartition("#")[0] for own_id in wanted}
-    for entry in entries:
-        if entry.id not in files or isinstance(entry, Pack):
-            continue
-        for outcome in [entry] if isinstance(entry, Failure) else decoding(entry):
-            found = outcome.id if isinstance(outcome, Failure) else outcome.row.id
-            if found in missing:
-                missing.discard(found)
-                yield outcome
-    for own_id in sorted(missing):
-        yield Failure(own_id, "", "read", "InputError", "it is not there any more")
-
-
-def _encoder_of(job: VerifyJob, store: Store) -> Encoder:
-    """The model that the run had. Raises: StoreError where the weights found are others."""
-    manifest = store.manifest
-    kind, _, seed = manifest["weights_source"].partition("untrained:")
-    untrained = int(seed) if seed and not kind else None
-    encoder = Encoder(
-        job.model or manifest["model"], device=job.device, precision=manifest["precision"], untrained=untrained
-    )
-    if encoder.weights_sha256 != manifest["weights_sha256"]:
-        raise StoreError(
-            f"{store.path}: weights of {encoder.model_name} have sha256 {encoder.weights_sha256}, expected "
-            f"{manifest['weights_sha256']}. Pass the run's weights with -m."
-        )
-    return encoder

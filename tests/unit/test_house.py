@@ -18,15 +18,19 @@ LONGER_FILES = {"model": 520}
 
 # Arrows go down only. Rooms do not know each other: records go between them. ARCHITECTURE.md draws it.
 LAYERS = {
-    "edges": {"cli", "interrupts", "reporter", "__main__"},
-    "verbs": {"catalog", "clip", "decoders", "encoder", "export", "pipeline", "running", "stored", "update", "verify"},
+    "edges": {"cli", "finding", "interrupts", "reporter", "__main__"},
+    "verbs": {"catalog", "clip", "decoders", "encoder", "export", "pipeline", "running", "stored", "update", "verify"}
+    | {"rerun", "indexed", "search", "zero_shot", "contact_sheet"},
     "rooms": {"engine", "weights", "sources", "store", "plan", "lock"},
     "plumbing": {
         "archives",
         "download",
         "folders",
         "lists",
+        "conditions",
+        "nearest",
         "parts",
+        "sections",
         "tables",
         "openvino_backend",
         "torch_backend",
@@ -41,11 +45,13 @@ LAYERS = {
         "errors",
         "installed",
         "items",
+        "find_jobs",
         "jobs",
         "model",
         "pixels",
         "policies",
         "preprocess",
+        "prompts",
         "threads",
     }
     | {"restricted_pickle", "simple_tokenizer", "torch_archive", "layouts", "releases", "checkpoints"},
