@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +23,6 @@ WIDEST_ID = 60  # letters that the table makes room for
 MATRIX_LABELS = 12  # that a confusion table has room for beside each other
 MOST_CONFUSED = 20  # lines of it where there are more
 DIGITS = 7  # of a probability
-DEFAULTS = {field.name: field.default for job in (SearchJob, ClassifyJob) for field in fields(job)}
 
 TEXT_HELP = "What to look for, in words. May be repeated: all texts, pictures and the vector are averaged."
 IMAGE_HELP = "A picture to look for, - for stdin. May be repeated."
@@ -45,30 +44,30 @@ CLASSIFY_MODEL_HELP = "A name or file; of OUT, the run's weights.  [default: ViT
 @click.option("-i", "--image", "images", metavar="FILE", multiple=True, help=IMAGE_HELP)
 @click.option("--vector", metavar="FILE", help=VECTOR_HELP)
 @click.option("--not", "without", metavar="TEXT", multiple=True, help=NOT_HELP)
-@click.option("-n", "k", metavar="N", type=int, default=DEFAULTS["k"], help="Hits.  [default: 10]")
+@click.option("-n", "k", metavar="N", type=int, default=SearchJob.k, show_default=True, help="Hits.")
 @click.option("--min-score", metavar="S", type=float, help="Only hits of at least this cosine.")
 @click.option("--where", metavar="SQL", help=WHERE_HELP)
 @click.option("--contact-sheet", metavar="FILE.png", help=SHEET_HELP)
 @click.option("-m", "--model", metavar="MODEL", help=RUN_MODEL_HELP)
 @click.option("--device", default="auto", show_default=True, help="Of the model.")
-@click.option("--json", "form", flag_value="json", help="One JSON object a line.")
-@click.option("--csv", "form", flag_value="csv", help="CSV with a head.")
-@click.option("--plain", "form", flag_value="plain", help="Only the paths, a line each.")
-def search(*, form: str | None, **options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--csv", "as_csv", is_flag=True, help="CSV with a head.")
+@click.option("--plain", is_flag=True, help="Only the paths, a line each.")
+def search(*, as_json: bool, as_csv: bool, plain: bool, **options: Any) -> None:
     """Find the rows of OUT, as `clip embed` wrote it, that are nearest to texts, pictures or a vector.
 
     Each hit is an id, a path and a score, the cosine to the query. The search is exact. Exit code 0: done, whether
     there are hits or not; 1: the search failed; 2: it did not begin.
     """
+    if as_json + as_csv + plain > 1:
+        raise click.UsageError("found several of --json, --csv and --plain, expected one. Pass one.")
     job = SearchJob(**options)
     with undisturbed():
         from clip import search as searching
 
     report = searching.search(job)
-    if form is None:
-        click.echo(_table(report.hits), nl=False)
-    else:
-        click.echo({"json": _ndjson, "csv": _csv, "plain": _plain}[form](report.hits), nl=False)
+    form = _ndjson if as_json else _csv if as_csv else _plain if plain else _table
+    click.echo(form(report.hits), nl=False)
     if len(report.hits) < job.k:
         limits = {"min_score": "--min-score", "where": "--where"}
         asked = " and ".join(flag for name, flag in limits.items() if getattr(job, name) is not None)
@@ -149,8 +148,13 @@ def classify(*, as_json: bool, **options: Any) -> int:
         model = job.model or EmbedJob.model
         say(f"{model} is untrained (random weights of seed {job.untrained}): probabilities mean nothing yet")
     reporter = Reporter()
+
+    def tell(row: Classified) -> None:
+        reporter.close()  # all is embedded by now: its bar gives way to the rows
+        click.echo(json.dumps(_row(row)))
+
     try:
-        report = zero_shot.classify(job, lambda row: click.echo(json.dumps(_row(row))), reporter.update)
+        report = zero_shot.classify(job, tell, reporter.update)
     finally:
         reporter.close()
     told = {name: value for name, value in asdict(report).items() if name != "rows"}

@@ -86,7 +86,8 @@ class Indexed:
         of_block = places // VECTOR_BLOCK_ROWS
         blocks, starts = np.unique(of_block, return_index=True)
         rows = np.zeros((VECTOR_BLOCK_ROWS, self._shape[1]), self._dtype)  # one shape, for `cosines`
-        for block, start, stop in zip(blocks.tolist(), starts, [*starts[1:], len(places)], strict=True):
+        stops = np.append(starts, len(places))[1:]
+        for block, start, stop in zip(blocks.tolist(), starts, stops, strict=True):
             stored = np.frombuffer(self._sections.checked("vectors", block), self._dtype).reshape(-1, self._shape[1])
             rows[: len(stored)] = stored
             scores[start:stop] = cosines(rows, query)[places[start:stop] - block * VECTOR_BLOCK_ROWS]
@@ -110,6 +111,7 @@ def opened(store: Store) -> Indexed:
         _log.warning("%s: cannot be written (%s); the index is made in a temporary file", store.path / INDEX, exc)
     with tempfile.TemporaryFile() as file:
         _write(file, store)
+        file.flush()
         return Indexed(Sections(file, str(store.path / INDEX / FILE)))
 
 
@@ -215,8 +217,8 @@ def _sections_written(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bo
             table = read_part(path, schema.names)
             if not table.schema.equals(schema):
                 raise StoreError(
-                    f"{path}: its columns are {table.schema.names}, expected {schema.names} as in the first part. Run "
-                    "the job again with --overwrite."
+                    f"{path}: its columns are {table.schema.names}, expected {schema.names}, of the "
+                    "same types in all parts. Run the job again with --overwrite."
                 )
             stream.write_table(table)
     head = {"kind": KIND, "version": VERSION, "rows": total, "dim": store.dim, "dtype": dtype.name}

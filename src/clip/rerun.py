@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip.decoders import Decoding
 from clip.encoder import Encoder
-from clip.errors import StoreError
+from clip.errors import StoreMismatchError
 from clip.items import Failure, Guards, Pack, Policies
 from clip.sources import Source
 
@@ -21,16 +21,20 @@ if TYPE_CHECKING:
 def encoder_of(store: Store, model: str | None = None, device: str = "auto") -> Encoder:
     """The model that the run had, or `model` if that has its weights.
 
-    Raises:  what Encoder does; StoreError where the weights found are others.
+    Raises:  what Encoder does; StoreMismatchError where the weights found are others.
     """
     manifest = store.manifest
     kind, _, seed = manifest["weights_source"].partition("untrained:")
     untrained = int(seed) if seed and not kind else None
     encoder = Encoder(model or manifest["model"], device=device, precision=manifest["precision"], untrained=untrained)
     if encoder.weights_sha256 != manifest["weights_sha256"]:
-        raise StoreError(
+        raise StoreMismatchError(
             f"{store.path}: weights of {encoder.model_name} have sha256 {encoder.weights_sha256}, expected "
             f"{manifest['weights_sha256']}. Pass the run's weights with -m."
+        )
+    if untrained is not None and encoder.model_name != manifest["model"]:  # no file tells them apart
+        raise StoreMismatchError(
+            f"{store.path}: {encoder.model_name} is another model, expected {manifest['model']}. Leave -m out."
         )
     return encoder
 

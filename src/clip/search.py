@@ -73,7 +73,7 @@ class Index:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The model of the run. Raises: what Encoder does; StoreError where the weights found are others."""
+        """The model of the run. Raises: what Encoder does; StoreMismatchError where the weights found are others."""
         from clip.rerun import encoder_of  # here, because it brings torch, which a vector needs not
 
         return encoder_of(self.store, self._model, self._device)

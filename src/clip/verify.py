@@ -42,8 +42,8 @@ MAX_NAMED = 5  # ids in one problem
 def verify(job: VerifyJob) -> VerifyReport:
     """Read an output back, and say what is not as it should be.
 
-    Raises:  StoreError where there is no output; for a sample what Encoder raises, and StoreError where its weights are
-             not those of the run.
+    Raises:  StoreError where there is no output; for a sample what Encoder raises, and StoreMismatchError where its
+             weights are not those of the run.
     """
     store = Store(job.output)
     plan = read_plan(store.path)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,12 @@ def test_every_exported_name_resolves_and_is_listed() -> None:
         _ = clip.lod
 
 
+def test_no_public_name_is_that_of_a_module_unless_it_is_the_module() -> None:
+    """Importing clip.search would put the module where `clip.search` was a function."""
+    for name in {path.stem for path in FILES} & set(clip.__all__):
+        assert getattr(clip, name) is import_module(f"clip.{name}")
+
+
 def test_every_error_is_in_the_tree_at_the_top_of_its_file() -> None:
     tree = errors.__doc__ or ""
     for name in errors.__all__:
@@ -145,7 +152,9 @@ def test_every_error_type_is_documented() -> None:
 def test_every_command_and_flag_is_documented() -> None:
     from clip.cli import cli
 
-    page = "".join((ROOT / "docs" / name).read_text() for name in ("embed.md", "export.md", "inputs.md", "weights.md"))
+    page = "".join(
+        (ROOT / "docs" / name).read_text() for name in ("embed.md", "export.md", "inputs.md", "search.md", "weights.md")
+    )
     for name, command in cli.commands.items():
         assert f"clip {name}" in page
         flags = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]
