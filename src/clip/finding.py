@@ -65,7 +65,7 @@ def search(*, as_json: bool, as_csv: bool, plain: bool, **options: Any) -> None:
     with undisturbed():
         from clip import search as searching
 
-    report = searching.search(job)
+    report = searching.search(job, say)
     form = _ndjson if as_json else _csv if as_csv else _plain if plain else _table
     click.echo(form(report.hits), nl=False)
     if len(report.hits) < job.k:
@@ -73,7 +73,7 @@ def search(*, as_json: bool, as_csv: bool, plain: bool, **options: Any) -> None:
         asked = " and ".join(flag for name, flag in limits.items() if getattr(job, name) is not None)
         say(f"{len(report.hits):,} hits of {job.k:,} asked for: {report.rows:,} rows{asked and f', fewer by {asked}'}")
     if job.contact_sheet is not None:
-        unread = f", {report.unreadable:,} pictures cannot be read any more" if report.unreadable else ""
+        unread = f", {report.unreadable:,} of them cannot be read any more" if report.unreadable else ""
         say(f"{job.contact_sheet}: {len(report.hits):,} hits{unread}")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -30,7 +31,7 @@ from clip.stored import Store, matrix
 from clip.whole_files import remove_temporaries, replacing, written
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from clip.nearest import ScanEngine
 
@@ -95,21 +96,22 @@ class Indexed:
         return scores
 
 
-def opened(store: Store) -> Indexed:
+def opened(store: Store, tell: Callable[[str], None] = lambda _: None) -> Indexed:
     """The index of an output; it is made, or made again, where there is none of the parts as they are now.
 
-    Where OUT cannot be written, it is made in a temporary file.
+    `tell` is told before that. Where OUT cannot be written, it is made in a temporary file.
 
     Raises:  StoreError where it, or a part, is damaged; StoreBusyError where a job changes the parts all the time.
     """
     found = _standing(store)
     if found is not None:
         return found
+    tell(f"{store.path / INDEX / FILE}: being made, as there is none of the parts as they are")
     try:
         return _remade(store)
     except OSError as exc:
         _log.warning("%s: cannot be written (%s); the index is made in a temporary file", store.path / INDEX, exc)
-    with tempfile.TemporaryFile() as file:
+    with written(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
         _write(file, store)
         file.flush()
         return Indexed(Sections(file, str(store.path / INDEX / FILE)))

@@ -29,7 +29,7 @@ from clip.store import INDEX
 from clip.stored import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -51,11 +51,13 @@ class Index:
         model: str | None = None,
         device: str = "auto",
         engine: ScanEngine | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Map the index of an output, which is made first where there is none of its parts as they are.
 
         The model is loaded with the first text or picture: that of the run, found by the manifest, or `model` if it has
-        the same weights. `engine` is what scans, faiss where it is installed; the hits are the same.
+        the same weights. `engine` is what scans, faiss where it is installed; the hits are the same. `tell` is told
+        when the index has to be made: of a million rows that takes a while.
 
         Raises:  StoreError where there is no output, or nothing in it, or its index or a part is damaged;
                  StoreBusyError where a job changes the parts all the time.
@@ -63,7 +65,7 @@ class Index:
         self.store = Store(output)
         self._model, self._device = model, device
         self._engine: ScanEngine | None = engine
-        self._indexed = opened(self.store)
+        self._indexed = opened(self.store, tell)
         if not len(self):
             raise StoreError(f"{self.store.path}: holds no vectors, expected some to search. Embed pictures into it.")
 
@@ -176,15 +178,15 @@ def _several(given: Any) -> Sequence[Any]:
     return given if isinstance(given, (list, tuple)) else [given]
 
 
-def search(job: SearchJob) -> SearchReport:
-    """The hits of a query, and a picture of them where one is asked for.
+def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> SearchReport:
+    """The hits of a query, and a picture of them where one is asked for. `tell` is told when the index is made first.
 
     Raises:  as Index and its search; InputError for a file that holds no vector; StoreError where the contact sheet
              cannot be written.
     """
     vector = None if job.vector is None else _vector_in(job.vector)
     images = [sys.stdin.buffer.read() if name == STDIN else name for name in job.images]
-    searched = Index(job.output, model=job.model, device=job.device)
+    searched = Index(job.output, model=job.model, device=job.device, tell=tell)
     hits = searched.search(
         text=job.texts,
         image=images,

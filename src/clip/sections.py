@@ -142,7 +142,7 @@ class Sections:
             return  # Windows
         size, offset = self._sections[name]["block_bytes"], self._sections[name]["offset"]
         for block in blocks:
-            start = (offset + block * size) // PAGE * PAGE
+            start = (offset + block * size) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, min(offset + (block + 1) * size, len(self._map)) - start)
 
     def _damaged(self, what: str) -> StoreError:

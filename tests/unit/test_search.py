@@ -292,19 +292,25 @@ def test_a_contact_sheet_shows_the_hits_and_what_cannot_be_read(run: Run, folder
     query = ("search", tmp_path / "out", "-t", "x", "--json", "--contact-sheet", tmp_path / "hits.png")
     code, said, error = run(*query)
     assert code == 0
-    assert "hits.png: 3 hits, 1 pictures cannot be read any more" in error
+    assert "hits.png: 3 hits, 1 of them cannot be read any more" in error
     colours = {"red.png": (250, 0, 0), "in.tar!green.png": (0, 250, 0), "gone.png": (225, 225, 225)}
     with Image.open(tmp_path / "hits.png") as sheet:
         for rank, line in enumerate(said.splitlines()):
             assert sheet.getpixel((16 + 240 * rank + 5, 48 + 5)) == colours[json.loads(line)["id"]]
     shutil.rmtree(tmp_path / "in")
-    assert "hits.png: 3 hits, 3 pictures cannot be read any more" in run(*query)[2]
+    assert "hits.png: 3 hits, 3 of them cannot be read any more" in run(*query)[2]
     shutil.rmtree(tmp_path / "out/_plan")
     assert "hits.png: 0 hits\n" in run(*query, "--min-score", "2")[2]
 
 
 def test_the_command_makes_the_index_and_says_whether_it_had_to(run: Run, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "out", tmp_path / "out", ignore=shutil.ignore_patterns("_index"))
+    vector = tmp_path / "v.json"
+    vector.write_text(json.dumps([1.0] * 32))
+    made = f"{tmp_path}/out/_index/exact.index: being made, as there is none of the parts as they are\n"
+    assert run("search", tmp_path / "out", "--vector", vector, "-n", 1)[2] == made
+    assert run("search", tmp_path / "out", "--vector", vector, "-n", 1)[2] == ""
+    shutil.rmtree(tmp_path / "out/_index")
     code, said, error = run("index", tmp_path / "out")
     assert (code, said) == (0, "")
     assert error.startswith(f"{tmp_path}/out/_index/exact.index: 7 rows, 0.0 MB, made in ")
