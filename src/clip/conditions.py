@@ -42,7 +42,7 @@ def matching(table: pa.Table, condition: str) -> np.ndarray:
     with duckdb.connect(":memory:", config=SHUT_OFF) as database:
         try:
             found = database.from_arrow(numbered).filter(condition).project(f'"{place}"').fetchnumpy()[place]
-        except duckdb.Error as exc:
+        except (duckdb.Error, UnicodeEncodeError) as exc:  # the latter for what is no text
             said = str(exc).splitlines()[0][:MAX_MESSAGE].rstrip(".!")
             raise InputError(
                 f"where {condition!r}: found {said}, expected a condition on the columns "

@@ -134,9 +134,8 @@ def _faiss() -> Any:
 
 @cache
 def scan_engine() -> ScanEngine:
-    """What scans here: faiss where it is installed."""
+    """What scans here: faiss where it is installed, and not older than 1.12, which had no scanner by itself."""
     try:
-        _faiss()
+        return "faiss" if hasattr(_faiss(), "ScalarQuantizer") else "numpy"
     except ImportError:
         return "numpy"
-    return "faiss"

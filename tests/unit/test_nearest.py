@@ -137,9 +137,10 @@ def test_without_faiss_numpy_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise ImportError("no faiss")
 
-    monkeypatch.setattr(nearest, "_faiss", missing)
-    nearest.scan_engine.cache_clear()
-    try:
-        assert nearest.scan_engine() == "numpy"
-    finally:
+    for found in (missing, object):  # none, or one too old
+        monkeypatch.setattr(nearest, "_faiss", found)
         nearest.scan_engine.cache_clear()
+        try:
+            assert nearest.scan_engine() == "numpy"
+        finally:
+            nearest.scan_engine.cache_clear()

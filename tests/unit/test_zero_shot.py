@@ -134,6 +134,12 @@ def test_nothing_is_lost(folder: Path, source: str) -> None:
     assert len(classify(folder, k=99).rows[0].top) == 3
 
 
+def test_a_picture_that_is_listed_twice_has_two_rows(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{folder}/photos/4.png\n{folder}/photos/4.png\n")
+    job = clip.ClassifyJob(source=tmp_path / "list.txt", labels=LABELS, model=str(folder / "tiny-vit.pt"))
+    assert clip.classify(job).read == 2
+
+
 def test_raw_vectors_in_fp16_give_the_same(folder: Path, tmp_path: Path) -> None:
     job = clip.EmbedJob(source=folder / "photos", output=tmp_path, model=str(folder / "tiny-vit.pt"), threads=1)
     clip.embed(clip.EmbedJob(**{**vars(job), "normalize": False, "dtype": "float16"}))
