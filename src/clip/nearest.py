@@ -60,7 +60,10 @@ def candidates(
         return np.arange(total) if rows is None else rows
     query = query.astype(np.float32)
     keep = k + EXTRA
-    scan = _faiss_best if engine == "faiss" else _numpy_best
+    scan = _numpy_best
+    if engine == "faiss":
+        _faiss()  # before the threads, which would all import it at once
+        scan = _faiss_best
 
     def block(start: int) -> np.ndarray:
         stop = min(start + CHUNK_ROWS, total)
@@ -134,8 +137,9 @@ def _faiss() -> Any:
 
 @cache
 def scan_engine() -> ScanEngine:
-    """What scans here: faiss where it is installed, and not older than 1.12, which had no scanner by itself."""
+    """What scans here: faiss where it is installed."""
     try:
-        return "faiss" if hasattr(_faiss(), "ScalarQuantizer") else "numpy"
+        _faiss()
     except ImportError:
         return "numpy"
+    return "faiss"
