@@ -27,6 +27,7 @@ from clip.errors import (
     TextTooLongError,
     UnknownModelError,
 )
+from clip.finding import EXIT_WITH_FAILURES
 from clip.interrupts import InterruptedBySignal, interruptible, undisturbed
 from clip.items import Background, DeviceRow, Frames, Orient, Precision, SixteenBit
 from clip.jobs import (
@@ -43,7 +44,7 @@ from clip.jobs import (
 )
 from clip.reporter import Reporter, Style, listed, say, told_ignored
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES = 1, 2, 3
+EXIT_FAILED, EXIT_REFUSED = 1, 2
 REFUSALS = (
     ImageError,  # of a query; of others it is a failure row
     InputError,

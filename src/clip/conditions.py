@@ -37,7 +37,7 @@ def matching(table: pa.Table, condition: str) -> np.ndarray:
         raise MissingExtraError(
             "where: found no duckdb, expected it to filter by columns. Run: pip install 'clip-turbo[search]'"
         ) from exc
-    place = max(table.column_names, key=len) + "_"  # a name that no column has
+    place = "_" * (1 + max(map(len, table.column_names)))  # a name that no column has
     numbered = table.append_column(place, [np.arange(table.num_rows)])
     with duckdb.connect(":memory:", config=SHUT_OFF) as database:
         try:

@@ -30,6 +30,7 @@ COLUMNS = 5  # at least, where there are as many hits
 WHITE, GREY, INK, FAINT = (255, 255, 255), (225, 225, 225), (30, 30, 30), (120, 120, 120)
 FONT_PX, TITLE_FONT_PX = 15, 19
 MESSAGE_LINES = 6  # on a grey tile
+LONGEST = 2_000  # letters that are tried for their width; no sheet has room for more
 
 
 def write_sheet(path: Path, store: Store, hits: Sequence[Hit], title: str) -> int:
@@ -109,7 +110,7 @@ def _shortened(
     text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, *, from_the_end: bool = False
 ) -> str:
     """A text in so many pixels; of a longer one the beginning, or the end, with dots for the rest."""
-    text = _printable(text)
+    text = _printable(text[-LONGEST:] if from_the_end else text[:LONGEST])
     if font.getlength(text) <= width:
         return text
     for kept in range(len(text) - 1, 0, -1):

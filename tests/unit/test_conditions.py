@@ -15,6 +15,7 @@ TABLE = pa.table(
         "width": pa.array([640, 1200, None, 2000], pa.int32()),
         "row": [3, 2, 1, 0],
         "a name": ["x", "it's", 'a "b"', None],
+        'the "longest" name': [1, 2, 3, 4],
     }
 )
 
@@ -27,6 +28,7 @@ TABLE = pa.table(
         ("WIDTH IS NULL or width = 640", [0, 2]),
         ("row <= 1", [2, 3]),
         ("\"a name\" = 'it''s'", [1]),
+        ('"the ""longest"" name" > 3', [3]),
         ("not (width > 1000)", [0]),
         ("null", []),
         ("true -- all of them", [0, 1, 2, 3]),
@@ -60,7 +62,7 @@ def test_many_rows_keep_their_places() -> None:
     ],
 )
 def test_what_is_no_condition_is_told_in_one_line(condition: str, words: str) -> None:
-    with pytest.raises(InputError, match=r"expected a condition on the columns id, width, row, a name\.") as told:
+    with pytest.raises(InputError, match=r"expected a condition on the columns id, width, row, a name, the") as told:
         matching(TABLE, condition)
     assert words in str(told.value)
     assert "\n" not in str(told.value)
