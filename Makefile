@@ -13,6 +13,9 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps open_clip_torch
 	touch $@
 
+# Processes that test; each may take some gigabytes, as it loads the largest networks.
+TESTERS ?= 2
+
 demo: install
 	$(BIN)/python tools/demo.py
 
@@ -26,7 +29,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(TESTERS) --dist worksteal
 
 format: install
 	$(BIN)/ruff format .

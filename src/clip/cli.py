@@ -29,7 +29,7 @@ from clip.errors import (
 )
 from clip.finding import EXIT_WITH_FAILURES
 from clip.interrupts import InterruptedBySignal, interruptible, undisturbed
-from clip.items import Background, DeviceRow, Frames, Orient, Precision, SixteenBit
+from clip.items import Background, DeviceRow, Frames, Kind, LongText, Orient, Precision, SixteenBit
 from clip.jobs import (
     DuplicateIds,
     EmbedJob,
@@ -42,7 +42,7 @@ from clip.jobs import (
     VectorDtype,
     VerifyJob,
 )
-from clip.reporter import Reporter, Style, listed, say, told_ignored
+from clip.reporter import UNITS, Reporter, Style, listed, say, told_ignored
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 REFUSALS = (
@@ -64,6 +64,9 @@ PRECISION_HELP = "What vectors are computed in; reference is OpenAI's: fp32 on a
 BATCH_HELP = "Pictures the model reads at a time.  [default: as suits model and device]"
 ROOT_HELP = "Where relative paths in lists start.  [default: the current folder]"
 DUPLICATES_HELP = "Refuse an input in which an id stands twice, or keep both rows."
+PAIRS_HELP = "Of lists and tables: texts that go with the pictures, embedded as a second vector of each row."
+LONG_HELP = "Of a text of more tokens than the model reads make a failure row, or drop its tail."
+KEEP_HELP = "Columns of lists and tables to copy into the rows."
 ORIENT_HELP = "Pixels as stored, as OpenAI's code has them, or turned as EXIF says."
 BACKGROUND_HELP = "Drop the alpha of transparent pictures, or lay them on a colour."
 SIXTEEN_HELP = "White in grey pictures of 16 bits: 255 and more, as OpenAI's code has it, or 65535."
@@ -92,6 +95,10 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
     return click.option(*names, field, default=default, show_default=shown, **settings)
 
 
+def _names(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001
+    return tuple(name for value in values for name in value.split(",") if name)
+
+
 @cli.command()
 @click.argument("source", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", required=True, help="Folder to write; made where there is none.")
@@ -105,8 +112,12 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @click.option("--raw", is_flag=True, help="Write features as the model gives them, not scaled to unit length.")
 @_option("--dtype", field="dtype", type=click.Choice(get_args(VectorDtype)), help="Of the vectors in OUT.")
 @_option("--glob", field="globs", metavar="PATTERN", multiple=True, help=GLOB_HELP)
-@_option("--column", field="column", metavar="NAME", help="Of lists and tables: what names or holds the pictures.")
+@_option("--column", field="column", metavar="NAME", help="Of lists and tables: pictures, their paths, or texts.")
 @_option("--id-column", field="id_column", metavar="NAME", help="Of lists and tables: the ids.  [default: paths]")
+@_option("--text", field="texts", is_flag=True, help="INPUT holds texts: lists and tables of captions, a line each.")
+@_option("--text-column", field="text_column", metavar="NAME", help=PAIRS_HELP)
+@_option("--long-text", field="long_text", type=click.Choice(get_args(LongText)), help=LONG_HELP)
+@_option("--keep", field="keep", metavar="A,B", multiple=True, callback=_names, help=KEEP_HELP)
 @_option("--root", field="root", metavar="DIR", help=ROOT_HELP)
 @_option("--duplicate-ids", field="duplicate_ids", type=click.Choice(get_args(DuplicateIds)), help=DUPLICATES_HELP)
 @_option("--limit", field="limit", metavar="N", type=int, help="Only the first N pictures.")
@@ -133,15 +144,15 @@ def _option(*names: str, field: str, **settings: Any) -> Any:
 @click.option("--progress", type=click.Choice(get_args(Style)), default="auto", show_default=True, help=PROGRESS_HELP)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object, on stdout too.")
 def embed(*, raw: bool, dry_run: bool, progress: Style, as_json: bool, **options: Any) -> int:
-    """Turn pictures into Parquet files of vectors.
+    """Turn pictures, texts, or pairs of them into Parquet files of vectors.
 
     INPUT is a folder, a quoted pattern, a list (.txt, .csv, .tsv, .ndjson, - for stdin), an archive (.tar, .tar.gz,
     .zip) or a table (.parquet); {000..127} stands for its numbers. There may be several.
 
-    OUT gets embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes),
-    failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every picture becomes a row of one or
-    the other. The same command again goes on with a run that was interrupted. Exit code 0: all have vectors; 3: some
-    are failure rows; 1: the run failed; 2: it did not begin.
+    OUT gets embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes; of texts id, path,
+    embedding, text), failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every picture becomes
+    a row of one or the other. The same command again goes on with a run that was interrupted. Exit code 0: all have
+    vectors; 3: some are failure rows; 1: the run failed; 2: it did not begin.
     """
     job = EmbedJob(normalize=not raw, **options)
     with undisturbed():
@@ -149,16 +160,16 @@ def embed(*, raw: bool, dry_run: bool, progress: Style, as_json: bool, **options
 
     if dry_run:
         found = pipeline.count(job)
-        _summarise(asdict(found) if as_json else listed(found))
+        _summarise(asdict(found) if as_json else listed(found, job.kind))
         return 0
     if job.untrained is not None:
         say(f"{job.model} is untrained (random weights of seed {job.untrained}): alike vectors mean nothing yet")
-    reporter = Reporter(progress)
+    reporter = Reporter(progress, job.kind)
     try:
         report = pipeline.embed(job, reporter.update)
     finally:
         reporter.close()
-    _summarise(asdict(report) if as_json else _summary(report))
+    _summarise(asdict(report) if as_json else _summary(report, job.kind))
     return EXIT_WITH_FAILURES if report.failed else 0
 
 
@@ -270,16 +281,16 @@ def _summarise(told: str | dict[str, Any]) -> None:
     say(line)
 
 
-def _summary(report: EmbedReport) -> str:
-    rate = (report.read - report.resumed) / report.seconds
+def _summary(report: EmbedReport, kind: Kind) -> str:
+    rate = f"{(report.read - report.resumed) / report.seconds:.1f} {UNITS[kind]}/s"
     failed = f", failed {report.failed:,} (see {report.output}/failures)" if report.failed else ", failed 0"
     resumed = f"{report.resumed:,} by an earlier run; " if report.resumed else ""
     removed = f"{report.removed:,} removed; " if report.removed else ""
     if not report.read:
-        return f"found no pictures in the source{told_ignored(report.ignored)}; {report.output}"
+        return f"found no {kind} in the source{told_ignored(report.ignored)}; {report.output}"
     return (
         f"read {report.read:,} = written {report.written:,}{failed}; "
-        f"{resumed}{removed}{report.seconds:.1f} s, {rate:.1f} images/s; {report.output}{told_ignored(report.ignored)}"
+        f"{resumed}{removed}{report.seconds:.1f} s, {rate}; {report.output}{told_ignored(report.ignored)}"
     )
 
 

@@ -15,7 +15,7 @@ from clip.errors import ClipError
 from clip.items import Failure, PreprocessSettings
 from clip.parts import read_part, shard_number
 from clip.plan import read_plan
-from clip.rerun import decoding_of, pictures_again
+from clip.rerun import decoding_of, entries_again
 from clip.whole_files import replacing, written
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _pictures(store: Store, wanted: set[str]) -> dict[str, Image.Image | str]:
             here = (wanted & set(ids.to_pylist())) - found.keys()
             if not here:
                 continue
-            for outcome in pictures_again(plan.shard(shard_number(path)), here, decoding):
+            for outcome in entries_again(plan.shard(shard_number(path)), here, decoding, decoding):
                 if isinstance(outcome, Failure):
                     found[outcome.id] = outcome.message.removeprefix("picture: ")
                 else:

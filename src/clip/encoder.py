@@ -100,6 +100,11 @@ class Encoder:
         """Pictures that run at a time; fewer after memory ran out."""
         return self._engine.batch_size
 
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text that the model reads, start and end among them."""
+        return self._engine.architecture.context_length
+
     @cached_property
     def weights_sha256(self) -> str | None:
         """The sha256 of the weights file; of the hashes, a line each, where there are several; None without a file."""
@@ -144,6 +149,14 @@ class Encoder:
             )
         pixels = np.require(pixels, requirements=["C", "W"])  # torch takes neither mirrored nor read-only arrays
         return self._engine.encode_pixels(torch.from_numpy(pixels)).float().cpu().numpy()
+
+    def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        """The tokens of texts to features, in batches.
+
+        Shapes:  int (T, L) -> float32 (T, D), not normalised.
+        Raises:  InputError (a ValueError) for ids that the model's vocabulary does not have.
+        """
+        return self._engine.encode_text(torch.from_numpy(tokens)).float().cpu().numpy()
 
     def embed(self, images: Iterable[Picture], *, normalize: bool = True) -> np.ndarray:
         """Pictures in any form to vectors; they are decoded by threads ahead of the model.

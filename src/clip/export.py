@@ -5,6 +5,9 @@
     csv             vectors.csv: the columns of a row, then e0 to e{D-1}
     safetensors     vectors.safetensors with a tensor "embedding" (N, D), and ids.parquet
 
+Vectors of texts stand where those of pictures do, but for clip-retrieval in text_emb/text_emb_0.npy. Of pairs there are
+also text_vectors.npy, text_emb/, t0 to t{D-1} and a tensor "text_embedding".
+
 Beside them stands export.json, whose "rows" is null until all is written. Rows are in the order of the parts. Parts are
 read one at a time, so that memory depends on their size and not on their number.
 """
@@ -15,7 +18,7 @@ import csv
 import io
 import json
 import logging
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +28,7 @@ import pyarrow.parquet as pq
 
 from clip.errors import InputError, StoreError, StoreMismatchError
 from clip.jobs import ExportReport
-from clip.parts import count_rows, read_part, read_schema
+from clip.parts import EMBEDDING, TEXT_EMBEDDING, count_rows, read_part, read_schema, vector_columns
 from clip.store import MANIFEST, read_manifest
 from clip.stored import Store, matrix
 from clip.whole_files import TEMPORARY, replacing, written
@@ -37,9 +40,14 @@ if TYPE_CHECKING:
     from clip.jobs import ExportFormat, ExportJob
 
 SUMMARY, IDS = "export.json", "ids.parquet"
-NPY, CSV, SAFETENSORS = "vectors.npy", "vectors.csv", "vectors.safetensors"
-IMAGES, METADATA = "img_emb", "metadata"
-OURS = (NPY, CSV, SAFETENSORS, IDS, f"{IMAGES}/img_emb_*.npy", f"{METADATA}/metadata_*.parquet")
+NPY = {EMBEDDING: "vectors.npy", TEXT_EMBEDDING: "text_vectors.npy"}
+CSV, SAFETENSORS = "vectors.csv", "vectors.safetensors"
+CSV_PREFIXES = {EMBEDDING: "e", TEXT_EMBEDDING: "t"}
+IMAGES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
+OURS = (
+    *(*NPY.values(), CSV, SAFETENSORS, IDS),
+    *(f"{IMAGES}/{IMAGES}_*.npy", f"{TEXTS}/{TEXTS}_*.npy", f"{METADATA}/{METADATA}_*.parquet"),
+)
 CLIP_RETRIEVAL_DTYPE = "float16"
 TOLD = ("model", "weights_sha256", "weights_source", "preprocess", "normalised", "dtype", "dim")  # of the manifest
 CSV_ROWS = 256  # written at a time: 512 numbers a row are 130,000 strings, about 15 MB
@@ -88,9 +96,10 @@ class _Run:
             )
         self._found = read_schema(self.parts[0]) if self.parts else store.schema
         self.schema = _plain(self._found)  # what of a row is not its vector
-        left = [field.name for field in self._found if field.name not in {*self.schema.names, "embedding"}]
+        self.columns = vector_columns(store.schema)
+        left = [field.name for field in self._found if field.name not in {*self.schema.names, *self.columns}]
         if left:
-            _log.warning("%s: columns %s are not exported, as they hold neither text nor numbers", store.path, left)
+            _log.warning("%s: columns %s are not exported, as they hold no plain values", store.path, left)
         self.dtype = np.dtype(store.manifest["dtype"]).newbyteorder("<")
 
     def told(self, form: ExportFormat) -> dict[str, Any]:
@@ -100,7 +109,9 @@ class _Run:
 
     def check_names(self, form: ExportFormat) -> None:
         """Refuse columns whose names the format gives to others. Raises: StoreError."""
-        taken = {"csv": set(self.vector_names()), "clip-retrieval": {"image_path"}}.get(form, set[str]())
+        renamed = self.retrieval_names()
+        given = {new for old, new in renamed.items() if new != old}
+        taken = {"csv": set(self.vector_names()), "clip-retrieval": given}.get(form, set[str]())
         clashing = [name for name in self.schema.names if name in taken]
         if clashing:
             raise StoreError(
@@ -109,17 +120,25 @@ class _Run:
             )
 
     def vector_names(self) -> list[str]:
-        """Names for the numbers of a vector."""
-        return [f"e{place}" for place in range(self.store.dim)]
+        """Names for the numbers of a row's vectors."""
+        return [f"{CSV_PREFIXES[name]}{place}" for name in self.columns for place in range(self.store.dim)]
 
-    def read(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """The parts that have rows: plain columns, and vectors float32 or float16 (N, D), little-endian.
+    def retrieval_names(self) -> dict[str, str]:
+        """The names that clip-retrieval has for columns."""
+        of_pictures = self.store.manifest.get("kind") != "texts"
+        known = {"text": "caption"} | ({"path": "image_path"} if of_pictures else {})
+        names: list[str] = self.schema.names
+        return {name: known.get(name, name) for name in names}
 
+    def read(self) -> Iterator[tuple[pa.Table, dict[str, np.ndarray]]]:
+        """The parts that have rows: plain columns, and vectors by their column.
+
+        Shapes:  float32 or float16 (N, D), little-endian.
         Raises:  StoreError for a part that is damaged or whose columns are others.
         """
         return map(self._part, self.parts)
 
-    def _part(self, path: Path) -> tuple[pa.Table, np.ndarray]:
+    def _part(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
         found = read_schema(path)
         fields = list(found)
         if not (found.equals(self._found) and all(field in fields for field in self.store.schema)):
@@ -127,8 +146,8 @@ class _Run:
                 f"{path}: its columns are {found.names}, expected those of the manifest, of the same types in all "
                 "parts. Run the job again with --overwrite."
             )
-        table = read_part(path, [*self.schema.names, "embedding"])
-        vectors = matrix(table, self.store.schema).astype(self.dtype, copy=False)
+        table = read_part(path, [*self.schema.names, *self.columns])
+        vectors = {name: matrix(table, self.store.schema, name).astype(self.dtype, copy=False) for name in self.columns}
         return table.select(self.schema.names), vectors
 
     def check_unchanged(self) -> None:
@@ -138,13 +157,14 @@ class _Run:
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """The fields that every format has a type for: text, numbers, true or false."""
+    """The fields that every format has a type or a text for: text, numbers, true or false, times."""
     kinds = (
         pa.types.is_string,
         pa.types.is_large_string,
         pa.types.is_integer,
         pa.types.is_floating,
         pa.types.is_boolean,
+        pa.types.is_temporal,
     )
     return pa.schema([field for field in schema if any(is_kind(field.type) for is_kind in kinds)])
 
@@ -216,7 +236,7 @@ class _Target:
             folder, name = (self.path / pattern).parent, Path(pattern).name
             for path in [*folder.glob(name), *folder.glob(f".{name}.*{TEMPORARY}")]:
                 path.unlink()
-        for folder in (IMAGES, METADATA):
+        for folder in (IMAGES, TEXTS, METADATA):
             with suppress(OSError):  # not there, or with files of others in it
                 (self.path / folder).rmdir()
 
@@ -233,33 +253,48 @@ def _npy(run: _Run, target: _Target) -> None:
     header = io.BytesIO()
     shape = (run.rows, run.store.dim)
     np.lib.format.write_array_header_1_0(header, {"descr": run.dtype.str, "fortran_order": False, "shape": shape})
-    _one_array(run, target, NPY, header.getvalue())
+    with ExitStack() as files:
+        vectors = {name: files.enter_context(target.file(NPY[name])) for name in run.columns}
+        for file in vectors.values():
+            file.write(header.getvalue())
+        for blocks in _ids_written(run, target):
+            for name, file in vectors.items():
+                file.write(blocks[name].tobytes())
 
 
 def _safetensors(run: _Run, target: _Target) -> None:
     """Its own writer wants all tensors in memory.
 
     Source:  huggingface/safetensors README.md, "Format": the header's length (8 bytes, little-endian), the header
-             (JSON), the numbers (little-endian, row by row); metadata are strings.
+             (JSON), the numbers (little-endian, row by row), tensor by tensor; metadata are strings.
     """
     size_bytes = run.rows * run.store.dim * run.dtype.itemsize
-    tensor = {
-        "dtype": {"float32": "F32", "float16": "F16"}[run.dtype.name],
-        "shape": [run.rows, run.store.dim],
-        "data_offsets": [0, size_bytes],
+    tensors = {
+        name: {
+            "dtype": {"float32": "F32", "float16": "F16"}[run.dtype.name],
+            "shape": [run.rows, run.store.dim],
+            "data_offsets": [place * size_bytes, (place + 1) * size_bytes],
+        }
+        for place, name in enumerate(run.columns)
     }
     told = run.told("safetensors").items()
     strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in told}
-    header = json.dumps({"__metadata__": strings, "embedding": tensor}).encode()
+    header = json.dumps({"__metadata__": strings, **tensors}).encode()
     header += b" " * (-len(header) % ALIGNMENT)
-    _one_array(run, target, SAFETENSORS, len(header).to_bytes(8, "little") + header)
+    with target.file(SAFETENSORS) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for blocks in _ids_written(run, target):
+            file.write(blocks[EMBEDDING].tobytes())
+        for name in run.columns[1:]:
+            for _, blocks in run.read():
+                file.write(blocks[name].tobytes())
 
 
-def _one_array(run: _Run, target: _Target, name: str, header: bytes) -> None:
-    with target.file(name) as vectors, target.file(IDS) as ids, pq.ParquetWriter(ids, run.schema) as table:
-        vectors.write(header)
-        for rows, block in run.read():
-            vectors.write(block.tobytes())
+def _ids_written(run: _Run, target: _Target) -> Iterator[dict[str, np.ndarray]]:
+    """The vectors, part by part, while the other columns go into a table."""
+    with target.file(IDS) as ids, pq.ParquetWriter(ids, run.schema) as table:
+        for rows, blocks in run.read():
+            yield blocks
             table.write_table(rows)
 
 
@@ -270,13 +305,16 @@ def _clip_retrieval(run: _Run, target: _Target) -> None:
              for an empty partition) and mapper.py (unit length, float16); rom1504/embedding-reader numpy_reader.py.
     """
     digits = len(str(len(run.parts)))
-    names = ["image_path" if name == "path" else name for name in run.schema.names]
-    for number, (rows, block) in enumerate(run.read()):
-        with target.file(f"{METADATA}/metadata_{number:0{digits}}.parquet") as file:
+    names = list(run.retrieval_names().values())
+    of_texts = run.store.manifest.get("kind") == "texts"
+    folders = {name: TEXTS if of_texts or name == TEXT_EMBEDDING else IMAGES for name in run.columns}
+    for number, (rows, blocks) in enumerate(run.read()):
+        with target.file(f"{METADATA}/{METADATA}_{number:0{digits}}.parquet") as file:
             pq.write_table(rows.rename_columns(names), file)
-        unit = block if run.store.manifest.get("normalised") else _of_unit_length(block)
-        with target.file(f"{IMAGES}/img_emb_{number:0{digits}}.npy") as file:
-            np.save(file, unit.astype("<f2"))
+        for name, folder in folders.items():
+            unit = blocks[name] if run.store.manifest.get("normalised") else _of_unit_length(blocks[name])
+            with target.file(f"{folder}/{folder}_{number:0{digits}}.npy") as file:
+                np.save(file, unit.astype("<f2"))
 
 
 def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
@@ -290,10 +328,11 @@ def _csv(run: _Run, target: _Target) -> None:
     """As RFC 4180 has it: CRLF, quotes where a field needs them. A number has the fewest digits that bring it back."""
     with target.file(CSV) as file:
         file.write(_lines([[*run.schema.names, *run.vector_names()]]))
-        for rows, block in run.read():
-            for start in range(0, len(block), CSV_ROWS):
+        for rows, blocks in run.read():
+            for start in range(0, len(rows), CSV_ROWS):
                 columns = [map(_text, column.to_pylist()) for column in rows.slice(start, CSV_ROWS).columns]
-                numbers = block[start : start + CSV_ROWS].astype(str).tolist()
+                several = [blocks[name][start : start + CSV_ROWS].astype(str) for name in run.columns]
+                numbers = np.concatenate(several, axis=1).tolist()  # (N, D) each -> (N, D or 2 D)
                 told = zip(*columns, strict=True)
                 file.write(_lines([[*row, *vector] for row, vector in zip(told, numbers, strict=True)]))
 

@@ -26,6 +26,9 @@ Orient = Literal["none", "exif"]  # pixels as stored, or turned as the file says
 Background = Literal["none", "white", "black"]
 SixteenBit = Literal["clip", "scale"]  # 255 and more is white, or 65535 is
 Frames = Literal["first", "all"]
+LongText = Literal["fail", "cut"]  # a text of more tokens than the model reads is a failure row, or its tail goes
+Kind = Literal["pictures", "texts", "pairs"]  # what the entries of a run are
+TEXT = "string"  # a column's type
 Triple = tuple[float, float, float]
 # What vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on a CPU, fp16 on CUDA.
 Precision = Literal["reference", "fp32", "fp16", "bf16", "fp8"]
@@ -49,6 +52,7 @@ class Item:
     path: str  # where it is now; bytes that are not UTF-8 as surrogates, as the os module gives them
     size_bytes: int  # when it was listed
     modified_ns: int = 0  # likewise, since the epoch [Unit: ns]; 0 where the source does not tell
+    values: tuple[str | None, ...] = ()  # of the columns that go along, as texts; a text that is embedded comes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Row:
     format: str  # Pillow's name: "JPEG", "PNG"
     size_bytes: int  # encoded
     sha256: str | None = None  # of the encoded picture, where a job asks for it
+    values: tuple[str | None, ...] = ()  # the item's
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,15 @@ class Pixels:
 
     row: Row
     array: np.ndarray  # uint8 (R, R, 3), channels R, G, B
+    tokens: np.ndarray | None = None  # int32 (L,), of the text it is a pair with
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text as the model reads it."""
+
+    row: Row
+    tokens: np.ndarray  # int32 (L,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +135,28 @@ class Member:
 
 
 Entry = Item | Failure | Pack  # what a listing finds
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of lists and tables the entries are made of."""
+
+    entry: str | None = None  # names or holds the pictures, or is the texts; the one with a usual name without
+    id: str | None = None
+    kind: Kind = "pictures"
+    text: str | None = None  # of pairs: the texts
+    keep: tuple[str, ...] = ()  # others whose values go along
+    types: tuple[str, ...] = ()  # which these have in the output, as pyarrow names them; texts without
+
+    @property
+    def kept(self) -> list[tuple[str, str]]:
+        """The columns that are kept, with their types."""
+        return list(zip(self.keep, self.types or (TEXT,) * len(self.keep), strict=True))
+
+    @property
+    def taken(self) -> list[tuple[str, str]]:
+        """What `Item.values` are made of, with their types, apart from the texts of a run of texts."""
+        return self.kept if self.text is None else [(self.text, TEXT), *self.kept]
 
 
 @dataclass(frozen=True, slots=True)

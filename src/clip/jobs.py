@@ -7,12 +7,12 @@ The command line, the server and the cluster build these records and pass them w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from clip.errors import InputError
-from clip.items import Background, Frames, Guards, Orient, Policies, Precision, SixteenBit
+from clip.items import Background, Columns, Frames, Guards, Kind, LongText, Orient, Policies, Precision, SixteenBit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,12 @@ DuplicateIds = Literal["error", "keep"]
 ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
 DECODE_SECONDS = 60.0  # what a picture may take in a process of its own
 MAX_SECONDS = 86_400  # a day
+# Columns of OUT that no kept one may have the name of.
+OWN_COLUMNS = ("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text")
+PICTURES_ONLY = (
+    *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "orient", "background", "sixteen_bit", "frames"),
+    *("max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes"),
+)
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
 
 
@@ -46,6 +52,10 @@ class EmbedJob:
         None  # of lists and tables: what names or holds the pictures; the one with a usual name without
     )
     id_column: str | None = None  # likewise, for ids
+    texts: bool = False  # the input holds texts, instead of pictures
+    text_column: str | None = None  # embed the texts of this column too, as a second vector in the rows
+    long_text: LongText = "fail"  # a text of more tokens than the model reads is a failure row, or its tail is dropped
+    keep: tuple[str, ...] = ()  # columns of lists and tables that go along into the rows
     root: str = ""  # that relative paths in lists start from; the current folder without
     duplicate_ids: DuplicateIds = "error"  # refuse an input in which an id stands twice, or keep both rows
     limit: int | None = None  # the first so many pictures
@@ -77,6 +87,7 @@ class EmbedJob:
         if self.update and (self.overwrite or self.duplicate_ids == "keep"):
             other = "overwrite" if self.overwrite else "duplicate_ids='keep'"
             raise InputError(f"update: found {other} too, expected one of them. Pass one.")
+        self._check_columns()
         for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes", *caps):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -92,10 +103,32 @@ class EmbedJob:
             )
         words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure}
         words_of |= {"duplicate_ids": DuplicateIds, "orient": Orient, "background": Background}
-        words_of |= {"sixteen_bit": SixteenBit, "frames": Frames}
+        words_of |= {"sixteen_bit": SixteenBit, "frames": Frames, "long_text": LongText}
         for name, words in ((name, get_args(kind)) for name, kind in words_of.items()):
             if getattr(self, name) not in words:
                 raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {words}. Pass one.")
+
+    def _check_columns(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in PICTURES_ONLY:
+            if self.texts and getattr(self, name) != defaults[name]:
+                raise InputError(f"texts: found {name} too, expected it with pictures only. Leave one out.")
+        for place, name in enumerate(self.keep):
+            if name in (*OWN_COLUMNS, *self.keep[:place]):
+                raise InputError(
+                    f"keep: found {name!r}, which OUT has already, expected columns of other names. Leave it out, or "
+                    "rename it in the table."
+                )
+
+    @property
+    def kind(self) -> Kind:
+        """What an entry of the input is."""
+        return "texts" if self.texts else "pictures" if self.text_column is None else "pairs"
+
+    @property
+    def columns(self) -> Columns:
+        """Which columns of lists and tables are read."""
+        return Columns(self.column, self.id_column, self.kind, self.text_column, self.keep)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""Lists that name pictures: plain lines, CSV, TSV, NDJSON, Parquet. Knows nothing about what the names lead to.
+"""Lists that name pictures, or are texts: plain lines, CSV, TSV, NDJSON. Knows nothing about what the names lead to.
 
-Plain lists have a path or URI a line, or, if they hold a NUL, as of `find -print0`, between NULs. The others have named
-columns; which one names the pictures is told, or is the only one with a usual name. Bytes that are no UTF-8 stay what
-they are, as paths may have them.
+Plain lists have a path or URI a line, or, if they hold a NUL, as of `find -print0`, between NULs; of texts each line is
+one, also an empty one. The others have named columns; which one names the pictures, or is the texts, is told, or is the
+only one with a usual name. Bytes that are no UTF-8 stay what they are, as paths may have them.
 """
 
 from __future__ import annotations
@@ -13,40 +13,55 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from clip.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Container, Generator, Iterable, Iterator
+
+    from clip.items import Columns
 
 STDIN = "-"
 PLAIN_ENDINGS = (".txt", ".lst", ".list")
 COLUMN_ENDINGS = (".csv", ".tsv", ".ndjson", ".jsonl")
 USUAL_COLUMNS = ("path", "image_path", "file_path", "filepath", "file", "filename", "file_name", "image", "url", "uri")
+USUAL_TEXTS = ("text", "caption", "txt", "sentence", "prompt", "title", "description")
 PEEKED_CHARACTERS = 65_536
+SURE_ROWS = 1000  # of which none has a column: then it has none
 MAX_FIELD = 10_000_000  # characters of a CSV field, as captions and base64 may stand beside the path
 
 
-def names_in(path: str, column: str | None = None, id_column: str | None = None) -> Iterator[tuple[str, str]]:
-    """The id and the path or URI of each picture that a list names, in its order; "-" is a plain list on stdin.
+class Line(NamedTuple):
+    """An entry of a list or a table."""
 
-    Raises:  InputError for a list that cannot be read, a column that is not there, a line that is no JSON object.
+    id: str | None  # None without an id column
+    entry: str | None  # the path or URI of a picture, or a text; None for a text that is not there
+    values: tuple[str | None, ...]  # of the columns that go along
+
+
+def lines_in(path: str, columns: Columns) -> Iterator[Line]:
+    """The entries of a list, in its order; "-" is a plain list on stdin.
+
+    Raises:  InputError for a list that cannot be read, a column that is not there, a line that is no JSON object, and
+             a picture without a path.
     """
     try:
         with _opened(path) as file:
             ending = Path(path).suffix.lower()
             if ending in COLUMN_ENDINGS:
-                yield from _columns(path, _rows(path, ending, file), column, id_column)
-            elif column or id_column:
+                yield from _lines(path, _rows(path, ending, file), columns)
+            elif named := [name for name in (columns.entry, columns.id, columns.text, *columns.keep) if name]:
                 raise InputError(
-                    f"{path}: has no columns, expected {' or '.join(COLUMN_ENDINGS)} for --column and --id-column. "
-                    "Leave them out."
+                    f"{path}: has no column {named[0]!r}, as plain lists have none, expected "
+                    f"{' or '.join(COLUMN_ENDINGS)} for it. Leave it out."
                 )
+            elif columns.kind == "texts":
+                yield from (Line(None, text, ()) for text in _plain(file, "\n"))
             else:
-                yield from ((name, name) for name in _plain(file))
+                yield from (Line(None, name, ()) for name in _names(file) if name)
     except (OSError, csv.Error) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}), expected a list of pictures. Check the file.") from exc
+        raise InputError(f"{path}: cannot be read ({exc}), expected a list of {columns.kind}. Check the file.") from exc
 
 
 @contextmanager
@@ -59,28 +74,20 @@ def _opened(path: str) -> Generator[TextIO]:
         yield file
 
 
-def _plain(file: TextIO) -> Iterator[str]:
+def _names(file: TextIO) -> Iterator[str]:
     begin = file.read(PEEKED_CHARACTERS)
-    if "\0" in begin:
-        yield from _separated(begin, file)
-        return
-    tail = ""
-    while begin:
-        *lines, tail = (tail + begin).split("\n")
-        yield from (line for raw in lines if (line := raw.removesuffix("\r")))
-        begin = file.read(PEEKED_CHARACTERS)
-    if last := tail.removesuffix("\r"):
-        yield last
+    return _plain(file, "\0" if "\0" in begin else "\n", begin)
 
 
-def _separated(begin: str, file: TextIO) -> Iterator[str]:
+def _plain(file: TextIO, end: str, begin: str = "") -> Iterator[str]:
+    """What stands before each `end`, and behind the last one, unless that is nothing."""
     tail = ""
-    while begin:
-        *names, tail = (tail + begin).split("\0")
-        yield from filter(None, names)
-        begin = file.read(PEEKED_CHARACTERS)
+    while begin := begin or file.read(PEEKED_CHARACTERS):
+        *lines, tail = (tail + begin).split(end)
+        yield from (line.removesuffix("\r") if end == "\n" else line for line in lines)
+        begin = ""
     if tail:
-        yield tail
+        yield tail.removesuffix("\r") if end == "\n" else tail
 
 
 def _rows(path: str, ending: str, file: TextIO) -> Iterator[dict[str, Any]]:
@@ -99,25 +106,45 @@ def _rows(path: str, ending: str, file: TextIO) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _columns(
-    path: str, rows: Iterable[dict[str, Any]], column: str | None, id_column: str | None
-) -> Iterator[tuple[str, str]]:
+def _lines(path: str, rows: Iterable[dict[str, Any]], columns: Columns) -> Iterator[Line]:
+    entry = columns.entry
+    taken = [name for name, _ in columns.taken]
+    texts = columns.kind == "texts"
+    missing = {*taken, *([entry] if texts and entry else [])}  # of objects not all have all; a text may lack
+    required = [name for name in (None if texts else entry, columns.id) if name]
     for number, row in enumerate(rows, 1):
-        column = column or usual_column(path, row)
-        for name in (column, id_column or column):
+        if entry is None:
+            entry = usual_column(path, row, USUAL_TEXTS if texts else USUAL_COLUMNS)
+            required += [] if texts else [entry]
+        missing -= row.keys()
+        if missing and number == SURE_ROWS:
+            break
+        for name in required:
             if not isinstance(row.get(name), str) or not row[name]:
                 raise InputError(
                     f"{path}: row {number} has {row.get(name)!r} in column {name!r}, expected a text; its columns are "
                     f"{', '.join(map(str, row))}. Name another with --column or --id-column, or repair the row."
                 )
-        yield row[id_column or column], row[column]
+        found = row.get(entry)
+        values = tuple(_told(row.get(name)) for name in taken)
+        yield Line(row[columns.id] if columns.id else None, found if isinstance(found, str) else None, values)
+    if missing:
+        raise InputError(
+            f"{path}: its first rows have no column {sorted(missing)[0]!r}, expected one. Name one that is there."
+        )
 
 
-def usual_column(path: str, names: Iterable[str]) -> str:
+def _told(value: Any) -> str | None:
+    """A value as text: of NDJSON what is no text as its JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def usual_column(path: str, names: Iterable[str], usual: Container[str] = USUAL_COLUMNS) -> str:
     """The one column with a usual name. Raises: InputError where there is none, or several."""
-    found = [name for name in names if str(name).lower() in USUAL_COLUMNS]
+    found = [name for name in names if str(name).lower() in usual]
     if len(found) != 1:
-        told = f"{len(found)} columns that may name pictures" if found else "no column that seems to name pictures"
+        wanted = "name pictures" if usual is USUAL_COLUMNS else "be the texts"
+        told = f"{len(found)} columns that may {wanted}" if found else f"no column that seems to {wanted}"
         raise InputError(f"{path}: has {told} among {', '.join(map(str, names))}, expected one. Name it with --column.")
     return found[0]
 

@@ -38,7 +38,10 @@ from clip.whole_files import written
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from clip.items import Entry, Kind
 
+
+SHOWN_CHARACTERS = 60  # of a text, as an example
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
 
@@ -70,7 +73,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         with written(output):
             output.mkdir(parents=True, exist_ok=True)
         with locked(output) as lock:
-            store = StoreWriter(output, _manifest(job, encoder), overwrite=job.overwrite)
+            store = StoreWriter(output, _manifest(job, encoder, source), overwrite=job.overwrite)
             plan, removed = _planned(job, source, store, lock, progress)
             resumed = Run(job, encoder, source, plan, store, lock, progress).write()
             rows, failed = store.counts(range(plan.shards))
@@ -88,7 +91,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
 
 def source_of(job: EmbedJob) -> Source:
     """What the job names as input. Raises: InputError for what is not there."""
-    return Source(job.inputs, job.globs, job.column, job.id_column, job.root)
+    return Source(job.inputs, job.globs, job.columns, job.root).typed()
 
 
 def count(job: EmbedJob) -> Listing:
@@ -99,7 +102,7 @@ def count(job: EmbedJob) -> Listing:
     check_room(Path(job.output))
     ignored: Counter[str] = Counter()
     told: list[Progress] = []
-    for _ in _told(source_of(job).shards(job.shard_size, ignored, job.limit), ignored, told.append):
+    for _ in _told(source_of(job).shards(job.shard_size, ignored, job.limit), ignored, told.append, job.kind):
         pass
     return told[-1].listing or Listing()
 
@@ -111,12 +114,12 @@ def _planned(
     standing = None if store.is_new else read_plan(store.path)
     removed = 0
     ignored: Counter[str] = Counter()
-    of = json.dumps([[os.path.abspath(name) for name in job.inputs], job.globs, job.column, job.id_column, job.root])  # noqa: PTH100
+    of = json.dumps([[os.path.abspath(name) for name in job.inputs], job.globs, asdict(job.columns), job.root])  # noqa: PTH100
     # What a listing that was killed had found is taken over only where no vector depends on it yet.
     known = interrupted_listing(store.path, of) if store.is_new and not job.overwrite else iter(())
     shards = source.shards(job.shard_size, ignored, job.limit, known, store.path)
     hashed: list[np.ndarray] = []
-    plan = write_plan(store.path, ids_hashed(_told(shards, ignored, progress), hashed), ignored, of=of)
+    plan = write_plan(store.path, ids_hashed(_told(shards, ignored, progress, job.kind), hashed), ignored, of=of)
     if job.duplicate_ids == "error" and (found := plan.repeated(hashed)) is not None:
         plan.discard()
         raise InputError(
@@ -138,7 +141,7 @@ def _planned(
 
 
 def _told(
-    shards: Iterable[Shard], ignored: Counter[str], progress: Callable[[Progress], None] | None
+    shards: Iterable[Shard], ignored: Counter[str], progress: Callable[[Progress], None] | None, kind: Kind
 ) -> Iterator[Shard]:
     """The shards; how many pictures they have is told after each, and what they are after the last."""
     pictures = archives = 0
@@ -146,12 +149,18 @@ def _told(
     for shard in shards:
         counts = [members_of(entry) for entry in shard.entries]
         pictures, archives = pictures + sum(filter(None, counts)), archives + counts.count(None)
-        example = example or f"{shard.entries[0].id!r} ({utf8_path(shard.entries[0].path)})"
+        example = example or _example(shard.entries[0], kind)
         if progress:
             progress(Progress(0, 0, 0, listing=Listing(pictures, archives)))
         yield shard
     if progress:
         progress(Progress(0, 0, 0, listing=Listing(pictures, archives, example, dict(ignored))))
+
+
+def _example(entry: Entry, kind: Kind) -> str:
+    if kind == "texts" and isinstance(entry, Item):
+        return f"{entry.id!r} ({(entry.values[0] or '')[:SHOWN_CHARACTERS]!r})"
+    return f"{entry.id!r} ({utf8_path(entry.path)})"
 
 
 def _content_hash(source: Source, item: Item, max_bytes: int) -> str | None:
@@ -161,7 +170,7 @@ def _content_hash(source: Source, item: Item, max_bytes: int) -> str | None:
         return None  # it is done again, and what is wrong with it becomes its failure row
 
 
-def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
+def _manifest(job: EmbedJob, encoder: Encoder, source: Source) -> dict[str, Any]:
     """All that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
     with suppress(metadata.PackageNotFoundError):
@@ -177,11 +186,14 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "computed_in": encoder.computed_in,
         "engine": encoder.backend,
         "decode": "exact",
+        "kind": job.kind,
         "policies": asdict(job.policies),
         "guards": asdict(job.guards),
         "normalised": job.normalize,
         "dtype": job.dtype,
         "hashes": job.hashes,
+        "long_text": None if job.kind == "pictures" else job.long_text,
+        "keep": dict(source.columns.kept),
         "dim": encoder.dim,
         "device": str(encoder.device),
         "versions": {"clip-turbo": clip.__version__, **versions},
@@ -189,6 +201,7 @@ def _manifest(job: EmbedJob, encoder: Encoder) -> dict[str, Any]:
         "globs": list(job.globs),
         "column": job.column,
         "id_column": job.id_column,
+        "text_column": job.text_column,
         "root": job.root,
         "duplicate_ids": job.duplicate_ids,
         "limit": job.limit,

@@ -257,7 +257,7 @@ def _decode_frame(
             picture = by_policy(image, policies)
             width, height = picture.size  # before it is decoded, unless a policy did: as the header has it
             array = to_pixels(picture, settings)
-        return Pixels(Row(item.id, item.path, width, height, image.format or "", size_bytes), array)
+        return Pixels(Row(item.id, item.path, width, height, image.format or "", size_bytes, values=item.values), array)
     except Exception as exc:  # noqa: BLE001  as in decode
         return _failure(item, stage, exc)
 

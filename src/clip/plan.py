@@ -2,7 +2,8 @@
 
     OUT/_plan/shard-00000.parquet    id, path, size_bytes, modified_ns; error and message of a folder that could not be
                                      listed; start, stop, members and limit of a pack, which is a shard of its own;
-                                     kept: whether the row stands in the part that is to be replaced
+                                     values: of columns that go along, a JSON list; kept: whether the row stands in the
+                                     part that is to be replaced
     OUT/_plan/listed.txt             what was named as input
     OUT/_plan/plan.json              how many entries and shards, what was passed over, the input's fingerprint
 
@@ -50,6 +51,7 @@ SCHEMA = pa.schema(
         ("stop", pa.int64()),
         ("members", pa.int64()),
         ("limit", pa.int64()),
+        ("values", pa.string()),
         ("kept", pa.bool_()),
     ]
 )
@@ -245,7 +247,8 @@ def _identity(entry: Entry) -> bytes:
     """What tells one input from another: an id, a size and a time of change."""
     told = "-" if isinstance(entry, Failure) else f"{entry.size_bytes}\0{entry.modified_ns}"
     part = f"\0{entry.start}\0{entry.stop}\0{entry.limit}" if isinstance(entry, Pack) else ""
-    return f"{entry.id}\0{told}{part}\n".encode()
+    values = f"\0{json.dumps(entry.values)}" if isinstance(entry, Item) and entry.values else ""
+    return f"{entry.id}\0{told}{part}{values}\n".encode()
 
 
 def _hash_of(entry: Entry) -> int:
@@ -265,7 +268,9 @@ def as_row(entry: Entry) -> dict[str, Any]:
         return row | {"error": entry.error, "message": entry.message}
     row |= {"size_bytes": entry.size_bytes, "modified_ns": entry.modified_ns}
     if isinstance(entry, Pack):
-        row |= {name: getattr(entry, name) for name in PACK_FIELDS} | {"id": entry.name}
+        return row | {name: getattr(entry, name) for name in PACK_FIELDS} | {"id": entry.name}
+    if entry.values:
+        row["values"] = json.dumps(entry.values)  # in ASCII: what is not UTF-8 in a list comes through too
     return row
 
 
@@ -277,4 +282,5 @@ def from_row(row: Mapping[str, Any]) -> Entry:
     if row["start"] is not None:
         pack = (row[name] for name in PACK_FIELDS)
         return Pack(row["id"], path, row["size_bytes"], row["modified_ns"], *pack)
-    return Item(row["id"], path, row["size_bytes"], row["modified_ns"])
+    values = tuple(json.loads(row["values"])) if row["values"] else ()
+    return Item(row["id"], path, row["size_bytes"], row["modified_ns"], values)

@@ -14,11 +14,12 @@ import click
 from clip.jobs import Listing
 
 if TYPE_CHECKING:
+    from clip.items import Kind
     from clip.jobs import Progress
 
 Style = Literal["auto", "plain", "json", "none"]
 INTERVALS_S = {"plain": 5.0, "json": 1.0}  # between lines
-IMAGES = " images"  # a bar's unit
+UNITS: dict[Kind, str] = {"pictures": "images", "texts": "texts", "pairs": "pairs"}  # that are counted
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
 
@@ -31,9 +32,10 @@ def say(message: str) -> None:
 class Reporter:
     """A bar with images/s and time left on a terminal, elsewhere a line every few seconds; or what a style says."""
 
-    def __init__(self, style: Style = "auto") -> None:
+    def __init__(self, style: Style = "auto", kind: Kind = "pictures") -> None:
         is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None where a process has no stderr
         self._style = ("bar" if is_terminal else "plain") if style == "auto" else style
+        self._kind: Kind = kind
         self._bar: Any = None
         self._spoken = time.monotonic()
         self._started: float | None = None  # when the first picture came
@@ -50,8 +52,8 @@ class Reporter:
                 self._draw(progress)
         elif self._style != "none" and now - self._spoken >= INTERVALS_S[self._style]:
             self._spoken = now
-            told = _told(progress, now - self._started if self._started is not None else 0.0)
-            say(json.dumps(told) if self._style == "json" else _line(told))
+            told = _told(progress, self._kind, now - self._started if self._started is not None else 0.0)
+            say(json.dumps(told) if self._style == "json" else _line(told, self._kind))
 
     def _conclude(self, listing: Listing) -> None:
         self.close()
@@ -59,7 +61,7 @@ class Reporter:
         if self._style == "json":
             say(json.dumps({"event": "listed", **asdict(listing)}))
         elif self._style != "none":
-            say(listed(listing))
+            say(listed(listing, self._kind))
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -71,19 +73,20 @@ class Reporter:
         from tqdm import tqdm  # here, because only a run on a terminal needs it
 
         if progress.listing is not None:
-            self._bar = self._bar if self._bar is not None else tqdm(unit=" pictures listed", dynamic_ncols=True)
+            self._bar = self._bar if self._bar is not None else tqdm(unit=f" {self._kind} listed", dynamic_ncols=True)
             self._bar.update(progress.listing.pictures - self._bar.n)
             return
-        if self._bar is None or self._bar.unit != IMAGES:
+        unit = f" {UNITS[self._kind]}"
+        if self._bar is None or self._bar.unit != unit:
             self.close()
-            self._bar = tqdm(total=progress.total, initial=progress.resumed, unit=IMAGES, dynamic_ncols=True)
+            self._bar = tqdm(total=progress.total, initial=progress.resumed, unit=unit, dynamic_ncols=True)
         self._bar.set_postfix(failed=progress.failed, refresh=False)
         self._bar.update(progress.read - self._bar.n)
 
 
-def listed(listing: Listing) -> str:
+def listed(listing: Listing, kind: Kind = "pictures") -> str:
     """What an input was found to be, in words."""
-    counts = [(listing.pictures, "picture"), (listing.archives, "archive")]
+    counts = [(listing.pictures, kind.removesuffix("s")), (listing.archives, "archive")]
     found = " and ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts if count)
     example = f", the first {listing.example}" if listing.example else ""
     return f"listed {found or 'nothing'}{example}{told_ignored(listing.ignored)}"
@@ -96,7 +99,7 @@ def told_ignored(ignored: dict[str, int]) -> str:
     return "; ignored: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(ignored.items()))
 
 
-def _told(progress: Progress, seconds: float) -> dict[str, Any]:
+def _told(progress: Progress, kind: Kind, seconds: float) -> dict[str, Any]:
     if progress.listing is not None:
         return {"event": "listing", "pictures": progress.listing.pictures, "archives": progress.listing.archives}
     rate = (progress.read - progress.resumed) / seconds if seconds else None
@@ -108,19 +111,20 @@ def _told(progress: Progress, seconds: float) -> dict[str, Any]:
         "failed": progress.failed,
         "shard": progress.shard,
         "shards": progress.shards,
-        "images_per_s": None if rate is None else round(rate, 1),
+        f"{UNITS[kind]}_per_s": None if rate is None else round(rate, 1),
         "seconds_left": None if not rate or left is None else round(left / rate),
     }
 
 
-def _line(told: dict[str, Any]) -> str:
+def _line(told: dict[str, Any], kind: Kind) -> str:
     if told["event"] == "listing":
-        return listed(Listing(told["pictures"], told["archives"]))
+        return listed(Listing(told["pictures"], told["archives"]), kind)
+    unit = UNITS[kind]
     total = "" if told["total"] is None else f" of {told['total']:,}"
     shards = "" if told["total"] is not None else f" in {told['shard']:,} of {told['shards']:,} shards"
-    done = f"{told['read']:,}{total} images{shards}, failed {told['failed']:,}"
+    done = f"{told['read']:,}{total} {unit}{shards}, failed {told['failed']:,}"
     left = told["seconds_left"]
-    return f"{done}, {told['images_per_s']} images/s" + ("" if left is None else f", {_duration(left)} left")
+    return f"{done}, {told[f'{unit}_per_s']} {unit}/s" + ("" if left is None else f", {_duration(left)} left")
 
 
 def _duration(seconds: int) -> str:

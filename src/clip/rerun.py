@@ -1,21 +1,23 @@
-"""What a run had, found again: its model, its way of decoding, its pictures. Knows nothing about what that is for."""
+"""What a run had, found again: its model, its way of decoding, its entries. Knows nothing about what that is for."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from clip.decoders import Decoding
 from clip.encoder import Encoder
 from clip.errors import StoreMismatchError
-from clip.items import Failure, Guards, Pack, Policies
+from clip.items import Columns, Failure, Guards, Pack, Pixels, Policies, Tokens
 from clip.sources import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from clip.items import Pixels, PreprocessSettings, Shard
+    from clip.items import Item, Member, PreprocessSettings, Shard
     from clip.stored import Store
+
+Outcome = TypeVar("Outcome", Pixels, Pixels | Tokens)
 
 
 def encoder_of(store: Store, model: str | None = None, device: str = "auto") -> Encoder:
@@ -45,16 +47,20 @@ def decoding_of(store: Store, settings: PreprocessSettings) -> Decoding:
     Raises:  InputError where the source is not there any more.
     """
     manifest = store.manifest
-    source = Source(*(_field(manifest, name) for name in ("source", "globs", "column", "id_column", "root")))
+    keep: dict[str, str] = manifest["keep"]
+    column, id_column, kind, text = (manifest[name] for name in ("column", "id_column", "kind", "text_column"))
+    columns = Columns(column, id_column, kind, text, tuple(keep), tuple(keep.values()))
+    source = Source(tuple(manifest["source"]), tuple(manifest["globs"]), columns, manifest["root"])
     return Decoding(source, settings, Guards(**manifest["guards"]), Policies(**manifest["policies"]))
 
 
-def _field(manifest: dict[str, Any], name: str) -> Any:
-    return tuple(manifest[name]) if isinstance(manifest[name], list) else manifest[name]
-
-
-def pictures_again(shard: Shard, wanted: set[str], decoding: Decoding) -> Iterator[Pixels | Failure]:
-    """What becomes of the pictures of these ids when they are decoded again."""
+def entries_again(
+    shard: Shard,
+    wanted: set[str],
+    decoding: Decoding,
+    prepare: Callable[[Item | Member], Sequence[Outcome | Failure]],
+) -> Iterator[Outcome | Failure]:
+    """What becomes of the entries of these ids when they are read and prepared again."""
     pack = shard.entries[0]
     entries = (
         decoding.source.members(pack, decoding.guards.max_bytes, Counter()) if isinstance(pack, Pack) else shard.entries
@@ -66,7 +72,7 @@ def pictures_again(shard: Shard, wanted: set[str], decoding: Decoding) -> Iterat
             return  # what follows need not be read
         if entry.id not in files or isinstance(entry, Pack):
             continue
-        for outcome in [entry] if isinstance(entry, Failure) else decoding(entry):
+        for outcome in [entry] if isinstance(entry, Failure) else prepare(entry):
             found = outcome.id if isinstance(outcome, Failure) else outcome.row.id
             if found in missing:
                 missing.discard(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +16,10 @@ import numpy as np
 from clip.decoders import Decoding, IsolatedDecoder
 from clip.encoder import Encoder, unit_vectors
 from clip.errors import TooManyFailuresError
-from clip.items import Failure, Item, Member, Pack, Pixels, Row, Shard
+from clip.items import Failure, Item, Member, Pack, Pixels, Row, Shard, Tokens
 from clip.jobs import DECODE_SECONDS, EmbedJob, Progress
-from clip.parts import FAILURE_SCHEMA, FAILURES, PART, PartWriter, read_standing
+from clip.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_standing
+from clip.texts import Tokenizing
 from clip.threads import ByteBudget, available_cores, map_ahead, read_ahead
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
 READ_AHEAD_BYTES = 100_000_000  # of an archive, encoded
+TEXTS_AT_A_TIME = 1024  # of which the engine runs those of like lengths together
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 
 
@@ -50,6 +52,7 @@ class Run:
         self._job = job
         self._encoder = encoder
         self._decoding = Decoding(source, encoder.settings, job.guards, job.policies, job.hashes)
+        self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text)
         self._plan = plan
         self._store = store
         self._lock = lock
@@ -101,12 +104,12 @@ class Run:
             return
         last = part.last_failure
         raise TooManyFailuresError(
-            f"{self._job.output}: more than {allowed:,} of {self._plan.total or of:,} pictures failed, expected at "
-            f"most {most} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]}). Repair them, or "
+            f"{self._job.output}: more than {allowed:,} of {self._plan.total or of:,} {self._job.kind} failed, "
+            f"expected at most {most} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]}). Repair them, or "
             "raise --max-failures and run again: finished parts are kept."
         )
 
-    def _outcomes(self, indices: Iterable[int]) -> Generator[Pixels | Failure | Shard | _End]:
+    def _outcomes(self, indices: Iterable[int]) -> Generator[_Outcome]:
         """Each shard, what became of each of its entries, in order, and its end.
 
         Threads run ahead across the borders of shards.
@@ -117,10 +120,11 @@ class Run:
         seconds = job.max_seconds or DECODE_SECONDS
         isolated = IsolatedDecoder(self._decoding, seconds, budget.reserve) if job.isolate else None
 
-        def outcomes(entry: Item | Member | Failure | Shard | _End) -> Sequence[Pixels | Failure | Shard | _End]:
-            if not isinstance(entry, (Item, Member)):
-                return [entry]
+        def decoded(entry: Item | Member) -> Sequence[Pixels | Failure]:
             return isolated(entry) if isolated else self._decoding(entry, budget.reserve)
+
+        def outcomes(entry: Item | Member | Failure | Shard | _End) -> Sequence[_Outcome]:
+            return prepared(entry, decoded, self._tokenizing) if isinstance(entry, (Item, Member)) else [entry]
 
         stop = isolated.close if isolated else (lambda: None)
         # Of a file's frames there may be many, so no more files are ahead than are being decoded.
@@ -151,12 +155,15 @@ class _End:
     ignored: Counter[str]  # what was passed over in it
 
 
+_Outcome = Pixels | Tokens | Failure | Shard | _End
+
+
 def _size_of(entry: Item | Member | Failure) -> int:
     return len(entry.data) if isinstance(entry, Member) else 0
 
 
 class _Part:
-    """A shard on its way to be written: decoded pictures wait for a batch, their vectors for a row group."""
+    """A shard on its way to be written: what is decoded waits for a batch, its vectors for a row group."""
 
     def __init__(self, encoder: Encoder, job: EmbedJob, writer: PartWriter, shard: Shard) -> None:
         self.shard = shard
@@ -166,22 +173,23 @@ class _Part:
         self._job = job
         self._writer = writer
         self._taken = 0
-        self._waiting: list[tuple[int, Pixels]] = []  # with their places in the shard
+        self._waiting: list[tuple[int, Pixels | Tokens]] = []  # with their places in the shard
         self._clear()
 
     def _clear(self) -> None:
         self._rows: list[Row] = []
         self._failures: list[tuple[int, Failure]] = []  # with their places in the shard
-        self._vectors = [np.empty((0, self._encoder.dim), np.float32)]
+        names = [EMBEDDING, TEXT_EMBEDDING] if self._job.kind == "pairs" else [EMBEDDING]
+        self._vectors = {name: [np.empty((0, self._encoder.dim), np.float32)] for name in names}
 
-    def add(self, outcome: Pixels | Failure) -> None:
+    def add(self, outcome: Pixels | Tokens | Failure) -> None:
         """Take an entry's outcome; a full batch is encoded, and a full row group written."""
         if isinstance(outcome, Failure):
             self._fail(self._taken, outcome)
         else:
             self._waiting.append((self._taken, outcome))
         self._taken += 1
-        if len(self._waiting) >= self._encoder.batch_size:
+        if len(self._waiting) >= (TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoder.batch_size):
             self._encode()
         # What an update keeps is put in its place at the end.
         if len(self._rows) + len(self._failures) >= ROW_GROUP and not self.shard.kept:
@@ -201,26 +209,59 @@ class _Part:
     def _write(self) -> None:
         self._encode()
         failures = [failure for _, failure in sorted(self._failures, key=lambda found: found[0])]
-        self._writer.add(self._rows, np.concatenate(self._vectors), failures)  # (N, D)
+        vectors = {name: np.concatenate(blocks) for name, blocks in self._vectors.items()}  # (N, D) each
+        self._writer.add(self._rows, vectors, failures)
         self._clear()
 
     def _encode(self) -> None:
         if not self._waiting:
             return
-        features = self._encoder.encode_pixels(np.stack([pixels.array for _, pixels in self._waiting]))  # (B, D)
-        with np.errstate(over="ignore"):  # what overflows is infinite, and that is looked for
-            norms = np.linalg.norm(features, axis=1)  # (B,)
-            stored = features if self._job.normalize else features.astype(self._job.dtype)  # (B, D)
-        usable = np.isfinite(norms) & (norms > 0) & np.isfinite(stored).all(axis=1)
-        for (place, pixels), norm, good in zip(self._waiting, norms, usable, strict=True):
-            if good:
-                self._rows.append(pixels.row)
+        features = features_of([outcome for _, outcome in self._waiting], self._encoder)  # (B, D) each
+        usable = np.ones(len(self._waiting), np.bool_)
+        norms: dict[str, np.ndarray] = {}
+        for name, block in features.items():
+            with np.errstate(over="ignore"):  # what overflows is infinite, and that is looked for
+                norms[name] = np.linalg.norm(block, axis=1)  # (B,)
+                stored = block if self._job.normalize else block.astype(self._job.dtype)  # (B, D)
+            usable &= np.isfinite(norms[name]) & (norms[name] > 0) & np.isfinite(stored).all(axis=1)
+        for number, (place, outcome) in enumerate(self._waiting):
+            row = outcome.row
+            if usable[number]:
+                self._rows.append(row)
             else:
+                found = " and ".join(str(of[number]) for of in norms.values())
                 message = (
-                    f"the model gave a vector of norm {norm}, expected one above 0 that {self._job.dtype} can hold. "
+                    f"the model gave a vector of norm {found}, expected one above 0 that {self._job.dtype} can hold. "
                     "Check the weights."
                 )
-                self._fail(place, Failure(pixels.row.id, pixels.row.path, "encode", "ValueError", message))
-        features = features[usable]
-        self._vectors.append(unit_vectors(features) if self._job.normalize else features)
+                self._fail(place, Failure(row.id, row.path, "encode", "ValueError", message))
+        for name, block in features.items():
+            self._vectors[name].append(unit_vectors(block[usable]) if self._job.normalize else block[usable])
         self._waiting = []
+
+
+def prepared(
+    entry: Item | Member, decoded: Callable[[Item | Member], Sequence[Pixels | Failure]], tokenizing: Tokenizing
+) -> Sequence[Pixels | Tokens | Failure]:
+    """What the model reads of an entry: of its picture, of its text, or of both; or the reason why there is nothing."""
+    if tokenizing.kind == "pictures":
+        return decoded(entry)
+    item = entry.item if isinstance(entry, Member) else entry
+    tokens = tokenizing(item)
+    if isinstance(tokens, Failure):
+        return [tokens]
+    if tokenizing.kind == "texts":
+        return [Tokens(Row(item.id, item.path, 0, 0, "", item.size_bytes, values=item.values), tokens)]
+    return [replace(one, tokens=tokens) if isinstance(one, Pixels) else one for one in decoded(entry)]
+
+
+def features_of(outcomes: Sequence[Pixels | Tokens], encoder: Encoder) -> dict[str, np.ndarray]:
+    """What the model makes of a batch, by the columns it is for. Shapes: float32 (B, D) each."""
+    pixels = [outcome.array for outcome in outcomes if isinstance(outcome, Pixels)]
+    tokens = [outcome.tokens for outcome in outcomes if outcome.tokens is not None]
+    found: dict[str, np.ndarray] = {}
+    if pixels:
+        found[EMBEDDING] = encoder.encode_pixels(np.stack(pixels))
+    if tokens:
+        found[TEXT_EMBEDDING if pixels else EMBEDDING] = encoder.encode_tokens(np.stack(tokens))
+    return found

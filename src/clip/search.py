@@ -187,6 +187,8 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
     vector = None if job.vector is None else _vector_in(job.vector)
     images = [sys.stdin.buffer.read() if name == STDIN else name for name in job.images]
     searched = Index(job.output, model=job.model, device=job.device, tell=tell)
+    if job.contact_sheet is not None and searched.store.manifest.get("kind") == "texts":
+        raise InputError(f"contact_sheet: {searched.store.path} holds texts, expected pictures. Leave it out.")
     hits = searched.search(
         text=job.texts,
         image=images,

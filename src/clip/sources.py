@@ -9,7 +9,7 @@
     '{000..127}.tar'     each of them; so does {a,b}
 
 Ids: below a folder or a pattern's fixed part the path relative to it; of a list's entry what the list says, or its id
-column; of a member NAME!MEMBER with the archive's file name, of a row NAME!NUMBER or its id column.
+column; of a member NAME!MEMBER with the archive's file name, of a row NAME!NUMBER or its id column; of a text likewise.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -26,12 +27,11 @@ from typing import TYPE_CHECKING
 from clip.archives import CHUNK_BYTES, TAR_ENDINGS, ZIP_ENDINGS, Members, tar_members, zip_members, zip_size
 from clip.errors import InputError
 from clip.folders import file_status, is_picture, split_glob, walk
-from clip.items import Failure, Guards, Item, Member, Pack, Shard, in_shards, utf8_path
-from clip.lists import COLUMN_ENDINGS, PLAIN_ENDINGS, STDIN, names_in, resolved
-from clip.tables import PARQUET_ENDINGS, names_in_table, read_layout, table_members
+from clip.items import TEXT, Columns, Failure, Guards, Item, Member, Pack, Shard, in_shards, utf8_path
+from clip.lists import COLUMN_ENDINGS, PLAIN_ENDINGS, STDIN, Line, lines_in, resolved
+from clip.tables import PARQUET_ENDINGS, lines_in_table, read_layout, table_members
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Generator, Iterable, Iterator
 
     from clip.items import Entry
@@ -49,8 +49,7 @@ class Source:
 
     inputs: tuple[str, ...]
     globs: tuple[str, ...] = ()  # of folders and archives
-    column: str | None = None  # of lists and tables
-    id_column: str | None = None
+    columns: Columns = Columns()  # noqa: RUF009  frozen too
     root: str = ""  # that relative paths in lists start from; the current folder without
 
     def __post_init__(self) -> None:
@@ -69,6 +68,25 @@ class Source:
     def expanded(self) -> list[str]:
         """The inputs with their braces written out. One that is there as it stands is left alone."""
         return [name for given in self.inputs for name in ([given] if os.path.lexists(given) else expand_braces(given))]
+
+    def typed(self) -> Source:
+        """The same with the types that kept columns have in an output: those of the first table, texts of a list.
+
+        Raises:  InputError for a table or a column that cannot be used.
+        """
+        if not self.columns.keep:
+            return self
+        name = self.expanded()[0]
+        if MAGIC.search(name) and not Path(name).exists():
+            fixed, pattern = split_pattern(name)
+            found = next(walk(fixed, [pattern.split("/")], Counter()), None)
+            name = found.path if isinstance(found, Item) else name
+        elif Path(name).is_dir():
+            found = next(walk(name, [split_glob(glob) for glob in self.globs], Counter()), None)
+            name = found.path if isinstance(found, Item) else name
+        if not name.lower().endswith(PARQUET_ENDINGS):
+            return self
+        return replace(self, columns=replace(self.columns, types=read_layout(name, self.columns).types))
 
     def entries(
         self, shard_size: int, ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None
@@ -98,12 +116,11 @@ class Source:
         elif MAGIC.search(name) and not Path(name).exists():
             fixed, pattern = split_pattern(name)
             yield from self._walked(fixed, [pattern.split("/")], shard_size, ignored, known, scratch)
-        elif name == STDIN or lower.endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
-            yield from map(self._named, names_in(name, self.column, self.id_column))
-        elif (packs := self._packs(name, utf8_path(Path(name).name), shard_size)) is not None:
-            yield from packs
         else:
-            yield Item(utf8_path(Path(name).name), name, *file_status(name))
+            own_id = utf8_path(Path(name).name)
+            of_list = name == STDIN or lower.endswith(PLAIN_ENDINGS + COLUMN_ENDINGS)
+            held = self._listed(name, own_id) if of_list else self._packs(name, own_id, shard_size)
+            yield from [self._bare(Item(own_id, name, *file_status(name)))] if held is None else held
 
     def _walked(
         self,
@@ -114,23 +131,61 @@ class Source:
         known: Iterator[Item],
         scratch: Path | None,
     ) -> Iterator[Entry]:
+        texts = self.columns.kind == "texts"
         for entry in walk(root, patterns, ignored, known, scratch):
-            packs = self._packs(entry.path, entry.id, shard_size) if patterns and isinstance(entry, Item) else None
-            if packs is None:
-                yield entry
+            if isinstance(entry, Failure) or not patterns:
+                yield self._bare(entry)
+            elif texts and entry.path.lower().endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
+                yield from self._listed(entry.path, entry.id)
             else:
-                yield from packs
+                packs = self._packs(entry.path, entry.id, shard_size)
+                yield from [self._bare(entry)] if packs is None else packs
+
+    def _listed(self, path: str, own_id: str) -> Iterator[Item]:
+        for name, kind in self.columns.taken:
+            if kind != TEXT:
+                raise InputError(
+                    f"{path}: column {name!r} holds texts, as in every list, expected {kind} as in the first table. "
+                    "Name the list first, and all become texts."
+                )
+        yield from (
+            self._of_line(line, path, own_id, number) for number, line in enumerate(lines_in(path, self.columns))
+        )
+
+    def _of_line(self, line: Line, path: str, own_id: str, number: int) -> Item:
+        """A picture that a list names, or a text, which has no file of its own."""
+        if self.columns.kind == "texts":
+            size_bytes = len((line.entry or "").encode("utf-8", "surrogateescape"))
+            values = (line.entry, *line.values)
+            return Item(utf8_path(line.id or f"{own_id}!{number}"), path, size_bytes, values=values)
+        where = resolved(line.entry or "", self.root)
+        return Item(utf8_path(line.id or line.entry or ""), where, *file_status(where), line.values)
+
+    def _bare(self, entry: Item | Failure) -> Item | Failure:
+        """What stands in no list or table. Raises: InputError where its columns are asked for."""
+        asked = [name for name, _ in self.columns.taken]
+        if isinstance(entry, Item) and (asked or self.columns.kind == "texts"):
+            wanted = f"column {asked[0]!r}" if asked else "texts"
+            raise InputError(
+                f"{entry.path}: found neither a list nor a table, expected {wanted} in one. Leave it out, or pass the "
+                "list or table that names it."
+            )
+        return entry
 
     def _packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:
         """The parts of a file that holds pictures, or what it names; None for another file."""
         lower = path.lower()
-        if lower.endswith(TAR_ENDINGS):
-            return iter([Pack(own_id, path, *file_status(path))])
-        if lower.endswith(ZIP_ENDINGS):
-            return self._zip_packs(path, own_id, shard_size)
         if lower.endswith(PARQUET_ENDINGS):
             return self._table_packs(path, own_id, shard_size)
-        return None
+        if not lower.endswith(TAR_ENDINGS + ZIP_ENDINGS):
+            return None
+        self._bare(Item(own_id, path, 0))
+        return (
+            self._zip_packs(path, own_id, shard_size) if lower.endswith(ZIP_ENDINGS) else self._tar_pack(path, own_id)
+        )
+
+    def _tar_pack(self, path: str, own_id: str) -> Iterator[Entry]:
+        yield Pack(own_id, path, *file_status(path))
 
     def _zip_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
         status = file_status(path)
@@ -148,9 +203,10 @@ class Source:
             yield Pack(own_id, path, *status, start, stop, stop - start)
 
     def _table_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
-        layout = read_layout(path, self.column, self.id_column)
+        layout = read_layout(path, self.columns)
         if not layout.holds:
-            yield from map(self._named, names_in_table(path, layout.column, self.id_column))
+            lines = lines_in_table(path, layout, self.columns)
+            yield from (self._of_line(line, path, own_id, number) for number, line in enumerate(lines))
             return
         status = file_status(path)
         start = rows = 0
@@ -161,11 +217,6 @@ class Source:
             rows += group_rows
         if rows:
             yield Pack(own_id, path, *status, start, len(layout.groups), rows)
-
-    def _named(self, found: tuple[str, str]) -> Item:
-        own_id, name = found
-        path = resolved(name, self.root)
-        return Item(utf8_path(own_id), path, *file_status(path))
 
     def shards(
         self,
@@ -213,18 +264,18 @@ class Source:
                 found = zip_members(file, pack, members)
             else:
                 try:
-                    layout = read_layout(pack.path, self.column, self.id_column)
+                    layout = read_layout(pack.path, self.columns)
                 except InputError as exc:  # it was another when it was listed
                     yield members.rest(exc)
                     return
-                found = table_members(file, pack, layout, self.id_column, members)
+                found = table_members(file, pack, layout, self.columns, members)
             with closing(found):
                 for outcome in islice(found, pack.limit):
                     yield self._resolved(outcome) if isinstance(outcome, Item) else outcome
 
     def _resolved(self, item: Item) -> Item:
         path = resolved(item.path, self.root)
-        return Item(item.id, path, *file_status(path))
+        return Item(item.id, path, *file_status(path), item.values)
 
 
 def _first(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:

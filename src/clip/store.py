@@ -19,6 +19,7 @@ import numpy as np
 
 from clip.errors import StoreMismatchError
 from clip.parts import (
+    EMBEDDING,
     EMBEDDINGS,
     FAILURES,
     IGNORED,
@@ -54,6 +55,9 @@ FINGERPRINT = (
     "dtype",
     "dim",
     "hashes",
+    "kind",
+    "long_text",
+    "keep",
     "shard_size",
 )
 INPUT = "input_fingerprint"  # likewise, and known only when all is listed
@@ -203,7 +207,7 @@ class StoreWriter:
     def commit(self, shard: Shard, rows: Sequence[Row], vectors: np.ndarray, failures: Sequence[Failure]) -> None:
         """Write a shard at once; see `part`."""
         with self.part(shard) as part:
-            part.add(rows, vectors, failures)
+            part.add(rows, {EMBEDDING: vectors}, failures)
 
     def part(self, shard: Shard) -> PartWriter:
         """Write a shard piece by piece, in a `with` block: its failures stand first at the end, then its embeddings.

@@ -12,7 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from clip.errors import StoreError
-from clip.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, count_rows, embedding_schema, read_part, shard_number
+from clip.parts import (
+    EMBEDDING,
+    EMBEDDINGS,
+    FAILURE_SCHEMA,
+    FAILURES,
+    count_rows,
+    embedding_schema,
+    read_part,
+    shard_number,
+)
 from clip.store import INDEX, MANIFEST, read_manifest
 from clip.whole_files import replacing
 
@@ -47,8 +56,8 @@ class Store:
         return sorted((self.path / folder).glob("part-*.parquet"), key=shard_number)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows in input order: id, path, embedding, width, height, format, size_bytes, and sha256 where the
-        job asked for it; or some of these columns.
+        """The rows in input order: id, path, embedding, width, height, format, size_bytes, and what else parts.py
+        tells; or some of these columns.
 
         Raises:  StoreError for a part that cannot be read.
         """
@@ -119,10 +128,10 @@ class Store:
         return {"parts": identities.hexdigest(), "rows": rows}
 
 
-def matrix(rows: pa.Table, schema: pa.Schema) -> np.ndarray:
-    """The vectors of a table with a store's columns. Shapes: float32 or float16 (N, D)."""
-    kind = schema.field("embedding").type
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows.column("embedding").chunks]
+def matrix(rows: pa.Table, schema: pa.Schema, column: str = EMBEDDING) -> np.ndarray:
+    """The vectors in a column of a table with a store's columns. Shapes: float32 or float16 (N, D)."""
+    kind = schema.field(column).type
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows.column(column).chunks]
     return np.concatenate([np.empty(0, kind.value_type.to_pandas_dtype()), *chunks]).reshape(-1, kind.list_size)
 
 

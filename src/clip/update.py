@@ -63,8 +63,8 @@ def updated_plan(
     if standing.entries and gone == standing.entries:
         plan.discard()
         raise InputError(
-            f"{store.path}: none of its {standing.entries:,} pictures is listed any more, expected some to bring it up "
-            "to date. Check that the source is there, or pass --overwrite."
+            f"{store.path}: none of its {standing.entries:,} {store.manifest['kind']} is listed any more, expected "
+            "some to bring it up to date. Check that the source is there, or pass --overwrite."
         )
     return plan, gone
 
@@ -154,6 +154,8 @@ class _Comparison:
     def _unchanged(self, before: Entry, now: Entry, sha256: str | None) -> bool:
         if not isinstance(before, Item) or not isinstance(now, Item):
             return False  # a folder that could not be listed: whatever is told of it now stands in the listing
+        if before.values != now.values:
+            return False
         if self.content_hash is not None and sha256 is not None:
             return before.size_bytes == now.size_bytes and self.content_hash(now) == sha256
         return (before.size_bytes, before.modified_ns) == (now.size_bytes, now.modified_ns)

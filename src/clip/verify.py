@@ -19,10 +19,22 @@ from clip.encoder import unit_vectors
 from clip.errors import StoreError
 from clip.items import Failure, Pack, id_hash, listed_id
 from clip.jobs import Problem, VerifyReport
-from clip.parts import EMBEDDINGS, FAILURES, IGNORED, PART, count_rows, read_mark, read_metadata, read_part
+from clip.parts import (
+    EMBEDDINGS,
+    FAILURES,
+    IGNORED,
+    PART,
+    count_rows,
+    read_mark,
+    read_metadata,
+    read_part,
+    vector_columns,
+)
 from clip.plan import members_of, read_plan
-from clip.rerun import decoding_of, encoder_of, pictures_again
+from clip.rerun import decoding_of, encoder_of, entries_again
+from clip.running import features_of, prepared
 from clip.stored import Store, matrix
+from clip.texts import Tokenizing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,17 +155,16 @@ class _Reader:
             yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {some}. Remove the part, and run again.")
 
     def _of_vectors(self, part: str, ids: list[str], rows: pa.Table) -> Iterator[Problem]:
-        vectors = matrix(rows, self._store.schema).astype(np.float32)
-        with np.errstate(over="ignore"):
-            norms = np.linalg.norm(vectors, axis=1)
-        usable = np.isfinite(vectors).all(axis=1) & (norms > 0)
-        if self._store.manifest["normalised"]:
-            usable &= np.abs(norms - 1) <= NORM_TOLERANCE
-        for place in np.flatnonzero(~usable)[:MAX_NAMED]:
-            yield Problem(
-                f"{EMBEDDINGS}/{part}",
-                f"{ids[place]!r} has a vector of norm {norms[place]}. Remove the part, run again.",
-            )
+        for name in vector_columns(self._store.schema):
+            vectors = matrix(rows, self._store.schema, name).astype(np.float32)
+            with np.errstate(over="ignore"):
+                norms = np.linalg.norm(vectors, axis=1)
+            usable = np.isfinite(vectors).all(axis=1) & (norms > 0)
+            if self._store.manifest["normalised"]:
+                usable &= np.abs(norms - 1) <= NORM_TOLERANCE
+            for place in np.flatnonzero(~usable)[:MAX_NAMED]:
+                told = f"{ids[place]!r} has a vector of norm {norms[place]} as its {name}."
+                yield Problem(f"{EMBEDDINGS}/{part}", f"{told} Remove the part, run again.")
 
     def _of_manifest(self, listed: int) -> Iterator[Problem]:
         manifest, plan = self._store.manifest, self._plan
@@ -174,8 +185,9 @@ class _Reader:
 
 def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:
     """Embed some of the pictures again: how many, the least cosine, and what differs."""
-    encoder = encoder_of(store, job.model, job.device)
+    encoder, manifest = encoder_of(store, job.model, job.device), store.manifest
     decoding = decoding_of(store, encoder.settings)
+    tokenizing = Tokenizing(manifest["kind"], encoder.context_length, manifest["long_text"] or "fail")
     parts = [
         [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)
     ]
@@ -184,25 +196,26 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     problems: list[Problem] = []
     cosines: list[float] = []
     for index, numbers in groupby(picked, key=lambda number: bisect_right(starts, number) - 1):
-        rows = read_part(parts[index][0], ["id", "embedding"])
+        rows = read_part(parts[index][0], ["id", *vector_columns(store.schema)])
         ids = rows.column("id").to_pylist()
-        standing = dict(zip(ids, matrix(rows, store.schema).astype(np.float32), strict=True))
+        places = {own_id: place for place, own_id in enumerate(ids)}
         ids += read_part(parts[index][1], ["id"]).column("id").to_pylist()
         wanted = {ids[number - starts[index]] for number in numbers}
-        for again in pictures_again(plan.shard(index), wanted, decoding):
+        made = entries_again(plan.shard(index), wanted, decoding, lambda entry: prepared(entry, decoding, tokenizing))
+        for again in made:
             if isinstance(again, Failure):
-                if again.id in standing:
+                if again.id in places:
                     problems.append(Problem(again.id, f"fails now ({again.message}). {CHANGED}"))
                 continue
-            before = standing.get(again.row.id)
-            if before is None:
+            if again.row.id not in places:
                 problems.append(Problem(again.row.id, f"failed in the run, decodes now. {CHANGED}"))
                 continue
-            after = encoder.encode_pixels(again.array[None])
-            cosine = float(unit_vectors(before[None])[0] @ unit_vectors(after)[0])
+            row = rows.slice(places[again.row.id], 1)
+            cosine = min(
+                float(unit_vectors(matrix(row, store.schema, name).astype(np.float32))[0] @ unit_vectors(after)[0])
+                for name, after in features_of([again], encoder).items()
+            )
             cosines.append(cosine)
             if not cosine >= SAME_COSINE:
-                problems.append(
-                    Problem(again.row.id, f"cosine {cosine:.6f} to its vector made again. The picture changed.")
-                )
+                problems.append(Problem(again.row.id, f"cosine {cosine:.6f} to its vector made again. It changed."))
     return len(picked), min(cosines, default=None), problems

@@ -20,8 +20,8 @@ LONGER_FILES = {"model": 520}
 # Arrows go down only. Rooms do not know each other: records go between them. ARCHITECTURE.md draws it.
 LAYERS = {
     "edges": {"cli", "finding", "interrupts", "reporter", "__main__"},
-    "verbs": {"catalog", "clip", "decoders", "encoder", "export", "pipeline", "running", "stored", "update", "verify"}
-    | {"rerun", "indexed", "search", "zero_shot", "contact_sheet"},
+    "verbs": {"catalog", "clip", "decoders", "encoder", "export", "pipeline", "running", "stored", "texts", "update"}
+    | {"verify", "rerun", "indexed", "search", "zero_shot", "contact_sheet"},
     "rooms": {"engine", "weights", "sources", "store", "plan", "lock"},
     "plumbing": {
         "archives",

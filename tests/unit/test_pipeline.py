@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clip
-from clip import folders, pipeline
+from clip import folders, pipeline, running
 from clip.engine import make_backend
 from clip.errors import (
     CheckpointError,
@@ -152,6 +152,10 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "globs": ["*.png"],
         "column": None,
         "id_column": None,
+        "text_column": None,
+        "kind": "pictures",
+        "long_text": None,
+        "keep": {},
         "root": "",
         "duplicate_ids": "error",
         "limit": 3,
@@ -210,7 +214,7 @@ def test_each_picture_is_decoded_within_the_budget(
             reserved.append(size_bytes)
             return super().reserve(size_bytes)
 
-    monkeypatch.setattr(pipeline, "ByteBudget", Budget)
+    monkeypatch.setattr(running, "ByteBudget", Budget)
     clip.embed(job(photos, tmp_path, weights_path, decode_budget_bytes=12345))
     assert len(reserved) == len(GOOD)
     assert min(reserved) >= 4 * 40 * 30

@@ -303,6 +303,39 @@ def test_a_contact_sheet_shows_the_hits_and_what_cannot_be_read(run: Run, folder
     assert "hits.png: 0 hits\n" in run(*query, "--min-score", "2")[2]
 
 
+def test_texts_and_pairs_with_what_they_keep_can_be_searched(run: Run, folder: Path, tmp_path: Path) -> None:
+    lines = [f"{n}.png,{text},{n}" for n, text in enumerate(["a cat", "a dog", "a boat"])]
+    (tmp_path / "list.csv").write_text("\n".join(["file,caption,year", *lines]))
+    model = {"model": str(folder / "tiny-vit.pt"), "keep": ("year",), "id_column": "file"}
+    clip.embed(
+        clip.EmbedJob(source=tmp_path / "list.csv", output=tmp_path / "t", texts=True, column="caption", **model)
+    )
+    clip.embed(
+        clip.EmbedJob(
+            source=tmp_path / "list.csv",
+            output=tmp_path / "p",
+            column="file",
+            text_column="caption",
+            root=str(folder / "photos"),
+            **model,
+        )
+    )
+    query = ("-t", "a boat", "--json", "-n", 2, "--where", "text <> 'a dog' AND year >= '0'")
+    code, said, _ = run("search", tmp_path / "t", *query)
+    best, other = map(json.loads, said.splitlines())
+    assert (code, best["id"], other["id"]) == (0, "2.png", "0.png")
+    assert best["score"] == pytest.approx(1, abs=1e-6)
+    code, said, _ = run("search", tmp_path / "p", "-i", folder / "photos/0.png", *query[2:])
+    best, other = map(json.loads, said.splitlines())
+    assert (code, best["id"], other["id"]) == (0, "0.png", "2.png")  # by the pictures
+    assert best["score"] == pytest.approx(1, abs=1e-4)
+    sheet = ("--contact-sheet", tmp_path / "x.png")
+    assert run("search", tmp_path / "p", "-t", "x", *sheet)[2].endswith("x.png: 3 hits\n")
+    code, said, error = run("search", tmp_path / "t", "-t", "x", *sheet)
+    assert (code, said) == (2, "")
+    assert "holds texts, expected pictures" in error
+
+
 def test_the_command_makes_the_index_and_says_whether_it_had_to(run: Run, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "out", tmp_path / "out", ignore=shutil.ignore_patterns("_index"))
     vector = tmp_path / "v.json"
