@@ -178,7 +178,7 @@ def file_status(path: str) -> tuple[int, int]:
     """Size and time of change [Unit: ns] of a file."""
     try:
         status = os.stat(path)  # noqa: PTH116
-    except OSError:
+    except (OSError, ValueError):  # ValueError for a NUL, or for half of a surrogate pair
         return 0, 0  # a link to nothing, or a file gone since; reading it will say so
     return status.st_size, max(-MAX_TIME_NS, min(status.st_mtime_ns, MAX_TIME_NS))
 

@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from clip.errors import InputError
-from clip.items import Background, Columns, Frames, Guards, Kind, LongText, Orient, Policies, Precision, SixteenBit
+from clip.items import (
+    Background,
+    Columns,
+    Frames,
+    Guards,
+    Kind,
+    LongText,
+    Orient,
+    Policies,
+    Precision,
+    SixteenBit,
+    as_utf8,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +36,10 @@ ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
 DECODE_SECONDS = 60.0  # what a picture may take in a process of its own
 MAX_SECONDS = 86_400  # a day
 # Columns of OUT that no kept one may have the name of.
-OWN_COLUMNS = ("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text")
+OWN_COLUMNS = (
+    *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text"),
+    *("embedding.list.element", "text_embedding.list.element"),  # how Parquet calls the numbers of vectors
+)
 PICTURES_ONLY = (
     *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "orient", "background", "sixteen_bit", "frames"),
     *("max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes"),
@@ -113,7 +128,11 @@ class EmbedJob:
         for name in PICTURES_ONLY:
             if self.texts and getattr(self, name) != defaults[name]:
                 raise InputError(f"texts: found {name} too, expected it with pictures only. Leave one out.")
+        if isinstance(self.keep, str):
+            raise InputError(f"keep: found the text {self.keep!r}, expected several. Pass a tuple of them.")
         for place, name in enumerate(self.keep):
+            if as_utf8(name) != name:
+                raise InputError(f"keep: found {name!r}, expected UTF-8. Rename it in the table.")
             if name in (*OWN_COLUMNS, *self.keep[:place]):
                 raise InputError(
                     f"keep: found {name!r}, which OUT has already, expected columns of other names. Leave it out, or "

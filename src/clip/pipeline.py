@@ -193,7 +193,7 @@ def _manifest(job: EmbedJob, encoder: Encoder, source: Source) -> dict[str, Any]
         "dtype": job.dtype,
         "hashes": job.hashes,
         "long_text": None if job.kind == "pictures" else job.long_text,
-        "keep": dict(source.columns.kept),
+        "keep": source.columns.kept,  # a list, as their order counts
         "dim": encoder.dim,
         "device": str(encoder.device),
         "versions": {"clip-turbo": clip.__version__, **versions},

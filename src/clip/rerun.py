@@ -47,9 +47,9 @@ def decoding_of(store: Store, settings: PreprocessSettings) -> Decoding:
     Raises:  InputError where the source is not there any more.
     """
     manifest = store.manifest
-    keep: dict[str, str] = manifest["keep"]
+    keep, types = zip(*manifest["keep"], strict=True) if manifest["keep"] else ((), ())
     column, id_column, kind, text = (manifest[name] for name in ("column", "id_column", "kind", "text_column"))
-    columns = Columns(column, id_column, kind, text, tuple(keep), tuple(keep.values()))
+    columns = Columns(column, id_column, kind, text, keep, types)
     source = Source(tuple(manifest["source"]), tuple(manifest["globs"]), columns, manifest["root"])
     return Decoding(source, settings, Guards(**manifest["guards"]), Policies(**manifest["policies"]))
 

@@ -128,7 +128,8 @@ class Run:
 
         stop = isolated.close if isolated else (lambda: None)
         # Of a file's frames there may be many, so no more files are ahead than are being decoded.
-        ahead = workers if job.frames == "all" else 2 * self._encoder.batch_size + workers
+        batch = TEXTS_AT_A_TIME if job.kind == "texts" else self._encoder.batch_size
+        ahead = workers if job.frames == "all" else 2 * batch + workers
         with closing(map_ahead(outcomes, self._entries(indices), workers=workers, ahead=ahead, stop=stop)) as found:
             for several in found:
                 yield from several

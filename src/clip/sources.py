@@ -14,6 +14,7 @@ column; of a member NAME!MEMBER with the archive's file name, of a row NAME!NUMB
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 from clip.archives import CHUNK_BYTES, TAR_ENDINGS, ZIP_ENDINGS, Members, tar_members, zip_members, zip_size
 from clip.errors import InputError
 from clip.folders import file_status, is_picture, split_glob, walk
-from clip.items import TEXT, Columns, Failure, Guards, Item, Member, Pack, Shard, in_shards, utf8_path
+from clip.items import TEXT, Columns, Failure, Guards, Item, Member, Pack, Shard, as_utf8, in_shards, utf8_path
 from clip.lists import COLUMN_ENDINGS, PLAIN_ENDINGS, STDIN, Line, lines_in, resolved
 from clip.tables import PARQUET_ENDINGS, lines_in_table, read_layout, table_members
 
@@ -132,11 +133,14 @@ class Source:
         scratch: Path | None,
     ) -> Iterator[Entry]:
         texts = self.columns.kind == "texts"
+        columns = texts or bool(self.columns.taken)
         for entry in walk(root, patterns, ignored, known, scratch):
             if isinstance(entry, Failure) or not patterns:
                 yield self._bare(entry)
-            elif texts and entry.path.lower().endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
+            elif columns and entry.path.lower().endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
                 yield from self._listed(entry.path, entry.id)
+            elif texts and not entry.path.lower().endswith(PARQUET_ENDINGS):
+                ignored["not a list or table"] += 1
             else:
                 packs = self._packs(entry.path, entry.id, shard_size)
                 yield from [self._bare(entry)] if packs is None else packs
@@ -155,10 +159,10 @@ class Source:
     def _of_line(self, line: Line, path: str, own_id: str, number: int) -> Item:
         """A picture that a list names, or a text, which has no file of its own."""
         if self.columns.kind == "texts":
-            size_bytes = len((line.entry or "").encode("utf-8", "surrogateescape"))
+            size_bytes = len((line.entry or "").encode("utf-8", "surrogatepass"))
             values = (line.entry, *line.values)
             return Item(utf8_path(line.id or f"{own_id}!{number}"), path, size_bytes, values=values)
-        where = resolved(line.entry or "", self.root)
+        where = _openable(resolved(line.entry or "", self.root))
         return Item(utf8_path(line.id or line.entry or ""), where, *file_status(where), line.values)
 
     def _bare(self, entry: Item | Failure) -> Item | Failure:
@@ -209,14 +213,15 @@ class Source:
             yield from (self._of_line(line, path, own_id, number) for number, line in enumerate(lines))
             return
         status = file_status(path)
+        told = json.dumps([layout.column, self.columns.id, self.columns.taken, layout.struct and self.root])
         start = rows = 0
         for index, group_rows in enumerate(layout.groups):
             if rows and rows + group_rows > shard_size:
-                yield Pack(own_id, path, *status, start, index, rows)
+                yield Pack(own_id, path, *status, start, index, rows, columns=told)
                 start, rows = index, 0
             rows += group_rows
         if rows:
-            yield Pack(own_id, path, *status, start, len(layout.groups), rows)
+            yield Pack(own_id, path, *status, start, len(layout.groups), rows, columns=told)
 
     def shards(
         self,
@@ -276,6 +281,15 @@ class Source:
     def _resolved(self, item: Item) -> Item:
         path = resolved(item.path, self.root)
         return Item(item.id, path, *file_status(path), item.values)
+
+
+def _openable(path: str) -> str:
+    """A path that the system can be asked for; one with half of a surrogate pair in it names nothing."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return as_utf8(path)
+    return path
 
 
 def _first(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
