@@ -53,7 +53,7 @@ class Cloud(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str]] = []  # method, path and Range of each
         self.delay_s = 0.0  # before each answer
         self.page = 1000  # names in a listing
-        self.under_way = self.most_under_way = 0
+        self.under_way = self.waiting = self.most_under_way = 0
 
     @property
     def url(self) -> str:
@@ -94,11 +94,16 @@ class Handler(BaseHTTPRequestHandler):
             script = self.server.scripts.get(path)
             word = script.pop(0) if script else ""
             self.server.under_way += 1
-            self.server.most_under_way = max(self.server.most_under_way, self.server.under_way)
+            self.server.waiting += 1
+            self.server.most_under_way = max(self.server.most_under_way, self.server.waiting)
         self.server.ended.wait(self.server.delay_s)
         with self.server.lock:
-            self.server.under_way -= 1  # before the answer, as the client may ask again as soon as it has that
-        self.answer(path, query, word)
+            self.server.waiting -= 1  # before the answer, as the client may ask again as soon as it has that
+        try:
+            self.answer(path, query, word)
+        finally:
+            with self.server.lock:
+                self.server.under_way -= 1
 
     def answer(self, path: str, query: dict[str, list[str]], word: str) -> None:
         if word.isdigit() or word == "slow down":

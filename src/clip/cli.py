@@ -16,7 +16,18 @@ from typing import Any, NoReturn, get_args
 import click
 
 import clip
-from clip.errors import ClipError, InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError
+from clip import finding
+from clip.errors import (
+    ClipError,
+    ImageError,
+    InputError,
+    InputTypeError,
+    StoreBusyError,
+    StoreMismatchError,
+    TextTooLongError,
+    UnknownModelError,
+)
+from clip.finding import EXIT_WITH_FAILURES
 from clip.interrupts import InterruptedBySignal, interruptible, undisturbed
 from clip.items import Background, DeviceRow, Frames, Kind, LongText, Orient, Precision, SixteenBit
 from clip.jobs import (
@@ -33,8 +44,16 @@ from clip.jobs import (
 )
 from clip.reporter import UNITS, Reporter, Style, listed, say, told_ignored
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES = 1, 2, 3
-REFUSALS = (InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError)
+EXIT_FAILED, EXIT_REFUSED = 1, 2
+REFUSALS = (
+    ImageError,  # of a query; of others it is a failure row
+    InputError,
+    InputTypeError,
+    StoreBusyError,
+    StoreMismatchError,
+    TextTooLongError,
+    UnknownModelError,
+)
 GLOB_HELP = (
     "Take the files whose path below a folder matches, instead of those with a picture's extension; "
     "** crosses folders. May be repeated."
@@ -275,6 +294,10 @@ def _summary(report: EmbedReport, kind: Kind) -> str:
         f"read {report.read:,} = written {report.written:,}{failed}; "
         f"{resumed}{removed}{report.seconds:.1f} s, {rate}; {report.output}{told_ignored(report.ignored)}"
     )
+
+
+for command in (finding.search, finding.index, finding.classify):
+    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -87,6 +87,7 @@ class Encoder:
         self.resolution_px = self.settings.resolution_px
         self.architecture = asdict(checkpoint.architecture)
         self.dim = checkpoint.architecture.embed_dim
+        self.logit_scale = float(checkpoint.state_dict["logit_scale"].float().exp())  # of cosines, before a softmax
         self.device = backend.device
         self.precision = precision
         self.computed_in = backend.precision  # what the precision means here
