@@ -191,7 +191,7 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     manifest = store.manifest
     source = _source_of(manifest)
     guards, policies = Guards(**manifest["guards"]), Policies(**manifest["policies"])
-    decoding = Decoding(source, encoder.settings, guards, policies)
+    decoding = Decoding(source, encoder.settings, guards, policies, how=manifest["decode"])
     tokenizing = Tokenizing(manifest["kind"], encoder.context_length, manifest["long_text"] or "fail")
     parts = [
         [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)

@@ -46,6 +46,8 @@ LAYERS = {
     },
     "truth": {
         "whole_files",
+        "crops",
+        "fast_pixels",
         "fold",
         "lean",
         "architecture",
