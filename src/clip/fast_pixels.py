@@ -62,7 +62,8 @@ def fast_pixels(image: Image.Image, size: tuple[int, int], by: int, settings: Pr
     columns = reached(crop.left, right, width, crop.width, support)[1]
     rows = reached(crop.top, bottom, height, crop.height, support)[1]
     # torch is slow with one channel, and no channel knows of another.
-    stored = np.array(np.asarray(image.convert("RGB"))[:rows, :columns])
+    coloured = image if image.mode == "RGB" else image.convert("RGB")
+    stored = np.array(np.asarray(coloured)[:rows, :columns])  # of its own, as torch takes none that is read-only
     pixels = torch.from_numpy(stored).permute(2, 0, 1)[None]  # (1, 3, H, W), channels last in memory
     across, down = crop.width / width, crop.height / height
     if crop.columns_first:

@@ -41,6 +41,7 @@ TWO_PASSES = frozenset({"CMYK", "L", "RGB"})  # modes that Pillow resizes as the
 UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 # What frames="all" goes through. A PSD's layers are no pictures of their own; what is rarer was not tried.
 FORMATS_WITH_FRAMES = frozenset({"AVIF", "GIF", HEIF, "MPO", "PNG", "TIFF", "WEBP"})
+STRIP_ROWS = 512  # resized at a time: a copy of a whole large picture costs as much as it saves
 SNIFF_BYTES = 16  # what Pillow hands its readers to recognise a format by
 
 
@@ -166,9 +167,11 @@ def _cropped_by_rows(image: Image.Image, settings: PreprocessSettings) -> Image.
     bottom = crop.top + crop.side
     first, last = reached(crop.top, bottom, height, crop.height, SUPPORT[settings.interpolation])
     last = min(last, height)
-    band = image.crop((0, first, width, last)).resize((crop.width, last - first), resample)
-    padded = band.crop((0, -first, crop.width, height - first))
-    return padded.resize((crop.width, crop.height), resample).crop((0, crop.top, crop.width, bottom))
+    narrow = Image.new(image.mode, (crop.width, height))
+    for start in range(first, last, STRIP_ROWS):
+        strip = image.crop((0, start, width, min(start + STRIP_ROWS, last)))
+        narrow.paste(strip.resize((crop.width, strip.height), resample), (0, start))
+    return narrow.resize((crop.width, crop.height), resample).crop((0, crop.top, crop.width, bottom))
 
 
 def read_pixels(image: object, settings: PreprocessSettings, how: Decode = "exact") -> np.ndarray:
