@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 PREPROCESS_ID = "openai-clip"  # goes into manifests: the five steps, as openai/CLIP@d05afc4 has them
 BICUBIC = Image.Resampling.BICUBIC
 INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# Formats whose size is known before they are decoded; None is for pictures that were made of others.
-STEADY = frozenset({None, "AVIF", "BMP", "JPEG", "MPO", "PNG", "PPM", "WEBP"})
+# Formats whose size and mode do not change when they are decoded; None is for pictures that were made of others.
+STEADY = frozenset({None, "AVIF", "BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
 TWO_PASSES = frozenset({"CMYK", "L", "RGB"})  # modes that Pillow resizes as they are, by width and then by height
 # Pillow's readers that start another program (EPS runs Ghostscript), or that only tell the header.
 UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
