@@ -29,7 +29,7 @@ from clip.errors import (
 )
 from clip.finding import EXIT_WITH_FAILURES
 from clip.interrupts import InterruptedBySignal, interruptible, undisturbed
-from clip.items import Background, DeviceRow, Frames, Kind, LongText, Orient, Precision, SixteenBit
+from clip.items import Background, Decode, DeviceRow, Frames, Kind, LongText, Orient, Precision, SixteenBit
 from clip.jobs import (
     DuplicateIds,
     EmbedJob,
@@ -67,6 +67,7 @@ DUPLICATES_HELP = "Refuse an input in which an id stands twice, or keep both row
 PAIRS_HELP = "Of lists and tables: texts that go with the pictures, embedded as a second vector of each row."
 LONG_HELP = "Of a text of more tokens than the model reads make a failure row, or drop its tail."
 KEEP_HELP = "Columns of lists and tables to copy into the rows."
+DECODE_HELP = "Pixels of OpenAI's code bit for bit, or nearly those: large JPEGs decoded small, resized by SIMD code."
 ORIENT_HELP = "Pixels as stored, as OpenAI's code has them, or turned as EXIF says."
 BACKGROUND_HELP = "Drop the alpha of transparent pictures, or lay them on a colour."
 SIXTEEN_HELP = "White in grey pictures of 16 bits: 255 and more, as OpenAI's code has it, or 65535."
@@ -127,6 +128,7 @@ def _names(context: click.Context, option: click.Parameter, values: tuple[str, .
 @_option("--max-bytes", field="max_bytes", metavar="N", type=int, help="Of a file; larger ones are failure rows.")
 @_option("--max-pixels", field="max_pixels", metavar="N", type=int, help="Of a picture, before decoding; likewise.")
 @_option("--max-aspect", field="max_aspect", metavar="X", type=float, help="Longer side over shorter; likewise.")
+@_option("--decode", field="decode", type=click.Choice(get_args(Decode)), help=DECODE_HELP)
 @_option("--orient", field="orient", type=click.Choice(get_args(Orient)), help=ORIENT_HELP)
 @_option("--background", field="background", type=click.Choice(get_args(Background)), help=BACKGROUND_HELP)
 @_option("--sixteen-bit", field="sixteen_bit", type=click.Choice(get_args(SixteenBit)), help=SIXTEEN_HELP)

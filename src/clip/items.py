@@ -21,6 +21,7 @@ Stage = Literal["read", "open", "decode", "encode"]
 Activation = Literal["quick_gelu", "gelu"]
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "squash"]  # the shorter side becomes the resolution, or both do
+Decode = Literal["exact", "fast"]  # the reference's pixels bit for bit, or nearly and several times faster
 Orient = Literal["none", "exif"]  # pixels as stored, or turned as the file says
 Background = Literal["none", "white", "black"]
 SixteenBit = Literal["clip", "scale"]  # 255 and more is white, or 65535 is

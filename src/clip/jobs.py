@@ -15,6 +15,7 @@ from clip.errors import InputError
 from clip.items import (
     Background,
     Columns,
+    Decode,
     Frames,
     Guards,
     Kind,
@@ -41,8 +42,8 @@ OWN_COLUMNS = (
     *("embedding.list.element", "text_embedding.list.element"),  # how Parquet calls the numbers of vectors
 )
 PICTURES_ONLY = (
-    *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "orient", "background", "sixteen_bit", "frames"),
-    *("max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes"),
+    *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "decode", "orient", "background", "sixteen_bit"),
+    *("frames", "max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes"),
 )
 MAX_READERS = 100  # which is as many connections as aiohttp has
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
@@ -81,6 +82,7 @@ class EmbedJob:
     max_bytes: int = Guards.max_bytes  # of a picture's file; more is a failure row, as are the next two
     max_pixels: int = Guards.max_pixels  # width times height, before decoding
     max_aspect: float | None = Guards.max_aspect  # the longer side over the shorter
+    decode: Decode = "exact"  # the pixels of OpenAI's code bit for bit, or nearly those
     orient: Orient = "none"  # pixels as stored, as OpenAI's code has them, or turned as EXIF says
     background: Background = "none"  # drop the alpha of transparent pictures, or lay them on a colour
     sixteen_bit: SixteenBit = "clip"  # 255 and more of a 16-bit grey picture is white, or 65535 is
@@ -121,7 +123,7 @@ class EmbedJob:
             raise InputError(
                 f"max_failures: found {self.max_failures!r}, expected a number, or a percentage as in 5%. Pass one."
             )
-        words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure}
+        words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure, "decode": Decode}
         words_of |= {"duplicate_ids": DuplicateIds, "orient": Orient, "background": Background}
         words_of |= {"sixteen_bit": SixteenBit, "frames": Frames, "long_text": LongText}
         for name, words in ((name, get_args(kind)) for name, kind in words_of.items()):

@@ -69,6 +69,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             batch_size=job.batch_size or "auto",
             threads=job.threads,
             untrained=job.untrained,
+            decode=job.decode,
         )
         with written(output):
             output.mkdir(parents=True, exist_ok=True)
@@ -185,7 +186,7 @@ def _manifest(job: EmbedJob, encoder: Encoder, source: Source) -> dict[str, Any]
         "precision": encoder.precision,
         "computed_in": encoder.computed_in,
         "engine": encoder.backend,
-        "decode": "exact",
+        "decode": encoder.decode,
         "kind": job.kind,
         "policies": asdict(job.policies),
         "guards": asdict(job.guards),

@@ -51,7 +51,8 @@ def decoding_of(store: Store, settings: PreprocessSettings) -> Decoding:
     column, id_column, kind, text = (manifest[name] for name in ("column", "id_column", "kind", "text_column"))
     columns = Columns(column, id_column, kind, text, keep, types)
     source = Source(tuple(manifest["source"]), tuple(manifest["globs"]), columns, manifest["root"])
-    return Decoding(source, settings, Guards(**manifest["guards"]), Policies(**manifest["policies"]))
+    guards, policies = Guards(**manifest["guards"]), Policies(**manifest["policies"])
+    return Decoding(source, settings, guards, policies, how=manifest["decode"])
 
 
 def entries_again(

@@ -52,7 +52,7 @@ class Run:
     ) -> None:
         self._job = job
         self._encoder = encoder
-        self._decoding = Decoding(source, encoder.settings, job.guards, job.policies, job.hashes)
+        self._decoding = Decoding(source, encoder.settings, job.guards, job.policies, job.hashes, encoder.decode)
         self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text)
         self._plan = plan
         self._store = store

@@ -43,6 +43,8 @@ LAYERS = {
     },
     "truth": {
         "whole_files",
+        "crops",
+        "fast_pixels",
         "fold",
         "lean",
         "architecture",
