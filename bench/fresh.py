@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import models
 import numpy as np
-from peers import OURS, AbsentError, place
+from peers import OURS, OURS_FAST, OWN, AbsentError, place
 from processes import FailedError
 from records import Log, Measured, lowest_cosine, rounded
 from session import Contestant, Session, Settled
@@ -39,14 +39,14 @@ def commands(session: Session, model: str, batch: int, folder: Path, scratch: Pa
     """`clip embed` and, for the reference, a script that does the same, from start to end."""
     contestants = session.contestants(model, decodes=True)
     found = {
-        one: Measured(one.peer, one.precision) for one in contestants if one.peer == OURS or one == session.reference
+        one: Measured(one.peer, one.precision) for one in contestants if one.peer in OWN or one == session.reference
     }
     expected: np.ndarray | None = None
     for turn in range(session.options.pairs + 1):  # the first is not counted: caches are filled
         for one, measured in found.items():
             if measured.problem is not None:
                 continue
-            run = _clip_embed if one.peer == OURS else _script
+            run = _clip_embed if one.peer in OWN else _script
             started = time.perf_counter()
             try:
                 vectors = run(session, one, model, batch, folder, scratch)
@@ -78,6 +78,7 @@ def _clip_embed(
     weights, out = models.model_folder(model) / "openai.pt", scratch / "out"
     command = [sys.executable, "-m", "clip", "embed", str(folder), "-o", str(out), "--overwrite", "-m", str(weights)]
     command += ["--device", session.options.device, "--precision", one.precision, "--batch-size", str(batch)]
+    command += ["--decode", "fast"] if one.peer == OURS_FAST else []
     home = models.CACHE / "home" / OURS
     environment = place(OURS, session.options.device).environment()
     environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}

@@ -14,6 +14,8 @@ ROOT = BENCH.parent
 ENVIRONMENTS = BENCH / ".venvs"
 REQUIREMENTS = BENCH / "requirements"
 REFERENCE, OURS = "openai", "ours"
+OURS_FAST = "ours-fast"  # with decode="fast", so other than ours only where there are files
+OWN = (OURS, OURS_FAST)
 CEILING = "ceiling"  # no peer, but a process like theirs: the machine's best matrix product
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check", "install")
 
@@ -31,6 +33,7 @@ class Peer:
     torch: bool = True  # whether its environment has torch
     resnets: bool = True
     decodes: bool = False  # whether it has a preprocessing of its own
+    encodes: bool = True  # whether it has an encoder of its own
 
 
 _HALVES = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
@@ -42,6 +45,7 @@ PEERS = {
         decodes=True,
     ),
     OURS: Peer(_HALVES, "import clip, torch", decodes=True),
+    OURS_FAST: Peer(_HALVES, "import clip, torch", decodes=True, encodes=False),
     "transformers": Peer(_HALVES, "from transformers import CLIPModel", resnets=False, decodes=True),
     "open_clip": Peer(_HALVES, "import open_clip", decodes=True),
     "onnxruntime": Peer({"cpu": ("fp32",)}, "import onnxruntime", torch=False),  # its CPU kernels have no bf16
@@ -68,7 +72,7 @@ def place(peer: str, device: str) -> Place:
 
     Raises:  AbsentError where it cannot be installed or imported.
     """
-    if peer == OURS:
+    if peer in OWN:
         return Place(sys.executable, (str(ROOT / "src"),))
     if device != "cpu":
         return _beside(peer)

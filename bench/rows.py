@@ -12,7 +12,7 @@ import models
 import numpy as np
 import pictures
 from flops import lean_gflops
-from peers import CEILING, OURS
+from peers import CEILING, OURS, OWN
 from records import Log, Measured, rounded
 from session import Contestant, Session
 from turns import take_turns, write
@@ -131,7 +131,7 @@ def _jpeg(session: Session, log: Log, kind: str, model: str) -> None:
 
 def _best_loaders(process: Process, folder: Path, limit: int, path: Path) -> int:
     """The number of decoding processes that is fastest; ours takes none, it has threads."""
-    if process.task.peer == OURS:
+    if process.task.peer in OWN:
         return 0
     seconds = {
         loaders: process.ask("embed", folder=str(folder), loaders=loaders, path=str(path), limit=limit)["seconds"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import models
-from peers import CEILING, OURS, PEERS, REFERENCE, REFERENCE_PRECISION, ROOT, AbsentError, Place, place
+from peers import CEILING, OWN, PEERS, REFERENCE, REFERENCE_PRECISION, ROOT, AbsentError, Place, place
 from processes import FailedError, Process
 from records import cores
 from runners import Task
@@ -62,9 +62,9 @@ class Session:
     def contestants(self, model: str, *, decodes: bool = False) -> list[Contestant]:
         """Who can run a model: the reference first, then ours, then the others; or only those that decode pictures."""
         found = [self.reference]
-        for peer in sorted(self.options.peers, key=lambda peer: (peer != OURS, peer)):
+        for peer in sorted(self.options.peers, key=lambda peer: (peer not in OWN, peer)):
             can = PEERS[peer]
-            if (decodes and not can.decodes) or (is_resnet(model) and not can.resnets):
+            if not (can.decodes if decodes else can.encodes) or (is_resnet(model) and not can.resnets):
                 continue
             precisions = can.precisions.get(self.options.device, ())
             found += [Contestant(peer, precision) for precision in self.options.precisions if precision in precisions]

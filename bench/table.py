@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from bar import Line, Verdict, by_key, compared, counts, faster_peers, fastest_other, value, verdicts
-from peers import OURS, REFERENCE, REFERENCE_PRECISION
+from peers import OURS, OURS_FAST, REFERENCE, REFERENCE_PRECISION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,19 +106,19 @@ def encode_table(lines: list[Line], precisions: list[str]) -> str:
 
 
 def other_rows(lines: list[Line], precisions: list[str]) -> str:
-    """The other rows by model: the reference and ours."""
+    """The other rows by model: the reference, and ours, with decode=fast in a line of its own."""
     head = ["", "model", "openai", *(f"ours {precision}" for precision in precisions)]
     rows = []
     for row, (what, show) in ROWS.items():
         measured = [line for line in lines if line["row"] == row]
         for model, group in by_key(measured, lambda line: line["model"]).items():
             reference = next(iter(references(group)), None)
-            cells = [show(reference) if reference else NONE]
-            for precision in precisions:
-                ours = one(group, OURS, precision)
-                ratio = f" ({ours['ratio']:.2f}x)" if ours and "ratio" in ours else ""
-                cells.append(show(ours) + ratio if ours else NONE)
-            rows.append([what, model, *cells])
+            for peer, way in ((OURS, ""), (OURS_FAST, ", decode=fast")):
+                found = [one(group, peer, precision) for precision in precisions]
+                ratios = [f" ({ours['ratio']:.2f}x)" if ours and "ratio" in ours else "" for ours in found]
+                cells = [show(ours) + ratio if ours else NONE for ours, ratio in zip(found, ratios, strict=True)]
+                if peer == OURS or any(found):
+                    rows.append([what + way, model, show(reference) if reference else NONE, *cells])
     return grid(head, rows) if rows else ""
 
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 from ceiling import Ceiling
-from runners import OnnxRuntime, Ours, Runner, Task
+from runners import OnnxRuntime, Ours, OursFast, Runner, Task
 from torch_runners import OpenAI, OpenClip, OpenVinoPlain, Transformers
 
 RUNNERS = {
     "openai": OpenAI,
     "ours": Ours,
+    "ours-fast": OursFast,
     "transformers": Transformers,
     "open_clip": OpenClip,
     "onnxruntime": OnnxRuntime,

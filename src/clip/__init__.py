@@ -12,22 +12,44 @@ if TYPE_CHECKING:
     from clip import clip, errors, model, simple_tokenizer
     from clip.clip import available_models, load, tokenize
     from clip.encoder import Encoder
+    from clip.find_jobs import (
+        Classified,
+        ClassifyJob,
+        ClassifyReport,
+        Hit,
+        IndexJob,
+        IndexReport,
+        SearchJob,
+        SearchReport,
+    )
     from clip.jobs import EmbedJob, EmbedReport, ExportJob, ExportReport, VerifyJob, VerifyReport
     from clip.pipeline import embed
+    from clip.search import Index
     from clip.stored import Store
+    from clip.zero_shot import classify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classified",
+    "ClassifyJob",
+    "ClassifyReport",
     "EmbedJob",
     "EmbedReport",
     "Encoder",
     "ExportJob",
     "ExportReport",
+    "Hit",
+    "Index",
+    "IndexJob",
+    "IndexReport",
+    "SearchJob",
+    "SearchReport",
     "Store",
     "VerifyJob",
     "VerifyReport",
     "available_models",
+    "classify",
     "clip",
     "embed",
     "errors",
@@ -42,13 +64,23 @@ _HOME = {
     "load": "clip.clip",
     "tokenize": "clip.clip",
     "Encoder": "clip.encoder",
+    "Classified": "clip.find_jobs",
+    "ClassifyJob": "clip.find_jobs",
+    "ClassifyReport": "clip.find_jobs",
+    "Hit": "clip.find_jobs",
+    "IndexJob": "clip.find_jobs",
+    "IndexReport": "clip.find_jobs",
+    "SearchJob": "clip.find_jobs",
+    "SearchReport": "clip.find_jobs",
     "EmbedJob": "clip.jobs",
     "EmbedReport": "clip.jobs",
     "ExportJob": "clip.jobs",
     "ExportReport": "clip.jobs",
     "VerifyJob": "clip.jobs",
     "VerifyReport": "clip.jobs",
+    "Index": "clip.search",
     "Store": "clip.stored",
+    "classify": "clip.zero_shot",
     "embed": "clip.pipeline",
 }
 _MODULES = ("clip", "errors", "model", "simple_tokenizer")

@@ -205,7 +205,10 @@ def zip_members(file: BinaryIO, pack: Pack, members: Members) -> Generator[Membe
     try:
         archive = zipfile.ZipFile(file)
     except DAMAGE as exc:
-        yield from _salvaged(file, members, exc)
+        if pack.stop is None:
+            yield from _salvaged(file, members, exc)
+        else:  # it had a list when it was cut into parts; from the front each of them would give all
+            yield members.rest(exc)
         return
     with archive:
         for header in _listed(archive)[pack.start : pack.stop]:

@@ -16,10 +16,22 @@ from typing import Any, NoReturn, get_args
 import click
 
 import clip
-from clip.errors import ClipError, InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError
+from clip import finding, tuning
+from clip.errors import (
+    ClipError,
+    ImageError,
+    InputError,
+    InputTypeError,
+    StoreBusyError,
+    StoreMismatchError,
+    TextTooLongError,
+    UnknownModelError,
+)
+from clip.finding import EXIT_WITH_FAILURES
 from clip.interrupts import InterruptedBySignal, interruptible, undisturbed
-from clip.items import Background, DeviceRow, Frames, Kind, LongText, Orient, Precision, SixteenBit
+from clip.items import Background, Decode, DeviceRow, Frames, Kind, LongText, Orient, Precision, SixteenBit
 from clip.jobs import (
+    FAST_COSINE,
     DuplicateIds,
     EmbedJob,
     EmbedReport,
@@ -33,8 +45,16 @@ from clip.jobs import (
 )
 from clip.reporter import UNITS, Reporter, Style, listed, say, told_ignored
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES = 1, 2, 3
-REFUSALS = (InputError, InputTypeError, StoreBusyError, StoreMismatchError, UnknownModelError)
+EXIT_FAILED, EXIT_REFUSED = 1, 2
+REFUSALS = (
+    ImageError,  # of a query; of others it is a failure row
+    InputError,
+    InputTypeError,
+    StoreBusyError,
+    StoreMismatchError,
+    TextTooLongError,
+    UnknownModelError,
+)
 GLOB_HELP = (
     "Take the files whose path below a folder matches, instead of those with a picture's extension; "
     "** crosses folders. May be repeated."
@@ -42,6 +62,7 @@ GLOB_HELP = (
 ON_FAILURE_HELP = "Write a failure row and go on, or stop at the first."
 FAILURES_HELP = "Stop when more pictures fail than a number, or than a part of the input."
 PRECISION_HELP = "What vectors are computed in; reference is OpenAI's: fp32 on a CPU, fp16 on CUDA."
+COSINE_HELP = "Measure on some pictures first, and take the fastest setting whose vectors stay within this."
 CALIBRATION_HELP = "Pictures for int8 to quantise by.  [default: the first of the input]"
 BATCH_HELP = "Pictures the model reads at a time.  [default: as suits model and device]"
 ROOT_HELP = "Where relative paths in lists start.  [default: the current folder]"
@@ -49,6 +70,7 @@ DUPLICATES_HELP = "Refuse an input in which an id stands twice, or keep both row
 PAIRS_HELP = "Of lists and tables: texts that go with the pictures, embedded as a second vector of each row."
 LONG_HELP = "Of a text of more tokens than the model reads make a failure row, or drop its tail."
 KEEP_HELP = "Columns of lists and tables to copy into the rows."
+DECODE_HELP = "Pixels of OpenAI's code bit for bit, or nearly those: large JPEGs decoded small, resized by SIMD code."
 ORIENT_HELP = "Pixels as stored, as OpenAI's code has them, or turned as EXIF says."
 BACKGROUND_HELP = "Drop the alpha of transparent pictures, or lay them on a colour."
 SIXTEEN_HELP = "White in grey pictures of 16 bits: 255 and more, as OpenAI's code has it, or 65535."
@@ -88,9 +110,12 @@ def _names(context: click.Context, option: click.Parameter, values: tuple[str, .
 @_option("--untrained", field="untrained", metavar="SEED", type=int, help="Draw the named model's weights at random.")
 @_option("--device", field="device", help="cpu, cuda, cuda:1 or mps; auto takes CUDA where there is one.")
 @_option("--precision", field="precision", type=click.Choice(get_args(Precision)), help=PRECISION_HELP)
+@_option("--min-cosine", field="min_cosine", metavar="X", type=float, help=COSINE_HELP)
+@click.option("--fast", is_flag=True, help=f"The same as --min-cosine {FAST_COSINE}.")
 @_option("--calibration", field="calibration", metavar="DIR", help=CALIBRATION_HELP)
 @_option("--batch-size", field="batch_size", metavar="N", type=int, help=BATCH_HELP)
 @_option("--workers", field="workers", metavar="N", type=int, help="Threads that decode.  [default: one a core]")
+@_option("--readers", field="readers", metavar="N", type=int, help="Pictures asked of servers at a time.")
 @_option("--threads", field="threads", metavar="N", type=int, help="Threads of the model on a CPU, likewise.")
 @click.option("--raw", is_flag=True, help="Write features as the model gives them, not scaled to unit length.")
 @_option("--dtype", field="dtype", type=click.Choice(get_args(VectorDtype)), help="Of the vectors in OUT.")
@@ -109,6 +134,7 @@ def _names(context: click.Context, option: click.Parameter, values: tuple[str, .
 @_option("--max-bytes", field="max_bytes", metavar="N", type=int, help="Of a file; larger ones are failure rows.")
 @_option("--max-pixels", field="max_pixels", metavar="N", type=int, help="Of a picture, before decoding; likewise.")
 @_option("--max-aspect", field="max_aspect", metavar="X", type=float, help="Longer side over shorter; likewise.")
+@_option("--decode", field="decode", type=click.Choice(get_args(Decode)), help=DECODE_HELP)
 @_option("--orient", field="orient", type=click.Choice(get_args(Orient)), help=ORIENT_HELP)
 @_option("--background", field="background", type=click.Choice(get_args(Background)), help=BACKGROUND_HELP)
 @_option("--sixteen-bit", field="sixteen_bit", type=click.Choice(get_args(SixteenBit)), help=SIXTEEN_HELP)
@@ -126,17 +152,21 @@ def _names(context: click.Context, option: click.Parameter, values: tuple[str, .
 @click.option("--dry-run", is_flag=True, help="List what would be read, and stop.")
 @click.option("--progress", type=click.Choice(get_args(Style)), default="auto", show_default=True, help=PROGRESS_HELP)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object, on stdout too.")
-def embed(*, raw: bool, dry_run: bool, progress: Style, as_json: bool, **options: Any) -> int:
+def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: bool, **options: Any) -> int:
     """Turn pictures, texts, or pairs of them into Parquet files of vectors.
 
     INPUT is a folder, a quoted pattern, a list (.txt, .csv, .tsv, .ndjson, - for stdin), an archive (.tar, .tar.gz,
-    .zip) or a table (.parquet); {000..127} stands for its numbers. There may be several.
+    .zip) or a table (.parquet), here or at s3://, gs://, https://; {000..127} stands for its numbers. There may be
+    several.
 
     OUT gets embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes; of texts id, path,
     embedding, text), failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every picture becomes
     a row of one or the other. The same command again goes on with a run that was interrupted. Exit code 0: all have
     vectors; 3: some are failure rows; 1: the run failed; 2: it did not begin.
     """
+    if fast and options["min_cosine"] is not None:
+        raise click.UsageError("found --fast and --min-cosine, expected one. Pass one.")
+    options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
     job = EmbedJob(normalize=not raw, **options)
     with undisturbed():
         from clip import pipeline  # here, because it brings torch, which `--help` can do without
@@ -275,6 +305,10 @@ def _summary(report: EmbedReport, kind: Kind) -> str:
         f"read {report.read:,} = written {report.written:,}{failed}; "
         f"{resumed}{removed}{report.seconds:.1f} s, {rate}; {report.output}{told_ignored(report.ignored)}"
     )
+
+
+for command in (finding.search, finding.index, finding.classify, tuning.tune):
+    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

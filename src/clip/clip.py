@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
-from functools import cache
 
 import torch
 
@@ -22,7 +21,7 @@ from clip.model import CLIP, build_model
 from clip.pixels import BICUBIC, CenterCrop, Resize
 from clip.pixels import convert_image_to_rgb as _convert_image_to_rgb
 from clip.preprocess import Compose, Normalize, ToTensor, make_preprocess
-from clip.simple_tokenizer import END, START, SimpleTokenizer
+from clip.simple_tokenizer import END, START, shared_tokenizer
 
 __all__ = ["available_models", "load", "tokenize"]
 
@@ -34,13 +33,8 @@ _MODELS = dict(weights.URLS)  # users add to it and put another in its place; `l
 
 def __getattr__(name: str) -> object:
     if name == "_tokenizer":  # OpenAI builds it at import; here its 30 ms are spent at first use
-        return _shared_tokenizer()
+        return shared_tokenizer()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@cache
-def _shared_tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
 
 
 def available_models() -> list[str]:
@@ -91,7 +85,7 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
     Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for what is no text.
     Source:  openai/CLIP@d05afc4 clip/clip.py:205.
     """
-    tokenizer = globals().get("_tokenizer") or _shared_tokenizer()  # users put another in its place
+    tokenizer = globals().get("_tokenizer") or shared_tokenizer()  # users put another in its place
     rows = _as_list(texts)
     table = torch.zeros(len(rows), context_length, dtype=torch.int32)
     for i, text in enumerate(rows):

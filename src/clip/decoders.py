@@ -1,13 +1,14 @@
-"""Items to pixels: in the thread that asks, or in a process of its own. Knows nothing about models, and needs no torch.
+"""Items to pixels: in the thread that asks, or in a process of its own. Knows nothing about models.
 
 Such a process may crash, hang or eat memory without harm to the job. It decodes one picture at a time, so the one that
 kills it is known. If it had decoded others before, the picture is tried once more in a fresh one: what broke the first
-may have been left behind by an earlier picture.
+may have been left behind by an earlier picture. No torch is needed for exact pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 import os
 import signal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextlib import AbstractContextManager
 
+    from clip.items import Decode
     from clip.sources import Source
 
 START_S = 120.0  # for a process to begin, on a machine that is busy or swaps
@@ -48,6 +50,7 @@ class Decoding:
     guards: Guards
     policies: Policies
     hashes: bool = False  # also the sha256 of the encoded picture
+    how: Decode = "exact"
 
     def __call__(
         self, entry: Item | Member, reserve: Callable[[int], AbstractContextManager[None]] = nullcontext
@@ -58,7 +61,7 @@ class Decoding:
             data = entry.data if isinstance(entry, Member) else self.source.read(item, self.guards.max_bytes)
         except Exception as exc:  # noqa: BLE001  what becomes of one picture never ends a run: MemoryError among them
             return [Failure(item.id, item.path, "read", type(exc).__name__, str(exc))]
-        found = decode(item, data, self.settings, reserve, self.guards, self.policies)
+        found = decode(item, data, self.settings, reserve, self.guards, self.policies, self.how)
         if not self.hashes:
             return found
         sha256 = hashlib.sha256(data).hexdigest()
@@ -217,6 +220,8 @@ def work(descriptor: int) -> None:
     connection = Connection(descriptor)
     decoding, max_seconds = connection.recv()
     limit_bytes = MEMORY_BASE + MEMORY_PER_PIXEL * decoding.guards.max_pixels
+    if decoding.how == "fast":
+        importlib.import_module("torch")  # before the limit, as its libraries map some gigabytes
     _limit_memory(limit_bytes)
 
     def watch() -> None:

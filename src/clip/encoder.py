@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from clip.clip import tokenize
 from clip.engine import Engine, make_backend, resolve_device
 from clip.errors import ClipError, ImageError, InputError, InputTypeError
 from clip.installed import warn_of_foreign_distribution
-from clip.items import Calibration, Checkpoint, PreprocessSettings
+from clip.items import Calibration, Checkpoint, Decode, PreprocessSettings
 from clip.model import CLIP, QuickGELU, VisionTransformer
-from clip.pixels import open_picture, to_pixels
+from clip.pixels import read_pixels
 from clip.threads import available_cores, map_ahead
 
 if TYPE_CHECKING:
@@ -52,23 +52,27 @@ class Encoder:
         threads: int | None = None,
         untrained: int | None = None,
         download_root: str | os.PathLike[str] | None = None,
+        decode: Decode = "exact",
     ) -> None:
         """Load a released model by name, a weights file by path, or take the weights of a loaded model.
 
         Without a device, or with "auto", it is CUDA where there is one, else the CPU; for a loaded model the device it
         is on. `precision` is what vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on
         a CPU, fp16 on CUDA. `threads` is for the model on a CPU, one a core without. `untrained` draws the named
-        architecture's weights at random from this seed instead of reading any.
+        architecture's weights at random from this seed instead of reading any. With `decode` "fast" `embed` makes
+        pixels that are nearly those of OpenAI's code: docs/pictures.md.
 
         Raises:  UnknownModelError, WeightsMissingError, CheckpointError; DeviceError for a device or a precision that
-                 this machine lacks; InputError for a batch size under 1 and for a loaded model whose modules are not
-                 OpenAI's.
+                 this machine lacks; InputError for a batch size under 1, for another word for `decode` and for a loaded
+                 model whose modules are not OpenAI's.
         """
         asked: dict[str, object] = {"batch_size": 1 if batch_size == "auto" else batch_size}
         asked["threads"] = 1 if threads is None else threads
         for name, number in asked.items():
             if not isinstance(number, int) or number < 1:
                 raise InputError(f"{name}: found {number!r}, expected at least 1. Pass a whole number.")
+        if decode not in get_args(Decode):
+            raise InputError(f"decode: found {decode!r}, expected one of {get_args(Decode)}. Pass one.")
         warn_of_foreign_distribution()
         if isinstance(model, CLIP) and device in (None, "auto"):
             device = next(model.parameters()).device
@@ -87,8 +91,10 @@ class Encoder:
         self.resolution_px = self.settings.resolution_px
         self.architecture = asdict(checkpoint.architecture)
         self.dim = checkpoint.architecture.embed_dim
+        self.logit_scale = float(checkpoint.state_dict["logit_scale"].float().exp())  # of cosines, before a softmax
         self.device = backend.device
         self.precision = precision
+        self.decode: Decode = decode  # how `embed` makes pixels of pictures
         self.computed_in = backend.precision  # what the precision means here
         self.backend = backend.name
         size = None if batch_size == "auto" else batch_size
@@ -128,7 +134,7 @@ class Encoder:
                  that cannot be decoded.
         """
         if not isinstance(images, np.ndarray):
-            several = [to_pixels(open_picture(image), self.settings) for image in images]
+            several = [read_pixels(image, self.settings, self.decode) for image in images]
             images = (
                 np.stack(several) if several else np.empty((0, self.resolution_px, self.resolution_px, 3), np.uint8)
             )
@@ -196,7 +202,7 @@ class Encoder:
         def pixels_of(numbered: tuple[int, Picture]) -> np.ndarray:
             number, image = numbered
             try:
-                return to_pixels(open_picture(image), self.settings)
+                return read_pixels(image, self.settings, self.decode)
             except ClipError as exc:
                 raise type(exc)(f"picture {number}: {str(exc).removeprefix('picture: ')}") from exc
             except Exception as exc:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, get_args
 import torch
 from torch import Tensor
 
+from clip import int8
 from clip.errors import DeviceError, InputError
 from clip.fold import fold_image_tower, fold_text_tower
 from clip.items import BYTE_MAX, DeviceRow, Precision
@@ -135,6 +136,8 @@ def make_backend(device: torch.device, precision: Precision = "reference", threa
         raise InputError(f"precision: found {precision!r}, expected one of {get_args(Precision)}. Pass one.")
     usable = usable_precisions(device)
     word = usable[0] if precision == "reference" else precision
+    if word == "int8" and device.type == "cpu":
+        int8.check_installed()
     if word not in usable:
         raise DeviceError(
             f"precision {precision!r}: {device} does not compute in it, expected one of {['reference', *usable]}. "

@@ -13,6 +13,7 @@
     ├── ImageError (ValueError)             a picture that cannot become pixels
     ├── DeviceError (RuntimeError)          a device or precision this machine does not have
     ├── TooManyFailuresError (RuntimeError) more pictures failed than the job allows
+    ├── MissingExtraError (ImportError)     a package that an extra brings, and that is not installed
     └── StoreError (RuntimeError)           an output folder that cannot be written
         ├── StoreMismatchError              ... because something else already stands there
         └── StoreBusyError                  ... because another job is at work there
@@ -30,6 +31,7 @@ __all__ = [
     "ImageError",
     "InputError",
     "InputTypeError",
+    "MissingExtraError",
     "StoreBusyError",
     "StoreError",
     "StoreMismatchError",
@@ -93,6 +95,10 @@ class DeviceError(ClipError, RuntimeError):
 
 class TooManyFailuresError(ClipError, RuntimeError):
     """More pictures failed than a job allows."""
+
+
+class MissingExtraError(ClipError, ImportError):
+    """A package that an extra brings, and that is not installed."""
 
 
 class StoreError(ClipError, RuntimeError):

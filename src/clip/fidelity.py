@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from clip.encoder import Encoder, batched, unit_vectors
 from clip.engine import resolve_device, usable_precisions
 from clip.errors import InputError
 from clip.items import Pixels
-from clip.tune_jobs import SettingRow, TuneReport
 from clip.samples import drawn, first_pixels
 from clip.sources import Source
 from clip.threads import available_cores, map_ahead
+from clip.tune_jobs import SettingRow, TuneReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,20 +84,22 @@ def summary(report: TuneReport) -> str:
 
 def _settings(job: TuneJob) -> list[tuple[Precision, Decode]]:
     """What can be chosen on the device, the exact one first."""
-    usable: list[Precision] = usable_precisions(resolve_device(job.device))  # type: ignore[assignment]
+    usable = cast("list[Precision]", usable_precisions(resolve_device(job.device)))
+    precisions: list[Precision] = ["reference", *usable[1:]]  # the first is what "reference" means
     decodes: tuple[Decode, ...] = ("exact", "fast")
-    return [("reference" if place == 0 else word, decode) for place, word in enumerate(usable) for decode in decodes]
+    return [(precision, decode) for precision in precisions for decode in decodes]
 
 
 class _Setting:
     """One way to make vectors, and what was seen of it."""
 
     def __init__(self, job: TuneJob, source: Source, setting: tuple[Precision, Decode]) -> None:
-        self.precision, self.decode = setting
+        self.precision: Precision = setting[0]
+        self.decode: Decode = setting[1]
         self.encoder = Encoder(
             job.model, device=job.device, precision=self.precision, threads=job.threads, untrained=job.untrained
         )
-        self.decoding = Decoding(source, self.encoder.settings, job.guards, job.policies, decode=self.decode)
+        self.decoding = Decoding(source, self.encoder.settings, job.guards, job.policies, how=self.decode)
         self.vectors = np.empty((0, self.encoder.dim), np.float32)
         self._workers = job.workers or available_cores()
         self._seconds: list[float] = []

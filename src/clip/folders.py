@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from clip.items import Failure, Item, utf8_path
 from clip.pixels import decodable_extensions, looks_like_picture
+from clip.remote import listed
 from clip.whole_files import written
 
 if TYPE_CHECKING:
@@ -69,6 +70,27 @@ def walk(
         else:
             own_id = utf8_path(relative)
             yield Item(own_id, path, *(earlier.status(own_id) or file_status(path)))
+
+
+def walk_listed(prefix: str, patterns: list[list[str]], ignored: Counter[str]) -> Iterator[Item]:
+    """Every picture below a prefix on a server, in its order, by the rules of a folder.
+
+    Names without an extension are passed over unless a pattern asks for them: a look at each is a request.
+
+    Raises:  InputError where it cannot be listed to its end.
+    """
+    for path, status in listed(prefix):
+        relative = path.removeprefix(prefix)
+        names = relative.split("/")
+        if not names[-1]:
+            continue  # how a folder is marked
+        if any(name.startswith(".") for name in names):
+            ignored["hidden"] += 1
+        elif not any(matches(names, glob) for glob in patterns) if patterns else not picture_by_name(relative):
+            bare = not patterns and picture_by_name(relative) is None
+            ignored["without an extension" if bare else "not a picture"] += 1
+        else:
+            yield Item(utf8_path(relative), path, status.size_bytes or 0, status.modified_ns)
 
 
 def split_glob(glob: str) -> list[str]:
@@ -178,7 +200,7 @@ def file_status(path: str) -> tuple[int, int]:
     """Size and time of change [Unit: ns] of a file."""
     try:
         status = os.stat(path)  # noqa: PTH116
-    except OSError:
+    except (OSError, ValueError):  # ValueError for a NUL, or for half of a surrogate pair
         return 0, 0  # a link to nothing, or a file gone since; reading it will say so
     return status.st_size, max(-MAX_TIME_NS, min(status.st_mtime_ns, MAX_TIME_NS))
 

@@ -7,7 +7,6 @@ writes either; `weights` makes a `Checkpoint`, `model` and `engine` read it.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +22,7 @@ Stage = Literal["read", "open", "decode", "encode"]
 Activation = Literal["quick_gelu", "gelu"]
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "squash"]  # the shorter side becomes the resolution, or both do
+Decode = Literal["exact", "fast"]  # the reference's pixels bit for bit, or nearly and several times faster
 Orient = Literal["none", "exif"]  # pixels as stored, or turned as the file says
 Background = Literal["none", "white", "black"]
 SixteenBit = Literal["clip", "scale"]  # 255 and more is white, or 65535 is
@@ -37,7 +37,16 @@ Precision = Literal["reference", "fp32", "fp16", "bf16", "int8", "fp8"]
 
 def utf8_path(path: str) -> str:
     r"""A path as valid UTF-8: a byte that is none becomes \\xNN, and so that no two meet, a backslash is doubled."""
-    return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+    return as_utf8(path.replace("\\", "\\\\"))
+
+
+def as_utf8(text: str) -> str:
+    r"""A text as valid UTF-8: a byte that was none, which is a surrogate here, becomes \\xNN."""
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, as JSON can spell it
+        encoded = text.encode("utf-8", "surrogatepass")
+    return encoded.decode("utf-8", "backslashreplace")
 
 
 def id_hash(own_id: str) -> int:
@@ -110,6 +119,7 @@ class Pack:
     stop: int | None = None  # behind the last one; None for all there are
     members: int | None = None  # how many, where that is known before they are read
     limit: int | None = None  # take no more
+    columns: str = ""  # of a table: which of its columns are read, and how; other ones would make other rows
 
     @property
     def id(self) -> str:
@@ -148,6 +158,11 @@ class Columns:
     text: str | None = None  # of pairs: the texts
     keep: tuple[str, ...] = ()  # others whose values go along
     types: tuple[str, ...] = ()  # which these have in the output, as pyarrow names them; texts without
+
+    @property
+    def named(self) -> list[str]:
+        """Those that the user named."""
+        return [name for name in (self.entry, self.id, self.text, *self.keep) if name]
 
     @property
     def kept(self) -> list[tuple[str, str]]:

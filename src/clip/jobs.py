@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from clip.errors import InputError
-from clip.items import Background, Columns, Frames, Guards, Kind, LongText, Orient, Policies, Precision, SixteenBit
+from clip.items import (
+    Background,
+    Columns,
+    Decode,
+    Frames,
+    Guards,
+    Kind,
+    LongText,
+    Orient,
+    Policies,
+    Precision,
+    SixteenBit,
+    as_utf8,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,21 +37,17 @@ ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
 DECODE_SECONDS = 60.0  # what a picture may take in a process of its own
 MAX_SECONDS = 86_400  # a day
 # Columns of OUT that no kept one may have the name of.
-OWN_COLUMNS = ("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text")
+OWN_COLUMNS = (
+    *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text"),
+    *("embedding.list.element", "text_embedding.list.element"),  # how Parquet calls the numbers of vectors
+)
 PICTURES_ONLY = (
-    *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "orient", "background", "sixteen_bit", "frames"),
-    *(
-        "min_cosine",
-        "calibration",
-        "max_frames",
-        "isolate",
-        "max_seconds",
-        "hashes",
-        "text_column",
-        "decode_budget_bytes",
-    ),
+    *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "decode", "orient", "background", "sixteen_bit"),
+    *("frames", "max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes", "min_cosine"),
+    "calibration",
 )
 FAST_COSINE = 0.999  # the bound of --fast
+MAX_READERS = 100  # which is as many connections as aiohttp has
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
 
 
@@ -68,6 +77,7 @@ class EmbedJob:
     calibration: str | Path | None = None  # pictures for int8 to quantise by; the first ones of the input without
     batch_size: int | None = None  # pictures the model reads at a time; as suits model and device without
     workers: int | None = None  # threads that decode; one a core without
+    readers: int = 32  # pictures that are asked of servers at a time
     threads: int | None = None  # threads of the model on a CPU; one a core without
     normalize: bool = True  # vectors of unit length
     dtype: VectorDtype = "float32"
@@ -88,6 +98,7 @@ class EmbedJob:
     max_bytes: int = Guards.max_bytes  # of a picture's file; more is a failure row, as are the next two
     max_pixels: int = Guards.max_pixels  # width times height, before decoding
     max_aspect: float | None = Guards.max_aspect  # the longer side over the shorter
+    decode: Decode = "exact"  # the pixels of OpenAI's code bit for bit, or nearly those
     orient: Orient = "none"  # pixels as stored, as OpenAI's code has them, or turned as EXIF says
     background: Background = "none"  # drop the alpha of transparent pictures, or lay them on a colour
     sixteen_bit: SixteenBit = "clip"  # 255 and more of a 16-bit grey picture is white, or 65535 is
@@ -112,20 +123,23 @@ class EmbedJob:
             other = "overwrite" if self.overwrite else "duplicate_ids='keep'"
             raise InputError(f"update: found {other} too, expected one of them. Pass one.")
         self._check_columns()
-        for name in ("batch_size", "workers", "threads", "limit", "shard_size", "decode_budget_bytes", *caps):
+        counts = ("batch_size", "workers", "readers", "threads", "limit", "shard_size", "decode_budget_bytes")
+        for name in (*counts, *caps):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: found {value}, expected at least 1. Pass a larger number.")
         for name in ("workers", "threads"):
             if (getattr(self, name) or 1) > MAX_THREADS:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected at most {MAX_THREADS}. Pass fewer.")
+        if self.readers > MAX_READERS:
+            raise InputError(f"readers: found {self.readers}, expected at most {MAX_READERS}. Pass fewer.")
         if self.untrained is not None and not 0 <= self.untrained < 2**63:
             raise InputError(f"untrained: found {self.untrained}, expected a seed from 0 to 2**63 - 1. Pass another.")
         if self.max_failures is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_failures):
             raise InputError(
                 f"max_failures: found {self.max_failures!r}, expected a number, or a percentage as in 5%. Pass one."
             )
-        words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure}
+        words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure, "decode": Decode}
         words_of |= {"duplicate_ids": DuplicateIds, "orient": Orient, "background": Background}
         words_of |= {"sixteen_bit": SixteenBit, "frames": Frames, "long_text": LongText}
         for name, words in ((name, get_args(kind)) for name, kind in words_of.items()):
@@ -137,7 +151,11 @@ class EmbedJob:
         for name in PICTURES_ONLY:
             if self.texts and getattr(self, name) != defaults[name]:
                 raise InputError(f"texts: found {name} too, expected it with pictures only. Leave one out.")
+        if isinstance(self.keep, str):
+            raise InputError(f"keep: found the text {self.keep!r}, expected several. Pass a tuple of them.")
         for place, name in enumerate(self.keep):
+            if as_utf8(name) != name:
+                raise InputError(f"keep: found {name!r}, expected UTF-8. Rename it in the table.")
             if name in (*OWN_COLUMNS, *self.keep[:place]):
                 raise InputError(
                     f"keep: found {name!r}, which OUT has already, expected columns of other names. Leave it out, or "

@@ -7,15 +7,18 @@ only one with a usual name. Bytes that are no UTF-8 stay what they are, as paths
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from clip.errors import InputError
+from clip.remote import opened, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Generator, Iterable, Iterator
@@ -28,7 +31,6 @@ COLUMN_ENDINGS = (".csv", ".tsv", ".ndjson", ".jsonl")
 USUAL_COLUMNS = ("path", "image_path", "file_path", "filepath", "file", "filename", "file_name", "image", "url", "uri")
 USUAL_TEXTS = ("text", "caption", "txt", "sentence", "prompt", "title", "description")
 PEEKED_CHARACTERS = 65_536
-SURE_ROWS = 1000  # of which none has a column: then it has none
 MAX_FIELD = 10_000_000  # characters of a CSV field, as captions and base64 may stand beside the path
 
 
@@ -48,12 +50,12 @@ def lines_in(path: str, columns: Columns) -> Iterator[Line]:
     """
     try:
         with _opened(path) as file:
-            ending = Path(path).suffix.lower()
+            ending = Path(path_of(path)).suffix.lower()
             if ending in COLUMN_ENDINGS:
-                yield from _lines(path, _rows(path, ending, file), columns)
-            elif named := [name for name in (columns.entry, columns.id, columns.text, *columns.keep) if name]:
+                yield from _lines(path, _rows(path, ending, file, columns), columns)
+            elif columns.named:
                 raise InputError(
-                    f"{path}: has no column {named[0]!r}, as plain lists have none, expected "
+                    f"{path}: has no column {columns.named[0]!r}, as plain lists have none, expected "
                     f"{' or '.join(COLUMN_ENDINGS)} for it. Leave it out."
                 )
             elif columns.kind == "texts":
@@ -67,11 +69,15 @@ def lines_in(path: str, columns: Columns) -> Iterator[Line]:
 @contextmanager
 def _opened(path: str) -> Generator[TextIO]:
     if path == STDIN:
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[union-attr]
         yield sys.stdin
         return
-    with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        yield file
+    with opened(path) as binary:
+        peekable = io.BufferedReader(cast("io.RawIOBase", binary))
+        if peekable.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputError(f"{path}: found UTF-16, expected UTF-8. Save it as that.")
+        with io.TextIOWrapper(peekable, "utf-8-sig", "surrogateescape", "") as file:
+            yield file
 
 
 def _names(file: TextIO) -> Iterator[str]:
@@ -90,16 +96,22 @@ def _plain(file: TextIO, end: str, begin: str = "") -> Iterator[str]:
         yield tail.removesuffix("\r") if end == "\n" else tail
 
 
-def _rows(path: str, ending: str, file: TextIO) -> Iterator[dict[str, Any]]:
+def _rows(path: str, ending: str, file: TextIO, columns: Columns) -> Iterator[dict[str, Any]]:
     if ending in (".csv", ".tsv"):
         csv.field_size_limit(MAX_FIELD)
-        yield from csv.DictReader(file, delimiter="\t" if ending == ".tsv" else ",")
+        reader = csv.DictReader(file, delimiter="\t" if ending == ".tsv" else ",")
+        head = list(reader.fieldnames or ())
+        for name in columns.named:
+            if head.count(name) != 1:
+                found = f"has {head.count(name)} columns {name!r}" if name in head else f"has no column {name!r}"
+                raise InputError(f"{path}: {found} among {', '.join(head)}, expected one. Name another, or rename it.")
+        yield from reader
         return
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise InputError(f"{path}: line {number} is no JSON ({exc}), expected an object. Repair it.") from exc
             if not isinstance(row, dict):
                 raise InputError(f"{path}: line {number} is {type(row).__name__}, expected an object. Repair it.")
@@ -117,8 +129,6 @@ def _lines(path: str, rows: Iterable[dict[str, Any]], columns: Columns) -> Itera
             entry = usual_column(path, row, USUAL_TEXTS if texts else USUAL_COLUMNS)
             required += [] if texts else [entry]
         missing -= row.keys()
-        if missing and number == SURE_ROWS:
-            break
         for name in required:
             if not isinstance(row.get(name), str) or not row[name]:
                 raise InputError(
@@ -126,17 +136,17 @@ def _lines(path: str, rows: Iterable[dict[str, Any]], columns: Columns) -> Itera
                     f"{', '.join(map(str, row))}. Name another with --column or --id-column, or repair the row."
                 )
         found = row.get(entry)
-        values = tuple(_told(row.get(name)) for name in taken)
+        values = tuple(_told(row.get(name), is_text=name == columns.text) for name in taken)
         yield Line(row[columns.id] if columns.id else None, found if isinstance(found, str) else None, values)
     if missing:
         raise InputError(
-            f"{path}: its first rows have no column {sorted(missing)[0]!r}, expected one. Name one that is there."
+            f"{path}: none of its rows has a column {sorted(missing)[0]!r}, expected one. Name one that is there."
         )
 
 
-def _told(value: Any) -> str | None:
-    """A value as text: of NDJSON what is no text as its JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _told(value: Any, *, is_text: bool) -> str | None:
+    """A value to keep as text, of NDJSON what is no text as its JSON; what is to be embedded must be a text."""
+    return value if value is None or isinstance(value, str) else None if is_text else json.dumps(value)
 
 
 def usual_column(path: str, names: Iterable[str], usual: Container[str] = USUAL_COLUMNS) -> str:

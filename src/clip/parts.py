@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip.errors import StoreError
-from clip.items import Row, listed_id, utf8_path
+from clip.items import Row, as_utf8, listed_id, utf8_path
 from clip.whole_files import replacing, written
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def embedding_schema(manifest: Mapping[str, Any]) -> pa.Schema:
         fields += [("sha256", pa.string())]
     if kind != "pictures":
         fields += [("text", pa.string())]
-    return pa.schema(fields + [(name, pa.type_for_alias(of)) for name, of in manifest.get("keep", {}).items()])
+    return pa.schema(fields + [(name, pa.type_for_alias(of)) for name, of in manifest.get("keep", [])])
 
 
 def vector_columns(schema: pa.Schema) -> list[str]:
@@ -157,14 +157,10 @@ def _tables(
     others = [name for name in schema.names if name not in columns]
     values = list(zip(*(row.values for row in rows), strict=True)) or [()] * len(others)
     for name, column in zip(others, values, strict=True):
-        columns[name] = pa.array(map(_utf8, column), pa.string()).cast(schema.field(name).type)
+        texts = [None if text is None else as_utf8(text) for text in column]
+        columns[name] = pa.array(texts, pa.string()).cast(schema.field(name).type)
     embeddings = pa.table([columns[name] for name in schema.names], schema=schema)
     return {EMBEDDINGS: embeddings, FAILURES: _table(failed, FAILURE_SCHEMA)}
-
-
-def _utf8(text: str | None) -> str | None:
-    r"""A text of a list; a byte that is not UTF-8 becomes \\xNN."""
-    return None if text is None else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _table(rows: list[tuple[str, ...]], schema: pa.Schema) -> pa.Table:

@@ -27,7 +27,6 @@ from clip.errors import ClipError, InputError, StoreError
 from clip.fidelity import summary, tune
 from clip.items import Item, Shard, utf8_path
 from clip.jobs import EmbedJob, EmbedReport, Listing, Progress
-from clip.tune_jobs import TuneJob, TuneReport
 from clip.lock import Lock, locked
 from clip.pixels import PREPROCESS_ID
 from clip.plan import Plan, ids_hashed, interrupted_listing, members_of, read_plan, remove_plan, write_plan
@@ -36,6 +35,7 @@ from clip.samples import first_pixels
 from clip.sources import Source
 from clip.store import MANIFEST, StoreWriter, check_room, read_calibration, read_manifest, write_calibration
 from clip.threads import available_cores
+from clip.tune_jobs import TuneJob, TuneReport
 from clip.update import updated_plan
 from clip.whole_files import written
 
@@ -46,8 +46,10 @@ if TYPE_CHECKING:
 
 
 # What measuring needs to know of a job.
-SHARED_FIELDS = ("source", "model", "untrained", "device", "workers", "threads", "globs", "calibration", "min_cosine")
-SHARED_FIELDS += ("guards", "policies")
+SHARED_FIELDS = (
+    *("source", "model", "untrained", "device", "workers", "threads", "globs", "calibration", "min_cosine"),
+    *("guards", "policies"),
+)
 SHOWN_CHARACTERS = 60  # of a text, as an example
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
@@ -77,6 +79,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             batch_size=job.batch_size or "auto",
             threads=job.threads,
             untrained=job.untrained,
+            decode=job.decode,
         )
         with written(output):
             output.mkdir(parents=True, exist_ok=True)
@@ -235,7 +238,7 @@ def _manifest(job: EmbedJob, encoder: Encoder, source: Source, tuned: TuneReport
         else {"pictures": len(encoder.calibration.pixels), "sha256": encoder.calibration.sha256},
         "tuned": None if tuned is None else asdict(tuned),
         "engine": encoder.backend,
-        "decode": "exact",
+        "decode": encoder.decode,
         "kind": job.kind,
         "policies": asdict(job.policies),
         "guards": asdict(job.guards),
@@ -243,7 +246,7 @@ def _manifest(job: EmbedJob, encoder: Encoder, source: Source, tuned: TuneReport
         "dtype": job.dtype,
         "hashes": job.hashes,
         "long_text": None if job.kind == "pictures" else job.long_text,
-        "keep": dict(source.columns.kept),
+        "keep": source.columns.kept,  # a list, as their order counts
         "dim": encoder.dim,
         "device": str(encoder.device),
         "versions": {"clip-turbo": clip.__version__, **versions},

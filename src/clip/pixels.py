@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from clip.crops import SUPPORT, crop_of, crop_offset, reached, resized_size, target_size
 from clip.errors import ImageError, InputTypeError
+from clip.fast_pixels import FAST_MODES, fast_pixels, shrink
 from clip.items import Failure, Guards, Item, Pixels, Policies, PreprocessSettings, Row, Stage
 from clip.policies import HEIF, by_policy, encoded_by_policy, is_heif, pictures_held
 
@@ -27,38 +29,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from clip.items import Orient
+    from clip.items import Decode, Orient
 
 PREPROCESS_ID = "openai-clip"  # goes into manifests: the five steps, as openai/CLIP@d05afc4 has them
 BICUBIC = Image.Resampling.BICUBIC
 INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# A 1 x 50 picture is resized to 224 x 11200 before its middle is cut out, and thinner ones to more than memory holds.
-MAX_CANVAS_PX = 256_000_000  # pixels of the resized picture; up to 1 GB in Pillow's four bytes a pixel
+# Formats whose size and mode do not change when they are decoded; None is for pictures that were made of others.
+STEADY = frozenset({None, "AVIF", "BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
+TWO_PASSES = frozenset({"CMYK", "L", "RGB"})  # modes that Pillow resizes as they are, by width and then by height
 # Pillow's readers that start another program (EPS runs Ghostscript), or that only tell the header.
 UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 # What frames="all" goes through. A PSD's layers are no pictures of their own; what is rarer was not tried.
 FORMATS_WITH_FRAMES = frozenset({"AVIF", "GIF", HEIF, "MPO", "PNG", "TIFF", "WEBP"})
+STRIP_ROWS = 512  # resized at a time: a copy of a whole large picture costs as much as it saves
 SNIFF_BYTES = 16  # what Pillow hands its readers to recognise a format by
-
-
-def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height after the shorter side became `short_side`; the longer one is rounded down.
-
-    Units:   px.
-    Source:  torchvision 0.29.2 transforms/functional.py:358, whose float arithmetic decides 1 px cases.
-    """
-    short, long = (width, height) if width <= height else (height, width)
-    new_long = int(short_side * long / short)
-    return (short_side, new_long) if width <= height else (new_long, short_side)
-
-
-def crop_offset(size: int, crop: int) -> int:
-    """Where a centre crop starts: half of what is left, rounded half to even. Units: px.
-
-    Flooring instead shifts the crop by a pixel wherever `size - crop` leaves 3 modulo 4.
-    Source:  torchvision 0.29.2 transforms/functional.py:592.
-    """
-    return round((size - crop) / 2.0) if size >= crop else -((crop - size) // 2)
 
 
 class Resize:
@@ -71,18 +55,8 @@ class Resize:
     def __call__(self, image: Image.Image) -> Image.Image:
         """Shapes: (H, W) any mode -> same mode, resized. Raises: ImageError where that is over 256 megapixels."""
         _check_is_image(image, "preprocess")
-        width, height = image.size
-        if not width or not height:
-            raise ImageError(f"picture: {width} x {height} px, expected sides above 0. Leave it out.")
-        size = resized_size(width, height, self.size) if isinstance(self.size, int) else (self.size[1], self.size[0])
-        if size == image.size:
-            return image
-        if size[0] * size[1] > MAX_CANVAS_PX:
-            raise ImageError(
-                f"picture: {width} x {height} px would be resized to {size[0]} x {size[1]}, "
-                f"expected at most {MAX_CANVAS_PX:,} pixels. Crop it first, or leave it out."
-            )
-        return image.resize(size, self.interpolation)
+        size = target_size(*image.size, self.size)
+        return image if size == image.size else image.resize(size, self.interpolation)
 
     def __repr__(self) -> str:
         return f"Resize(size={self.size}, interpolation={self.interpolation.name.lower()})"
@@ -172,9 +146,51 @@ def pixel_steps(settings: PreprocessSettings) -> list[Callable[[Image.Image], Im
 
 def to_pixels(image: Image.Image, settings: PreprocessSettings) -> np.ndarray:
     """The first three steps: a PIL image -> uint8 (R, R, 3), channels R, G, B."""
+    if image.format in STEADY and image.mode in TWO_PASSES and (cropped := _cropped_by_rows(image, settings)):
+        return np.asarray(convert_image_to_rgb(cropped))
     for step in pixel_steps(settings):
         image = step(image)
     return np.asarray(image)
+
+
+def _cropped_by_rows(image: Image.Image, settings: PreprocessSettings) -> Image.Image | None:
+    """Resize and crop of an upright picture without the rows that the crop leaves out; None where that saves nothing.
+
+    The same bits: the pass over the width, which is the dear one, treats each row alone, so rows may be missing in it.
+    The pass over the height then finds the others in their places, and what it makes of the black ones is cut off.
+    """
+    width, height = image.size
+    crop = crop_of(width, height, settings)
+    if crop.height == crop.side or crop.columns_first or crop.width == width or crop.height == height:
+        return None
+    resample = INTERPOLATIONS[settings.interpolation]
+    bottom = crop.top + crop.side
+    first, last = reached(crop.top, bottom, height, crop.height, SUPPORT[settings.interpolation])
+    last = min(last, height)
+    narrow = Image.new(image.mode, (crop.width, height))
+    for start in range(first, last, STRIP_ROWS):
+        strip = image.crop((0, start, width, min(start + STRIP_ROWS, last)))
+        narrow.paste(strip.resize((crop.width, strip.height), resample), (0, start))
+    return narrow.resize((crop.width, crop.height), resample).crop((0, crop.top, crop.width, bottom))
+
+
+def read_pixels(image: object, settings: PreprocessSettings, how: Decode = "exact") -> np.ndarray:
+    """A picture in any form -> uint8 (R, R, 3), channels R, G, B. Raises: as `open_picture`, and what Pillow raises."""
+    if how == "exact":
+        return to_pixels(open_picture(image), settings)
+    if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
+        data = Path(image).read_bytes() if isinstance(image, (str, os.PathLike)) else bytes(image)
+        with suppress(OSError), _open_encoded(data) as opened:  # as in `decode`
+            return _nearly(opened, opened.size, shrink(opened, settings.resolution_px, Policies()), settings)
+    picture = open_picture(image)  # one of the caller's own is not shrunk
+    return _nearly(picture, picture.size, 1, settings)
+
+
+def _nearly(picture: Image.Image, size: tuple[int, int], by: int, settings: PreprocessSettings) -> np.ndarray:
+    """The fast way where there is one. `size` is that before it was divided by `by`."""
+    if picture.mode in FAST_MODES and picture.format in STEADY:
+        return fast_pixels(picture, size, by, settings)
+    return to_pixels(picture, settings)
 
 
 def decode(
@@ -184,6 +200,7 @@ def decode(
     reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
     guards: Guards = Guards(),  # noqa: B008  frozen
     policies: Policies = Policies(),  # noqa: B008  frozen
+    how: Decode = "exact",
 ) -> list[Pixels | Failure]:
     """One encoded picture -> one model input, or the reason there is none; several where all frames are wanted.
 
@@ -192,7 +209,8 @@ def decode(
     will take, once its header has told the size and `guards` let it pass, and left before the next.
 
     A row's width and height are those of the picture that was resized, so after it was turned: then a JPEG and a HEIC
-    of one photo have the same under each policy.
+    of one photo have the same under each policy. What cannot be decoded in the fast way is decoded exactly, so that a
+    picture fails in one if it fails in the other.
 
     Shapes:  data of any of `decodable_formats` -> uint8 (R, R, 3).
     """
@@ -201,12 +219,14 @@ def decode(
     try:
         with _open_encoded(data, policies.orient) as image:
             for _ in _frames(image, guards.max_frames) if policies.frames == "all" else (0,):
-                found.append(_decode_frame(item, image, len(data), settings, reserve, guards, policies))
+                found.append(_decode_frame(item, image, len(data), settings, reserve, guards, policies, how))
                 if isinstance(found[-1], Failure):
                     several = policies.frames == "all" and _is_animated(image)
                     break
     except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
         found.append(_failure(item, "open", exc))
+    if how == "fast" and isinstance(found[-1], Failure) and found[-1].stage == "decode":
+        return decode(item, data, settings, reserve, guards, policies)
     if len(found) == 1 and not several:
         return found
     return [_renamed(outcome, f"{item.id}#{index}") for index, outcome in enumerate(found)]
@@ -247,6 +267,7 @@ def _decode_frame(
     reserve: Callable[[int], AbstractContextManager[None]],
     guards: Guards,
     policies: Policies,
+    how: Decode,
 ) -> Pixels | Failure:
     """What the opened file shows now, decoded."""
     stage: Stage = "open"
@@ -254,9 +275,13 @@ def _decode_frame(
         check_size(*image.size, guards)
         stage = "decode"
         with reserve(_decoded_bytes(*image.size, settings.resolution_px, pictures_held(policies))):
+            stored = image.size
+            by = shrink(image, settings.resolution_px, policies) if how == "fast" else 1
             picture = by_policy(image, policies)
             width, height = picture.size  # before it is decoded, unless a policy did: as the header has it
-            array = to_pixels(picture, settings)
+            if by > 1:
+                width, height = stored if picture is image else (width * by, height * by)
+            array = to_pixels(picture, settings) if how == "exact" else _nearly(picture, (width, height), by, settings)
         return Pixels(Row(item.id, item.path, width, height, image.format or "", size_bytes, values=item.values), array)
     except Exception as exc:  # noqa: BLE001  as in decode
         return _failure(item, stage, exc)

@@ -51,11 +51,12 @@ SCHEMA = pa.schema(
         ("stop", pa.int64()),
         ("members", pa.int64()),
         ("limit", pa.int64()),
+        ("columns", pa.string()),
         ("values", pa.string()),
         ("kept", pa.bool_()),
     ]
 )
-PACK_FIELDS = ("start", "stop", "members", "limit")
+PACK_FIELDS = ("start", "stop", "members", "limit", "columns")
 HASH_BYTES = 32
 
 
@@ -116,8 +117,10 @@ class Plan:
         hashes = np.concatenate([np.empty(0, np.uint64), *hashed])
         hashes.sort()
         suspicious = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        if not suspicious:
+            return None
         seen: dict[str, Entry] = {}
-        for entry in (entry for shard in self if suspicious for entry in shard.entries):
+        for entry in (entry for shard in self for entry in shard.entries):
             if id_hash(entry.id) in suspicious and seen.setdefault(entry.id, entry) is not entry:
                 return seen[entry.id], entry
         return None
@@ -246,7 +249,7 @@ def members_of(entry: Entry) -> int | None:
 def _identity(entry: Entry) -> bytes:
     """What tells one input from another: an id, a size and a time of change."""
     told = "-" if isinstance(entry, Failure) else f"{entry.size_bytes}\0{entry.modified_ns}"
-    part = f"\0{entry.start}\0{entry.stop}\0{entry.limit}" if isinstance(entry, Pack) else ""
+    part = f"\0{entry.start}\0{entry.stop}\0{entry.limit}\0{entry.columns}" if isinstance(entry, Pack) else ""
     values = f"\0{json.dumps(entry.values)}" if isinstance(entry, Item) and entry.values else ""
     return f"{entry.id}\0{told}{part}{values}\n".encode()
 

@@ -19,11 +19,12 @@ from clip.errors import TooManyFailuresError
 from clip.items import Failure, Item, Member, Pack, Pixels, Row, Shard, Tokens
 from clip.jobs import DECODE_SECONDS, EmbedJob, Progress
 from clip.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_standing
+from clip.prefetch import prefetched
 from clip.texts import Tokenizing
 from clip.threads import ByteBudget, available_cores, map_ahead, read_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     from clip.lock import Lock
     from clip.plan import Plan
@@ -51,7 +52,7 @@ class Run:
     ) -> None:
         self._job = job
         self._encoder = encoder
-        self._decoding = Decoding(source, encoder.settings, job.guards, job.policies, job.hashes)
+        self._decoding = Decoding(source, encoder.settings, job.guards, job.policies, job.hashes, encoder.decode)
         self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text)
         self._plan = plan
         self._store = store
@@ -128,12 +129,17 @@ class Run:
 
         stop = isolated.close if isolated else (lambda: None)
         # Of a file's frames there may be many, so no more files are ahead than are being decoded.
-        ahead = workers if job.frames == "all" else 2 * self._encoder.batch_size + workers
-        with closing(map_ahead(outcomes, self._entries(indices), workers=workers, ahead=ahead, stop=stop)) as found:
+        batch = TEXTS_AT_A_TIME if job.kind == "texts" else self._encoder.batch_size
+        ahead = workers if job.frames == "all" else 2 * batch + workers
+        listed = self._entries(indices)
+        entries: Generator[Item | Member | Failure | Shard | _End] = (
+            listed if job.kind == "texts" else prefetched(listed, job.max_bytes, job.readers)
+        )
+        with closing(entries), closing(map_ahead(outcomes, entries, workers=workers, ahead=ahead, stop=stop)) as found:
             for several in found:
                 yield from several
 
-    def _entries(self, indices: Iterable[int]) -> Iterator[Item | Member | Failure | Shard | _End]:
+    def _entries(self, indices: Iterable[int]) -> Generator[Item | Member | Failure | Shard | _End]:
         for index in indices:
             shard = self._plan.shard(index)
             ignored: Counter[str] = Counter()

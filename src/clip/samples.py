@@ -49,14 +49,15 @@ def drawn(decoding: Decoding, count: int, seed: int, skipped: int) -> list[Item 
     entries = _pictures(decoding)
     before = list(islice(entries, skipped))
     chosen: list[Item | Member] = []
+    spare = count + count // 4  # some cannot be decoded
     generator = random.Random(seed)
-    for place, entry in enumerate(islice(entries, ATTEMPTS * count)):  # memory holds `count` members of archives
-        if len(chosen) < count:
+    for place, entry in enumerate(islice(entries, ATTEMPTS * count)):  # memory holds so many members of archives
+        if len(chosen) < spare:
             chosen.append(entry)
-        elif (at := generator.randrange(place + 1)) < count:
+        elif (at := generator.randrange(place + 1)) < spare:
             chosen[at] = entry
-    chosen += before[: count - len(chosen)]
-    return [entry for entry in chosen if any(isinstance(outcome, Pixels) for outcome in decoding(entry))]
+    usable = (entry for entry in (*chosen, *before) if any(isinstance(outcome, Pixels) for outcome in decoding(entry)))
+    return list(islice(usable, count))
 
 
 def _pictures(decoding: Decoding) -> Iterator[Item | Member]:

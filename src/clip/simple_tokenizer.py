@@ -13,9 +13,13 @@ import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ftfy
 import regex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "SimpleTokenizer",
@@ -135,14 +139,25 @@ class SimpleTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text of any length -> its ids, without start and end."""
-        ids: list[int] = []
-        for word in self.pat.findall(whitespace_clean(basic_clean(text)).lower()):
-            characters = "".join(self.byte_encoder[byte] for byte in word.encode("utf-8"))
-            ids.extend(self.encoder[symbol] for symbol in self.bpe(characters).split(" "))
-        return ids
+        return [token for word in self.words(text) for token in self.encode_word(word)]
+
+    def words(self, text: str) -> Iterator[str]:
+        """The words of a text, cleaned and in lower case, and what stands between them."""
+        return (found[0] for found in self.pat.finditer(whitespace_clean(basic_clean(text)).lower()))
+
+    def encode_word(self, word: str) -> list[int]:
+        """The ids of one of `words`."""
+        characters = "".join(self.byte_encoder[byte] for byte in word.encode("utf-8"))
+        return [self.encoder[symbol] for symbol in self.bpe(characters).split(" ")]
 
     def decode(self, tokens: list[int]) -> str:
         """Ids -> lower-cased text, a blank after each word. Raises KeyError for an id there is not."""
         text = "".join(self.decoder[token] for token in tokens)
         content = bytes(self.byte_decoder[character] for character in text)
         return content.decode("utf-8", errors="replace").replace("</w>", " ")
+
+
+@cache
+def shared_tokenizer() -> SimpleTokenizer:
+    """The tokenizer of the released models, read at first use, which takes 30 ms."""
+    return SimpleTokenizer()

@@ -7,6 +7,7 @@
     a.tar, b.tar.gz      archives, read from front to back; a shard each
     c.zip, d.parquet     archives and tables that hold pictures; shards of at most --shard-size, or of a row group
     '{000..127}.tar'     each of them; so does {a,b}
+    s3://, gs://, https://  any of these on a server, but for folders and patterns over HTTP: remote.py
 
 Ids: below a folder or a pattern's fixed part the path relative to it; of a list's entry what the list says, or its id
 column; of a member NAME!MEMBER with the archive's file name, of a row NAME!NUMBER or its id column; of a text likewise.
@@ -14,6 +15,7 @@ column; of a member NAME!MEMBER with the archive's file name, of a row NAME!NUMB
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -24,11 +26,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clip import remote
 from clip.archives import CHUNK_BYTES, TAR_ENDINGS, ZIP_ENDINGS, Members, tar_members, zip_members, zip_size
 from clip.errors import InputError
-from clip.folders import file_status, is_picture, split_glob, walk
-from clip.items import TEXT, Columns, Failure, Guards, Item, Member, Pack, Shard, in_shards, utf8_path
+from clip.folders import file_status, is_picture, picture_by_name, split_glob, walk, walk_listed
+from clip.items import TEXT, Columns, Failure, Guards, Item, Member, Pack, Shard, as_utf8, in_shards, utf8_path
 from clip.lists import COLUMN_ENDINGS, PLAIN_ENDINGS, STDIN, Line, lines_in, resolved
+from clip.remote import check, is_remote, lists, opened, path_of
 from clip.tables import PARQUET_ENDINGS, lines_in_table, read_layout, table_members
 
 if TYPE_CHECKING:
@@ -54,6 +58,9 @@ class Source:
 
     def __post_init__(self) -> None:
         for name in self.expanded():
+            if is_remote(name):
+                _check_remote(name)
+                continue
             if name == STDIN or (MAGIC.search(name) and not Path(name).exists()):
                 continue
             path = Path(name or "\0")
@@ -77,14 +84,10 @@ class Source:
         if not self.columns.keep:
             return self
         name = self.expanded()[0]
-        if MAGIC.search(name) and not Path(name).exists():
-            fixed, pattern = split_pattern(name)
-            found = next(walk(fixed, [pattern.split("/")], Counter()), None)
-            name = found.path if isinstance(found, Item) else name
-        elif Path(name).is_dir():
-            found = next(walk(name, [split_glob(glob) for glob in self.globs], Counter()), None)
-            name = found.path if isinstance(found, Item) else name
-        if not name.lower().endswith(PARQUET_ENDINGS):
+        walked = self._walked(name, Counter())
+        first = next(walked[0], None) if walked else None
+        name = first.path if isinstance(first, Item) else name
+        if not path_of(name).lower().endswith(PARQUET_ENDINGS):
             return self
         return replace(self, columns=replace(self.columns, types=read_layout(name, self.columns).types))
 
@@ -95,7 +98,7 @@ class Source:
 
         Raises:  InputError for an input that cannot be used, or that yields nothing.
         """
-        known = iter(known)
+        known = (item for item in known if not is_remote(item.path))  # of these a listing tells all anew
         for name in self.expanded():
             count = 0
             before = dict(ignored)
@@ -109,34 +112,46 @@ class Source:
     def _entries_of(
         self, name: str, shard_size: int, ignored: Counter[str], known: Iterator[Item], scratch: Path | None
     ) -> Iterator[Entry]:
-        lower = name.lower()
-        if Path(name).is_dir():
-            patterns = [split_glob(glob) for glob in self.globs]
-            yield from self._walked(name, patterns, shard_size, ignored, known, scratch)
-        elif MAGIC.search(name) and not Path(name).exists():
-            fixed, pattern = split_pattern(name)
-            yield from self._walked(fixed, [pattern.split("/")], shard_size, ignored, known, scratch)
-        else:
-            own_id = utf8_path(Path(name).name)
-            of_list = name == STDIN or lower.endswith(PLAIN_ENDINGS + COLUMN_ENDINGS)
-            held = self._listed(name, own_id) if of_list else self._packs(name, own_id, shard_size)
-            yield from [self._bare(Item(own_id, name, *file_status(name)))] if held is None else held
+        walked = self._walked(name, ignored, known, scratch)
+        if walked is not None:
+            yield from self._unpacked(*walked, shard_size, ignored)
+            return
+        own_id = utf8_path(Path(path_of(name)).name)
+        of_list = name == STDIN or path_of(name).lower().endswith(PLAIN_ENDINGS + COLUMN_ENDINGS)
+        held = self._listed(name, own_id) if of_list else self._packs(name, own_id, shard_size)
+        yield from [self._bare(Item(own_id, name, *_status(name)))] if held is None else held
 
     def _walked(
-        self,
-        root: str,
-        patterns: list[list[str]],
-        shard_size: int,
-        ignored: Counter[str],
-        known: Iterator[Item],
-        scratch: Path | None,
+        self, name: str, ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None
+    ) -> tuple[Iterator[Item | Failure], bool] | None:
+        """What is below a folder, or what a pattern means, and whether patterns chose it; None for a file."""
+        if is_remote(name):
+            if not _is_prefix(name):
+                return None
+        elif not (Path(name).is_dir() or (MAGIC.search(name) and not Path(name).exists())):
+            return None
+        patterns = [split_glob(glob) for glob in self.globs]
+        if MAGIC.search(name) and (is_remote(name) or not Path(name).is_dir()):
+            name, pattern = split_pattern(name)
+            patterns = [pattern.split("/")]
+        if is_remote(name):
+            return walk_listed(name.rstrip("/") + "/", patterns, ignored), bool(patterns)
+        return walk(name, patterns, ignored, known, scratch), bool(patterns)
+
+    def _unpacked(
+        self, entries: Iterable[Item | Failure], chosen: bool, shard_size: int, ignored: Counter[str]
     ) -> Iterator[Entry]:
+        """The same entries; where patterns chose them, the parts of archives, and what lists and tables name."""
         texts = self.columns.kind == "texts"
-        for entry in walk(root, patterns, ignored, known, scratch):
-            if isinstance(entry, Failure) or not patterns:
+        columns = texts or bool(self.columns.taken)
+        for entry in entries:
+            lower = path_of(entry.path).lower()
+            if isinstance(entry, Failure) or not chosen:
                 yield self._bare(entry)
-            elif texts and entry.path.lower().endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
+            elif columns and lower.endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
                 yield from self._listed(entry.path, entry.id)
+            elif texts and not lower.endswith(PARQUET_ENDINGS):
+                ignored["not a list or table"] += 1
             else:
                 packs = self._packs(entry.path, entry.id, shard_size)
                 yield from [self._bare(entry)] if packs is None else packs
@@ -155,10 +170,10 @@ class Source:
     def _of_line(self, line: Line, path: str, own_id: str, number: int) -> Item:
         """A picture that a list names, or a text, which has no file of its own."""
         if self.columns.kind == "texts":
-            size_bytes = len((line.entry or "").encode("utf-8", "surrogateescape"))
+            size_bytes = len((line.entry or "").encode("utf-8", "surrogatepass"))
             values = (line.entry, *line.values)
             return Item(utf8_path(line.id or f"{own_id}!{number}"), path, size_bytes, values=values)
-        where = resolved(line.entry or "", self.root)
+        where = _openable(resolved(line.entry or "", self.root))
         return Item(utf8_path(line.id or line.entry or ""), where, *file_status(where), line.values)
 
     def _bare(self, entry: Item | Failure) -> Item | Failure:
@@ -174,7 +189,7 @@ class Source:
 
     def _packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:
         """The parts of a file that holds pictures, or what it names; None for another file."""
-        lower = path.lower()
+        lower = path_of(path).lower()
         if lower.endswith(PARQUET_ENDINGS):
             return self._table_packs(path, own_id, shard_size)
         if not lower.endswith(TAR_ENDINGS + ZIP_ENDINGS):
@@ -185,12 +200,12 @@ class Source:
         )
 
     def _tar_pack(self, path: str, own_id: str) -> Iterator[Entry]:
-        yield Pack(own_id, path, *file_status(path))
+        yield Pack(own_id, path, *_status(path))
 
     def _zip_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
-        status = file_status(path)
+        status = _status(path)
         try:
-            with Path(path).open("rb") as file:
+            with opened(path) as file:
                 members = zip_size(file)
         except OSError as exc:
             yield Failure(own_id, path, "read", type(exc).__name__, f"cannot be read ({exc}). Check its permissions.")
@@ -203,20 +218,21 @@ class Source:
             yield Pack(own_id, path, *status, start, stop, stop - start)
 
     def _table_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
+        status = _status(path)  # before the layout, so that what is not of this status is noticed
         layout = read_layout(path, self.columns)
         if not layout.holds:
             lines = lines_in_table(path, layout, self.columns)
             yield from (self._of_line(line, path, own_id, number) for number, line in enumerate(lines))
             return
-        status = file_status(path)
+        told = json.dumps([layout.column, self.columns.id, self.columns.taken, layout.struct and self.root])
         start = rows = 0
         for index, group_rows in enumerate(layout.groups):
             if rows and rows + group_rows > shard_size:
-                yield Pack(own_id, path, *status, start, index, rows)
+                yield Pack(own_id, path, *status, start, index, rows, columns=told)
                 start, rows = index, 0
             rows += group_rows
         if rows:
-            yield Pack(own_id, path, *status, start, len(layout.groups), rows)
+            yield Pack(own_id, path, *status, start, len(layout.groups), rows, columns=told)
 
     def shards(
         self,
@@ -231,6 +247,8 @@ class Source:
 
     def read(self, item: Item, max_bytes: int = Guards.max_bytes) -> bytes:
         """The bytes of a picture. Raises OSError, and InputError for a file of more than `max_bytes`."""
+        if is_remote(item.path):
+            return remote.read(item.path, max_bytes)
         # Without waiting: what was a file when it was listed may be a pipe by now.
         descriptor = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:  # noqa: PTH123
@@ -252,19 +270,19 @@ class Source:
         """What a pack holds, in its order; an Item for what it only names. Counts what is passed over."""
         members = Members(pack, [split_glob(glob) for glob in self.globs], max_bytes, ignored)
         try:
-            file = Path(pack.path).open("rb")  # noqa: SIM115  closed below
+            file = opened(pack.path, (pack.size_bytes, pack.modified_ns))
         except OSError as exc:
             yield members.rest(exc)
             return
         with file:
-            lower = pack.path.lower()
+            lower = path_of(pack.path).lower()
             if lower.endswith(TAR_ENDINGS):
                 found: Generator[Member | Failure | Item] = tar_members(file, members)
             elif lower.endswith(ZIP_ENDINGS):
                 found = zip_members(file, pack, members)
             else:
                 try:
-                    layout = read_layout(pack.path, self.columns)
+                    layout = read_layout(pack.path, self.columns, file)
                 except InputError as exc:  # it was another when it was listed
                     yield members.rest(exc)
                     return
@@ -276,6 +294,37 @@ class Source:
     def _resolved(self, item: Item) -> Item:
         path = resolved(item.path, self.root)
         return Item(item.id, path, *file_status(path), item.values)
+
+
+def _openable(path: str) -> str:
+    """A path that the system can be asked for; one with half of a surrogate pair in it names nothing."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return as_utf8(path)
+    return path
+
+
+def _check_remote(name: str) -> None:
+    """Refuse a URL that cannot be an input. Raises: InputError."""
+    check(name)
+    path = path_of(name)
+    if not (_is_prefix(name) or path.lower().endswith(ENDINGS) or picture_by_name(path) is not False):
+        raise InputError(f"{name}: nothing that we read, expected a picture, a list or an archive. Check the address.")
+
+
+def _is_prefix(url: str) -> bool:
+    """Whether a URL stands for what is below it: where its server lists, unless it is a file's by its ending."""
+    is_file = url.lower().endswith(ENDINGS) or picture_by_name(url.rpartition("/")[2])
+    return lists(url) and (url.endswith("/") or MAGIC.search(url) is not None or not is_file)
+
+
+def _status(path: str) -> tuple[int, int]:
+    """Size and time of change of a file that is here or on a server. Raises: InputError where that cannot tell."""
+    if not is_remote(path):
+        return file_status(path)
+    found = remote.status(path)
+    return found.size_bytes or 0, found.modified_ns
 
 
 def _first(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
@@ -323,9 +372,9 @@ def split_pattern(name: str) -> tuple[str, str]:
 
 def _why_nothing(name: str, passed_over: dict[str, int]) -> str:
     told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(passed_over.items()) if count)
-    if MAGIC.search(name):
+    if MAGIC.search(path_of(name)):
         return f"{name}: matches no file, expected some. Check it, and quote it, so that the shell leaves it."
-    if Path(name).is_dir():
+    if _is_prefix(name) if is_remote(name) else Path(name).is_dir():
         found = f"nothing but {told}" if told else "empty"
         return f"{name}: {found}, expected pictures. Check the folder, or take files of other names with --glob."
     return f"{name}: names no picture, expected some. Check that it is the right file, and its --column."

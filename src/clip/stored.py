@@ -80,7 +80,7 @@ class Store:
         Shapes:  float32 or float16 (N, D), read-only.
         Raises:  StoreError for a part that cannot be read.
         """
-        path, stamp = self.path / INDEX / VECTORS, self._stamp()
+        path, stamp = self.path / INDEX / VECTORS, self.stamp()
         if not (_read_stamp(path.with_name(STAMP)) == stamp and path.is_file()):
             try:
                 self._index(path, stamp)
@@ -114,8 +114,11 @@ class Store:
     def _numpy_dtype(self) -> Any:
         return np.dtype(self.manifest["dtype"])
 
-    def _stamp(self) -> dict[str, Any]:
-        """What tells whether the parts are those that a file was made of."""
+    def stamp(self) -> dict[str, Any]:
+        """What tells whether the parts are those that a file was made of.
+
+        Raises:  StoreError for a part that cannot be read; OSError for one that goes meanwhile.
+        """
         identities = hashlib.sha256()
         rows = 0
         for path in self.parts():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+LAST_ITEM_S = 2.0  # that a thread which reads ahead may take for the item it is at, once it is not wanted any more
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -69,7 +70,8 @@ def map_ahead(
 def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: int) -> Generator[T]:
     """The same items, taken from their source by a thread that is ahead by so many bytes, and at least by one item.
 
-    An exception of the source comes to the consumer in its turn. Closing the iterator ends the thread at its next item.
+    An exception of the source comes to the consumer in its turn. Closing the iterator ends the thread at its next item,
+    and waits for that a moment: a thread that is inside a library when the interpreter ends may abort it.
     """
     waiting: deque[tuple[T | None, int, BaseException | None]] = deque()  # an item and its size; or the end, and why
     held = 0
@@ -94,7 +96,8 @@ def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: 
         except BaseException as exc:  # noqa: BLE001  it is the consumer's
             put(None, 0, exc)
 
-    threading.Thread(target=read, name="clip-read", daemon=True).start()
+    thread = threading.Thread(target=read, name="clip-read", daemon=True)
+    thread.start()
     try:
         while True:
             with changed:
@@ -111,6 +114,7 @@ def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: 
         with changed:
             closed = True
             changed.notify_all()
+        thread.join(LAST_ITEM_S)
 
 
 class ByteBudget:

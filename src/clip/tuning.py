@@ -15,8 +15,10 @@ from clip.tune_jobs import TuneJob
 if TYPE_CHECKING:
     from clip.tune_jobs import SettingRow, TuneReport
 
-HEAD = f"{'precision':<11}{'pixels':<8}{'images/s':>9}{'faster':>8}  cosine: {'least':>9}{'1 %':>10}{'mean':>10}"
-HEAD += f"{'angle':>8}{'top 10':>8}"
+HEAD = (
+    f"{'precision':<11}{'pixels':<8}{'images/s':>9}{'faster':>8}  cosine: {'least':>9}{'1 %':>10}{'mean':>10}"
+    f"{'angle':>8}{'top 10':>8}"
+)
 
 
 @click.command()

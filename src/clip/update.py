@@ -92,12 +92,12 @@ class _Listed:
         self._database.execute("CREATE INDEX by_id ON listed (own_id)")
 
     def take(self, own_id: str) -> Entry | None:
-        """The entry of this id, which is used then; None where none is listed."""
-        row = self._database.execute("SELECT * FROM listed WHERE own_id = ?", (own_id,)).fetchone()
-        if row is None:
-            return None
-        self.used[row["number"]] = 1
-        return from_row(row)
+        """The first entry of this id that was not taken yet; None where there is none."""
+        for row in self._database.execute("SELECT * FROM listed WHERE own_id = ? ORDER BY number", (own_id,)):
+            if not self.used[row["number"]]:  # an id may stand several times, where a job keeps such
+                self.used[row["number"]] = 1
+                return from_row(row)
+        return None
 
     def rest(self) -> Iterator[Entry]:
         """What was not taken, in the order of the listing."""

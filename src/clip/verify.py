@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import random
 from bisect import bisect_right
-from collections import Counter
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from clip.decoders import Decoding
-from clip.encoder import Encoder, unit_vectors
+from clip.encoder import unit_vectors
 from clip.errors import StoreError
-from clip.items import Columns, Failure, Guards, Pack, Policies, id_hash, listed_id
+from clip.items import Failure, Pack, id_hash, listed_id
 from clip.jobs import Problem, VerifyReport
 from clip.parts import (
     EMBEDDINGS,
@@ -33,16 +31,15 @@ from clip.parts import (
     vector_columns,
 )
 from clip.plan import members_of, read_plan
+from clip.rerun import decoding_of, encoder_of, entries_again
 from clip.running import features_of, prepared
-from clip.sources import Source
-from clip.store import CALIBRATION, read_calibration
 from clip.stored import Store, matrix
 from clip.texts import Tokenizing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from clip.items import Pixels, Shard, Tokens
+    from clip.items import Shard
     from clip.jobs import VerifyJob
     from clip.plan import Plan
 
@@ -57,8 +54,8 @@ MAX_NAMED = 5  # ids in one problem
 def verify(job: VerifyJob) -> VerifyReport:
     """Read an output back, and say what is not as it should be.
 
-    Raises:  StoreError where there is no output; for a sample what Encoder raises, and StoreError where its weights are
-             not those of the run.
+    Raises:  StoreError where there is no output; for a sample what Encoder raises, and StoreMismatchError where its
+             weights are not those of the run.
     """
     store = Store(job.output)
     plan = read_plan(store.path)
@@ -188,11 +185,8 @@ class _Reader:
 
 def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:
     """Embed some of the pictures again: how many, the least cosine, and what differs."""
-    encoder = _encoder_of(job, store)
-    manifest = store.manifest
-    source = _source_of(manifest)
-    guards, policies = Guards(**manifest["guards"]), Policies(**manifest["policies"])
-    decoding = Decoding(source, encoder.settings, guards, policies)
+    encoder, manifest = encoder_of(store, job.model, job.device), store.manifest
+    decoding = decoding_of(store, encoder.settings)
     tokenizing = Tokenizing(manifest["kind"], encoder.context_length, manifest["long_text"] or "fail")
     parts = [
         [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)
@@ -204,10 +198,13 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     for index, numbers in groupby(picked, key=lambda number: bisect_right(starts, number) - 1):
         rows = read_part(parts[index][0], ["id", *vector_columns(store.schema)])
         ids = rows.column("id").to_pylist()
-        places = {own_id: place for place, own_id in enumerate(ids)}
+        places: dict[str, list[int]] = {}  # several where a job keeps repeated ids
+        for place, own_id in enumerate(ids):
+            places.setdefault(own_id, []).append(place)
         ids += read_part(parts[index][1], ["id"]).column("id").to_pylist()
         wanted = {ids[number - starts[index]] for number in numbers}
-        for again in _again(plan.shard(index), wanted, decoding, tokenizing):
+        made = entries_again(plan.shard(index), wanted, decoding, lambda entry: prepared(entry, decoding, tokenizing))
+        for again in made:
             if isinstance(again, Failure):
                 if again.id in places:
                     problems.append(Problem(again.id, f"fails now ({again.message}). {CHANGED}"))
@@ -215,62 +212,17 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
             if again.row.id not in places:
                 problems.append(Problem(again.row.id, f"failed in the run, decodes now. {CHANGED}"))
                 continue
-            row = rows.slice(places[again.row.id], 1)
-            cosine = min(
-                float(unit_vectors(matrix(row, store.schema, name).astype(np.float32))[0] @ unit_vectors(after)[0])
-                for name, after in features_of([again], encoder).items()
-            )
+            features = features_of([again], encoder)
+            cosine = max(_cosine(rows.slice(place, 1), features, store) for place in places[again.row.id])
             cosines.append(cosine)
             if not cosine >= SAME_COSINE:
                 problems.append(Problem(again.row.id, f"cosine {cosine:.6f} to its vector made again. It changed."))
     return len(picked), min(cosines, default=None), problems
 
 
-def _source_of(manifest: dict[str, Any]) -> Source:
-    """The input of the run that a manifest describes."""
-    keep: dict[str, str] = manifest["keep"]
-    column, id_column, kind, text = (manifest[name] for name in ("column", "id_column", "kind", "text_column"))
-    columns = Columns(column, id_column, kind, text, tuple(keep), tuple(keep.values()))
-    return Source(tuple(manifest["source"]), tuple(manifest["globs"]), columns, manifest["root"])
-
-
-def _again(
-    shard: Shard, wanted: set[str], decoding: Decoding, tokenizing: Tokenizing
-) -> Iterator[Pixels | Tokens | Failure]:
-    """What becomes of the entries of these ids when they are prepared again."""
-    pack = shard.entries[0]
-    entries = (
-        decoding.source.members(pack, decoding.guards.max_bytes, Counter()) if isinstance(pack, Pack) else shard.entries
+def _cosine(row: pa.Table, features: dict[str, np.ndarray], store: Store) -> float:
+    """Between what stands in a row and what is made now, the lower one of a pair's two. Shapes: features (1, D)."""
+    return min(
+        float(unit_vectors(matrix(row, store.schema, name).astype(np.float32))[0] @ unit_vectors(after)[0])
+        for name, after in features.items()
     )
-    missing = set(wanted)
-    files = wanted | {own_id.rpartition("#")[0] for own_id in wanted}
-    for entry in entries:
-        if entry.id not in files or isinstance(entry, Pack):
-            continue
-        for outcome in [entry] if isinstance(entry, Failure) else prepared(entry, decoding, tokenizing):
-            found = outcome.id if isinstance(outcome, Failure) else outcome.row.id
-            if found in missing:
-                missing.discard(found)
-                yield outcome
-    for own_id in sorted(missing):
-        yield Failure(own_id, "", "read", "InputError", "it is not there any more")
-
-
-def _encoder_of(job: VerifyJob, store: Store) -> Encoder:
-    """The model that the run had. Raises: StoreError where the weights found are others."""
-    manifest = store.manifest
-    kind, _, seed = manifest["weights_source"].partition("untrained:")
-    untrained = int(seed) if seed and not kind else None
-    encoder = Encoder(
-        job.model or manifest["model"], device=job.device, precision=manifest["precision"], untrained=untrained
-    )
-    if encoder.weights_sha256 != manifest["weights_sha256"]:
-        raise StoreError(
-            f"{store.path}: weights of {encoder.model_name} have sha256 {encoder.weights_sha256}, expected "
-            f"{manifest['weights_sha256']}. Pass the run's weights with -m."
-        )
-    if manifest["calibration"] is not None:
-        if (pixels := read_calibration(store.path)) is None:
-            raise StoreError(f"{store.path}: holds no {CALIBRATION}, expected it with int8. Run the job again.")
-        encoder.calibrate(pixels)
-    return encoder

@@ -11,8 +11,8 @@ import pytest
 from clip.releases import RELEASES
 
 sys.path.append(str(Path(__file__).parent.parent.parent / "bench"))
-bar, flops, peers, records, table = (
-    importlib.import_module(name) for name in ("bar", "flops", "peers", "records", "table")
+bar, flops, peers, records, session, table = (
+    importlib.import_module(name) for name in ("bar", "flops", "peers", "records", "session", "table")
 )
 
 # GFLOP of a picture: OpenAI's graph, and what one vector needs.
@@ -139,6 +139,20 @@ def test_the_newest_line_of_a_kind_is_shown(tmp_path: Path) -> None:
     assert [found["ratio"] for found in table.read(results)] == [1.7]
 
 
+def test_pixels_made_fast_have_lines_and_bars_of_their_own_and_no_encoder() -> None:
+    rows = [measured(peer, ratio, row="jpeg-web") for peer, ratio in (("openai", 1), ("ours", 1.2), ("ours-fast", 1.5))]
+    shown = table.markdown(rows)
+    assert "| JPEGs of 0.2 MP, images/s | ViT-B/32 | 20 | 24 (1.20x) |" in shown
+    assert "| JPEGs of 0.2 MP, images/s, decode=fast | ViT-B/32 | 20 | 30 (1.50x) |" in shown
+    [verdict] = [one for one in bar.verdicts(rows) if one.bar.peer == "ours-fast" and one.found is not None]
+    assert (verdict.bar.row, verdict.precision, verdict.found, verdict.reached) == ("jpeg-web", "fp32", 1.5, True)
+    assert bar.faster_peers(rows) == []
+    options = session.Options("cpu", (), (), ("fp32",), ("ours", "ours-fast", "onnxruntime"), 1, None, Path())
+    encode, files = (session.Session(options).contestants("RN50", decodes=decodes) for decodes in (False, True))
+    assert [one.peer for one in encode] == ["openai", "ours", "onnxruntime"]
+    assert [one.peer for one in files] == ["openai", "ours", "ours-fast"]
+
+
 def test_a_table_replaces_what_is_between_the_markers() -> None:
     text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
     assert table.replaced(text, "new\n") == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
@@ -147,6 +161,6 @@ def test_a_table_replaces_what_is_between_the_markers() -> None:
 
 
 def test_every_peer_has_its_versions_pinned() -> None:
-    for peer in set(peers.PEERS) - {peers.OURS}:
+    for peer in set(peers.PEERS) - set(peers.OWN):
         pins = (peers.REQUIREMENTS / f"{peer}.txt").read_text().splitlines()
         assert [pin for pin in pins if "==" not in pin and not pin.startswith(("#", "-r "))] == []

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,28 +19,24 @@ LONGER_FILES = {"model": 520}
 
 # Arrows go down only. Rooms do not know each other: records go between them. ARCHITECTURE.md draws it.
 LAYERS = {
-    "edges": {"cli", "tuning", "interrupts", "reporter", "__main__"},
-    "verbs": {
-        "catalog",
-        "clip",
-        "decoders",
-        "encoder",
-        "export",
-        "pipeline",
-        "running",
-        "stored",
-        "texts",
-        "update",
-        "verify",
-    },
+    "edges": {"cli", "finding", "tuning", "interrupts", "reporter", "__main__"},
+    "verbs": {"catalog", "clip", "decoders", "encoder", "export", "pipeline", "running", "stored", "texts", "update"}
+    | {"verify", "rerun", "indexed", "search", "zero_shot", "contact_sheet", "fidelity", "samples"},
     "rooms": {"engine", "weights", "sources", "store", "plan", "lock"},
     "plumbing": {
+        "answers",
         "archives",
         "download",
         "folders",
         "int8",
         "lists",
+        "conditions",
+        "nearest",
         "parts",
+        "prefetch",
+        "remote",
+        "servers",
+        "sections",
         "tables",
         "openvino_backend",
         "torch_backend",
@@ -47,6 +44,8 @@ LAYERS = {
     },
     "truth": {
         "whole_files",
+        "crops",
+        "fast_pixels",
         "fold",
         "lean",
         "architecture",
@@ -54,12 +53,14 @@ LAYERS = {
         "errors",
         "installed",
         "items",
+        "find_jobs",
         "jobs",
         "tune_jobs",
         "model",
         "pixels",
         "policies",
         "preprocess",
+        "prompts",
         "threads",
     }
     | {"restricted_pickle", "simple_tokenizer", "torch_archive", "layouts", "releases", "checkpoints"},
@@ -132,6 +133,12 @@ def test_every_exported_name_resolves_and_is_listed() -> None:
         _ = clip.lod
 
 
+def test_no_public_name_is_that_of_a_module_unless_it_is_the_module() -> None:
+    """Importing clip.search would put the module where `clip.search` was a function."""
+    for name in {path.stem for path in FILES} & set(clip.__all__):
+        assert getattr(clip, name) is import_module(f"clip.{name}")
+
+
 def test_every_error_is_in_the_tree_at_the_top_of_its_file() -> None:
     tree = errors.__doc__ or ""
     for name in errors.__all__:
@@ -153,7 +160,9 @@ def test_every_error_type_is_documented() -> None:
 def test_every_command_and_flag_is_documented() -> None:
     from clip.cli import cli
 
-    page = "".join((ROOT / "docs" / name).read_text() for name in ("embed.md", "export.md", "inputs.md", "weights.md"))
+    page = "".join(
+        (ROOT / "docs" / name).read_text() for name in ("embed.md", "export.md", "inputs.md", "search.md", "weights.md")
+    )
     for name, command in cli.commands.items():
         assert f"clip {name}" in page
         flags = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]

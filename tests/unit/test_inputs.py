@@ -1,7 +1,5 @@
 """The same pictures as a folder, a list, an archive, a table: the same vectors and failures, under the ids promised."""
 
-import csv
-import json
 import os
 import subprocess
 import sys
@@ -9,25 +7,30 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import checkpoints
-import formula
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from forms import (
+    ALL,
+    BAD,
+    NAMES,
+    PICTURES,
+    Contents,
+    check_same,
+    contents,
+    draw,
+    embedded,
+    write_list,
+    write_table,
+    write_tar,
+    write_zip,
+)
 
 import clip
 from clip.errors import InputError
 from clip.jobs import EmbedJob, VerifyJob
 from clip.sources import Source
 from clip.verify import verify
-
-PICTURES = 30
-NAMES = [f"{'sub/' if n % 3 else ''}{n:02}.{'jpg' if n % 2 else 'png'}" for n in range(PICTURES)]
-BAD = "17.broken.png"
-ALL = [*NAMES, BAD]
 
 
 @pytest.fixture(scope="module")
@@ -37,36 +40,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty pictures in two folders, one that is none, a text."""
-    folder = tmp_path_factory.mktemp("inputs") / "photos"
-    (folder / "sub").mkdir(parents=True)
-    for n, name in enumerate(NAMES):
-        formula.picture(n, 40 + n, 30).save(folder / name)
-    (folder / BAD).write_bytes((folder / NAMES[0]).read_bytes()[:60])
-    (folder / "notes.txt").write_text("no picture")
-    return folder
-
-
-Contents = tuple[dict[str, list[float]], dict[str, tuple[str, str]]]
-
-
-def contents(output: Path) -> Contents:
-    """Vectors and failures by id, each id once."""
-    tables = [pq.read_table(output / name).to_pylist() for name in ("embeddings", "failures")]
-    assert len({row["id"] for table in tables for row in table}) == sum(map(len, tables))
-    return (
-        {row["id"]: row["embedding"] for row in tables[0]},
-        {row["id"]: (row["stage"], row["error"]) for row in tables[1]},
-    )
-
-
-def embedded(output: Path, weights: Path, *inputs: str | Path, **choices: Any) -> Contents:
-    choices = {"threads": 1, "shard_size": 7} | choices
-    report = clip.embed(EmbedJob(source=inputs, output=output, model=str(weights), **choices))
-    assert report.read == report.written + report.failed
-    found = contents(output)
-    assert (report.written, report.failed) == tuple(map(len, found))
-    return found
+    return draw(tmp_path_factory.mktemp("inputs") / "photos")
 
 
 @pytest.fixture(scope="module")
@@ -75,63 +49,6 @@ def expected(photos: Path, weights: Path, tmp_path_factory: pytest.TempPathFacto
     assert sorted(found[0]) == sorted(NAMES)
     assert list(found[1]) == [BAD]
     return found
-
-
-def check_same(found: Contents, expected: Contents, own_id: Callable[[str], str]) -> None:
-    """The same vectors, and the same reasons, under ids that a form has of its own."""
-    assert set(found[0]) == {own_id(name) for name in expected[0]}
-    for name, vector in expected[0].items():
-        assert np.abs(np.subtract(found[0][own_id(name)], vector)).max() < 1e-5, name
-    assert found[1] == {own_id(name): reason for name, reason in expected[1].items()}
-
-
-def write_list(photos: Path, path: Path, kind: str) -> Path:
-    lines = [str(photos / name) for name in ALL]
-    if kind == "csv" or kind == "tsv":
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file, delimiter="," if kind == "csv" else "\t")
-            writer.writerow(["caption", "image_path", "key"])
-            writer.writerows([f'a "{name}", drawn', line, name] for name, line in zip(ALL, lines, strict=True))
-    elif kind == "ndjson":
-        path.write_text(
-            "\n".join(json.dumps({"url": line, "key": name}) for name, line in zip(ALL, lines, strict=True))
-        )
-    elif kind == "nul":
-        path.write_text("\0".join([*lines, ""]))
-    else:
-        path.write_bytes("\r\n".join([*lines, "", ""]).encode())
-    return path
-
-
-def write_tar(photos: Path, path: Path, mode: str = "w", prefix: str = "") -> Path:
-    with tarfile.open(path, mode) as archive:
-        for name in [*ALL, "notes.txt"]:
-            archive.add(photos / name, prefix + name)
-        folder = tarfile.TarInfo("folder.jpg")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-    return path
-
-
-def write_zip(photos: Path, path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        archive.mkdir("sub")
-        for name in [*ALL, "notes.txt"]:
-            archive.write(photos / name, name)
-    return path
-
-
-def write_table(photos: Path, path: Path, kind: str) -> Path:
-    data = [(photos / name).read_bytes() for name in ALL]
-    column: Any = {
-        "bytes": data,
-        "struct": [{"bytes": one, "path": name} for one, name in zip(data, ALL, strict=True)],
-        "struct of paths": [{"bytes": None, "path": str(photos / name)} for name in ALL],
-        "paths": [str(photos / name) for name in ALL],
-    }[kind]
-    table = pa.table({"image": column, "key": ALL, "caption": [f"picture {name}" for name in ALL]})
-    pq.write_table(table, path, row_group_size=5)
-    return path
 
 
 @pytest.mark.parametrize("kind", ["txt", "nul", "csv", "tsv", "ndjson"])

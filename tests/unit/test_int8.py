@@ -112,7 +112,9 @@ def test_without_nncf_int8_is_not_offered_and_says_what_to_install(
 
 
 def embedded(photos: Path, output: Path, weights: Path, **choices: Any) -> dict[str, list[float]]:
-    job = EmbedJob(source=photos, output=output, model=str(weights), precision="int8", threads=1, shard_size=5, **choices)
+    job = EmbedJob(
+        source=photos, output=output, model=str(weights), precision="int8", threads=1, shard_size=5, **choices
+    )
     report = clip.embed(job)
     assert (report.read, report.failed) == (13, 1)
     return {row["id"]: row["embedding"] for row in pq.read_table(output / "embeddings").to_pylist()}
@@ -145,9 +147,7 @@ def test_a_run_is_quantised_by_its_first_pictures_and_gone_on_with_by_the_same(
         verify(VerifyJob(output=tmp_path / "out", sample=1))
 
 
-def test_an_update_keeps_the_calibration_though_the_first_pictures_are_others(
-    vit: Path, tmp_path: Path
-) -> None:
+def test_an_update_keeps_the_calibration_though_the_first_pictures_are_others(vit: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for n in range(4):

@@ -158,7 +158,7 @@ def test_texts_that_cannot_be_read_are_failure_rows(weights: Path, encoder: Enco
         ("latin.csv!0", "InputError"),
     ]
     for row, told in zip(
-        failures, ["no text", "no text", "more than 77 tokens", "10,001 characters", "not UTF-8"], strict=True
+        failures, ["no text", "no text", "more than 77 tokens", "a word of 10,001 characters", "not UTF-8"], strict=True
     ):
         assert told in row["message"]
     rows, failures = embedded(tmp_path / "cut", weights, path, texts=True, long_text="cut")
@@ -238,9 +238,11 @@ def test_kept_columns_of_lists_are_texts_and_those_of_tables_have_their_types(
     keep = ("score", "n", "made", "day", "ok", "tag", "price")
     rows, _ = embedded(tmp_path / "table", weights, tmp_path / "a.parquet", keep=keep, isolate=isolate)
     assert rows.column_names[-len(keep) :] == list(keep)
-    for name in keep[:5]:
+    for name in ("score", "n", "ok"):
         assert rows.schema.field(name).type == held[name].type, name
         assert str(rows.column(name).to_pylist()) == str(held[name].to_pylist())
+    assert rows.column("made").to_pylist() == ["2024-05-17 12:30:00.250000", None, *["2024-05-17 12:30:00.250000"] * 2]
+    assert rows.column("day").to_pylist() == ["2024-05-17"] * 4
     assert rows.column("tag").to_pylist() == ["a", "b", "a", None]
     assert rows.column("price").to_pylist() == ["1.50"] * 4
     assert not verify(VerifyJob(output=tmp_path / "table", sample=4)).problems
@@ -269,7 +271,7 @@ def test_a_kept_value_comes_through_the_plan_as_it_was(
         for entry in plan.shard(0).entries
         if isinstance(entry, Item)
     ]
-    schema = embedding_schema({"dim": 1, "dtype": "float32", "keep": dict(source.columns.kept)})
+    schema = embedding_schema({"dim": 1, "dtype": "float32", "keep": source.columns.kept})
     (folder / "embeddings").mkdir()
     (folder / "failures").mkdir()
     with PartWriter(folder, schema, plan.shard(0)) as part:
@@ -284,8 +286,13 @@ def test_a_kept_value_comes_through_the_plan_as_it_was(
     ("name", "columns", "choices", "told"),
     [
         ("a.txt", {"": ["x.png"]}, {"keep": ("tag",)}, "has no column 'tag', as plain lists have none"),
-        ("a.csv", {"path": ["x.png"], "a": ["b"]}, {"keep": ("tag",)}, "have no column 'tag'"),
-        ("a.csv", {"text": ["x"], "a": ["b"]}, {"texts": True, "column": "caption"}, "have no column 'caption'"),
+        ("a.csv", {"path": ["x.png"], "a": ["b"]}, {"keep": ("tag",)}, "has no column 'tag' among path, a"),
+        (
+            "a.csv",
+            {"text": ["x"], "a": ["b"]},
+            {"texts": True, "column": "caption"},
+            "has no column 'caption' among text, a",
+        ),
         (
             "a.csv",
             {"text": ["x"], "caption": ["b"]},
@@ -320,7 +327,7 @@ def test_columns_that_are_not_there_are_told(
 def test_what_has_no_columns_is_refused_where_they_are_asked_for(weights: Path, photos: Path, tmp_path: Path) -> None:
     for source in (photos, photos / "0.png", str(photos / "*.png")):
         for choices in ({"keep": ("tag",)}, {"text_column": "said"}, {"texts": True}):
-            with pytest.raises(InputError, match="found neither a list nor a table, expected"):
+            with pytest.raises(InputError, match=r"found neither a list nor a table, expected|matches no"):
                 embedded(tmp_path / "out", weights, source, **choices)
     typed = write_rows(tmp_path / "a.parquet", {"path": [str(photos / "0.png")], "n": [1]})
     listed = write_rows(tmp_path / "b.csv", {"path": [str(photos / "1.png")], "n": ["one"]})
@@ -352,13 +359,137 @@ def test_later_tables_are_cast_to_the_types_of_the_first(weights: Path, photos: 
         pq.write_table(pa.table({"image": images, "n": numbers}), tmp_path / name)
         return tmp_path / name
 
-    first, second = table("a.parquet", pa.array([1, 2], pa.int16())), table("b.parquet", pa.array(["3", None]))
+    first, second = (
+        table("a.parquet", pa.array([1, 2], pa.int32())),
+        table("b.parquet", pa.array([3, None], pa.int16())),
+    )
     rows, failures = embedded(tmp_path / "out", weights, first, second, keep=("n",))
     assert (rows.column("n").to_pylist(), failures) == ([1, 2, 3, None], [])
-    third = table("c.parquet", pa.array([4, 70_000], pa.int64()))
-    rows, failures = embedded(tmp_path / "more", weights, first, third, keep=("n",))
-    assert rows.column("n").to_pylist() == [1, 2]
-    assert [row["id"] for row in failures] == ["c.parquet"], "one failure for the rest of what cannot be cast"
+    assert rows.schema.field("n").type == pa.int32()
+    third = table("c.parquet", pa.array(["4", "70"]))
+    rows, _ = embedded(tmp_path / "texts", weights, third, first, keep=("n",))
+    assert rows.column("n").to_pylist() == ["4", "70", "1", "2"]
+    for other in (third, table("d.parquet", pa.array([4, 5], pa.int64())), table("e.parquet", pa.array([0.5]))):
+        with pytest.raises(InputError, match=r"column 'n' is of .*, expected int32 as in the first table"):
+            embedded(tmp_path / "refused", weights, first, other, keep=("n",))
+
+
+def test_tables_that_are_read_by_other_columns_are_another_input(weights: Path, photos: Path, tmp_path: Path) -> None:
+    images = [(photos / f"{n}.png").read_bytes() for n in range(3)]
+    columns = {"image": images, "one": ["a", "b", "c"], "two": ["d", "e", "f"], "key": ["x", "y", "z"]}
+    path = write_rows(tmp_path / "a.parquet", columns)
+    choices: dict[str, Any] = {"text_column": "one", "keep": ("key", "two")}
+    embedded(tmp_path / "out", weights, path, **choices)
+    for other in ({"text_column": "two", "keep": ("key", "one")}, {**choices, "id_column": "key"}):
+        with pytest.raises(StoreMismatchError, match=r"input_fingerprint|keep is"):
+            embedded(tmp_path / "out", weights, path, **other)
+    with pytest.raises(StoreMismatchError, match="keep is"):
+        embedded(tmp_path / "out", weights, path, **choices | {"keep": ("two", "key")})
+    rows, _ = embedded(tmp_path / "out", weights, path, **choices | {"id_column": "key"}, update=True)
+    assert rows.column("id").to_pylist() == ["x", "y", "z"]
+
+
+def test_a_bad_value_in_a_table_costs_its_own_row_only(weights: Path, photos: Path, tmp_path: Path) -> None:
+    bad = pa.array([b"good", b"caf\xe9", b"fine", None]).view(pa.string())
+    images = [(photos / f"{n}.png").read_bytes() for n in range(4)]
+    table = pa.table({"image": images, "said": bad, "key": bad})
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows, failures = embedded(tmp_path / "pairs", weights, tmp_path / "a.parquet", text_column="said")
+    assert rows.column("text").to_pylist() == ["good", "fine"]
+    assert [row["id"] for row in failures] == ["a.parquet!1", "a.parquet!3"]
+    rows, failures = embedded(tmp_path / "kept", weights, tmp_path / "a.parquet", keep=("said",), id_column="key")
+    assert rows.column("said").to_pylist() == ["good", "caf\\xe9", "fine"]
+    assert rows.column("id").to_pylist() == ["good", "caf\\xe9", "fine"]
+    assert [(row["id"], row["message"][:17]) for row in failures] == [("a.parquet!3", "its row has no id")]
+    rows, failures = embedded(tmp_path / "texts", weights, tmp_path / "a.parquet", texts=True, column="said")
+    assert [row["id"] for row in failures] == ["a.parquet!1", "a.parquet!3"]
+
+
+def test_half_a_character_in_json_is_a_failure_row_or_spelt_out(weights: Path, photos: Path, tmp_path: Path) -> None:
+    path = str(photos / "0.png")
+    (tmp_path / "a.ndjson").write_text(
+        "".join(
+            json.dumps(row) + "\n"
+            for row in (
+                {"path": path, "text": "\ud800 x", "key": "\ud800", "tag": "\udfff"},
+                {"path": "\ud800.png", "text": "good", "key": "b", "tag": {"deep": "\ud800"}},
+                {"path": path, "text": ["a", "b"], "key": "c", "tag": "\0"},
+            )
+        )
+    )
+    given: dict[str, Any] = {"id_column": "key", "keep": ("tag",)}
+    rows, failures = embedded(tmp_path / "texts", weights, tmp_path / "a.ndjson", texts=True, column="text", **given)
+    assert rows.column("text").to_pylist() == ["good"]
+    assert [row["id"] for row in failures] == ["\\xed\\xa0\\x80", "c"], "a list is no text"
+    rows, failures = embedded(tmp_path / "pairs", weights, tmp_path / "a.ndjson", text_column="text", **given)
+    assert rows.num_rows == 0
+    rows, failures = embedded(tmp_path / "pictures", weights, tmp_path / "a.ndjson", column="path", **given)
+    assert rows.column("tag").to_pylist() == ["\\xed\\xbf\\xbf", "\0"]
+    assert [row["id"] for row in failures] == ["b"]
+
+
+def test_a_pathological_text_is_not_encoded_to_its_end() -> None:
+    word = "".join(chr(97 + n * n % 26) for n in range(9_000))
+    texts = {"fail": f"{word}\x1f{word}\x1f{word}", "cut": f"{word} {word}" * 200}
+    for choice, text in texts.items():
+        found = Tokenizing("texts", 77, choice)(Item("a", "a.txt", 1, values=(text,)))  # type: ignore[arg-type]
+        if choice == "fail":
+            assert not isinstance(found, np.ndarray)
+        else:
+            assert np.array_equal(found, clip.tokenize([word], truncate=True)[0].numpy())
+
+
+def test_repeated_ids_are_compared_with_their_own_rows(weights: Path, photos: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.csv", {"file": [str(photos / "0.png")] * 3, "said": ["one", "two", "three"]})
+    embedded(tmp_path / "out", weights, path, text_column="said", duplicate_ids="keep")
+    assert not verify(VerifyJob(output=tmp_path / "out", sample=3)).problems
+
+
+def test_utf_16_and_repeated_columns_are_told(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("one\ntwo\n".encode("utf-16"))
+    with pytest.raises(InputError, match="found UTF-16, expected UTF-8"):
+        embedded(tmp_path / "out", weights, tmp_path / "a.txt", texts=True)
+    (tmp_path / "a.csv").write_text("text,text\na,b\n")
+    with pytest.raises(InputError, match="has 2 columns 'text' among text, text, expected one"):
+        embedded(tmp_path / "out", weights, tmp_path / "a.csv", texts=True, column="text")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.bool_(), pa.null(), pa.decimal128(9, 2), pa.date32()),
+        *(pa.date64(), pa.timestamp("ns"), pa.timestamp("s", "Europe/Berlin"), pa.time32("ms"), pa.time64("ns")),
+        *(pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())),
+        *(pa.duration("s"), pa.binary(), pa.binary(4), pa.list_(pa.int8()), pa.struct([("a", pa.int8())])),
+    ],
+    ids=str,
+)
+def test_a_column_of_any_type_is_kept_or_refused_before_the_run(
+    weights: Path, photos: Path, tmp_path: Path, kind: pa.DataType
+) -> None:
+    values = {"date32[day]": [2_932_897, None], "bool": [True, None], "decimal128(9, 2)": [Decimal("1.5"), None]}
+    if pa.types.is_nested(kind) or str(kind).startswith(("fixed", "binary", "duration")):
+        column = pa.array([None, None], kind)
+    elif pa.types.is_temporal(kind):
+        width = pa.int32() if kind.bit_width == 32 else pa.int64()
+        column = pa.array([40_000_001, None], width).cast(kind)
+    elif pa.types.is_dictionary(kind) or "string" in str(kind):
+        column = pa.array(["a", None]).cast(kind)
+    else:
+        column = pa.array(values.get(str(kind), [None if pa.types.is_null(kind) else 7, None]), kind)
+    images = [(photos / f"{n}.png").read_bytes() for n in range(2)]
+    pq.write_table(pa.table({"image": images, "n": column}), tmp_path / "a.parquet")
+    if pa.types.is_nested(kind) or str(kind).startswith(("fixed", "binary", "duration")):
+        with pytest.raises(InputError, match="expected texts, numbers or times to keep"):
+            embedded(tmp_path / "out", weights, tmp_path / "a.parquet", keep=("n",))
+        return
+    rows, failures = embedded(tmp_path / "out", weights, tmp_path / "a.parquet", keep=("n",))
+    assert (rows.num_rows, failures) == (2, [])
+    assert rows.column("n").to_pylist()[1] is None
+    assert clip.Store(tmp_path / "out").table().num_rows == 2
+    assert not verify(VerifyJob(output=tmp_path / "out", sample=2)).problems
+    for form in ("npy", "csv"):
+        export(ExportJob(output=tmp_path / "out", target=tmp_path / form, format=form))  # type: ignore[arg-type]
 
 
 def test_a_kept_value_alone_tells_one_input_from_another(weights: Path, tmp_path: Path) -> None:

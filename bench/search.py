@@ -1,0 +1,136 @@
+"""Time and memory of the exact index: made, opened, asked by faiss and by numpy.
+
+Usage: python bench/search.py --work DIR [--rows 1000000] [--dim 512] [--turns 3] [--queries 40]
+
+Writes an output of random vectors that lie about a few hundred centres, as those of pictures do, in parts of 10,000,
+and makes its index in a process of its own. Then, in turns, a process for each engine opens it and asks, by a centre
+and by a vector far from all in turns. Every query's hits are compared between the engines, and for some with a plain
+product of all vectors in float64. Prints a JSON line. DIR needs 7 KB a row of 512.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from clip.items import Row, Shard
+from clip.store import StoreWriter
+
+PART, CENTRES, SPREAD = 10_000, 300, 0.8
+PEAK = """
+def resident(what):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(what + ":")) * 1024
+"""
+MAKE = f"""{PEAK}
+import json, sys, time
+import clip.search
+report = clip.search.index(clip.IndexJob(output=sys.argv[1]))
+print(json.dumps({{"seconds": report.seconds, "bytes": report.size_bytes, "peak": resident("VmHWM")}}))
+"""
+ASK = f"""{PEAK}
+import hashlib, json, sys, time
+import numpy as np
+import clip, clip.search
+out, engine, queries, checked = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+started = time.perf_counter()
+index = clip.Index(out, engine=engine)
+load, after_load = time.perf_counter() - started, resident("VmRSS")
+rng = np.random.default_rng(1)
+vectors = rng.standard_normal((queries, index.store.dim))
+vectors[::2] = np.random.default_rng(0).standard_normal((300, index.store.dim))[:len(vectors[::2])]
+seconds, found = [], []
+for vector in vectors:
+    started = time.perf_counter()
+    found.append(index.search(vector=vector, k=10))
+    seconds.append(time.perf_counter() - started)
+after = resident("VmRSS")
+index.search(vector=vectors[0], k=10, where="width > 1000")
+started = time.perf_counter()
+index.search(vector=vectors[0], k=10, where="width > 1000")
+where = time.perf_counter() - started
+if checked:
+    stored, ids = index.store.vectors(), index.store.table(["id"]).column("id")
+    for vector, hits in list(zip(vectors, found))[:checked]:
+        exact = np.concatenate([wide @ vector / np.linalg.norm(wide, axis=1) / np.linalg.norm(vector)
+            for wide in (stored[s : s + 5000].astype(np.float64) for s in range(0, len(stored), 5000))])
+        order = np.argsort(-exact, kind="stable")[:10]
+        expected = sorted((-np.float32(exact[place]), ids[int(place)].as_py()) for place in order)
+        assert expected == [(-np.float32(hit.score), hit.id) for hit in hits]
+told = hashlib.sha256(json.dumps([[(h.id, h.score) for h in hits] for hits in found]).encode()).hexdigest()
+print(json.dumps({{"load": load, "first": seconds[0], "seconds": sorted(seconds[1:])[len(seconds) // 2], "where": where,
+                  "worst": max(seconds[1:]), "after_load": after_load, "after": after, "hits": told}}))
+"""
+
+
+def write(out: Path, rows: int, dim: int) -> None:
+    """An output as clip embed writes it."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((CENTRES, dim)).astype(np.float32)
+    writer = StoreWriter(out, {"dim": dim, "dtype": "float32", "model": "none", "normalised": True})
+    writer.begin("input")
+    for index, start in enumerate(range(0, rows, PART)):
+        count = min(PART, rows - start)
+        some = centres[rng.integers(0, CENTRES, count)] + SPREAD * rng.standard_normal((count, dim), np.float32)
+        some /= np.linalg.norm(some, axis=1, keepdims=True)
+        names = [hashlib.md5(str(n).encode(), usedforsecurity=False).hexdigest() for n in range(start, start + count)]
+        listed = [Row(f"{n[:2]}/{n}.jpg", f"/photos/{n[:2]}/{n}.jpg", 1024, 768, "JPEG", 99_999) for n in names]
+        writer.commit(Shard(index, [], "mark"), listed, some, [])
+
+
+def run(script: str, *arguments: object) -> dict[str, float]:
+    ran = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, check=True)
+    return json.loads(ran.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--queries", type=int, default=40)
+    parser.add_argument("--checked", type=int, default=5, help="Queries compared with a plain product.")
+    asked = parser.parse_args()
+    out = asked.work / "out"
+    write(out, asked.rows, asked.dim)
+    made = run(MAKE, out)
+    turns: dict[str, list[dict[str, float]]] = {"faiss": [], "numpy": []}
+    for turn in range(asked.turns):
+        for engine, found in turns.items():
+            found.append(run(ASK, out, engine, asked.queries, 0 if turn else asked.checked))
+    shutil.rmtree(out)
+    if len({found["hits"] for several in turns.values() for found in several}) != 1:
+        raise SystemExit("faiss and numpy found different hits")
+    code_bytes = asked.rows * asked.dim * 2
+    told: dict[str, object] = {"rows": asked.rows, "dim": asked.dim, "cores": os.cpu_count(), "cpu": platform.machine()}
+    told["make"] = {
+        "s": round(made["seconds"], 1),
+        "file MB": round(made["bytes"] / 1e6),
+        "peak MB": round(made["peak"] / 1e6),
+    }
+    for engine, several in turns.items():
+        middle = {name: statistics.median(found[name] for found in several) for name in several[0] if name != "hits"}
+        told[engine] = {
+            "load s": round(middle["load"], 2),
+            "first ms": round(1e3 * middle["first"], 1),
+            "median ms": round(1e3 * middle["seconds"], 1),
+            "worst ms": round(1e3 * middle["worst"], 1),
+            "where ms": round(1e3 * middle["where"], 1),
+            "MB after load": round(middle["after_load"] / 1e6),
+            "MB after queries": round(middle["after"] / 1e6),
+            "MB over fp16 vectors": round(middle["after"] / code_bytes, 2),
+        }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
