@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clip.pipeline import embed
     from clip.search import Index
     from clip.stored import Store
+    from clip.tune_jobs import TuneJob, TuneReport
     from clip.zero_shot import classify
 
 __version__ = "0.1.0"
@@ -46,6 +47,8 @@ __all__ = [
     "SearchJob",
     "SearchReport",
     "Store",
+    "TuneJob",
+    "TuneReport",
     "VerifyJob",
     "VerifyReport",
     "available_models",
@@ -80,6 +83,8 @@ _HOME = {
     "VerifyReport": "clip.jobs",
     "Index": "clip.search",
     "Store": "clip.stored",
+    "TuneJob": "clip.tune_jobs",
+    "TuneReport": "clip.tune_jobs",
     "classify": "clip.zero_shot",
     "embed": "clip.pipeline",
 }

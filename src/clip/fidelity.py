@@ -47,7 +47,7 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
     if any(precision == "int8" for precision, _ in settings):
         of = Source((str(job.calibration),)) if job.calibration else source
         calibration, looked_at = first_pixels(replace(exact.decoding, source=of))
-    entries = drawn(exact.decoding, job.pictures, job.seed, 0 if job.calibration else looked_at)
+    entries, overlap = drawn(exact.decoding, job.pictures, job.seed, 0 if job.calibration else looked_at)
     if len(entries) < 2:
         raise InputError(
             f"{', '.join(job.inputs)}: found {len(entries)} pictures that can be decoded, expected at least 2 to "
@@ -69,7 +69,7 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
     rows = tuple(one.row(exact, len(entries), job.min_cosine) for one in several)
     within = [row for row in rows if row.within]  # the exact one among them
     best = max(within, key=lambda row: row.images_per_s)
-    return TuneReport(exact.encoder.model_name, len(entries), job.min_cosine, rows, best)
+    return TuneReport(exact.encoder.model_name, len(entries), overlap, job.min_cosine, rows, best)
 
 
 def summary(report: TuneReport) -> str:

@@ -79,6 +79,7 @@ def check_installed() -> None:
 def _nncf() -> Generator[ModuleType]:
     """NNCF, imported so that its telemetry is not, and silent. Raises: DeviceError where it is not installed."""
     check_installed()
+    loggers = logging.getLoggerClass()
     blocked = TELEMETRY not in sys.modules
     if blocked:
         sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # how `import` is told that there is none
@@ -86,8 +87,9 @@ def _nncf() -> Generator[ModuleType]:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it draws bars there, among results
             warnings.simplefilter("ignore")  # of NNCF's own dependencies
             nncf = importlib.import_module("nncf")
-            nncf.set_log_level(logging.ERROR)
+            logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function does that to everybody's handlers
             yield nncf
     finally:
+        logging.setLoggerClass(loggers)  # which it puts its own in the place of
         if blocked:
             del sys.modules[TELEMETRY]

@@ -41,10 +41,11 @@ def first_pixels(decoding: Decoding) -> tuple[Calibration, int]:
     return Calibration(np.stack(pixels[:CALIBRATION_PICTURES])), looked_at
 
 
-def drawn(decoding: Decoding, count: int, seed: int, skipped: int) -> list[Item | Member]:
+def drawn(decoding: Decoding, count: int, seed: int, skipped: int) -> tuple[list[Item | Member], int]:
     """`count` entries at random of those behind the first `skipped`, which are taken too where there are no others.
 
-    Pictures that cannot be decoded are none. Of a large input only the beginning is looked at.
+    Pictures that cannot be decoded are none. Of a large input only the beginning is looked at. Also tells how many of
+    the first ones were taken.
     """
     entries = _pictures(decoding)
     before = list(islice(entries, skipped))
@@ -57,7 +58,8 @@ def drawn(decoding: Decoding, count: int, seed: int, skipped: int) -> list[Item 
         elif (at := generator.randrange(place + 1)) < spare:
             chosen[at] = entry
     usable = (entry for entry in (*chosen, *before) if any(isinstance(outcome, Pixels) for outcome in decoding(entry)))
-    return list(islice(usable, count))
+    taken = list(islice(usable, count))
+    return taken, sum(entry in before for entry in taken)
 
 
 def _pictures(decoding: Decoding) -> Iterator[Item | Member]:

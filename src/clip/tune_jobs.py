@@ -66,6 +66,7 @@ class TuneReport:
 
     model: str
     pictures: int  # that were measured on
+    quantised_by: int  # of them also served to quantise int8, whose figures are the better for it; others were too few
     min_cosine: float  # the bound
     rows: tuple[SettingRow, ...]  # the exact one first
     best: SettingRow  # the fastest within the bound

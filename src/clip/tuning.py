@@ -53,6 +53,8 @@ def tune(*, as_json: bool, **options: Any) -> None:
     for row in report.rows:
         click.echo(_line(row, report))
     click.echo(fidelity.summary(report))
+    if report.quantised_by:
+        say(f"{report.quantised_by:,} of the pictures also served to quantise int8: others may be further off")
 
 
 def _line(row: SettingRow, report: TuneReport) -> str:

@@ -335,7 +335,6 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--readers", "5"], "readers", 5),
     (["--min-cosine", "0.99"], "min_cosine", 0.99),
     (["--fast"], "min_cosine", 0.999),
-    (["--precision", "int8", "--calibration", "photos"], "calibration", "photos"),
     (["--decode", "fast"], "decode", "fast"),
     (["--text"], "texts", True),
     (["--text-column", "said"], "text_column", "said"),
@@ -357,8 +356,13 @@ FLAGS: list[tuple[list[str], str, object]] = [
 def test_each_field_of_the_job_has_a_flag_and_each_flag_a_field() -> None:
     of_job = {field.name for field in fields(EmbedJob)}
     flags = {parameter.name for parameter in cli.cli.commands["embed"].params}
-    assert flags == of_job - {"normalize"} | {"raw", "dry_run", "progress", "as_json"}
-    assert {field for _, field, _ in FLAGS} == of_job - {"source", "output", "max_seconds"}  # which asks for isolate
+    assert flags == of_job - {"normalize"} | {"raw", "fast", "dry_run", "progress", "as_json"}
+    assert {field for _, field, _ in FLAGS} == of_job - {
+        "source",
+        "output",
+        "max_seconds",
+        "calibration",
+    }  # which ask for others
 
 
 def test_the_time_for_a_picture_goes_with_processes_only(run: Run, photos: Path, weights: Path, tmp_path: Path) -> None:

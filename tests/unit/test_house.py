@@ -161,7 +161,8 @@ def test_every_command_and_flag_is_documented() -> None:
     from clip.cli import cli
 
     page = "".join(
-        (ROOT / "docs" / name).read_text() for name in ("embed.md", "export.md", "inputs.md", "search.md", "weights.md")
+        (ROOT / "docs" / name).read_text()
+        for name in ("embed.md", "export.md", "inputs.md", "search.md", "tune.md", "weights.md")
     )
     for name, command in cli.commands.items():
         assert f"clip {name}" in page

@@ -1,5 +1,6 @@
 """int8: quantised by the user's own pictures, the same way each time, and never without."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def paths(photos: Path) -> list[Path]:
 
 
 def test_the_same_pictures_give_the_same_vectors_and_near_ones(
-    weights: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+    weights: Path, photos: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     exact = Encoder(str(weights), device="cpu", threads=1).embed(paths(photos))
     found = []
@@ -66,6 +67,9 @@ def test_the_same_pictures_give_the_same_vectors_and_near_ones(
     assert cosines.max() < 1, "nothing was quantised"
     assert capfd.readouterr().out == "", "stdout is for results"
     assert "openvino_telemetry" not in sys.modules
+    logging.getLogger("another").warning("heard")
+    assert [record.message for record in caplog.records] == ["heard"], "NNCF is not to change who hears of others"
+    assert logging.getLoggerClass() is logging.Logger
     assert one.calibration is not None
     assert len(one.calibration.pixels) == 8
     assert one.computed_in == "int8"
