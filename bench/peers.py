@@ -37,6 +37,7 @@ class Peer:
 
 
 _HALVES = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
+_OURS = {"cpu": ("fp32", "bf16", "int8"), "cuda": _HALVES["cuda"]}
 PEERS = {
     # On CUDA this code is fp16 as it comes; on a CPU bf16 is torch's autocast around it.
     REFERENCE: Peer(
@@ -44,8 +45,8 @@ PEERS = {
         "import importlib.metadata as m; m.version('clip-anytorch')",  # `import clip` could be this repository's
         decodes=True,
     ),
-    OURS: Peer(_HALVES, "import clip, torch", decodes=True),
-    OURS_FAST: Peer(_HALVES, "import clip, torch", decodes=True, encodes=False),
+    OURS: Peer(_OURS, "import clip, torch", decodes=True),
+    OURS_FAST: Peer(_OURS, "import clip, torch", decodes=True, encodes=False),
     "transformers": Peer(_HALVES, "from transformers import CLIPModel", resnets=False, decodes=True),
     "open_clip": Peer(_HALVES, "import open_clip", decodes=True),
     "onnxruntime": Peer({"cpu": ("fp32",)}, "import onnxruntime", torch=False),  # its CPU kernels have no bf16

@@ -75,7 +75,9 @@ def with_ceilings(group: list[Contestant]) -> list[Contestant]:
         one
         for contestant in group
         for one in (
-            [contestant, Contestant(CEILING, contestant.precision)] if contestant.peer == OURS else [contestant]
+            [contestant, Contestant(CEILING, contestant.precision)]
+            if contestant.peer == OURS and contestant.precision != "int8"  # of which no best product is known
+            else [contestant]
         )
     ]
 

@@ -49,7 +49,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="all", help=",".join(ROWS))
     parser.add_argument("--models", default="all", help=",".join(BATCHES["cpu"]))
-    parser.add_argument("--precisions", default=None, help="fp32,bf16 on a CPU, fp16 on CUDA")
+    parser.add_argument("--precisions", default=None, help="fp32,bf16 (and int8, asked for) on a CPU, fp16 on CUDA")
     parser.add_argument("--device", default="cpu", choices=tuple(BATCHES))
     parser.add_argument("--peers", default="all", help=",".join(PEERS))
     parser.add_argument("--pairs", type=int, default=5, help="turns of each")
@@ -77,7 +77,7 @@ def main() -> None:
         rows=chosen(asked.rows, list(ROWS), "rows"),
         models=chosen(asked.models, list(BATCHES[asked.device]), "models"),
         precisions=chosen(
-            asked.precisions or ",".join(PRECISIONS[asked.device]), ["fp32", "bf16", "fp16"], "precisions"
+            asked.precisions or ",".join(PRECISIONS[asked.device]), ["fp32", "bf16", "fp16", "int8"], "precisions"
         ),
         peers=chosen(asked.peers, list(PEERS), "peers"),
         pairs=asked.pairs,

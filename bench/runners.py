@@ -25,7 +25,7 @@ class Task:
 
     peer: str
     model: str  # a released name
-    precision: str  # fp32, bf16 or fp16
+    precision: str  # fp32, bf16, fp16 or int8
     device: str  # cpu or cuda
     folder: str  # the model's files, as models.py lays them out
     batch: int
@@ -114,6 +114,9 @@ class OnnxRuntime(Runner):
         return self._session.run(None, {"images": images})[0]
 
 
+CALIBRATION_PICTURES = 64  # for int8
+
+
 class Ours(Runner):
     """The Encoder of this repository."""
 
@@ -149,6 +152,7 @@ class Ours(Runner):
 
     def prepare(self, pixels: np.ndarray) -> Any:
         """Bytes, or a tensor on the device."""
+        self._calibrate(pixels)
         if self._way == "encode_pixels":
             return pixels
         import torch
@@ -171,7 +175,13 @@ class Ours(Runner):
 
     def embed(self, files: list[str], loaders: int) -> np.ndarray:  # noqa: ARG002  it decodes by threads
         """Encoder.embed."""
+        self._calibrate(files)
         return self._encoder.embed(files)
+
+    def _calibrate(self, pictures: np.ndarray | list[str]) -> None:
+        """Once, by what is measured, and not timed: every row is run before its turns."""
+        if self.task.precision == "int8" and self._encoder.calibration is None:
+            self._encoder.calibrate(pictures[:CALIBRATION_PICTURES])
 
     def device_name(self) -> str | None:
         """The GPU."""

@@ -16,7 +16,7 @@ from clip.decoders import Decoding
 from clip.encoder import Encoder, batched, unit_vectors
 from clip.engine import resolve_device, usable_precisions
 from clip.errors import InputError
-from clip.items import Pixels
+from clip.items import Columns, Pixels
 from clip.samples import drawn, first_pixels
 from clip.sources import Source
 from clip.threads import available_cores, map_ahead
@@ -40,7 +40,7 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
 
     Raises:  InputError for an input without pictures; what Encoder raises.
     """
-    source = Source(job.inputs, job.globs)
+    source = Source(job.inputs, job.globs, Columns(job.column), job.root)
     exact = _Setting(job, source, EXACT)
     calibration, looked_at = None, 0
     settings = _settings(job)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 # What measuring needs to know of a job.
 SHARED_FIELDS = (
     *("source", "model", "untrained", "device", "workers", "threads", "globs", "calibration", "min_cosine"),
-    *("guards", "policies"),
+    *("column", "root", "guards", "policies"),
 )
 SHOWN_CHARACTERS = 60  # of a text, as an example
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on

@@ -27,6 +27,8 @@ class TuneJob:
     workers: int | None = None
     threads: int | None = None
     globs: tuple[str, ...] = ()
+    column: str | None = None
+    root: str = ""
     calibration: str | Path | None = None
     min_cosine: float = FAST_COSINE  # between vectors and the exact ones, of every picture of the sample
     pictures: int = 256  # to measure on

@@ -31,6 +31,8 @@ HEAD = (
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Which pictures these are.")
 @click.option("--calibration", metavar="DIR", help="Pictures for int8 to quantise by.  [default: the first of INPUT]")
 @click.option("--glob", "globs", metavar="PATTERN", multiple=True, help="As of clip embed.")
+@click.option("--column", metavar="NAME", help="Of lists and tables: pictures, or their paths.")
+@click.option("--root", metavar="DIR", default="", help="Where relative paths in lists start.")
 @click.option("--workers", metavar="N", type=int, help="Threads that decode.  [default: one a core]")
 @click.option("--threads", metavar="N", type=int, help="Threads of the model on a CPU, likewise.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")

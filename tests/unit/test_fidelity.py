@@ -2,6 +2,7 @@
 
 import json
 import math
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,27 @@ def test_a_run_takes_what_was_chosen_and_keeps_it_when_it_is_gone_on_with(
     clip.embed(job)
     assert clip.Store(tmp_path / "out").manifest == before
     assert summary(chosen).startswith("took reference, fast pixels: ")
+
+
+def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photos: Path, tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("w") as file:
+        print("one,two", *(f"x,{path.name}" for path in sorted(photos.iterdir())), sep="\n", file=file)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(photos, "photos")
+    given: dict[str, Any] = {"model": str(weights), "threads": 1, "workers": 1, "pictures": 16}
+    for source, more in ((tmp_path / "a.csv", {"column": "two", "root": str(photos)}), (tmp_path / "a.tar", {})):
+        assert tune(TuneJob(source=source, **given, **more)).pictures == 16
+    job = EmbedJob(
+        source=tmp_path / "a.csv",
+        output=tmp_path / "out",
+        model=str(weights),
+        threads=1,
+        min_cosine=0.9,
+        column="two",
+        root=str(photos),
+        text_column="one",
+    )
+    assert clip.embed(job).written == PICTURES
 
 
 @pytest.mark.parametrize(
