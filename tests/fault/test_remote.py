@@ -404,7 +404,7 @@ def server(running: Cloud) -> Iterator[forks.Server]:  # noqa: ARG001  whose env
         yield server
 
 
-@pytest.mark.parametrize("form", ["list", "a.tar", "here/a.tar", "here/a.parquet"])
+@pytest.mark.parametrize("form", ["list", "a.tar", "a.parquet", "s3://bucket/photos", "here/a.tar", "here/a.parquet"])
 def test_a_run_that_was_killed_is_gone_on_with(
     cloud: Cloud, weights: Path, held: Path, server: forks.Server, tmp_path: Path, form: str
 ) -> None:
@@ -412,6 +412,8 @@ def test_a_run_that_was_killed_is_gone_on_with(
     if form == "list":
         (tmp_path / "list.txt").write_text("\n".join(f"{cloud.url}/bucket/photos/{name}" for name in ALL))
         source = str(tmp_path / "list.txt")
+    elif form.startswith("s3://"):
+        source = form
     elif form.startswith("here/"):
         source = str(held / form.removeprefix("here/"))
     flags = ("-m", weights, "--shard-size", "7", "--threads", "1")

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clip
+from clip import running
 from clip.encoder import Encoder
 from clip.errors import InputError, StoreError, StoreMismatchError, TooManyFailuresError
 from clip.export import export
@@ -520,6 +521,34 @@ def test_a_text_or_a_kept_value_that_changed_is_done_again_and_no_other(weights:
         embedded(tmp_path / "out", weights, path, **choices | {"long_text": "fail"})
     with pytest.raises(StoreMismatchError, match="keep is"):
         embedded(tmp_path / "out", weights, path, **choices | {"keep": ()})
+
+
+@pytest.mark.parametrize("kind", ["texts", "pairs"])
+def test_a_run_that_ended_early_is_gone_on_with(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    paths = [str(photos / f"{n}.png") for n in range(len(TEXTS))]
+    path = write_rows(tmp_path / "a.csv", {"file": paths, "said": TEXTS, "tag": [f"t{n}" for n in range(len(TEXTS))]})
+    choices: dict[str, Any] = {"keep": ("tag",)}
+    choices |= {"texts": True, "column": "said"} if kind == "texts" else {"text_column": "said"}
+    whole, failures = embedded(tmp_path / "whole", weights, path, **choices)
+    finish = running._Part.finish
+
+    def end(part: Any, ignored: Any) -> None:
+        if part.shard.index == 2:
+            raise KeyboardInterrupt
+        finish(part, ignored)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running._Part, "finish", end)
+        with pytest.raises(KeyboardInterrupt):
+            embedded(tmp_path / "out", weights, path, **choices)
+    parts = {part.name: part.stat().st_ino for part in (tmp_path / "out/embeddings").iterdir()}
+    assert len(parts) == 2
+    rows, failed = embedded(tmp_path / "out", weights, path, **choices)
+    assert parts.items() <= {part.name: part.stat().st_ino for part in (tmp_path / "out/embeddings").iterdir()}.items()
+    assert rows.equals(whole)
+    assert failed == failures
 
 
 def test_exports_have_both_vectors_of_pairs(weights: Path, photos: Path, tmp_path: Path) -> None:
