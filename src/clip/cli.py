@@ -95,7 +95,7 @@ def cli(debug: bool) -> None:
 def _option(*names: str, field: str, **settings: Any) -> Any:
     """A flag that mirrors a field of EmbedJob and has its default."""
     default = DEFAULTS[field]
-    shown = default is not None and default != () and not isinstance(default, bool)
+    shown = default not in (None, (), "") and not isinstance(default, bool)
     return click.option(*names, field, default=default, show_default=shown, **settings)
 
 

@@ -30,7 +30,8 @@ def encoder_of(store: Store, model: str | None = None, device: str = "auto") -> 
     manifest = store.manifest
     kind, _, seed = manifest["weights_source"].partition("untrained:")
     untrained = int(seed) if seed and not kind else None
-    encoder = Encoder(model or manifest["model"], device=device, precision=manifest["precision"], untrained=untrained)
+    words = {"precision": manifest["precision"], "decode": manifest["decode"]}
+    encoder = Encoder(model or manifest["model"], device=device, untrained=untrained, **words)
     if encoder.weights_sha256 != manifest["weights_sha256"]:
         raise StoreMismatchError(
             f"{store.path}: weights of {encoder.model_name} have sha256 {encoder.weights_sha256}, expected "
