@@ -42,6 +42,7 @@ class Cloud(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.ended = threading.Event()
         self.lock = threading.Lock()
+        self.under_way = self.waiting = 0  # also of requests that an earlier test left
         self.reset()
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -53,7 +54,7 @@ class Cloud(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str]] = []  # method, path and Range of each
         self.delay_s = 0.0  # before each answer
         self.page = 1000  # names in a listing
-        self.under_way = self.waiting = self.most_under_way = 0
+        self.most_under_way = 0
 
     @property
     def url(self) -> str:

@@ -253,14 +253,14 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path) 
 @pytest.mark.parametrize("field", FINGERPRINT)
 def test_a_run_is_gone_on_with_only_where_all_that_vectors_depend_on_is_the_same(tmp_path: Path, field: str) -> None:
     values = dict.fromkeys(FINGERPRINT, "x") | {
-        "keep": {"price": "double"},
+        "keep": [["price", "double"]],
         "dim": DIM,
         "dtype": "float32",
         "weights_source": "here",
     }
     StoreWriter(tmp_path, values).begin(INPUT)
     StoreWriter(tmp_path, values | {"weights_source": "there", "versions": 2}).begin(INPUT)
-    other = {"dim": DIM + 1, "dtype": "float16", "keep": {"price": "string"}}.get(field, "y")
+    other = {"dim": DIM + 1, "dtype": "float16", "keep": [["price", "string"]]}.get(field, "y")
     with pytest.raises(StoreMismatchError, match=f"holds a run whose {field} is .*, expected .* to go on with it"):
         StoreWriter(tmp_path, values | {field: other})
 
