@@ -162,7 +162,8 @@ class Index:
         settings = self.encoder.settings
         if isinstance(image, bytes):
             policies = replace(Policies(**self.store.manifest["policies"]), frames="first")
-            (found,) = decode(Item(name, name, len(image)), image, settings, policies=policies)
+            how = self.store.manifest["decode"]
+            (found,) = decode(Item(name, name, len(image)), image, settings, policies=policies, how=how)
             if isinstance(found, Failure):
                 raise ImageError(f"{name}: {found.message.removeprefix('picture: ')}")
             array = found.array
