@@ -22,6 +22,7 @@ from clip.errors import ClipError, ImageError, InputError, InputTypeError
 from clip.installed import warn_of_foreign_distribution
 from clip.items import Calibration, Checkpoint, Decode, PreprocessSettings
 from clip.model import CLIP, QuickGELU, VisionTransformer
+from clip.openvino_backend import rest_of_int8
 from clip.pixels import read_pixels
 from clip.threads import available_cores, map_ahead
 
@@ -93,9 +94,10 @@ class Encoder:
         self.dim = checkpoint.architecture.embed_dim
         self.logit_scale = float(checkpoint.state_dict["logit_scale"].float().exp())  # of cosines, before a softmax
         self.device = backend.device
-        self.precision = precision
+        self.precision: Precision = precision
         self.decode: Decode = decode  # how `embed` makes pixels of pictures
-        self.computed_in = backend.precision  # what the precision means here
+        rest = f"+{rest_of_int8()}" if backend.precision == "int8" else ""
+        self.computed_in = f"{backend.precision}{rest}"  # what the precision means here
         self.backend = backend.name
         size = None if batch_size == "auto" else batch_size
         self.calibration: Calibration | None = None

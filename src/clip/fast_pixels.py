@@ -59,8 +59,8 @@ def fast_pixels(image: Image.Image, size: tuple[int, int], by: int, settings: Pr
     support = SUPPORT[settings.interpolation]
     right, bottom = crop.left + crop.side, crop.top + crop.side
     width, height = size[0] / by, size[1] / by  # of the picture itself; the last decoded row may reach beyond it
-    columns = reached(crop.left, right, width, crop.width, support)[1]
-    rows = reached(crop.top, bottom, height, crop.height, support)[1]
+    columns, right = _cut(reached(crop.left, right, width, crop.width, support)[1], image.width, right, crop.width)
+    rows, bottom = _cut(reached(crop.top, bottom, height, crop.height, support)[1], image.height, bottom, crop.height)
     # torch is slow with one channel, and no channel knows of another.
     coloured = image if image.mode == "RGB" else image.convert("RGB")
     stored = np.array(np.asarray(coloured)[:rows, :columns])  # of its own, as torch takes none that is read-only
@@ -71,5 +71,13 @@ def fast_pixels(image: Image.Image, size: tuple[int, int], by: int, settings: Pr
         pixels = resize(pixels, [bottom, right], False, None, across)
     else:
         pixels = resize(pixels, [bottom, right], False, down, across)
-    cut = pixels[0, :, crop.top :, crop.left :]  # (3, R, R)
+    cut = pixels[0, :, crop.top : crop.top + crop.side, crop.left : crop.left + crop.side]  # (3, R, R)
     return np.ascontiguousarray(cut.permute(1, 2, 0).numpy())  # (R, R, 3)
+
+
+def _cut(needed: int, stored: int, wanted: int, resized: int) -> tuple[int, int]:
+    """How much of a side is read, and how much is made of it.
+
+    Not what is needed alone where these are equal and the scale is not 1: torch leaves out a pass between equal sides.
+    """
+    return (stored, resized) if min(needed, stored) == wanted and stored != resized else (min(needed, stored), wanted)

@@ -15,7 +15,7 @@ import numpy as np
 from clip.decoders import Decoding
 from clip.encoder import Encoder, batched, unit_vectors
 from clip.engine import resolve_device, usable_precisions
-from clip.errors import InputError
+from clip.errors import DeviceError, InputError
 from clip.items import Columns, Pixels
 from clip.samples import drawn, first_pixels
 from clip.sources import Source
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 3  # in which a setting is timed; the median counts
 NEIGHBOURS = 10
-EXACT: tuple[Precision, Decode] = ("reference", "exact")
+DECODES: tuple[Decode, ...] = ("exact", "fast")
 
 
 def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
@@ -41,27 +41,27 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
     Raises:  InputError for an input without pictures; what Encoder raises.
     """
     source = Source(job.inputs, job.globs, Columns(job.column), job.root)
-    exact = _Setting(job, source, EXACT)
-    calibration, looked_at = None, 0
-    settings = _settings(job)
-    if any(precision == "int8" for precision, _ in settings):
+    encoders = _encoders(job, tell := told or (lambda _: None))
+    exact = _Setting(job, source, encoders["reference"], "exact")
+    looked_at = 0
+    if "int8" in encoders:
         of = Source((str(job.calibration),)) if job.calibration else source
-        calibration, looked_at = first_pixels(replace(exact.decoding, source=of))
-    entries, overlap = drawn(exact.decoding, job.pictures, job.seed, 0 if job.calibration else looked_at)
+        calibration, looked_at = first_pixels(replace(exact.decoding, source=of), job.isolated_s)
+        encoders["int8"].calibrate(calibration.pixels)
+    skipped = 0 if job.calibration else looked_at
+    entries, overlap = drawn(exact.decoding, job.pictures, job.seed, skipped, job.isolated_s)
     if len(entries) < 2:
         raise InputError(
             f"{', '.join(job.inputs)}: found {len(entries)} pictures that can be decoded, expected at least 2 to "
             "measure on. Pass more."
         )
-    several = [exact]
-    for setting in settings[1:]:
-        one = _Setting(job, source, setting)
-        if one.precision == "int8" and calibration is not None:
-            one.encoder.calibrate(calibration.pixels)
-        several.append(one)
+    several = [
+        _Setting(job, source, encoder, decode) if (encoder, decode) != (exact.encoder, "exact") else exact
+        for encoder in encoders.values()
+        for decode in DECODES
+    ]
     for one in several:
-        if told:
-            told(f"measuring {one.precision}, {one.decode} pixels, on {len(entries):,} pictures")
+        tell(f"measuring {one.encoder.precision}, {one.decode} pixels, on {len(entries):,} pictures")
         one.vectors = unit_vectors(one.run(entries))  # also makes the graph ready
     for _ in range(ROUNDS):
         for one in several:
@@ -82,24 +82,30 @@ def summary(report: TuneReport) -> str:
     return f"took {best.precision}, {best.decode} pixels: {faster}, {near}"
 
 
-def _settings(job: TuneJob) -> list[tuple[Precision, Decode]]:
-    """What can be chosen on the device, the exact one first."""
+def _encoders(job: TuneJob, tell: Callable[[str], None]) -> dict[Precision, Encoder]:
+    """One for each precision that the device has for this model, the exact one first."""
     usable = cast("list[Precision]", usable_precisions(resolve_device(job.device)))
     precisions: list[Precision] = ["reference", *usable[1:]]  # the first is what "reference" means
-    decodes: tuple[Decode, ...] = ("exact", "fast")
-    return [(precision, decode) for precision in precisions for decode in decodes]
+    found: dict[Precision, Encoder] = {}
+    for precision in precisions:
+        try:
+            found[precision] = Encoder(
+                job.model, device=job.device, precision=precision, threads=job.threads, untrained=job.untrained
+            )
+        except DeviceError as exc:  # as of fp8 with a network that is too narrow for it
+            if precision == "reference":
+                raise
+            tell(f"left out: {exc}")
+    return found
 
 
 class _Setting:
     """One way to make vectors, and what was seen of it."""
 
-    def __init__(self, job: TuneJob, source: Source, setting: tuple[Precision, Decode]) -> None:
-        self.precision: Precision = setting[0]
-        self.decode: Decode = setting[1]
-        self.encoder = Encoder(
-            job.model, device=job.device, precision=self.precision, threads=job.threads, untrained=job.untrained
-        )
-        self.decoding = Decoding(source, self.encoder.settings, job.guards, job.policies, how=self.decode)
+    def __init__(self, job: TuneJob, source: Source, encoder: Encoder, decode: Decode) -> None:
+        self.encoder = encoder
+        self.decode: Decode = decode
+        self.decoding = Decoding(source, encoder.settings, job.guards, job.policies, how=decode)
         self.vectors = np.empty((0, self.encoder.dim), np.float32)
         self._workers = job.workers or available_cores()
         self._seconds: list[float] = []
@@ -128,7 +134,7 @@ class _Setting:
         cosines = np.einsum("nd,nd->n", self.vectors, exact.vectors, dtype=np.float64).clip(-1, 1)  # (N,)
         least = 1.0 if self is exact else float(cosines.min())
         return SettingRow(
-            precision=self.precision,
+            precision=self.encoder.precision,
             decode=self.decode,
             images_per_s=count / float(np.median(self._seconds)),
             min_cosine=least,

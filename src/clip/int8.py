@@ -7,20 +7,17 @@ calibration pictures. What that costs in fidelity depends on weights and picture
 from __future__ import annotations
 
 import importlib
-import io
 import logging
 import sys
+import threading
 import warnings
-from contextlib import contextmanager, redirect_stdout
+from functools import cache, partialmethod
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from clip.errors import DeviceError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-    from types import ModuleType
-
     import numpy as np
 
 BATCH = 8  # calibration pictures that are run at a time
@@ -29,6 +26,7 @@ PRODUCTS = ("MatMul", "Convolution")  # operations that are quantised
 # pictures for ViT-B/32 with random weights, and with outliers of 8 and of 30 planted: 0.99894, 0.99943, 0.99987. With
 # 0.5: 0.99852, 0.99905, 0.99987; with NNCF's own 0.95: 0.99525 for the first.
 SMOOTHING = 0.25
+_quantising = threading.Lock()
 TELEMETRY = "openvino_telemetry"  # as in openvino_backend.py; NNCF would report what it is used for
 
 
@@ -45,7 +43,9 @@ def quantised(model: Any, pixels: np.ndarray, *, exact_last: int) -> Any:
     Shapes:  pixels as the model reads them, (N, R, R, 3).
     Raises:  DeviceError without NNCF.
     """
-    with _nncf() as nncf:
+    check_installed()
+    with _quantising:  # NNCF keeps state of its own
+        nncf = _nncf()
         products = [node for node in model.get_ordered_ops() if node.get_type_name() in PRODUCTS]
         for place, node in enumerate(products):
             node.set_friendly_name(f"product {place}")  # or the names count what was drawn before in this process
@@ -62,6 +62,9 @@ def quantised(model: Any, pixels: np.ndarray, *, exact_last: int) -> Any:
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 # Its correction of biases changed no cosine's fifth digit for ViT-B/32, and took half of the time.
                 disable_bias_correction=is_vit,
+                # Half the range of weights: CPUs without VNNI add up products in 16 bits, which saturate otherwise.
+                # Least cosine of ViT-B/32 where oneDNN was kept from VNNI 0.9954, with this 0.9999, as with VNNI.
+                overflow_fix=nncf.OverflowFix.ENABLE,
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHING),
             ),
         )
@@ -75,21 +78,22 @@ def check_installed() -> None:
         )
 
 
-@contextmanager
-def _nncf() -> Generator[ModuleType]:
+@cache
+def _nncf() -> Any:
     """NNCF, imported so that its telemetry is not, and silent. Raises: DeviceError where it is not installed."""
-    check_installed()
     loggers = logging.getLoggerClass()
     blocked = TELEMETRY not in sys.modules
     if blocked:
         sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # how `import` is told that there is none
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it draws bars there, among results
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of NNCF's own dependencies
             nncf = importlib.import_module("nncf")
-            logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function does that to everybody's handlers
-            yield nncf
+            bars: Any = importlib.import_module("nncf.common.logging.track_progress")
     finally:
         logging.setLoggerClass(loggers)  # which it puts its own in the place of
         if blocked:
             del sys.modules[TELEMETRY]
+    bars.track.__init__ = partialmethod(bars.track.__init__, disable=True)  # it draws on stdout
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function does that to everybody's handlers
+    return nncf

@@ -34,6 +34,7 @@ VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
 DuplicateIds = Literal["error", "keep"]
 ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
+STDIN = "-"  # as an input
 DECODE_SECONDS = 60.0  # what a picture may take in a process of its own
 MAX_SECONDS = 86_400  # a day
 # Columns of OUT that no kept one may have the name of.
@@ -55,6 +56,16 @@ def named_inputs(source: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     """What a source names, as texts."""
     several = [source] if isinstance(source, (str, Path)) else source
     return tuple(map(str, several))
+
+
+def check_counts(job: object, names: Sequence[str]) -> None:
+    """Raise InputError for numbers below 1, and for more threads than can be."""
+    for name in names:
+        value = getattr(job, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name}: found {value}, expected at least 1. Pass a larger number.")
+        if name in ("workers", "threads") and (value or 1) > MAX_THREADS:
+            raise InputError(f"{name}: found {value}, expected at most {MAX_THREADS}. Pass fewer.")
 
 
 def check_cosine(min_cosine: float) -> None:
@@ -124,13 +135,7 @@ class EmbedJob:
             raise InputError(f"update: found {other} too, expected one of them. Pass one.")
         self._check_columns()
         counts = ("batch_size", "workers", "readers", "threads", "limit", "shard_size", "decode_budget_bytes")
-        for name in (*counts, *caps):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}: found {value}, expected at least 1. Pass a larger number.")
-        for name in ("workers", "threads"):
-            if (getattr(self, name) or 1) > MAX_THREADS:
-                raise InputError(f"{name}: found {getattr(self, name)}, expected at most {MAX_THREADS}. Pass fewer.")
+        check_counts(self, (*counts, *caps))
         if self.readers > MAX_READERS:
             raise InputError(f"readers: found {self.readers}, expected at most {MAX_READERS}. Pass fewer.")
         if self.untrained is not None and not 0 <= self.untrained < 2**63:
@@ -156,12 +161,18 @@ class EmbedJob:
         for place, name in enumerate(self.keep):
             if as_utf8(name) != name:
                 raise InputError(f"keep: found {name!r}, expected UTF-8. Rename it in the table.")
-            if name in (*OWN_COLUMNS, *self.keep[:place]):
+            # Without regard to case, as of columns in SQL.
+            if name.lower() in (*OWN_COLUMNS, *map(str.lower, self.keep[:place])):
                 raise InputError(
                     f"keep: found {name!r}, which OUT has already, expected columns of other names. Leave it out, or "
                     "rename it in the table."
                 )
 
+        chooses = "min_cosine" if self.min_cosine is not None else "int8" if self.precision == "int8" else None
+        if chooses and STDIN in self.inputs and not (chooses == "int8" and self.calibration):
+            raise InputError(
+                f"{chooses}: found '{STDIN}' as input, expected one that can be read twice. Write the list to a file."
+            )
         if self.precision == "int8" and self.texts:
             raise InputError("precision: found int8 for texts, expected it for pictures. Pass another one.")
         if self.min_cosine is not None:
@@ -180,6 +191,11 @@ class EmbedJob:
     def kind(self) -> Kind:
         """What an entry of the input is."""
         return "texts" if self.texts else "pictures" if self.text_column is None else "pairs"
+
+    @property
+    def isolated_s(self) -> float | None:
+        """What a picture may take in a process of its own; None without `isolate`."""
+        return (self.max_seconds or DECODE_SECONDS) if self.isolate else None
 
     @property
     def columns(self) -> Columns:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from clip.errors import InputError
+from clip.jobs import STDIN
 from clip.remote import opened, path_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from clip.items import Columns
 
-STDIN = "-"
 PLAIN_ENDINGS = (".txt", ".lst", ".list")
 COLUMN_ENDINGS = (".csv", ".tsv", ".ndjson", ".jsonl")
 USUAL_COLUMNS = ("path", "image_path", "file_path", "filepath", "file", "filename", "file_name", "image", "url", "uri")

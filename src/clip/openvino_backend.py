@@ -172,6 +172,11 @@ def usable_precisions() -> list[str]:
     return ["fp32", *bf16] + (["int8"] if "INT8" in capabilities and int8.is_installed() else [])
 
 
+def rest_of_int8() -> str:
+    """What an int8 model computes in where it is not quantised."""
+    return "bf16" if "bf16" in usable_precisions() else "fp32"
+
+
 def processor_name() -> str:
     """The processor's name, as OpenVINO reads it."""
     return str(_core().get_property("CPU", "FULL_DEVICE_NAME"))
@@ -206,7 +211,7 @@ class OpenVinoBackend:
                 "or pass another precision."
             )
         quantised = int8.quantised(model, self.calibration.pixels.astype(number), exact_last=EXACT_PRODUCTS)
-        return self._compile(quantised, "bf16" if "bf16" in usable_precisions() else "fp32")
+        return self._compile(quantised, rest_of_int8())
 
     def text_graph(self, tower: LeanText, batch_size: int) -> OpenVinoGraph:  # noqa: ARG002
         """The graph of a text tower for any number of texts; `text_features` has its four inputs. Never of integers."""

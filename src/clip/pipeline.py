@@ -35,7 +35,7 @@ from clip.samples import first_pixels
 from clip.sources import Source
 from clip.store import MANIFEST, StoreWriter, check_room, read_calibration, read_manifest, write_calibration
 from clip.threads import available_cores
-from clip.tune_jobs import TuneJob, TuneReport
+from clip.tune_jobs import TuneJob
 from clip.update import updated_plan
 from clip.whole_files import written
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 # What measuring needs to know of a job.
 SHARED_FIELDS = (
     *("source", "model", "untrained", "device", "workers", "threads", "globs", "calibration", "min_cosine"),
-    *("column", "root", "guards", "policies"),
+    *("column", "root", "guards", "policies", "isolated_s"),
 )
 SHOWN_CHARACTERS = 60  # of a text, as an example
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
@@ -68,10 +68,10 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
     output = Path(job.output)
     check_room(output)
     source = source_of(job)  # also refuses what is not there, before weights are read
-    job, tuned = _tuned(job, output, progress)
     with limit_threads(job.threads or available_cores()), warnings.catch_warnings():
         # What Pillow has to say about a picture is in its row, or in its failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        job, tuned = _tuned(job, output, progress)
         encoder = Encoder(
             job.model,
             device=job.device,
@@ -84,7 +84,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         with written(output):
             output.mkdir(parents=True, exist_ok=True)
         with locked(output) as lock:
-            if encoder.computed_in == "int8":
+            if encoder.precision == "int8":
                 encoder.calibrate(_calibration(job, source, encoder.settings, output))
             store = StoreWriter(output, _manifest(job, encoder, source, tuned), overwrite=job.overwrite)
             plan, removed = _planned(job, source, store, lock, progress)
@@ -157,24 +157,35 @@ def _planned(
 
 def _tuned(
     job: EmbedJob, output: Path, progress: Callable[[Progress], None] | None
-) -> tuple[EmbedJob, TuneReport | None]:
+) -> tuple[EmbedJob, dict[str, Any] | None]:
     """The job with the precision and decode that its bound allows, and what was measured for it.
 
     A run that stands keeps those it has: what is faster may have changed since, and its vectors have to go together.
     """
     if job.min_cosine is None:
         return job, None
+
+    def tell(line: str) -> None:
+        if progress:
+            progress(Progress(0, 0, 0, told=line))
+
     standing = {} if job.overwrite else read_manifest(output / MANIFEST) or {}
-    if (standing.get("tuned") or {}).get("min_cosine") == job.min_cosine:
-        precision, decode, report = standing["precision"], standing["decode"], None
+    tuned: dict[str, Any] | None = standing.get("tuned")
+    precision, decode = job.precision, job.decode
+    if tuned is not None and tuned["min_cosine"] == job.min_cosine:
+        precision, decode = standing["precision"], standing["decode"]
     else:
-        tell = progress or (lambda _: None)
-        wanted = {name: getattr(job, name) for name in SHARED_FIELDS}
-        report = tune(TuneJob(**wanted), lambda line: tell(Progress(0, 0, 0, told=line)))
-        precision, decode = report.best.precision, report.best.decode
-        tell(Progress(0, 0, 0, told=summary(report)))
+        try:
+            report = tune(TuneJob(**{name: getattr(job, name) for name in SHARED_FIELDS}), tell)
+        except InputError as exc:  # too few pictures; what else there is to say of the input, the run says
+            tuned = {"min_cosine": job.min_cosine, "pictures": 0, "rows": [], "best": None}
+            tell(f"exact, as nothing could be measured: {exc}")
+        else:
+            tuned = asdict(report)
+            precision, decode = report.best.precision, report.best.decode
+            tell(summary(report))
     calibration = job.calibration if precision == "int8" else None
-    return replace(job, precision=precision, decode=decode, calibration=calibration, min_cosine=None), report
+    return replace(job, precision=precision, decode=decode, calibration=calibration, min_cosine=None), tuned
 
 
 def _calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, output: Path) -> np.ndarray:
@@ -186,7 +197,7 @@ def _calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, ou
     if standing is not None and standing.shape[1] == settings.resolution_px:  # else the run is of another model
         return standing
     of = Source((str(job.calibration),)) if job.calibration else source
-    return first_pixels(Decoding(of, settings, job.guards, job.policies))[0].pixels
+    return first_pixels(Decoding(of, settings, job.guards, job.policies), job.isolated_s)[0].pixels
 
 
 def _told(
@@ -219,7 +230,7 @@ def _content_hash(source: Source, item: Item, max_bytes: int) -> str | None:
         return None  # it is done again, and what is wrong with it becomes its failure row
 
 
-def _manifest(job: EmbedJob, encoder: Encoder, source: Source, tuned: TuneReport | None) -> dict[str, Any]:
+def _manifest(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, Any] | None) -> dict[str, Any]:
     """All that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
     with suppress(metadata.PackageNotFoundError):
@@ -236,7 +247,7 @@ def _manifest(job: EmbedJob, encoder: Encoder, source: Source, tuned: TuneReport
         "calibration": None
         if encoder.calibration is None
         else {"pictures": len(encoder.calibration.pixels), "sha256": encoder.calibration.sha256},
-        "tuned": None if tuned is None else asdict(tuned),
+        "tuned": tuned,
         "engine": encoder.backend,
         "decode": encoder.decode,
         "kind": job.kind,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clip.decoders import Decoding
 from clip.encoder import Encoder
 from clip.errors import StoreError, StoreMismatchError
-from clip.items import Columns, Failure, Guards, Pack, Pixels, Policies, Tokens
+from clip.items import Calibration, Columns, Failure, Guards, Pack, Pixels, Policies, Tokens
 from clip.sources import Source
 from clip.store import CALIBRATION, read_calibration
 
@@ -41,9 +41,15 @@ def encoder_of(store: Store, model: str | None = None, device: str = "auto") -> 
         raise StoreMismatchError(
             f"{store.path}: {encoder.model_name} is another model, expected {manifest['model']}. Leave -m out."
         )
-    if manifest["calibration"] is not None:
-        if (pixels := read_calibration(store.path)) is None:
-            raise StoreError(f"{store.path}: holds no {CALIBRATION}, expected it with int8. Run the job again.")
+    calibration: dict[str, Any] | None = manifest.get("calibration")
+    if calibration is not None:
+        pixels = read_calibration(store.path)
+        if pixels is None or Calibration(pixels).sha256 != calibration["sha256"]:
+            found = "another" if pixels is not None else "no"
+            raise StoreError(
+                f"{store.path}: holds {found} {CALIBRATION}, expected that by which int8 was quantised. Run the job "
+                "again with --overwrite."
+            )
         encoder.calibrate(pixels)
     return encoder
 

@@ -24,7 +24,7 @@ from clip.errors import ImageError, InputError, StoreError
 from clip.find_jobs import STDIN, Hit, IndexReport, SearchReport, check_search
 from clip.indexed import FILE, indexed, opened
 from clip.items import Failure, Item, Policies
-from clip.pixels import decode, open_picture, to_pixels
+from clip.pixels import decode, read_pixels
 from clip.store import INDEX
 from clip.stored import Store
 
@@ -162,14 +162,14 @@ class Index:
         settings = self.encoder.settings
         if isinstance(image, bytes):
             policies = replace(Policies(**self.store.manifest["policies"]), frames="first")
-            how = self.store.manifest["decode"]
-            (found,) = decode(Item(name, name, len(image)), image, settings, policies=policies, how=how)
+            item = Item(name, name, len(image))
+            (found,) = decode(item, image, settings, policies=policies, how=self.encoder.decode)
             if isinstance(found, Failure):
                 raise ImageError(f"{name}: {found.message.removeprefix('picture: ')}")
             array = found.array
         else:
             try:
-                array = to_pixels(open_picture(image), settings)
+                array = read_pixels(image, settings, self.encoder.decode)
             except OSError as exc:
                 raise ImageError(f"{name}: cannot be decoded ({exc}), expected a whole one. Pass another.") from exc
         return self.encoder.encode_pixels(array[None])[0]

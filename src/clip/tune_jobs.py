@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from clip.errors import InputError
 from clip.items import Decode, Guards, Policies, Precision
-from clip.jobs import FAST_COSINE, check_cosine, named_inputs
+from clip.jobs import FAST_COSINE, check_cosine, check_counts, named_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +35,11 @@ class TuneJob:
     seed: int = 0  # which pictures these are
     guards: Guards = Guards()  # noqa: RUF009  frozen
     policies: Policies = Policies()  # noqa: RUF009  frozen
+    isolated_s: float | None = None  # try the pictures in a process first, for so many seconds each
 
     def __post_init__(self) -> None:
         check_cosine(self.min_cosine)
+        check_counts(self, ("workers", "threads"))
         if self.pictures < MIN_SAMPLE:
             raise InputError(f"pictures: found {self.pictures}, expected at least {MIN_SAMPLE}. Pass a larger number.")
 

@@ -19,7 +19,18 @@ from clip import crops, fast_pixels
 from clip import pixels as px
 from clip.decoders import Decoding, IsolatedDecoder
 from clip.errors import ImageError, InputError, StoreMismatchError
-from clip.items import Decode, Failure, Guards, Interpolation, Item, Orient, Pixels, Policies, PreprocessSettings
+from clip.items import (
+    Decode,
+    Failure,
+    Guards,
+    Interpolation,
+    Item,
+    Orient,
+    Pixels,
+    Policies,
+    PreprocessSettings,
+    ResizeMode,
+)
 from clip.jobs import VerifyJob
 from clip.sources import Source
 from clip.verify import verify
@@ -334,6 +345,20 @@ def encoder(word: str) -> clip.Encoder:
 def test_another_word_is_refused(make: Callable[[str], object]) -> None:
     with pytest.raises(InputError, match=r"decode: found 'quick', expected one of \('exact', 'fast'\)"):
         make("quick")
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_pictures_about_as_large_as_what_is_made_of_them_are_resized_and_not_shifted(
+    interpolation: Interpolation, mode: ResizeMode
+) -> None:
+    """torch leaves out a pass between sides of equal length, whatever scale it is given."""
+    settings = PreprocessSettings(32, interpolation=interpolation, resize_mode=mode)
+    whole = formula.picture(5, 72, 72)
+    for short in range(27, 37):
+        for long in range(short, 72):
+            for size in ((long, short), (short, long)):
+                assert levels_off(whole.crop((0, 0, *size)), settings).max() <= 2, size
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([1.0, 2.0]))

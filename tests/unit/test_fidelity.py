@@ -115,7 +115,7 @@ def test_outliers_make_int8_fail_and_it_is_not_chosen(outliers: Path, photos: Pa
     assert found.best.precision != "int8"
     clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(outliers), threads=1, min_cosine=FAST_COSINE))
     manifest = clip.Store(tmp_path / "out").manifest
-    assert manifest["computed_in"] != "int8"
+    assert manifest["precision"] != "int8"
     assert {
         row["precision"] for row in manifest["tuned"]["rows"] if row["precision"] == "int8" and row["within"]
     } == set()
@@ -182,9 +182,50 @@ def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photo
     assert clip.embed(job).written == PICTURES
 
 
+def test_a_choice_outlives_updates(
+    report: TuneReport, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = row_of(report, decode="fast", images_per_s=1e9, min_cosine=0.9999)
+    chosen = replace(report, min_cosine=0.99, rows=(report.rows[0], fast), best=fast)
+    monkeypatch.setattr(pipeline, "tune", lambda _job, _told: chosen)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    job = EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99)
+    for n in range(3):
+        formula.picture(n, 50, 40).save(photos / f"{n}.png")
+        assert clip.embed(job if n == 0 else replace(job, update=True)).read == n + 1
+        assert clip.Store(tmp_path / "out").manifest["tuned"]["best"]["images_per_s"] == 1e9
+        monkeypatch.setattr(pipeline, "tune", lambda *_: pytest.fail("measured again"))
+
+
+def test_what_cannot_be_measured_is_embedded_exactly(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    formula.picture(1, 50, 40).save(tmp_path / "photos/a.png")
+    told: list[str] = []
+    job = EmbedJob(
+        source=tmp_path / "photos", output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.9, isolate=True
+    )
+    assert clip.embed(job, lambda progress: told.append(progress.told)).written == 1
+    assert any("exact, as nothing could be measured: " in line and "found 1 pictures" in line for line in told)
+    assert clip.Store(tmp_path / "out").manifest["decode"] == "exact"
+
+
+def test_a_precision_that_does_not_run_this_network_is_left_out(
+    weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fidelity, "usable_precisions", lambda _: ["fp32", "fp8"])
+    told: list[str] = []
+    found = tune(TuneJob(source=photos, model=str(weights), threads=1, workers=1, pictures=16), told.append)
+    assert [(row.precision, row.decode) for row in found.rows] == [("reference", "exact"), ("reference", "fast")]
+    assert any(line.startswith("left out: precision 'fp8'") for line in told)
+
+
 @pytest.mark.parametrize(
     ("choices", "told"),
     [
+        ({"min_cosine": 0.9, "source": "-"}, "min_cosine: found '-' as input, expected one that can be read twice"),
+        ({"precision": "int8", "source": ("a", "-")}, "int8: found '-' as input"),
+        ({"keep": ("Width",)}, "keep: found 'Width', which OUT has already"),
         ({"min_cosine": 0.0}, "min_cosine: found 0.0"),
         ({"min_cosine": 1.5}, "min_cosine: found 1.5"),
         ({"min_cosine": float("nan")}, "min_cosine: found nan"),
@@ -195,12 +236,14 @@ def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photo
 )
 def test_bounds_that_make_no_sense(choices: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        EmbedJob(source="a", output="out", **choices)
+        EmbedJob(**{"source": "a", "output": "out"} | choices)
 
 
 def test_too_few_pictures_are_told(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pictures: found 3, expected at least 16"):
         TuneJob(source=tmp_path, pictures=3)
+    with pytest.raises(InputError, match="workers: found -1, expected at least 1"):
+        TuneJob(source=tmp_path, workers=-1)
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"no picture that can be decoded|found 0 pictures"):
         tune(TuneJob(source=tmp_path, model=str(weights), threads=1))

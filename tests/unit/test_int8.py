@@ -72,7 +72,7 @@ def test_the_same_pictures_give_the_same_vectors_and_near_ones(
     assert logging.getLoggerClass() is logging.Logger
     assert one.calibration is not None
     assert len(one.calibration.pixels) == 8
-    assert one.computed_in == "int8"
+    assert one.computed_in in ("int8+bf16", "int8+fp32")
 
 
 def test_normalised_pictures_and_texts_go_through_an_int8_encoder_too(vit: Path, photos: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_run_is_quantised_by_its_first_pictures_and_gone_on_with_by_the_same(
 ) -> None:
     found = embedded(photos, tmp_path / "out", vit)
     manifest = clip.Store(tmp_path / "out").manifest
-    assert manifest["computed_in"] == "int8"
+    assert manifest["computed_in"].startswith("int8+")
     assert manifest["calibration"]["pictures"] == 12
     assert len(np.load(tmp_path / "out" / CALIBRATION)) == 12
     (tmp_path / "out/embeddings/part-00001.parquet").unlink()
@@ -148,6 +148,9 @@ def test_a_run_is_quantised_by_its_first_pictures_and_gone_on_with_by_the_same(
     assert len(np.load(tmp_path / "out" / CALIBRATION)) == 1
     (tmp_path / "out" / CALIBRATION).write_bytes(b"\x93NUMPY")
     with pytest.raises(StoreError, match=f"holds no {CALIBRATION}"):
+        verify(VerifyJob(output=tmp_path / "out", sample=1))
+    np.save(tmp_path / "out" / CALIBRATION, np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(StoreError, match=f"holds another {CALIBRATION}"):
         verify(VerifyJob(output=tmp_path / "out", sample=1))
 
 
