@@ -40,8 +40,9 @@ def tune(*, as_json: bool, **options: Any) -> None:
     """Measure how fast each setting of this machine is on some of your pictures, and how near its vectors stay.
 
     INPUT is what clip embed takes. Each precision is tried with exact and with fast pixels, in turns, from files to
-    vectors; cosines are to the exact vectors, those of --precision reference and exact pixels. The last line names the fastest setting of which no
-    picture of the sample is below the bound; clip embed --min-cosine X measures and takes it.
+    vectors; cosines are to the exact vectors, those of --precision reference and exact pixels. The last line names the
+    fastest setting of which no picture of the sample is below the bound; clip embed --min-cosine X measures and takes
+    it.
     """
     job = TuneJob(**options)
     with undisturbed():
