@@ -328,9 +328,12 @@ def test_closing_ends_what_hangs_at_once(cloud: Cloud, monkeypatch: pytest.Monke
     cloud.scripts[PICTURE] = ["silence"]
     items = [Item("0", f"{cloud.url}/bucket/photos/00.png", 0), Item("1", f"{cloud.url}{PICTURE}", 0)]
     found = prefetched(items * 20, 10**6, 8)
-    began = time.monotonic()
     next(found)
-    assert len(under_way()) > 1
+    deadline = time.monotonic() + 20
+    while len(under_way()) < 2:  # which begin in a thread of their own
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    began = time.monotonic()
     found.close()
     assert time.monotonic() - began < 2
     while under_way():
