@@ -14,7 +14,7 @@ from typing import Any, Protocol
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})  # the server may answer otherwise in a while
 GONE, FORBIDDEN = (404, 410), (401, 403)
 MAX_SAID = 200  # characters of what a server says
-MAX_TIME_NS = 2**63 - 1  # that a plan can hold
+MAX_TIME_NS = 2**63 - 1  # that a plan can hold; reached in the year 2262
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from filelock import FileLock
 from tqdm import tqdm
 
+from clip.answers import RETRIED_STATUS
 from clip.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 MAX_WAIT_S = 30.0
 MAX_RESTARTS = 1  # of a file whose hash turned out wrong; a second wrong one is the server's
-RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})  # the server may answer otherwise in a while
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
 

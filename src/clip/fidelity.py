@@ -42,7 +42,8 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
     """
     source = Source(job.inputs, job.globs, Columns(job.column), job.root)
     encoders = _encoders(job, tell := told or (lambda _: None))
-    exact = _Setting(job, source, encoders["reference"], "exact")
+    several = [_Setting(job, source, encoder, decode) for encoder in encoders.values() for decode in DECODES]
+    exact = several[0]
     looked_at = 0
     if "int8" in encoders:
         of = Source((str(job.calibration),)) if job.calibration else source
@@ -55,11 +56,6 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
             f"{', '.join(job.inputs)}: found {len(entries)} pictures that can be decoded, expected at least 2 to "
             "measure on. Pass more."
         )
-    several = [
-        _Setting(job, source, encoder, decode) if (encoder, decode) != (exact.encoder, "exact") else exact
-        for encoder in encoders.values()
-        for decode in DECODES
-    ]
     for one in several:
         tell(f"measuring {one.encoder.precision}, {one.decode} pixels, on {len(entries):,} pictures")
         one.vectors = unit_vectors(one.run(entries))  # also makes the graph ready

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clip.errors import InputError
+from clip.jobs import STDIN
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-STDIN = "-"
 FOLDER_NAMES = "folder-names"  # as the truth: the folder that a picture lies in
 MAX_SHEET = 1_000  # pictures on a contact sheet, 75 million pixels
 TEMPLATE = "a photo of a {}"

@@ -22,6 +22,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from clip.answers import MAX_TIME_NS
 from clip.items import Failure, Item, utf8_path
 from clip.pixels import decodable_extensions, looks_like_picture
 from clip.remote import listed
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 SORTED_IN_MEMORY = 100_000  # names of a folder, 10 MB; more are sorted in files of so many
-MAX_TIME_NS = 2**63 - 1  # that a plan can hold; reached in the year 2262
 FILE, FOLDER, UNKNOWN = b"f", b"d", b"?"  # what a listing says of a name; a link is unknown
 
 

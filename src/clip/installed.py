@@ -1,14 +1,35 @@
-"""Which distribution owns the folder this code runs from. Knows nothing about CLIP."""
+"""Which distribution owns the folder this code runs from, and what must not be imported. Knows nothing about CLIP."""
 
 from __future__ import annotations
 
+import sys
 import warnings
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 # Distributions on PyPI that install a package named `clip` too: a clipboard tool, and two copies of OpenAI's code.
 FOREIGN_DISTRIBUTIONS = ("clip", "openai-clip", "clip-anytorch")
+# OpenVINO's and NNCF's; writes an id below $HOME and reports from a child process, once it is imported.
+TELEMETRY = "openvino_telemetry"
+
+
+@contextmanager
+def without_telemetry() -> Generator[None]:
+    """Import what would report what it is used for as if that package were missing; it has a stub for then."""
+    blocked = TELEMETRY not in sys.modules
+    if blocked:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # how `import` is told that there is none
+    try:
+        yield
+    finally:
+        if blocked:
+            del sys.modules[TELEMETRY]
 
 
 @cache

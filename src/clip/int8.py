@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
 import threading
 import warnings
 from functools import cache, partialmethod
@@ -16,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from clip.errors import DeviceError
+from clip.installed import without_telemetry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,6 @@ PRODUCTS = ("MatMul", "Convolution")  # operations that are quantised
 # 0.5: 0.99852, 0.99905, 0.99987; with NNCF's own 0.95: 0.99525 for the first.
 SMOOTHING = 0.25
 _quantising = threading.Lock()
-TELEMETRY = "openvino_telemetry"  # as in openvino_backend.py; NNCF would report what it is used for
 
 
 def is_installed() -> bool:
@@ -80,20 +79,15 @@ def check_installed() -> None:
 
 @cache
 def _nncf() -> Any:
-    """NNCF, imported so that its telemetry is not, and silent. Raises: DeviceError where it is not installed."""
+    """NNCF, imported so that its telemetry is not, and silent."""
     loggers = logging.getLoggerClass()
-    blocked = TELEMETRY not in sys.modules
-    if blocked:
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # how `import` is told that there is none
     try:
-        with warnings.catch_warnings():
+        with without_telemetry(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of NNCF's own dependencies
             nncf = importlib.import_module("nncf")
             bars: Any = importlib.import_module("nncf.common.logging.track_progress")
     finally:
         logging.setLoggerClass(loggers)  # which it puts its own in the place of
-        if blocked:
-            del sys.modules[TELEMETRY]
     bars.track.__init__ = partialmethod(bars.track.__init__, disable=True)  # it draws on stdout
     logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function does that to everybody's handlers
     return nncf

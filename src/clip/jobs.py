@@ -134,6 +134,7 @@ class EmbedJob:
             other = "overwrite" if self.overwrite else "duplicate_ids='keep'"
             raise InputError(f"update: found {other} too, expected one of them. Pass one.")
         self._check_columns()
+        self._check_speed()
         counts = ("batch_size", "workers", "readers", "threads", "limit", "shard_size", "decode_budget_bytes")
         check_counts(self, (*counts, *caps))
         if self.readers > MAX_READERS:
@@ -168,6 +169,7 @@ class EmbedJob:
                     "rename it in the table."
                 )
 
+    def _check_speed(self) -> None:
         chooses = "min_cosine" if self.min_cosine is not None else "int8" if self.precision == "int8" else None
         if chooses and STDIN in self.inputs and not (chooses == "int8" and self.calibration):
             raise InputError(

@@ -7,7 +7,6 @@ long as reading a compiled one back from a disk would, and the converter, which 
 from __future__ import annotations
 
 import importlib
-import sys
 from functools import cache
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from clip import int8
 from clip.errors import DeviceError, InputError
+from clip.installed import without_telemetry
 from clip.lean import LAYER_NORM_EPS, image_features, text_features
 from clip.torch_backend import cpu_batch_size
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 # Products of the last block that stay as they are: it has one token, so that they cost little, and all of it is read.
 EXACT_PRODUCTS = 8
-TELEMETRY = "openvino_telemetry"  # writes an id below $HOME and reports from a child process, once it is imported
 Node = Any  # openvino has no types
 
 
@@ -41,15 +40,9 @@ def openvino() -> ModuleType:
 
     Raises:  ImportError where it is not installed, as on other processors than x86-64.
     """
-    blocked = TELEMETRY not in sys.modules
-    if blocked:
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # how `import` is told that there is none
-    try:
+    with without_telemetry():
         importlib.import_module("openvino.opset13")
         return importlib.import_module("openvino")
-    finally:
-        if blocked:
-            del sys.modules[TELEMETRY]
 
 
 class OpenVinoOps:

@@ -13,6 +13,7 @@ import numpy as np
 from clip.decoders import IsolatedDecoder
 from clip.errors import InputError
 from clip.items import Calibration, Failure, Item, Member, Pack, Pixels
+from clip.jobs import EmbedJob
 from clip.prefetch import prefetched
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from clip.decoders import Decoding
 
 CALIBRATION_PICTURES = 256  # by which int8 is quantised
-READERS = 32  # pictures that are asked of servers at a time
 ATTEMPTS = 4  # times as many entries are looked at, to find so many that can be decoded
 
 
@@ -69,7 +69,7 @@ def drawn(
     taken: list[Item | Member] = []
     overlap = 0
     with _decoder(decoding, isolated_s) as decoded:
-        fetched = prefetched((*chosen, *before), decoding.guards.max_bytes, READERS)
+        fetched = prefetched((*chosen, *before), decoding.guards.max_bytes, EmbedJob.readers)
         for place, entry in enumerate(fetched):
             if len(taken) == count:
                 break

@@ -21,9 +21,10 @@ import numpy as np
 
 from clip.conditions import matching
 from clip.errors import ImageError, InputError, StoreError
-from clip.find_jobs import STDIN, Hit, IndexReport, SearchReport, check_search
+from clip.find_jobs import Hit, IndexReport, SearchReport, check_search
 from clip.indexed import FILE, indexed, opened
 from clip.items import Failure, Item, Policies
+from clip.jobs import STDIN
 from clip.pixels import decode, read_pixels
 from clip.store import INDEX
 from clip.stored import Store

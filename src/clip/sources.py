@@ -31,7 +31,8 @@ from clip.archives import CHUNK_BYTES, TAR_ENDINGS, ZIP_ENDINGS, Members, tar_me
 from clip.errors import InputError
 from clip.folders import file_status, is_picture, picture_by_name, split_glob, walk, walk_listed
 from clip.items import TEXT, Columns, Failure, Guards, Item, Member, Pack, Shard, as_utf8, in_shards, utf8_path
-from clip.lists import COLUMN_ENDINGS, PLAIN_ENDINGS, STDIN, Line, lines_in, resolved
+from clip.jobs import STDIN
+from clip.lists import COLUMN_ENDINGS, PLAIN_ENDINGS, Line, lines_in, resolved
 from clip.remote import check, is_remote, lists, opened, path_of
 from clip.tables import PARQUET_ENDINGS, lines_in_table, read_layout, table_members
 

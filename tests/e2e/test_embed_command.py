@@ -17,6 +17,7 @@ import formula
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from in_process import runner
 
 import clip
 from clip import cli, pipeline, reporter
@@ -60,12 +61,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """The command in this process: its exit code and what it says on stderr. Nothing ever goes to stdout."""
 
     def call(*arguments: str | Path) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
+        code, out, err = runner(capsys)(*arguments)
         assert out == ""
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, err
+        return code, err
 
     return call
 

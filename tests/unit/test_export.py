@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from in_process import Run, runner
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -632,18 +633,9 @@ def test_what_clip_embed_wrote_is_exported(embedded: Path, tmp_path: Path) -> No
     assert told == {name: manifest[name] for name in (*TOLD, "dtype", "dim")}
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        assert isinstance(ended.value.code, int)
-        return (ended.value.code, *capsys.readouterr())
-
-    return call
+    return runner(capsys)
 
 
 def test_the_command_exports_and_says_so(run: Run, tmp_path: Path) -> None:

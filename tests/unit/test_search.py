@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import checkpoints
 import formula
 import numpy as np
 import pytest
+from in_process import Run, runner
 from PIL import Image
 
 import clip
@@ -24,7 +24,6 @@ from clip.errors import ImageError, InputError, StoreError, StoreMismatchError, 
 from clip.find_jobs import IndexJob, SearchJob
 
 NAMES = [f"{n}.png" for n in range(6)]
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -188,15 +187,7 @@ def test_other_weights_than_the_run_had_are_refused(folder: Path, tmp_path: Path
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: its exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        assert isinstance(ended.value.code, int)
-        return (ended.value.code, *capsys.readouterr())
-
-    return call
+    return runner(capsys)
 
 
 def test_the_command_writes_hits_in_four_forms(run: Run, folder: Path, index: clip.Index) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from in_process import Run, runner
 from PIL import Image
 
 import clip
-from clip import cli
 from clip.errors import ClipError, InputError, StoreError, StoreMismatchError, TextTooLongError
 from clip.find_jobs import TEMPLATE
 from clip.prompts import OPENAI7, read_labels, read_templates
 
 LABELS = ("cat", "dog", "boat")
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +224,7 @@ def test_labels_come_from_files_and_texts(tmp_path: Path) -> None:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: its exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        assert isinstance(ended.value.code, int)
-        return (ended.value.code, *capsys.readouterr())
-
-    return call
+    return runner(capsys)
 
 
 def test_the_command_writes_a_line_a_picture_and_a_table(run: Run, folder: Path) -> None:
