@@ -15,7 +15,7 @@ import torch
 from clip.architecture import drop_archive_buffers, infer_architecture
 from clip.blueprint import blueprint, check_fit
 from clip.errors import CheckpointError, UnknownModelError
-from clip.items import Checkpoint, PreprocessSettings
+from clip.items import HEADER_KEY, Checkpoint, PreprocessSettings
 from clip.layouts import Layout, from_header, from_open_clip, from_transformers, is_transformers
 from clip.model import CLIP
 from clip.releases import RELEASES
@@ -23,6 +23,7 @@ from clip.restricted_pickle import MAX_KEY, shown
 from clip.torch_archive import read_torch_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 # Where training scripts put the state dict in what they save.
@@ -30,7 +31,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 PARALLEL_PREFIX = "module."  # DataParallel and DistributedDataParallel put it before every key
 OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG = "open_clip_config.json", "config.json"
 TRANSFORMERS_PREPROCESS = "preprocessor_config.json"
-HEADER_KEY = "clip-turbo"  # of a safetensors header
 OPEN_CLIP_PREFIX = "open_clip_"  # of a file's name: such weights mean nothing without their configuration
 # Files of a folder, the first that is there.
 WEIGHTS = {
@@ -69,19 +69,32 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: not as its library writes it ({type(exc).__name__}: {shown(str(exc))}), expected weights and "
             "their configuration. Fetch them again."
         ) from exc
-    return Checkpoint(layout.architecture, layout.state_dict, layout.preprocess, source=str(path), files=tuple(files))
+    return Checkpoint(
+        layout.architecture,
+        layout.state_dict,
+        layout.preprocess,
+        source=str(path),
+        files=tuple(files),
+        tokenizer=layout.tokenizer,
+    )
 
 
-def export(checkpoint: Checkpoint, path: Path) -> None:
+def export(checkpoint: Checkpoint, path: Path, notes: Mapping[str, str] | None = None) -> None:
     """Write a checkpoint as one safetensors file with OpenAI's names, which `read_checkpoint` takes.
 
-    Its header keeps what shapes do not tell, for models whose activation or head width is not OpenAI's.
+    Its header keeps what shapes do not tell, for models whose activation, head width or vocabulary is not OpenAI's;
+    and `notes`, which nothing reads but people.
     """
     from safetensors.torch import save_file
 
-    header = {"architecture": asdict(checkpoint.architecture), "preprocess": asdict(checkpoint.preprocess)}
+    header: dict[str, Any] = {
+        "architecture": asdict(checkpoint.architecture),
+        "preprocess": asdict(checkpoint.preprocess),
+    }
+    if checkpoint.tokenizer is not None:
+        header["merges"] = [" ".join(pair) for pair in checkpoint.tokenizer.bpe_ranks]
     tensors = {key: tensor.contiguous() for key, tensor in checkpoint.state_dict.items()}
-    save_file(tensors, path, metadata={HEADER_KEY: json.dumps(header)})
+    save_file(tensors, path, metadata={**(notes or {}), HEADER_KEY: json.dumps(header)})
 
 
 def untrained(name: str, seed: int) -> Checkpoint:

@@ -14,14 +14,14 @@ import torch
 from clip import weights
 from clip.checkpoints import read_checkpoint
 from clip.engine import load_model, resolve_device
-from clip.errors import InputTypeError, TextTooLongError
 from clip.installed import warn_of_foreign_distribution
 from clip.items import PreprocessSettings
 from clip.model import CLIP, build_model
 from clip.pixels import BICUBIC, CenterCrop, Resize
 from clip.pixels import convert_image_to_rgb as _convert_image_to_rgb
 from clip.preprocess import Compose, Normalize, ToTensor, make_preprocess
-from clip.simple_tokenizer import END, START, shared_tokenizer
+from clip.simple_tokenizer import shared_tokenizer
+from clip.token_tables import token_table
 
 __all__ = ["available_models", "load", "tokenize"]
 
@@ -60,9 +60,9 @@ def load(
 ) -> tuple[CLIP, Compose]:
     """A model in eval mode on `device`, and the transform that makes its input of a picture.
 
-    `name` is one of `available_models()` or a path (OpenAI's archive, a state dict, safetensors). Without a device it
-    is CUDA where there is one, else the CPU. Weights are fp16 and fp32 as `convert_weights` splits them on CUDA, and
-    fp32 elsewhere. `jit=True` gives the same eager model: this package never runs TorchScript.
+    `name` is one of `available_models()`, "sketch" or a path (OpenAI's archive, a state dict, safetensors). Without a
+    device it is CUDA where there is one, else the CPU. Weights are fp16 and fp32 as `convert_weights` splits them on
+    CUDA, and fp32 elsewhere. `jit=True` gives the same eager model: this package never runs TorchScript.
 
     Raises:  UnknownModelError, WeightsMissingError, CheckpointError, DeviceError, all of them RuntimeErrors.
     Source:  openai/CLIP@d05afc4 clip/clip.py:94.
@@ -86,31 +86,4 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
     Source:  openai/CLIP@d05afc4 clip/clip.py:205.
     """
     tokenizer = globals().get("_tokenizer") or shared_tokenizer()  # users put another in its place
-    rows = _as_list(texts)
-    table = torch.zeros(len(rows), context_length, dtype=torch.int32)
-    for i, text in enumerate(rows):
-        ids = [tokenizer.encoder[START], *tokenizer.encode(text), tokenizer.encoder[END]]
-        if len(ids) > context_length:
-            if not truncate:
-                raise TextTooLongError(
-                    f"text {i} of {len(rows)}: found {len(ids)} tokens, expected at most {context_length}: "
-                    f"{text[:40]!r}. Shorten it, or pass truncate=True to drop the tail."
-                )
-            ids = [*ids[: context_length - 1], tokenizer.encoder[END]]
-        table[i, : len(ids)] = torch.tensor(ids)
-    return table
-
-
-def _as_list(texts: object) -> list[str]:
-    if isinstance(texts, str):
-        return [texts]
-    if not isinstance(texts, Iterable):
-        raise InputTypeError(f"texts: found {type(texts).__name__}, expected str or a list of str. Pass one of them.")
-    rows: list[str] = []
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputTypeError(
-                f"text {i}: found {type(text).__name__}, expected str. Pass a text or a list of texts."
-            )
-        rows.append(text)
-    return rows
+    return token_table(tokenizer, texts, context_length, truncate)

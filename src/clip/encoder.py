@@ -25,6 +25,7 @@ from clip.model import CLIP, QuickGELU, VisionTransformer
 from clip.openvino_backend import rest_of_int8
 from clip.pixels import read_pixels
 from clip.threads import available_cores, map_ahead
+from clip.token_tables import token_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,7 +56,7 @@ class Encoder:
         download_root: str | os.PathLike[str] | None = None,
         decode: Decode = "exact",
     ) -> None:
-        """Load a released model by name, a weights file by path, or take the weights of a loaded model.
+        """Load a released model by name or "sketch", a weights file by path, or take the weights of a loaded model.
 
         Without a device, or with "auto", it is CUDA where there is one, else the CPU; for a loaded model the device it
         is on. `precision` is what vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on
@@ -88,6 +89,7 @@ class Encoder:
             else:
                 checkpoint = untrained_checkpoint(self.model_name, untrained)
         self.source, self._files = checkpoint.source, checkpoint.files
+        self.tokenizer = checkpoint.tokenizer  # of a vocabulary of its own; None for that of the released models
         self.settings = checkpoint.preprocess
         self.resolution_px = self.settings.resolution_px
         self.architecture = asdict(checkpoint.architecture)
@@ -169,9 +171,20 @@ class Encoder:
         Raises:  TextTooLongError (a RuntimeError) for a text of more tokens than the model reads; InputError (a
                  ValueError) for ids that its vocabulary does not have.
         """
-        if not isinstance(text, torch.Tensor):
-            text = tokenize(text, self._engine.architecture.context_length)
-        return self._engine.encode_text(text)
+        return self._engine.encode_text(text if isinstance(text, torch.Tensor) else self.tokenize(text))
+
+    def tokenize(
+        self, texts: str | Iterable[str], context_length: int | None = None, truncate: bool = False
+    ) -> torch.Tensor:
+        """Texts to the token table of this model: as `clip.tokenize`, by its own vocabulary and length.
+
+        Shapes:  T texts -> int32 (T, L).
+        Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for what is no text.
+        """
+        length = context_length or self.context_length
+        if self.tokenizer is None:
+            return tokenize(texts, length, truncate)  # which takes the tokenizer that a user put in its place
+        return token_table(self.tokenizer, texts, length, truncate)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Decoded and cropped pictures to features, in batches.
@@ -257,7 +270,7 @@ def _checkpoint_of(model: CLIP) -> Checkpoint:
                 "Call model.encode_image, which runs what you changed, or pass the path of weights."
             )
     settings = model.preprocess_settings or PreprocessSettings(visual.input_resolution)
-    return Checkpoint(architecture, state_dict, settings, source="a loaded model")
+    return Checkpoint(architecture, state_dict, settings, source="a loaded model", tokenizer=model.tokenizer)
 
 
 def batched(items: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

@@ -23,6 +23,7 @@ from clip.model import CLIP, load_weights
 from clip.openvino_backend import OpenVinoBackend, processor_name
 from clip.openvino_backend import usable_precisions as openvino_precisions
 from clip.threads import available_cores
+from clip.token_tables import check_ids
 from clip.torch_backend import TorchBackend, check_fp8
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def runs_fp16(device: torch.device) -> bool:
 def load_model(checkpoint: Checkpoint, device: torch.device) -> CLIP:
     """The drop-in model of a checkpoint on a device, in the dtypes the reference has there. Empties its state dict."""
     model = load_weights(checkpoint.state_dict, checkpoint.architecture, device=device, mixed_fp16=runs_fp16(device))
-    model.preprocess_settings = checkpoint.preprocess
+    model.preprocess_settings, model.tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     return model
 
 
@@ -262,16 +263,12 @@ class Engine:
         return features
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        context, vocabulary = self.architecture.context_length, self.architecture.vocab_size
+        check_ids(tokens, self.architecture.vocab_size)  # first, as it names the way: lengths differ there too
+        context = self.architecture.context_length
         if tokens.ndim != 2 or not 0 < tokens.shape[1] <= context or tokens.is_floating_point():
             raise InputError(
                 f"tokens: found {tuple(tokens.shape)} of {tokens.dtype}, expected integers (T, {context}). "
-                "Make them with clip.tokenize."
-            )
-        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
-            raise InputError(
-                f"tokens: found ids from {int(tokens.min())} to {int(tokens.max())}, expected 0 to {vocabulary - 1}. "
-                "Make them with this model's own tokenizer."
+                "Make them with Encoder.tokenize(texts)."
             )
 
     def _run(self, key: torch.dtype | None, count: int, inputs: Callable[[int, int], tuple[Tensor, ...]]) -> Tensor:

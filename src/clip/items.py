@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from clip.simple_tokenizer import SimpleTokenizer
+
 Stage = Literal["read", "open", "decode", "encode"]
 Activation = Literal["quick_gelu", "gelu"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -228,6 +230,7 @@ class Architecture:
     transformer_mlp_width: int | None = None  # None: four times the width
 
 
+HEADER_KEY = "clip-turbo"  # of a safetensors file's metadata, under which are the records that we write there
 BYTE_MAX = 255.0
 # Means and standard deviations of the training pictures, RGB in 0..1. openai/CLIP@d05afc4 clip/clip.py:85.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -254,6 +257,7 @@ class Checkpoint:
     preprocess: PreprocessSettings
     source: str  # a path, or "untrained:SEED"
     files: tuple[Path, ...] = ()  # that the weights were read from
+    tokenizer: SimpleTokenizer | None = None  # of a vocabulary of its own; None for that of the released models
 
 
 @dataclass(frozen=True)

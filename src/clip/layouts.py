@@ -17,11 +17,14 @@ from clip.architecture import MLP_RATIO, infer_architecture
 from clip.errors import CheckpointError
 from clip.items import Activation, Architecture, PreprocessSettings, Triple
 from clip.restricted_pickle import MAX_SHOWN
+from clip.simple_tokenizer import tokenizer_of_merges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from clip.simple_tokenizer import SimpleTokenizer
 
 LAYER_NORM_EPS = 1e-5
 ACTIVATIONS: dict[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
@@ -74,6 +77,7 @@ class Layout:
     state_dict: dict[str, Tensor]
     architecture: Architecture
     preprocess: PreprocessSettings
+    tokenizer: SimpleTokenizer | None = None
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,9 @@ def from_header(state_dict: dict[str, Tensor], header: dict[str, Any]) -> Layout
         raise CheckpointError(
             f"header: tells of {told}, and the weights of {architecture}, expected the same. Export them again."
         )
-    return Layout(state_dict, architecture, settings)
+    merges = header.get("merges")
+    tokenizer = None if merges is None else tokenizer_of_merges(merges, architecture.vocab_size)
+    return Layout(state_dict, architecture, settings, tokenizer)
 
 
 def _check_settings(found: dict[str, Any], only: dict[str, Any], read: set[str]) -> None:

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from clip.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
 from clip.blueprint import blueprint, fill
 from clip.errors import CheckpointError
+from clip.simple_tokenizer import shared_tokenizer
+from clip.token_tables import check_ids, token_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from clip.items import Activation, Architecture, PreprocessSettings
+    from clip.simple_tokenizer import SimpleTokenizer
 
 __all__ = [
     "CLIP",
@@ -343,6 +346,7 @@ class CLIP(nn.Module):
     """
 
     preprocess_settings: PreprocessSettings | None = None  # what its checkpoint asks of pictures
+    tokenizer: SimpleTokenizer | None = None  # of a vocabulary of its own; None for that of the released models
 
     def __init__(
         self,
@@ -440,11 +444,18 @@ class CLIP(nn.Module):
         """
         return self.visual(image.type(self.dtype))
 
+    def tokenize(self, texts: str | Iterable[str], context_length: int | None = None, truncate: bool = False) -> Tensor:
+        """As `clip.tokenize`, by this model's own vocabulary and length. Shapes: T texts -> int32 (T, L)."""
+        return token_table(self.tokenizer or shared_tokenizer(), texts, context_length or self.context_length, truncate)
+
     def encode_text(self, text: Tensor) -> Tensor:
         """Token tables to features, not normalised.
 
-        Shapes:  int (T, L), as `clip.tokenize` gives -> (T, D).
+        Shapes:  int (T, L), as `tokenize` gives -> (T, D).
+        Raises:  InputError (a ValueError) for another vocabulary's ids, where the model has one of its own.
         """
+        if self.tokenizer is not None:
+            check_ids(text, self.vocab_size)
         x = self.token_embedding(text).type(self.dtype)  # (T, L, W)
         x = x + self.positional_embedding.type(self.dtype)
         x = x.transpose(0, 1)  # (T, L, W) -> (L, T, W)

@@ -53,7 +53,7 @@ class Run:
         self._job = job
         self._encoder = encoder
         self._decoding = Decoding(source, encoder.settings, job.guards, job.policies, job.hashes, encoder.decode)
-        self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text)
+        self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text, encoder.tokenizer)
         self._plan = plan
         self._store = store
         self._lock = lock

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import gzip
 import html
+import reprlib
 import sys
 from functools import cache
 from itertools import pairwise
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING
 import ftfy
 import regex
 
+from clip.errors import CheckpointError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
     "SimpleTokenizer",
@@ -94,9 +97,12 @@ def read_merges(path: str) -> list[tuple[str, ...]]:
 class SimpleTokenizer:
     """OpenAI's tokenizer: lower-cased text to ids and back."""
 
-    def __init__(self, bpe_path: str | None = None) -> None:
-        """Read the merges of `bpe_path`, in OpenAI's format or ours; without one those of the package."""
-        merges = read_merges(bpe_path or default_bpe())
+    def __init__(self, bpe_path: str | None = None, *, merges: Sequence[tuple[str, ...]] | None = None) -> None:
+        """Read the merges of `bpe_path`, in OpenAI's format or ours; without one those of the package.
+
+        `merges` are another vocabulary's, most frequent first, each a pair of symbols that are known by then.
+        """
+        merges = read_merges(bpe_path or default_bpe()) if merges is None else merges
         symbols = _first_symbols() + ["".join(pair) for pair in merges] + [START, END]
         self.byte_encoder = bytes_to_unicode()
         self.byte_decoder = {character: byte for byte, character in self.byte_encoder.items()}
@@ -124,7 +130,7 @@ class SimpleTokenizer:
     def _merge(self, token: str) -> list[str]:
         word = [*token[:-1], token[-1] + "</w>"]
         while len(word) > 1:
-            best = min(pairwise(word), key=lambda pair: self.bpe_ranks.get(pair, MERGES))
+            best = min(pairwise(word), key=lambda pair: self.bpe_ranks.get(pair, len(self.bpe_ranks)))
             if best not in self.bpe_ranks:
                 break
             merged: list[str] = []
@@ -155,6 +161,31 @@ class SimpleTokenizer:
         text = "".join(self.decoder[token] for token in tokens)
         content = bytes(self.byte_decoder[character] for character in text)
         return content.decode("utf-8", errors="replace").replace("</w>", " ")
+
+
+def tokenizer_of_merges(lines: object, vocab_size: int) -> SimpleTokenizer:
+    """A tokenizer of merges as weights files carry them: a list of texts, two symbols each with a blank between.
+
+    Raises:  CheckpointError where they are not that, or make more ids than `vocab_size`.
+    """
+    known = set(_first_symbols())
+    merges: list[tuple[str, ...]] = []
+    for place, line in enumerate(lines if isinstance(lines, list) else [lines]):
+        pair = tuple(line.split(" ")) if isinstance(line, str) else ()
+        if len(pair) != 2 or not known.issuperset(pair) or "".join(pair) in known:
+            raise CheckpointError(
+                f"merge {place} is {reprlib.repr(line)}, expected two symbols that merges before it made, with a blank "
+                "between, and together a new one. Export the weights again."
+            )
+        known.add("".join(pair))
+        merges.append(pair)
+    tokenizer = SimpleTokenizer(merges=merges)
+    if len(tokenizer.decoder) > vocab_size:
+        raise CheckpointError(
+            f"a vocabulary of {len(tokenizer.decoder):,} ids, expected at most the {vocab_size:,} of the token "
+            "embedding. Export the weights with their own."
+        )
+    return tokenizer
 
 
 @cache

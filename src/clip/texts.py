@@ -13,6 +13,7 @@ from clip.simple_tokenizer import END, START, shared_tokenizer
 
 if TYPE_CHECKING:
     from clip.items import Item, Kind, LongText
+    from clip.simple_tokenizer import SimpleTokenizer
 
 # What byte-pair encoding takes grows with the square of a word: 1.7 s for 10,000 random letters, which are more tokens
 # than any model reads.
@@ -26,6 +27,7 @@ class Tokenizing:
     kind: Kind
     context_length: int
     long_text: LongText
+    tokenizer: SimpleTokenizer | None = None  # of the model's own vocabulary; None for that of the released models
 
     def __call__(self, item: Item) -> np.ndarray | Failure:
         """The text of an item, the first of its values -> int32 (L,), or the reason why there are no tokens."""
@@ -38,7 +40,7 @@ class Tokenizing:
             return _failure(item, InputError, "its text is not UTF-8, expected that. Save the list as UTF-8.")
         room = self.context_length - 2  # beside start and end
         ids: list[int] = []
-        tokenizer = shared_tokenizer()
+        tokenizer = self.tokenizer or shared_tokenizer()
         for word in tokenizer.words(text):
             if len(word) > MAX_WORD:
                 message = f"a word of {len(word):,} characters, expected at most {MAX_WORD:,}. Leave it out."

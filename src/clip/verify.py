@@ -187,7 +187,8 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
     """Embed some of the pictures again: how many, the least cosine, and what differs."""
     encoder, manifest = encoder_of(store, job.model, job.device), store.manifest
     decoding = decoding_of(store, encoder.settings)
-    tokenizing = Tokenizing(manifest["kind"], encoder.context_length, manifest["long_text"] or "fail")
+    long_text = manifest["long_text"] or "fail"
+    tokenizing = Tokenizing(manifest["kind"], encoder.context_length, long_text, encoder.tokenizer)
     parts = [
         [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)
     ]
