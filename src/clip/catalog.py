@@ -1,18 +1,22 @@
-"""The released models: which there are, which are here, and how to get one here. Knows nothing about running them."""
+"""The models: which there are, which are here, and how to get one here. Knows nothing about running them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip import weights
 from clip.errors import CheckpointError, WeightsMissingError
+from clip.items import HEADER_KEY
 from clip.jobs import Fetched, FetchJob, ModelRow
 from clip.releases import LICENCE, RELEASES
 
 if TYPE_CHECKING:
     from clip.items import DeviceRow
     from clip.releases import Release
+
+SKETCH_NOTE = "knows drawn shapes only; for photographs use ViT-B/32"
 
 
 def models(download_root: str | None = None) -> list[ModelRow]:
@@ -30,6 +34,26 @@ def models(download_root: str | None = None) -> list[ModelRow]:
         )
         for name, release in RELEASES.items()
     ]
+
+
+def sketch() -> ModelRow:
+    """The model that comes with the package, as its file's own notes tell."""
+    from safetensors import safe_open
+
+    with safe_open(weights.locate(weights.SKETCH), framework="np") as file:
+        metadata = file.metadata()
+    architecture, card = json.loads(metadata[HEADER_KEY])["architecture"], json.loads(metadata["card"])
+    return ModelRow(
+        name=weights.SKETCH,
+        dim=architecture["embed_dim"],
+        resolution_px=architecture["image_resolution"],
+        parameters=card["parameters"],
+        gflops=card["gflops"],
+        size_bytes=weights.SKETCH_FILE.stat().st_size,
+        licence=LICENCE,
+        cached=str(weights.SKETCH_FILE),
+        note=SKETCH_NOTE,
+    )
 
 
 def devices() -> list[DeviceRow]:

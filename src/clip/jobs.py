@@ -37,6 +37,7 @@ ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
 STDIN = "-"  # as an input
 DECODE_SECONDS = 60.0  # what a picture may take in a process of its own
 MAX_SECONDS = 86_400  # a day
+LEAST_SCENES, MOST_SCENES = 50, 100_000  # of a demo: fewer may lack what it looks for
 # Columns of OUT that no kept one may have the name of.
 OWN_COLUMNS = (
     *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text"),
@@ -308,6 +309,21 @@ class FetchJob:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoJob:
+    """What `clip demo` is asked for."""
+
+    output: str | Path = "demo-out"
+    scenes: int = 300
+    seed: int | None = None  # of what is drawn; other scenes each time without
+
+    def __post_init__(self) -> None:
+        if not LEAST_SCENES <= self.scenes <= MOST_SCENES:
+            raise InputError(
+                f"scenes: found {self.scenes:,}, expected {LEAST_SCENES} to {MOST_SCENES:,}. Pass another number."
+            )
+
+
 @dataclass(frozen=True)
 class Fetched:
     """Where a model's weights are."""
@@ -319,16 +335,17 @@ class Fetched:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A released model, and whether it is here."""
+    """A model, and whether it is here."""
 
     name: str
     dim: int
     resolution_px: int
     parameters: int
     gflops: float  # of one picture, counted as two a multiplication
-    size_bytes: int  # of OpenAI's archive
+    size_bytes: int  # of its file; of a released model OpenAI's archive
     licence: str
     cached: str | None  # its path
+    note: str = ""  # what else a user should know
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A name or a path -> a local file or folder that is whole. The only module that fetches weights.
 
 A released name resolves through the caches, OpenAI's host and the Hugging Face Hub, in this order; the first that has
-it wins. An archive of OpenAI's is known by its sha256, a copy on the Hub by repository and revision.
+it wins. An archive of OpenAI's is known by its sha256, a copy on the Hub by repository and revision. The sketch model
+lies in the package.
 
 Knows nothing about devices, pictures, or what is in the files.
 """
@@ -37,6 +38,8 @@ HUB_FILES = {
     "config.json": ("model.safetensors", "pytorch_model.bin"),
 }
 HUB_EXTRAS = ("preprocessor_config.json",)
+# The model that comes with the package: training/sketch.py made it, docs/sketch.md tells of it.
+SKETCH, SKETCH_FILE = "sketch", Path(__file__).parent / "sketch" / "model.safetensors"
 URLS = {name: release.url for name, release in RELEASES.items()}
 _SIZES = {release.sha256: release.size_bytes for release in RELEASES.values()}
 
@@ -61,7 +64,7 @@ def locate(
     urls: Mapping[str, str] = URLS,
     download: Callable[..., str] | None = None,
 ) -> Path:
-    """The local file or folder of a released name, of `hf-hub:ORG/NAME[@REVISION]`, or of a path.
+    """The local file or folder of a released name, "sketch", `hf-hub:ORG/NAME[@REVISION]`, or a path.
 
     A name wins over a file of the same name. `urls` and `download` are what users of OpenAI's package put in place of
     `_MODELS` and `_download`.
@@ -71,6 +74,10 @@ def locate(
     """
     if isinstance(name, str) and name in urls:
         return _released(name, urls[name], download_root, download or cached_file)
+    if name == SKETCH:
+        if not SKETCH_FILE.is_file():
+            raise WeightsMissingError(f"{SKETCH_FILE}: not there, expected it in the package. Install it again.")
+        return SKETCH_FILE
     if isinstance(name, str) and name.startswith(HUB_PREFIX):
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         return _hub_snapshot(repository, revision or None)
@@ -79,7 +86,7 @@ def locate(
     if not os.fspath(name) or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
         raise UnknownModelError(
             f"model {os.fspath(name)[:MAX_SHOWN]!r}: not found, expected the path of weights, {HUB_PREFIX}ORG/NAME, "
-            f"or one of {list(urls)}. Use one of these names, or check the path."
+            f"{SKETCH!r}, or one of {list(urls)}. Use one of these names, or check the path."
         )
     return path
 

@@ -5,15 +5,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import formula
 import pytest
 import torch
 
 import clip.clip
+import formula
 from clip import catalog, releases, weights
 from clip.checkpoints import read_checkpoint
 from clip.cli import main
-from clip.errors import CheckpointError, InputError, WeightsMissingError
+from clip.errors import CheckpointError, InputError, UnknownModelError, WeightsMissingError
 from clip.jobs import FetchJob
 
 
@@ -44,13 +44,37 @@ def test_the_nine_are_listed_with_what_they_cost_and_where_they_are(
     code, out, err = run(capsys, "models", "--json", "--download-root", str(cache))
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (0, "")
+    own = rows.pop()
     assert [row["name"] for row in rows] == clip.clip.available_models()
     assert [row["cached"] for row in rows] == [str(cache / "RN50.pt")] + [None] * 8
+    assert {row["note"] for row in rows} == {""}
+    assert (own["name"], own["note"]) == ("sketch", "knows drawn shapes only; for photographs use ViT-B/32")
+    model, _ = clip.load("sketch", device="cpu")
+    assert own["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (own["dim"], own["resolution_px"]) == (model.text_projection.shape[1], model.visual.input_resolution)
     for row in rows:
         architecture = releases.RELEASES[row["name"]].architecture
         assert row["parameters"] == sum(p.numel() for p in formula.layout(architecture).parameters())
         assert (row["dim"], row["resolution_px"]) == (architecture.embed_dim, architecture.image_resolution)
-    assert run(capsys, "models", "--download-root", str(cache))[1].count("\n") == 10
+    table = run(capsys, "models", "--download-root", str(cache))[1].splitlines()
+    assert len(table) == 13
+    assert table[10] == ""
+    assert table[12].strip() == own["note"]
+
+
+def test_the_sketch_model_is_small_and_needs_no_network_and_no_cache(tmp_path: Path) -> None:
+    assert weights.SKETCH_FILE.stat().st_size <= 8_000_000
+    assert weights.locate("sketch", tmp_path) == weights.SKETCH_FILE
+    assert "sketch" not in clip.available_models()
+    assert clip.Encoder("sketch", device="cpu").tokenize("a red star").shape == (1, 32)
+    with pytest.raises(UnknownModelError, match="'sketch', or one of"):
+        weights.locate("scetch", tmp_path)
+
+
+def test_a_user_may_put_another_model_in_its_place(tmp_path: Path) -> None:
+    other = tmp_path / "other.pt"
+    other.write_bytes(b"")
+    assert weights.locate("sketch", urls={"sketch": "https://x/0/y"}, download=lambda *_: str(other)) == other
 
 
 def test_fetch_says_where_the_weights_are(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,227 @@
+"""What the sketch model understands, from files to vectors, in every precision and decode mode of this machine.
+
+Gross mistakes are made here on purpose: each must turn the figures red. Fine ones are caught by stored features.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import clip
+import measuring
+from clip.engine import usable_precisions
+from clip.items import Decode, Precision
+from clip.model import CLIP
+from clip.pixels import read_pixels
+from measuring import Found, OfTexts, World
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "sketch"
+FLOOR = Found(recall_1=0.997, recall_5=0.999, recall_1_among_decoys=0.91, shape=0.995, colour=0.995)
+FLOOR_UNSEEN = Found(recall_1=0.95, recall_5=0.99, recall_1_among_decoys=0.85, shape=0.95, colour=0.99)
+CHANCE = 0.01  # of recall@1 among 1,000: ten times what guessing finds
+NEAR = 1e-4  # of a row's RMS, as for every ResNet
+
+
+def reached(figures: Found, floor: Found) -> bool:
+    return all(vars(figures)[name] >= least for name, least in vars(floor).items())
+
+
+def encoder_for(precision: Precision, decode: Decode) -> clip.Encoder:
+    encoder = clip.Encoder("sketch", device="cpu", precision=precision, decode=decode)
+    if precision == "int8":
+        encoder.calibrate(measuring.world("to quantise by", scenes=256, singles=0).pictures)
+    return encoder
+
+
+def texts_by(encoder: clip.Encoder) -> OfTexts:
+    return lambda texts: encoder.encode_text(texts).float().numpy()
+
+
+def seen() -> World:
+    return measuring.world("tests")
+
+
+def saved(world: World, folder: Path) -> list[Path]:
+    """The pictures as files, JPEGs and PNGs in turns."""
+    paths: list[Path] = []
+    for number, picture in enumerate(world.pictures):
+        paths.append(folder / f"{number:04}.{'png' if number % 2 else 'jpg'}")
+        picture.save(paths[-1], **({} if number % 2 else {"quality": 90}))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return saved(seen(), tmp_path_factory.mktemp("scenes"))
+
+
+PRECISIONS = [p for p in get_args(Precision) if p in ("reference", *usable_precisions(torch.device("cpu")))]
+
+
+@pytest.mark.parametrize("decode", get_args(Decode))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_captions_find_their_pictures(precision: Precision, decode: Decode, paths: list[Path]) -> None:
+    encoder = encoder_for(precision, decode)
+    world = seen()
+
+    def of_pictures(pictures: list[Image.Image]) -> np.ndarray:
+        return encoder.embed(paths if pictures is world.pictures else pictures)
+
+    figures = measuring.found(world, of_pictures, texts_by(encoder))
+    assert reached(figures, FLOOR), figures
+
+
+def test_pairs_of_colour_and_shape_that_were_never_drawn_are_found_too() -> None:
+    encoder = clip.Encoder("sketch", device="cpu")
+    figures = measuring.found(measuring.world("tests", unseen=True), encoder.embed, texts_by(encoder))
+    assert reached(figures, FLOOR_UNSEEN), figures
+
+
+@cache
+def inputs() -> dict[int, torch.Tensor]:
+    """What the drop-in model reads of each list of pictures, by the list's identity."""
+    _, preprocess = clip.load("sketch", device="cpu")
+    lists = (seen().pictures, seen().decoys, seen().singles)
+    return {id(pictures): torch.stack(list(map(preprocess, pictures))) for pictures in lists}
+
+
+def eager(model: CLIP, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Found:
+    """The figures of the drop-in model, with its input changed."""
+
+    def of_pictures(pictures: list[Image.Image]) -> np.ndarray:
+        with torch.no_grad():
+            return model.encode_image(change(inputs()[id(pictures)])).numpy()
+
+    def of_texts(texts: list[str]) -> np.ndarray:
+        with torch.no_grad():
+            return model.encode_text(model.tokenize(texts)).numpy()
+
+    return measuring.found(seen(), of_pictures, of_texts)
+
+
+def test_the_drop_in_model_finds_them() -> None:
+    model, _ = clip.load("sketch", device="cpu")
+    assert reached(eager(model), FLOOR)
+
+
+def test_shuffled_captions_find_what_chance_finds() -> None:
+    encoder = clip.Encoder("sketch", device="cpu")
+    order = np.random.default_rng(0).permutation(measuring.SCENES)
+    figures = measuring.found(seen(), encoder.embed, texts_by(encoder), right=order.tolist())
+    assert figures.recall_1 <= CHANCE
+
+
+def activation_last(model: CLIP) -> None:
+    """In the text tower's MLPs: after the second matrix instead of before it."""
+    for block in model.transformer.blocks():
+        c_fc, gelu, c_proj = block.mlp
+        block.mlp = nn.Sequential(c_fc, c_proj, gelu)
+
+
+def activation_before_the_norm(model: CLIP) -> None:
+    """In the residual blocks of the image tower."""
+    for layer in (model.visual.layer1, model.visual.layer2, model.visual.layer3, model.visual.layer4):
+        for block in layer:
+            block.bn1, block.relu1 = block.relu1, block.bn1
+            block.bn2, block.relu2 = block.relu2, block.bn2
+
+
+def no_positions_of_words(model: CLIP) -> None:
+    model.positional_embedding.data.zero_()
+
+
+def no_positions_of_pixels(model: CLIP) -> None:
+    model.visual.attnpool.positional_embedding.data.zero_()
+
+
+def no_causal_mask(model: CLIP) -> None:
+    for block in model.transformer.blocks():
+        block.attn_mask = None
+
+
+# With the least that each costs. Without positions, what a word or a pixel can see still tells much of the order.
+@pytest.mark.parametrize(
+    ("break_it", "at_most"),
+    [
+        (activation_last, {"recall_1": 0.75, "colour": 0.95}),
+        (activation_before_the_norm, {"recall_1": 0.6, "shape": 0.5}),
+        (no_positions_of_words, {"recall_1": 0.99}),
+        (no_positions_of_pixels, {"recall_1": 0.995}),
+        (no_causal_mask, {"recall_1": 0.2}),
+    ],
+)
+def test_a_gross_mistake_in_the_network_is_seen(break_it: Callable[[CLIP], None], at_most: dict[str, float]) -> None:
+    model, _ = clip.load("sketch", device="cpu")
+    break_it(model)
+    figures = eager(model)
+    assert all(vars(figures)[name] <= most < vars(FLOOR)[name] for name, most in at_most.items()), figures
+
+
+@pytest.mark.parametrize(
+    ("change", "at_most"),
+    [
+        pytest.param(lambda x: x.flip(1), {"recall_1": 0.6, "colour": 0.6}, id="channels swapped"),
+        pytest.param(lambda x: x.flip(3), {"recall_1": 0.9}, id="mirrored"),
+        pytest.param(lambda x: x.transpose(2, 3), {"recall_1": 0.7, "shape": 0.95}, id="rows and columns exchanged"),
+        pytest.param(lambda x: x * 255, {"recall_1": 0.3, "shape": 0.5, "colour": 0.5}, id="not scaled"),
+        pytest.param(lambda x: x.roll(1, dims=0), {"recall_1": CHANCE, "shape": 0.3}, id="the neighbour's picture"),
+    ],
+)
+def test_a_gross_mistake_with_the_pictures_is_seen(
+    change: Callable[[torch.Tensor], torch.Tensor], at_most: dict[str, float]
+) -> None:
+    model, _ = clip.load("sketch", device="cpu")
+    figures = eager(model, change)
+    assert all(vars(figures)[name] <= most < vars(FLOOR)[name] for name, most in at_most.items()), figures
+
+
+@contextmanager
+def golden() -> Iterator[tuple[list[Path], list[str], np.ndarray, np.ndarray]]:
+    """Pictures, captions and their stored features."""
+    with np.load(GOLDEN / "features.npz") as stored:
+        captions = json.loads((GOLDEN / "captions.json").read_text())
+        yield sorted(GOLDEN.glob("*.png")), captions, stored["images"], stored["texts"]
+
+
+def distance(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference, in parts of a row's RMS."""
+    return float((np.abs(found - wanted).max(axis=1) / np.sqrt((wanted**2).mean(axis=1))).max())
+
+
+def test_stored_features_hold() -> None:
+    encoder = clip.Encoder("sketch", device="cpu")
+    with golden() as (pictures, captions, images, texts):
+        assert len(pictures) == len(captions) == len(images) == 20
+        assert distance(encoder.embed(pictures, normalize=False), images) < NEAR
+        assert distance(encoder.encode_text(captions).numpy(), texts) < NEAR
+
+
+def test_another_resize_filter_is_seen() -> None:
+    encoder = clip.Encoder("sketch", device="cpu")
+    with golden() as (pictures, _, images, _):
+        for resample in Image.Resampling:
+            pixels: list[np.ndarray] = []
+            for path in pictures:
+                image, side = Image.open(path).convert("RGB"), encoder.resolution_px
+                size = [max(side, int(length * side / min(image.size))) for length in image.size]
+                pixels.append(read_pixels(image.resize(size, resample), encoder.settings))
+            found = distance(encoder.encode_pixels(np.stack(pixels)), images)
+            assert found < NEAR if resample == Image.Resampling.BICUBIC else found > 10 * NEAR, resample
+
+
+def test_another_gelu_is_seen() -> None:
+    model, _ = clip.load("sketch", device="cpu")
+    with golden() as (_, captions, _, texts), torch.no_grad():
+        assert distance(model.encode_text(model.tokenize(captions)).numpy(), texts) < NEAR
+        for block in model.transformer.blocks():
+            block.mlp[1] = nn.GELU()
+        assert distance(model.encode_text(model.tokenize(captions)).numpy(), texts) > 10 * NEAR

@@ -1,0 +1,47 @@
+"""Write tests/golden/sketch: twenty small pictures and captions, and what the sketch model makes of them.
+
+    python tools/make_sketch_golden.py
+
+To be run again after the model was trained anew, and then only.
+"""
+
+import io
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+
+import clip
+from clip.drawing import draw
+from clip.scenes import distinct
+
+FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "sketch"
+SCENES = 20
+MAX_BYTES = 6_000  # of a picture; those with noise are larger, and there are others
+SIDE_PX = (128, 160)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    rng = Random("golden")
+    model, preprocess = clip.load("sketch", device="cpu")
+    captions: list[str] = []
+    inputs: list[torch.Tensor] = []
+    for scene, caption in distinct(rng, 10 * SCENES):
+        image = draw(rng, scene, SIDE_PX)
+        stream = io.BytesIO()
+        image.save(stream, "PNG", optimize=True)
+        if stream.tell() <= MAX_BYTES and len(captions) < SCENES:
+            (FOLDER / f"{len(captions):02}.png").write_bytes(stream.getvalue())
+            captions.append(caption)
+            inputs.append(preprocess(image))
+    with torch.no_grad():
+        images, texts = model.encode_image(torch.stack(inputs)), model.encode_text(model.tokenize(captions))
+    np.savez_compressed(FOLDER / "features.npz", images=images.numpy(), texts=texts.numpy())
+    (FOLDER / "captions.json").write_text(json.dumps(captions, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,412 @@
+"""Train the sketch model: draw scenes with captions, train a CLIP on them, say how well it finds new pictures.
+
+    python training/sketch.py --seed 0 --output src/clip/sketch/model.safetensors
+
+Everything is drawn here (clip.scenes, clip.drawing); nothing is fetched. What is trained is the package's own network
+with the CLIP paper's contrastive loss. Three things beside it, because that alone hardly learns shapes:
+
+- the scene's attributes are targets of one linear layer that reads the features of both towers, and that is dropped
+  afterwards: it teaches shape, and lays the attributes out apart, so that pairs never drawn are found too;
+- half of each batch are twins of the other half, which differ in one attribute;
+- where a caption is true of another scene of its batch, that scene is not held against it.
+
+Axes: B scenes of a batch, S slots of a scene's description.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import clip
+from clip.checkpoints import export
+from clip.drawing import draw
+from clip.items import BYTE_MAX, Architecture, Checkpoint, PreprocessSettings
+from clip.model import CLIP, convert_weights
+from clip.pixels import read_pixels
+from clip.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    UNSEEN,
+    Scene,
+    Statement,
+    claim,
+    compose,
+    say,
+    twin,
+)
+from clip.simple_tokenizer import SimpleTokenizer
+from clip.threads import available_cores
+from clip.token_tables import token_table
+from measuring import found, world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CAPTIONS_OF_THE_VOCABULARY = 50_000
+CHUNK = 2_000  # scenes that a process draws at a time
+MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, 2.5
+UNKNOWN = -1  # a slot of which a caption says nothing
+# What describes a scene, slot by slot, with the number of values; what is not there is a value of its own.
+FIRST_SHAPE, FIRST_COLOUR, FIRST_SIZE, COUNT, RELATION, SECOND_SHAPE, SECOND_COLOUR, SECOND_SIZE, GROUND = range(9)
+VALUES = (len(SHAPES), len(COLOURS), len(SIZES) + 1, len(COUNTS), len(RELATIONS) + 1,
+          len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(BACKGROUNDS))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the weights depend on, beside the versions of libraries."""
+
+    seed: int = 0
+    scenes: int = 160_000  # drawn once; each epoch says other things of them
+    epochs: int = 5
+    batch: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    warmup: int = 300  # steps
+    attributes: float = 0.5  # weight of their loss beside the contrastive one's 1
+
+    def __post_init__(self) -> None:
+        if self.scenes % CHUNK or self.scenes % self.batch or self.batch % 2:
+            raise SystemExit(f"scenes: found {self.scenes}, expected a multiple of {CHUNK} and of an even batch.")
+
+
+def architecture(vocab_size: int) -> Architecture:
+    """A small ResNet and a small transformer; heads are 64 wide in both."""
+    return Architecture(
+        embed_dim=256,
+        image_resolution=64,
+        vision_layers=(1, 2, 2, 1),
+        vision_width=16,
+        vision_patch_size=None,
+        context_length=32,
+        vocab_size=vocab_size,
+        transformer_width=128,
+        transformer_heads=2,
+        transformer_layers=3,
+    )
+
+
+def vocabulary() -> SimpleTokenizer:
+    """A tokenizer to which each word of the captions is one token; the same for every seed of the weights."""
+    rng = Random("vocabulary")
+    plain = SimpleTokenizer(merges=())
+    words: Counter[str] = Counter()
+    for _ in range(CAPTIONS_OF_THE_VOCABULARY):
+        words.update(plain.words(say(rng, claim(rng, compose(rng)))))
+    return SimpleTokenizer(merges=learn_merges(words))
+
+
+def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
+    """The pairs that byte-pair encoding joins, most frequent first, until each of these words is one symbol."""
+    plain = SimpleTokenizer(merges=())
+    split = {word: plain.bpe("".join(plain.byte_encoder[byte] for byte in word.encode())).split() for word in words}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, symbols in split.items():
+            for pair in itertools.pairwise(symbols):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        split = {word: _joined(symbols, best) for word, symbols in split.items()}
+
+
+def _joined(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    joined: list[str] = []
+    for symbol in symbols:
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
+        else:
+            joined.append(symbol)
+    return joined
+
+
+def drawn(recipe: Recipe) -> tuple[list[Scene], np.ndarray]:
+    """Scenes and their pixels, uint8 (N, R, R, 3); each is followed by its twin."""
+    numbers = range(recipe.scenes // CHUNK)
+    with ProcessPoolExecutor(available_cores()) as processes:
+        chunks = list(processes.map(_chunk, itertools.repeat(recipe.seed), numbers))
+    return [scene for scenes, _ in chunks for scene in scenes], np.concatenate([pixels for _, pixels in chunks])
+
+
+def _chunk(seed: int, number: int) -> tuple[list[Scene], np.ndarray]:
+    rng = Random(f"training {seed} {number}")
+    scenes: list[Scene] = []
+    while len(scenes) < CHUNK:
+        scene = compose(rng)
+        scenes += [scene, twin(rng, scene)]
+    settings = PreprocessSettings(architecture(0).image_resolution)
+    return scenes, np.stack([read_pixels(draw(rng, scene), settings) for scene in scenes])
+
+
+def slots(scene: Scene) -> list[int]:
+    """A scene's value in each slot."""
+    first, second = scene.first, scene.second
+    return [
+        SHAPES.index(first.shape),
+        COLOURS.index(first.colour),
+        _index(SIZES, first.size),
+        COUNTS.index(scene.count),
+        _index(RELATIONS, scene.relation),
+        _index(SHAPES, second and second.shape),
+        _index(COLOURS, second and second.colour),
+        _index(SIZES, second and second.size),
+        BACKGROUNDS.index(scene.background),
+    ]
+
+
+def _index(values: tuple[str, ...], value: str | None) -> int:
+    """The place of a value; behind the last for none."""
+    return len(values) if value is None else values.index(value)
+
+
+def said_slots(statement: Statement) -> list[int]:
+    """What a statement says of each slot, UNKNOWN where that is nothing."""
+
+    def known(values: tuple[str, ...], value: str | None) -> int:
+        return UNKNOWN if value is None else values.index(value)
+
+    first, second = statement.first, statement.second
+    said = [UNKNOWN] * len(VALUES)
+    said[FIRST_SHAPE], said[FIRST_COLOUR] = known(SHAPES, first.shape), known(COLOURS, first.colour)
+    said[FIRST_SIZE], said[COUNT] = known(SIZES, first.size), COUNTS.index(statement.count)
+    said[RELATION] = known(RELATIONS, statement.relation)
+    if second is not None:
+        said[SECOND_SHAPE], said[SECOND_COLOUR] = known(SHAPES, second.shape), known(COLOURS, second.colour)
+        said[SECOND_SIZE] = known(SIZES, second.size)
+    said[GROUND] = known(BACKGROUNDS, statement.background)
+    return said
+
+
+def truth(said: Tensor, two: Tensor, scenes: Tensor) -> Tensor:
+    """`Statement.true_of` of every statement and scene at once. Shapes: (B, S), (B,), (B, S) -> bool (B, B)."""
+
+    def fits(ours: list[int], theirs: list[int]) -> Tensor:
+        claimed, found = said[:, None, ours], scenes[None, :, theirs]
+        return ((claimed == UNKNOWN) | (claimed == found)).all(-1)
+
+    first, second = [FIRST_SHAPE, FIRST_COLOUR, FIRST_SIZE], [SECOND_SHAPE, SECOND_COLOUR, SECOND_SIZE]
+    has_second = (scenes[:, RELATION] != len(RELATIONS))[None]
+    unordered = (said[:, RELATION] == UNKNOWN)[:, None]
+    both = fits([*first, *second, RELATION], [*first, *second, RELATION])
+    swapped = unordered & fits([*first, *second], [*second, *first])
+    alone = fits([*first, COUNT], [*first, COUNT])
+    as_second = (said[:, COUNT] == 0)[:, None] & fits(first, second)
+    of_two, of_one = has_second & (both | swapped), alone | (has_second & as_second)
+    return fits([GROUND], [GROUND]) & torch.where(two[:, None], of_two, of_one)
+
+
+class Attributes(nn.Module):
+    """One linear layer that tells a scene's slots by the features of its picture or of its caption."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(embed_dim, sum(VALUES))
+
+    def forward(self, features: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of the slots that are known. Shapes: (B, D), (B, S) -> ()."""
+        losses = [
+            F.cross_entropy(logits, targets[:, slot], ignore_index=UNKNOWN, reduction="sum")
+            for slot, logits in enumerate(self.read(features).split(VALUES, dim=1))
+        ]
+        return torch.stack(losses).sum() / (targets != UNKNOWN).sum()
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, also_true: Tensor) -> Tensor:
+    """Of CLIP, over a batch whose false negatives are masked. Shapes: (B, D), (B, D), (), bool (B, B) text by image."""
+    logits = scale * F.normalize(text, dim=1) @ F.normalize(image, dim=1).T  # (B, B)
+    logits = logits.masked_fill(also_true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device), -torch.inf)
+    right = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step reads."""
+
+    images: Tensor  # float (B, 3, R, R), normalised
+    tokens: Tensor  # int (B, L)
+    scenes: Tensor  # (B, S)
+    said: Tensor  # (B, S)
+    two: Tensor  # bool (B,): the caption tells of two things
+
+
+class Batches:
+    """Batches of pairs of twins, in another order and with other captions each epoch."""
+
+    def __init__(self, recipe: Recipe, tokenizer: SimpleTokenizer, device: torch.device) -> None:
+        self.scenes, self.pixels = drawn(recipe)
+        self._slots = torch.tensor([slots(scene) for scene in self.scenes])
+        self._recipe, self._tokenizer, self._device = recipe, tokenizer, device
+        self._rng = Random(f"captions {recipe.seed}")
+        self._order = np.random.default_rng(recipe.seed)
+        settings = PreprocessSettings(architecture(0).image_resolution)
+        self._mean, self._std = (
+            torch.tensor(triple, device=device).view(3, 1, 1) * BYTE_MAX for triple in (settings.mean, settings.std)
+        )
+
+    def epoch(self) -> Iterator[Batch]:
+        """All scenes once; a rest that is no whole batch is left out."""
+        pairs = self._order.permutation(len(self.scenes) // 2)
+        for start in range(0, len(pairs) - self._recipe.batch // 2 + 1, self._recipe.batch // 2):
+            chosen = pairs[start : start + self._recipe.batch // 2]
+            yield self._batch(np.concatenate([2 * chosen, 2 * chosen + 1]))
+
+    def _batch(self, chosen: np.ndarray) -> Batch:
+        statements = [claim(self._rng, self.scenes[i], full=self._rng.random() < 0.5) for i in chosen]
+        texts = [say(self._rng, statement) for statement in statements]
+        images = torch.from_numpy(self.pixels[chosen]).to(self._device).permute(0, 3, 1, 2)
+        return Batch(
+            images=((images.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last),
+            tokens=token_table(self._tokenizer, texts, architecture(0).context_length).to(self._device),
+            scenes=self._slots[chosen].to(self._device),
+            said=torch.tensor([said_slots(statement) for statement in statements], device=self._device),
+            two=torch.tensor([statement.second is not None for statement in statements], device=self._device),
+        )
+
+
+def text_targets(batch: Batch) -> Tensor:
+    """The slots that a caption tells; none where it does not say which of two things it means."""
+    vague = (batch.scenes[:, RELATION] != len(RELATIONS)) & (batch.said[:, RELATION] == UNKNOWN)
+    return batch.said.masked_fill(vague[:, None], UNKNOWN)
+
+
+def train(recipe: Recipe, device: torch.device) -> tuple[CLIP, SimpleTokenizer, list[str]]:
+    """A trained model in eval mode, its tokenizer, and what was logged."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = vocabulary()
+    shape = architecture(len(tokenizer.encoder))
+    model = CLIP(**vars(shape)).to(device, memory_format=torch.channels_last)
+    attributes = Attributes(shape.embed_dim).to(device)
+    started = time.perf_counter()
+    batches = Batches(recipe, tokenizer, device)
+    lines = [f"drew {len(batches.scenes):,} scenes in {time.perf_counter() - started:.0f} s"]
+    print(lines[-1], flush=True)
+    weights = [*model.parameters(), *attributes.parameters()]
+    groups = [
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6)
+    steps = recipe.epochs * (recipe.scenes // recipe.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / recipe.warmup) * (1 + np.cos(np.pi * min(1.0, step / steps))) / 2,
+    )
+    started = time.perf_counter()
+    for epoch in range(recipe.epochs):
+        sums, count = torch.zeros(3), 0
+        for batch in batches.epoch():
+            losses = _losses(model, attributes, batch, device)
+            loss = losses[0] + recipe.attributes * (losses[1] + losses[2])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, np.log(MAX_LOGIT_SCALE))
+            sums, count = sums + torch.stack(losses).detach().cpu(), count + 1
+        seen, seconds = (epoch + 1) * count * recipe.batch, time.perf_counter() - started
+        contrastive, of_pictures, of_captions = (sums / count).tolist()
+        lines.append(
+            f"epoch {epoch + 1:2}: {seen:,} scenes, {seconds:.0f} s, loss contrastive {contrastive:.4f}, attributes "
+            f"of pictures {of_pictures:.4f}, of captions {of_captions:.4f}, scale {model.logit_scale.exp():.1f}"
+        )
+        print(lines[-1], flush=True)
+    return model.eval(), tokenizer, lines
+
+
+def _losses(model: CLIP, attributes: Attributes, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Contrastive, of the attributes told by pictures, and of those told by captions."""
+    with torch.autocast(device.type, torch.bfloat16):
+        image = model.encode_image(batch.images)
+        text = model.encode_text(batch.tokens)
+    image, text = image.float(), text.float()
+    also_true = truth(batch.said, batch.two, batch.scenes)
+    return (
+        contrastive_loss(image, text, model.logit_scale.exp(), also_true),
+        attributes(image, batch.scenes),
+        attributes(text, text_targets(batch)),
+    )
+
+
+def evaluate(path: Path, seed: int) -> dict[str, float]:
+    """What the written model finds in new pictures, by the package's own calls."""
+    encoder = clip.Encoder(path, device="cpu")
+
+    def of_texts(texts: list[str]) -> np.ndarray:
+        return encoder.encode_text(texts).numpy()
+
+    seen, unseen = world(f"held out {seed}"), world(f"held out {seed}", unseen=True)
+    shuffled = np.random.default_rng(seed).permutation(len(seen.captions)).tolist()
+    told = {
+        "held out": found(seen, encoder.embed, of_texts),
+        "unseen pairs": found(unseen, encoder.embed, of_texts),
+        "shuffled captions": found(seen, encoder.embed, of_texts, right=shuffled),
+    }
+    return {f"{name}: {what}": value for name, figures in told.items() for what, value in asdict(figures).items()}
+
+
+def write(model: CLIP, tokenizer: SimpleTokenizer, path: Path, notes: dict[str, object]) -> None:
+    """The weights, matrices in fp16 as OpenAI's archives have them, with the vocabulary and these notes."""
+    convert_weights(model)
+    shape = architecture(len(tokenizer.encoder))
+    state_dict = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    settings = PreprocessSettings(shape.image_resolution)
+    checkpoint = Checkpoint(shape, state_dict, settings, source=str(path), tokenizer=tokenizer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    export(checkpoint, path, {name: json.dumps(note) for name, note in notes.items()})
+
+
+def gflops(model: CLIP) -> float:
+    """Of one picture, counted as two a multiplication."""
+    side = model.visual.input_resolution
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.encode_image(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
+    return counter.get_total_flops() / 1e9
+
+
+def main() -> None:
+    """Train, write, evaluate what was written, and write the figures beside the weights."""
+    parser = argparse.ArgumentParser(description="Train the sketch model.")
+    parser.add_argument("--output", type=Path, default=Path("src/clip/sketch/model.safetensors"))
+    parser.add_argument("--device", default="cpu")
+    for name, default in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    options = vars(parser.parse_args())
+    output, device = options.pop("output"), torch.device(options.pop("device"))
+    recipe = Recipe(**options)
+    model, tokenizer, lines = train(recipe, device)
+    card = {"parameters": sum(weight.numel() for weight in model.parameters()), "gflops": gflops(model)}
+    unseen = sorted(f"{colour} {shape}" for colour, shape in UNSEEN)
+    notes: dict[str, object] = {"card": card, "recipe": asdict(recipe), "log": lines, "unseen": unseen}
+    write(model, tokenizer, output, notes)
+    figures = evaluate(output, recipe.seed)
+    write(model, tokenizer, output, notes | {"figures": figures})
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
