@@ -17,7 +17,7 @@ install: .venv/installed
 TESTERS ?= 2
 
 demo: install
-	$(BIN)/python tools/demo.py
+	$(BIN)/clip demo
 
 check: install
 	$(BIN)/ruff format --check .

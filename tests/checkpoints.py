@@ -4,8 +4,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import formula
 import torch
+
+import formula
 
 _state_dict = cache(formula.state_dict)
 

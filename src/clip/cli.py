@@ -16,7 +16,7 @@ from typing import Any, NoReturn, get_args
 import click
 
 import clip
-from clip import finding, tuning
+from clip import demo, finding, tuning
 from clip.errors import (
     ClipError,
     ImageError,
@@ -106,7 +106,9 @@ def _names(context: click.Context, option: click.Parameter, values: tuple[str, .
 @cli.command()
 @click.argument("source", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", required=True, help="Folder to write; made where there is none.")
-@_option("-m", "--model", field="model", metavar="MODEL", help="A released name, or the path of a weights file.")
+@_option(
+    "-m", "--model", field="model", metavar="MODEL", help="A released name, sketch, or the path of a weights file."
+)
 @_option("--untrained", field="untrained", metavar="SEED", type=int, help="Draw the named model's weights at random.")
 @_option("--device", field="device", help="cpu, cuda, cuda:1 or mps; auto takes CUDA where there is one.")
 @_option("--precision", field="precision", type=click.Choice(get_args(Precision)), help=PRECISION_HELP)
@@ -244,11 +246,11 @@ def export(*, as_json: bool, **options: Any) -> None:
 @click.option("--devices", is_flag=True, help="List this machine's devices instead, and the precisions they have.")
 @click.option("--download-root", metavar="DIR", help="The cache to look into.  [default: ~/.cache/clip]")
 def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
-    """List the models OpenAI released, and which of them are here; or the devices to run them on."""
+    """List the models OpenAI released, which of them are here, and the one that comes along; or the devices."""
     with undisturbed():
         from clip import catalog
 
-    rows = catalog.devices() if devices else catalog.models(download_root)
+    rows = catalog.devices() if devices else [*catalog.models(download_root), catalog.sketch()]
     if as_json:
         for row in rows:
             click.echo(json.dumps(asdict(row)))
@@ -263,10 +265,12 @@ def _device_line(row: DeviceRow) -> str:
 
 
 def _model_line(row: ModelRow) -> str:
-    return (
-        f"{row.name:<16}{row.dim:>5}{row.resolution_px:>8}{row.parameters:>13,}{row.gflops:>9.1f}"
+    decimals = 1 if row.gflops >= 1 else 3
+    line = (
+        f"{row.name:<16}{row.dim:>5}{row.resolution_px:>8}{row.parameters:>13,}{row.gflops:>9.{decimals}f}"
         f"{row.size_bytes / 1e6:>7.0f}  {row.licence:<9}{row.cached or 'no'}"
     )
+    return f"\n{line}\n{'':<16}{row.note}" if row.note else line
 
 
 @cli.command()
@@ -307,7 +311,7 @@ def _summary(report: EmbedReport, kind: Kind) -> str:
     )
 
 
-for command in (finding.search, finding.index, finding.classify, tuning.tune):
+for command in (finding.search, finding.index, finding.classify, tuning.tune, demo.demo):
     cli.add_command(command)
 
 

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import checkpoints
-import formula
 import pyarrow.parquet as pq
 import pytest
+
+import checkpoints
+import formula
 
 PICTURES, SHARD_SIZE = 11, 4
 GOOD = [f"{n:02}.png" for n in range(PICTURES)]

@@ -15,12 +15,24 @@ SOURCE = ROOT / "src" / "clip"
 FILES = sorted(SOURCE.glob("*.py"))
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 65
 # The network stays in one module, as OpenAI's: users replace a class in it, and its neighbours must see that.
-LONGER_FILES = {"model": 520}
+LONGER_FILES = {"model": 535}
 
 # Arrows go down only. Rooms do not know each other: records go between them. ARCHITECTURE.md draws it.
 LAYERS = {
-    "edges": {"cli", "finding", "tuning", "interrupts", "reporter", "__main__"},
-    "verbs": {"catalog", "clip", "decoders", "encoder", "export", "pipeline", "running", "stored", "texts", "update"}
+    "edges": {"cli", "demo", "finding", "tuning", "interrupts", "reporter", "__main__"},
+    "verbs": {
+        "catalog",
+        "clip",
+        "decoders",
+        "drawn_folder",
+        "encoder",
+        "export",
+        "pipeline",
+        "running",
+        "stored",
+        "texts",
+        "update",
+    }
     | {"verify", "rerun", "indexed", "search", "zero_shot", "contact_sheet", "fidelity", "samples"},
     "rooms": {"engine", "weights", "sources", "store", "plan", "lock"},
     "plumbing": {
@@ -45,6 +57,7 @@ LAYERS = {
     "truth": {
         "whole_files",
         "crops",
+        "drawing",
         "fast_pixels",
         "fold",
         "lean",
@@ -61,9 +74,10 @@ LAYERS = {
         "policies",
         "preprocess",
         "prompts",
+        "scenes",
         "threads",
     }
-    | {"restricted_pickle", "simple_tokenizer", "torch_archive", "layouts", "releases", "checkpoints"},
+    | {"restricted_pickle", "simple_tokenizer", "token_tables", "torch_archive", "layouts", "releases", "checkpoints"},
 }
 ORDER = list(LAYERS)
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -162,7 +176,7 @@ def test_every_command_and_flag_is_documented() -> None:
 
     page = "".join(
         (ROOT / "docs" / name).read_text()
-        for name in ("embed.md", "export.md", "inputs.md", "search.md", "tune.md", "weights.md")
+        for name in ("embed.md", "export.md", "inputs.md", "search.md", "sketch.md", "tune.md", "weights.md")
     )
     for name, command in cli.commands.items():
         assert f"clip {name}" in page

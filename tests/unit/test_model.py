@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import formula
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import formula
 from clip.architecture import infer_architecture
 from clip.errors import CheckpointError, CheckpointKeyError
 from clip.items import Architecture
