@@ -15,12 +15,12 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import formula
 import numpy as np
 import torch
 from peers import BENCH
 from safetensors.torch import save_file
 
-import formula
 from clip.layouts import to_transformers
 from clip.releases import RELEASES
 

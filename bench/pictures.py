@@ -6,10 +6,9 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import formula
 from models import CACHE, whole_folder
 from PIL import Image
-
-import formula
 
 if TYPE_CHECKING:
     from pathlib import Path

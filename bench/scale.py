@@ -34,15 +34,14 @@ from pathlib import Path
 from typing import Any
 
 import paths  # before what it finds below tests/
+from checkpoints import write as write_checkpoint  # pyright: ignore[reportMissingImports]
+from formula import picture as drawn  # pyright: ignore[reportMissingImports]
 from models import whole_folder
 from pictures import jpeg
 from PIL import Image
 from records import Log, cores, rounded
 from scale_stages import STAGES
 from scale_worker import Task
-
-from checkpoints import write as write_checkpoint  # pyright: ignore[reportMissingImports]
-from formula import picture as drawn  # pyright: ignore[reportMissingImports]
 
 PARTS = ("list", "run", "stages")
 DISTINCT = {"small": 200, "photo": 64}  # pictures that differ, of each kind

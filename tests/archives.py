@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import formula
 import torch
 from safetensors.torch import save_file
 
-import formula
 from clip.items import Architecture
 from clip.model import CLIP, convert_weights
 

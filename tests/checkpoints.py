@@ -4,9 +4,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import torch
-
 import formula
+import torch
 
 _state_dict = cache(formula.state_dict)
 

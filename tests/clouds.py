@@ -21,9 +21,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+import loopback
 import pytest
 
-import loopback
 from clip.servers import server_of
 
 TIME_S = 1_700_000_000

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import formula
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import clip
-import formula
 from clip.jobs import EmbedJob
 
 PICTURES = 30

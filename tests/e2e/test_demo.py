@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from in_process import Run, runner
 from PIL import Image
 
 import clip
 from clip import pipeline
-from in_process import Run, runner
 
 NO_NETWORK = """
 import socket

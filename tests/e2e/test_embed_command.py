@@ -12,17 +12,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from in_process import runner
 
-import checkpoints
 import clip
-import formula
 from clip import cli, pipeline, reporter
 from clip.errors import InputError
 from clip.jobs import EmbedJob, EmbedReport
-from in_process import runner
 
 COMMAND = str(Path(sys.executable).with_name("clip"))
 LIMIT_S = 60.0

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
+import formula
 import pytest
 import torch
 
-import formula
 from clip import weights
 from clip.checkpoints import untrained
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import formula
 import pytest
 import torch
-
-import formula
 from archives import FORMATS, SMALLEST, Call, StateDict, pickled, script_archive, torch_zip
+from guard import assert_refused
+
 from clip.model import CLIP
 from clip.releases import RELEASES
-from guard import assert_refused
 
 
 def bomb(path: Path) -> None:

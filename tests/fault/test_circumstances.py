@@ -14,15 +14,15 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import forks
+import formula
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-import checkpoints
 import clip
-import forks
-import formula
 
 COMMAND = str(Path(sys.executable).with_name("clip"))
 LIMIT_S = 60.0

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
+import formula
 import pyarrow.parquet as pq
 import pytest
 
-import checkpoints
 import clip
-import formula
 from clip.items import Failure, Item, Member
 from clip.jobs import EmbedJob
 from clip.sources import Source

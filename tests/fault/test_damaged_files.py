@@ -13,10 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import clip
 from archives import (
     FORMATS,
     LEGACY_MAGIC,
@@ -33,9 +29,13 @@ from archives import (
     torch_legacy,
     torch_zip,
 )
+from guard import assert_refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import clip
 from clip import torch_archive
 from clip.errors import CheckpointError
-from guard import assert_refused
 
 FILES = ("torchscript", "zip", "legacy", "state_dict", "safetensors")
 

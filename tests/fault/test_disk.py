@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import checkpoints
+import forks
+import formula
 import pyarrow.parquet as pq
 import pytest
 
-import checkpoints
 import clip
-import forks
-import formula
 from clip.errors import StoreError
 
 PICTURES, SHARD_SIZE = 7, 4

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+from loopback import Server, serving
 
 from clip.download import Patience, fetch
 from clip.errors import DownloadError
-from loopback import Server, serving
 
 CONTENT = os.urandom(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-import clip
 from archives import (
     LEGACY_MAGIC,
     SMALLEST,
@@ -35,6 +33,8 @@ from archives import (
     torch_zip,
 )
 from guard import assert_refused
+
+import clip
 
 # What an unrestricted unpickler would call; each makes the file `canary`.
 GADGETS: dict[str, Callable[[Path], Call]] = {

@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import formula
 import pytest
 import torch
+from loopback import Hub, running
 from safetensors.torch import save
 
 import clip
 import clip.engine
 import clip.releases
-import formula
 from clip.items import Checkpoint, PreprocessSettings
-from loopback import Hub, running
 
 ARCHITECTURE = formula.TINY["tiny-vit"]
 CONFIG = {

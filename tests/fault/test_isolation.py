@@ -11,12 +11,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow.parquet as pq
-import pytest
-
 import checkpoints
 import formula
 import hostile
+import pyarrow.parquet as pq
+import pytest
+
 from clip.decoders import Decoding, IsolatedDecoder
 from clip.items import Guards, Item, Pixels, Policies, PreprocessSettings
 from clip.sources import Source

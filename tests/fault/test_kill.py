@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-import pytest
-
 import checkpoints
 import formula
+import pyarrow.parquet as pq
+import pytest
 
 PICTURES, SHARD_SIZE = 11, 4
 GOOD = [f"{n:02}.png" for n in range(PICTURES)]

@@ -11,14 +11,14 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import checkpoints
+import formula
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import checkpoints
 import clip
-import formula
 
 COMMAND = str(Path(sys.executable).with_name("clip"))
 LIMIT_S = 60.0

@@ -11,23 +11,23 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
-import pytest
-from fsspec.asyn import get_loop
-
 import checkpoints
-import clip
 import clouds
 import forks
 import forms
+import fsspec
+import pytest
+from clouds import Cloud
+from forms import ALL, BAD, NAMES, embedded
+from fsspec.asyn import get_loop
+
+import clip
 from clip import remote, servers
 from clip.errors import InputError
 from clip.items import Failure, Item, Member
 from clip.prefetch import prefetched
 from clip.remote import Patience
 from clip.sources import Source
-from clouds import Cloud
-from forms import ALL, BAD, NAMES, embedded
 
 PATIENCE_S = 10.0  # what is promised for Ctrl-C
 QUICK = Patience(attempts=3, silence_s=0.5, first_wait_s=0.01, grace_s=0.3)

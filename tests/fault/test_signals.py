@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow.parquet as pq
-import pytest
-
 import checkpoints
 import formula
 import hostile
+import pyarrow.parquet as pq
+import pytest
 
 PATIENCE_S = 10.0  # what is promised
 AT_ONCE_S = 2.0

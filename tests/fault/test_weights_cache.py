@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from loopback import serving
 
 from clip import weights
 from clip.errors import CheckpointError, DownloadError, WeightsMissingError
-from loopback import serving
 
 CONTENT = os.urandom(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import formula
 import pytest
 import torch
 
 import clip
-import formula
 from clip.cuda_backend import CudaBackend
 from clip.engine import Engine, load_model, make_backend, usable_precisions
 from clip.items import Checkpoint, PreprocessSettings

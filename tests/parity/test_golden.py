@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import formula
 import numpy as np
 import pytest
 import torch
 
 import clip
-import formula
 from clip.engine import Engine, load_model, make_backend, usable_precisions
 from clip.errors import TextTooLongError
 from clip.items import Architecture, Checkpoint, Precision, PreprocessSettings

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import formula
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 import clip
-import formula
 from clip.checkpoints import read_checkpoint
 from clip.engine import load_model
 from clip.items import Architecture

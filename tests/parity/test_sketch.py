@@ -10,19 +10,19 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
+import measuring
 import numpy as np
 import pytest
 import torch
+from measuring import Found, OfTexts, World
 from PIL import Image
 from torch import nn
 
 import clip
-import measuring
 from clip.engine import usable_precisions
 from clip.items import Decode, Precision
 from clip.model import CLIP
 from clip.pixels import read_pixels
-from measuring import Found, OfTexts, World
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sketch"
 FLOOR = Found(recall_1=0.997, recall_5=0.999, recall_1_among_decoys=0.91, shape=0.995, colour=0.995)

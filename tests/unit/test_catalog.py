@@ -5,11 +5,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import formula
 import pytest
 import torch
 
 import clip.clip
-import formula
 from clip import catalog, releases, weights
 from clip.checkpoints import read_checkpoint
 from clip.cli import main

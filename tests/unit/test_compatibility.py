@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import formula
 import pytest
 
-import formula
 from clip.simple_tokenizer import SimpleTokenizer
 
 ROOT = Path(__file__).parent.parent.parent

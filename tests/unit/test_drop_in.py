@@ -15,13 +15,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import formula
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import clip
-import formula
 from clip import clip as clip_module
 from clip import installed
 from clip.clip import _transform, build_model, tokenize

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-import checkpoints
 import clip
-import formula
 from clip import encoder as encoder_module
 from clip import releases
 from clip.engine import limit_threads

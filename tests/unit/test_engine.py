@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoints
 import clip
-import formula
 from clip import cuda_backend, engine, openvino_backend, torch_backend
 from clip.cuda_backend import full_wave_batch, padded_size, with_fp8_blocks
 from clip.engine import Engine, make_backend, usable_precisions

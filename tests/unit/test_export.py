@@ -13,24 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import checkpoints
 import duckdb
+import formula
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from in_process import Run, runner
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-import checkpoints
 import clip
 import clip.export as exporting
-import formula
 from clip import cli
 from clip.errors import InputError, StoreError, StoreMismatchError
 from clip.jobs import ExportFormat, ExportJob
 from clip.store import StoreWriter
-from in_process import Run, runner
 
 DIM = 5
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

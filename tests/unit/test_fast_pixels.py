@@ -5,6 +5,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
+import formula
 import numpy as np
 import pytest
 import skimage
@@ -12,9 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import checkpoints
 import clip
-import formula
 from clip import crops, fast_pixels
 from clip import pixels as px
 from clip.decoders import Decoding, IsolatedDecoder

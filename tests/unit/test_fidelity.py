@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pytest
 import torch
 
-import checkpoints
 import clip
-import formula
 from clip import fidelity, pipeline
 from clip.cli import cli
 from clip.encoder import Encoder

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import checkpoints
 import clip
-import formula
 from clip import pipeline, running
 from clip.decoders import Decoding
 from clip.errors import InputError, StoreBusyError, StoreError, TooManyFailuresError

@@ -8,14 +8,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 import checkpoints
-import clip
-from clip.errors import InputError
-from clip.jobs import EmbedJob, VerifyJob
-from clip.sources import Source
-from clip.verify import verify
+import pytest
 from forms import (
     ALL,
     BAD,
@@ -31,6 +25,12 @@ from forms import (
     write_tar,
     write_zip,
 )
+
+import clip
+from clip.errors import InputError
+from clip.jobs import EmbedJob, VerifyJob
+from clip.sources import Source
+from clip.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import checkpoints
 import clip
-import formula
 from clip import int8, openvino_backend
 from clip.encoder import Encoder
 from clip.errors import DeviceError, InputError, StoreError, StoreMismatchError

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import formula
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import clip
-import formula
 from clip.checkpoints import export, read_checkpoint
 from clip.errors import CheckpointError
 from clip.items import Architecture, Checkpoint, PreprocessSettings

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import formula
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-import formula
 from clip.engine import _text_inputs
 from clip.fold import LeanResNet, fold_image_tower, fold_text_tower
 from clip.items import Architecture, PreprocessSettings

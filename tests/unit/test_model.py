@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import formula
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import formula
 from clip.architecture import infer_architecture
 from clip.errors import CheckpointError, CheckpointKeyError
 from clip.items import Architecture

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import formula
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import clip
-import formula
 from clip.checkpoints import export, read_checkpoint
 from clip.errors import CheckpointError, InputError, TextTooLongError
 from clip.items import HEADER_KEY, Checkpoint, PreprocessSettings

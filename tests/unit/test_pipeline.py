@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,9 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoints
 import clip
-import formula
 from clip import folders, pipeline, running
 from clip.engine import make_backend
 from clip.errors import (

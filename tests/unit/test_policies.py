@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+import formula
 import numpy as np
 import pi_heif
 import pytest
@@ -19,7 +20,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
-import formula
 from clip import pixels as px
 from clip import policies as pol
 from clip.decoders import Decoding

@@ -5,6 +5,7 @@ import re
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 
+import formula
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import formula
 from clip import crops
 from clip import pixels as px
 from clip import preprocess as pre

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import clouds
+import forms
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from clouds import Cloud
+from forms import BAD, Contents, check_same, embedded
 
-import checkpoints
 import clip
-import clouds
-import forms
 from clip import remote
 from clip.errors import InputError
 from clip.items import Item, Pack
@@ -22,8 +24,6 @@ from clip.jobs import EmbedJob, VerifyJob
 from clip.servers import server_of
 from clip.sources import Source
 from clip.verify import verify
-from clouds import Cloud
-from forms import BAD, Contents, check_same, embedded
 
 NAMES = [f"{'sub/' if n % 3 else ''}{n:03}.{'jpg' if n % 2 else 'png'}" for n in range(499)]
 ALL = [*NAMES, BAD]

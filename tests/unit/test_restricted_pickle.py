@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from archives import Call, Persistent, opcodes, pickled, storage, tensor
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from archives import Call, Persistent, opcodes, pickled, storage, tensor
 from clip import restricted_pickle
 from clip.errors import CheckpointError, UnsafeCheckpointError
 from clip.restricted_pickle import ScriptObject, Storage, TensorLayout, read_pickle

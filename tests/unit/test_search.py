@@ -11,17 +11,17 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pytest
+from in_process import Run, runner
 from PIL import Image
 
-import checkpoints
 import clip
-import formula
 from clip import cli
 from clip.errors import ImageError, InputError, StoreError, StoreMismatchError, TextTooLongError
 from clip.find_jobs import IndexJob, SearchJob
-from in_process import Run, runner
 
 NAMES = [f"{n}.png" for n in range(6)]
 

@@ -10,11 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import formula
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import formula
 from clip import folders
 from clip.errors import InputError, StoreError
 from clip.folders import split_glob

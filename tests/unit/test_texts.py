@@ -10,6 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoints
 import clip
-import formula
 from clip import running
 from clip.encoder import Encoder
 from clip.errors import InputError, StoreError, StoreMismatchError, TooManyFailuresError

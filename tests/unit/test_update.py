@@ -8,15 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoints
 import clip
-import formula
 from clip import pipeline, update
 from clip.decoders import Decoding
 from clip.errors import InputError, StoreError, StoreMismatchError

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-import checkpoints
 import clip
-import formula
 from clip.decoders import Decoding
 from clip.errors import InputError, StoreError
 from clip.items import Failure, Item, Pixels

@@ -10,14 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import formula
 import pytest
 import torch
+from archives import FORMATS, SMALLEST, StateDict, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clip
-import formula
-from archives import FORMATS, SMALLEST, StateDict, model_of
 from clip.architecture import infer_architecture
 from clip.checkpoints import untrained
 from clip.errors import CheckpointError, CheckpointKeyError, UnknownModelError, WeightsMissingError

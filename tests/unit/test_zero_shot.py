@@ -6,20 +6,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import checkpoints
+import formula
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from in_process import Run, runner
 from PIL import Image
 
-import checkpoints
 import clip
-import formula
 from clip.errors import ClipError, InputError, StoreError, StoreMismatchError, TextTooLongError
 from clip.find_jobs import TEMPLATE
 from clip.prompts import OPENAI7, read_labels, read_templates
-from in_process import Run, runner
 
 LABELS = ("cat", "dog", "boat")
 
