@@ -30,10 +30,12 @@ def main() -> None:
     captions: list[str] = []
     inputs: list[torch.Tensor] = []
     for scene, caption in distinct(rng, 10 * SCENES):
+        if len(captions) == SCENES:
+            break
         image = draw(rng, scene, SIDE_PX)
         stream = io.BytesIO()
         image.save(stream, "PNG", optimize=True)
-        if stream.tell() <= MAX_BYTES and len(captions) < SCENES:
+        if stream.tell() <= MAX_BYTES:
             (FOLDER / f"{len(captions):02}.png").write_bytes(stream.getvalue())
             captions.append(caption)
             inputs.append(preprocess(image))

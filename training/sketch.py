@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import found, world
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,6 +39,7 @@ from clip.drawing import draw
 from clip.items import BYTE_MAX, Architecture, Checkpoint, PreprocessSettings
 from clip.model import CLIP, convert_weights
 from clip.pixels import read_pixels
+from clip.preprocess import Normalize
 from clip.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -53,16 +55,16 @@ from clip.scenes import (
     say,
     twin,
 )
-from clip.simple_tokenizer import SimpleTokenizer
+from clip.simple_tokenizer import SimpleTokenizer, join_pairs
 from clip.threads import available_cores
 from clip.token_tables import token_table
-from measuring import found, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CAPTIONS_OF_THE_VOCABULARY = 50_000
 CHUNK = 2_000  # scenes that a process draws at a time
+SETTINGS, CONTEXT_LENGTH = PreprocessSettings(64), 32
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, 2.5
 UNKNOWN = -1  # a slot of which a caption says nothing
 # What describes a scene, slot by slot, with the number of values; what is not there is a value of its own.
@@ -93,11 +95,11 @@ def architecture(vocab_size: int) -> Architecture:
     """A small ResNet and a small transformer; heads are 64 wide in both."""
     return Architecture(
         embed_dim=256,
-        image_resolution=64,
+        image_resolution=SETTINGS.resolution_px,
         vision_layers=(1, 2, 2, 1),
         vision_width=16,
         vision_patch_size=None,
-        context_length=32,
+        context_length=CONTEXT_LENGTH,
         vocab_size=vocab_size,
         transformer_width=128,
         transformer_heads=2,
@@ -118,7 +120,7 @@ def vocabulary() -> SimpleTokenizer:
 def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
     """The pairs that byte-pair encoding joins, most frequent first, until each of these words is one symbol."""
     plain = SimpleTokenizer(merges=())
-    split = {word: plain.bpe("".join(plain.byte_encoder[byte] for byte in word.encode())).split() for word in words}
+    split = {word: [plain.decoder[token] for token in plain.encode_word(word)] for word in words}
     merges: list[tuple[str, str]] = []
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
@@ -129,17 +131,7 @@ def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
             return merges
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append(best)
-        split = {word: _joined(symbols, best) for word, symbols in split.items()}
-
-
-def _joined(symbols: list[str], pair: tuple[str, str]) -> list[str]:
-    joined: list[str] = []
-    for symbol in symbols:
-        if joined and (joined[-1], symbol) == pair:
-            joined[-1] += symbol
-        else:
-            joined.append(symbol)
-    return joined
+        split = {word: join_pairs(symbols, best) for word, symbols in split.items()}
 
 
 def drawn(recipe: Recipe) -> tuple[list[Scene], np.ndarray]:
@@ -156,8 +148,7 @@ def _chunk(seed: int, number: int) -> tuple[list[Scene], np.ndarray]:
     while len(scenes) < CHUNK:
         scene = compose(rng)
         scenes += [scene, twin(rng, scene)]
-    settings = PreprocessSettings(architecture(0).image_resolution)
-    return scenes, np.stack([read_pixels(draw(rng, scene), settings) for scene in scenes])
+    return scenes, np.stack([read_pixels(draw(rng, scene), SETTINGS) for scene in scenes])
 
 
 def slots(scene: Scene) -> list[int]:
@@ -261,16 +252,12 @@ class Batches:
         self._recipe, self._tokenizer, self._device = recipe, tokenizer, device
         self._rng = Random(f"captions {recipe.seed}")
         self._order = np.random.default_rng(recipe.seed)
-        settings = PreprocessSettings(architecture(0).image_resolution)
-        self._mean, self._std = (
-            torch.tensor(triple, device=device).view(3, 1, 1) * BYTE_MAX for triple in (settings.mean, settings.std)
-        )
+        self._normalize = Normalize(SETTINGS.mean, SETTINGS.std)
 
     def epoch(self) -> Iterator[Batch]:
-        """All scenes once; a rest that is no whole batch is left out."""
+        """All scenes once."""
         pairs = self._order.permutation(len(self.scenes) // 2)
-        for start in range(0, len(pairs) - self._recipe.batch // 2 + 1, self._recipe.batch // 2):
-            chosen = pairs[start : start + self._recipe.batch // 2]
+        for chosen in pairs.reshape(-1, self._recipe.batch // 2):
             yield self._batch(np.concatenate([2 * chosen, 2 * chosen + 1]))
 
     def _batch(self, chosen: np.ndarray) -> Batch:
@@ -278,8 +265,8 @@ class Batches:
         texts = [say(self._rng, statement) for statement in statements]
         images = torch.from_numpy(self.pixels[chosen]).to(self._device).permute(0, 3, 1, 2)
         return Batch(
-            images=((images.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last),
-            tokens=token_table(self._tokenizer, texts, architecture(0).context_length).to(self._device),
+            images=self._normalize(images.float() / BYTE_MAX).contiguous(memory_format=torch.channels_last),
+            tokens=token_table(self._tokenizer, texts, CONTEXT_LENGTH).to(self._device),
             scenes=self._slots[chosen].to(self._device),
             said=torch.tensor([said_slots(statement) for statement in statements], device=self._device),
             two=torch.tensor([statement.second is not None for statement in statements], device=self._device),
@@ -318,7 +305,7 @@ def train(recipe: Recipe, device: torch.device) -> tuple[CLIP, SimpleTokenizer, 
     for epoch in range(recipe.epochs):
         sums, count = torch.zeros(3), 0
         for batch in batches.epoch():
-            losses = _losses(model, attributes, batch, device)
+            losses = _losses(model, attributes, batch)
             loss = losses[0] + recipe.attributes * (losses[1] + losses[2])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -338,9 +325,9 @@ def train(recipe: Recipe, device: torch.device) -> tuple[CLIP, SimpleTokenizer, 
     return model.eval(), tokenizer, lines
 
 
-def _losses(model: CLIP, attributes: Attributes, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _losses(model: CLIP, attributes: Attributes, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Contrastive, of the attributes told by pictures, and of those told by captions."""
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(batch.images.device.type, torch.bfloat16):
         image = model.encode_image(batch.images)
         text = model.encode_text(batch.tokens)
     image, text = image.float(), text.float()
@@ -374,8 +361,7 @@ def write(model: CLIP, tokenizer: SimpleTokenizer, path: Path, notes: dict[str, 
     convert_weights(model)
     shape = architecture(len(tokenizer.encoder))
     state_dict = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    settings = PreprocessSettings(shape.image_resolution)
-    checkpoint = Checkpoint(shape, state_dict, settings, source=str(path), tokenizer=tokenizer)
+    checkpoint = Checkpoint(shape, state_dict, SETTINGS, source=str(path), tokenizer=tokenizer)
     path.parent.mkdir(parents=True, exist_ok=True)
     export(checkpoint, path, {name: json.dumps(note) for name, note in notes.items()})
 

@@ -59,7 +59,14 @@ def draw(rng: Random, scene: Scene, short_side_px: tuple[int, int] = SHORT_SIDE_
     left, top = (width - side) / 2, (height - side) / 2
     for thing, (x, y), diameter in _places(rng, scene):
         shade = _shade(rng, thing.colour)
-        _paint(image, thing.shape, shade, (left + x * side, top + y * side), diameter * side, _turn(rng))
+        _paint(
+            image,
+            thing.shape,
+            shade,
+            (left + x * side, top + y * side),
+            diameter * side,
+            rng.uniform(-_MAX_TURN, _MAX_TURN),
+        )
     return _with_artefacts(rng, image)
 
 
@@ -137,10 +144,6 @@ def _turned(point: Point, degrees: float) -> Point:
     x, y = point
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return x * cos - y * sin, x * sin + y * cos
-
-
-def _turn(rng: Random) -> float:
-    return rng.uniform(-_MAX_TURN, _MAX_TURN)
 
 
 def _paint(

@@ -113,13 +113,17 @@ def compose(rng: Random, *, unseen: bool = False) -> Scene:
     while True:
         sizes: tuple[Size, Size] = (rng.choice(SIZES), rng.choice(SIZES)) if relation != "inside" else INSIDE
         first, second = (_thing(rng, background, unseen, size) for size in sizes)
-        if _may_stand(first, second, relation):
-            return Scene(first, background, relation=relation, second=second)
+        scene = Scene(first, background, relation=relation, second=second)
+        if _may_stand(scene):
+            return scene
 
 
-def _may_stand(first: Thing, second: Thing, relation: Relation) -> bool:
+def _may_stand(scene: Scene) -> bool:
     """Two that are alike would be a group; one on another of its colour could not be seen."""
-    if relation == "inside":
+    first, second = scene.first, scene.second
+    if second is None:
+        return True
+    if scene.relation == "inside":
         return first.colour != second.colour
     return (first.shape, first.colour) != (second.shape, second.colour)
 
@@ -140,7 +144,7 @@ def twin(rng: Random, scene: Scene) -> Scene:
             continue
         if any((thing.colour, thing.shape) in UNSEEN for thing in other.things):
             continue
-        if other.second is None or (other.relation and _may_stand(other.first, other.second, other.relation)):
+        if _may_stand(other):
             return other
 
 
@@ -148,9 +152,7 @@ def with_another_shape(rng: Random, scene: Scene) -> Scene:
     """The scene with another shape in place of one of its own; training may or may not draw that."""
     while True:
         other = _with_another(rng, scene, "shape")
-        if other != scene and (
-            other.second is None or other.relation is None or _may_stand(other.first, other.second, other.relation)
-        ):
+        if other != scene and _may_stand(other):
             return other
 
 
@@ -193,22 +195,24 @@ _WORDS: dict[str, tuple[str, ...]] = {
 _NUMBERS: dict[int, tuple[str, ...]] = {2: ("two", "2", "a pair of"), 3: ("three", "3"), 4: ("four", "4")}
 _PLURALS = {"cross": "crosses"}
 _ANYTHING = ("shape", "thing", "object")
+# What is said of the first thing and the second, beginning with the one or with the other.
 _JOINS: dict[Relation | None, tuple[str, ...]] = {
-    "left of": ("left of", "to the left of", "on the left of"),
-    "above": ("above", "over", "on top of"),
-    "inside": ("inside", "in", "within"),
-    None: ("and", "and", "with"),
+    "left of": ("{0} left of {1}", "{0} to the left of {1}", "{0} on the left of {1}"),
+    "above": ("{0} above {1}", "{0} over {1}", "{0} on top of {1}"),
+    "inside": ("{0} inside {1}", "{0} in {1}", "{0} within {1}"),
+    None: ("{0} and {1}", "{0} and {1}", "{0} with {1}"),
 }
 _TURNED: dict[Relation | None, tuple[str, ...]] = {
-    "left of": ("right of", "to the right of", "on the right of"),
-    "above": ("below", "under", "beneath"),
-    "inside": ("around", "containing", "with inside it"),
-    None: ("and", "and", "with"),
+    "left of": ("{1} right of {0}", "{1} to the right of {0}", "{1} on the right of {0}"),
+    "above": ("{1} below {0}", "{1} under {0}", "{1} beneath {0}"),
+    "inside": ("{1} around {0}", "{1} containing {0}", "{1} with {0} inside it"),
+    None: ("{1} and {0}", "{1} and {0}", "{1} with {0}"),
 }
 _OPENINGS = (
     *("{}", "{}", "{}", "{}", "a photo of {}", "a picture of {}", "a drawing of {}", "an image of {}"),
     *("there is {}", "this is {}", "{}.", "a photo of {}.", "a picture of {}."),
 )
+_OF_ONE = ("there is {}", "this is {}")
 _GROUNDS = ("on a {} background", "on {}", "in front of a {} background", "with a {} background")
 
 
@@ -235,15 +239,12 @@ def say(rng: Random, statement: Statement) -> str:
     said = _name(rng, statement.first, statement.count)
     if statement.second is not None:
         other = _name(rng, statement.second)
-        if rng.random() < 0.5:
-            said = f"{said} {rng.choice(_JOINS[statement.relation])} {other}"
-        else:
-            join = rng.choice(_TURNED[statement.relation])
-            said = f"{other} with {said} inside it" if join == "with inside it" else f"{other} {join} {said}"
+        joins = _JOINS if rng.random() < 0.5 else _TURNED
+        said = rng.choice(joins[statement.relation]).format(said, other)
     if statement.background is not None:
         said += " " + rng.choice(_GROUNDS).format(_word(rng, statement.background))
     opening = rng.choice(_OPENINGS)
-    return (opening if statement.count == 1 or " is " not in opening else "{}").format(said)
+    return ("{}" if statement.count > 1 and opening in _OF_ONE else opening).format(said)
 
 
 def caption(rng: Random, scene: Scene) -> str:

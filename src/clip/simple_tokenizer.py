@@ -62,6 +62,18 @@ def get_pairs(word: tuple[str, ...]) -> set[tuple[str, str]]:
     return set(pairwise(word))
 
 
+def join_pairs(symbols: list[str], pair: tuple[str, ...]) -> list[str]:
+    """The symbols of a word, with this pair made one wherever it stands."""
+    joined: list[str] = []
+    for symbol in symbols:
+        # What was just joined is longer than the left half, so it cannot pair a second time.
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
+        else:
+            joined.append(symbol)
+    return joined
+
+
 def basic_clean(text: str) -> str:
     """Repair mojibake, undo HTML escapes (twice: many captions are escaped twice), strip."""
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
@@ -133,14 +145,7 @@ class SimpleTokenizer:
             best = min(pairwise(word), key=lambda pair: self.bpe_ranks.get(pair, len(self.bpe_ranks)))
             if best not in self.bpe_ranks:
                 break
-            merged: list[str] = []
-            for symbol in word:
-                # What was just merged is longer than the left half, so it cannot pair a second time.
-                if merged and (merged[-1], symbol) == best:
-                    merged[-1] += symbol
-                else:
-                    merged.append(symbol)
-            word = merged
+            word = join_pairs(word, best)
         return word
 
     def encode(self, text: str) -> list[int]:

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
+import measuring
 import numpy as np
 import pytest
+import sketch as training
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +20,6 @@ from PIL import Image
 from safetensors import safe_open
 
 import clip
-import measuring
-import sketch as training
 from clip.scenes import claim, compose, say, twin
 from clip.simple_tokenizer import SimpleTokenizer
 
@@ -52,9 +52,7 @@ def test_the_vocabulary_knows_each_word_of_the_captions() -> None:
     rng = Random(5)
     for _ in range(500):
         text = say(rng, claim(rng, compose(rng, unseen=True)))
-        assert (
-            len(tokenizer.encode(text)) == len(list(tokenizer.words(text))) <= training.architecture(0).context_length
-        )
+        assert len(tokenizer.encode(text)) == len(list(tokenizer.words(text))) <= training.CONTEXT_LENGTH
 
 
 def test_the_loss_is_clips_and_passes_over_what_is_also_true() -> None:
