@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clip.items import Architecture
+    from clip.network.records import Architecture
 
 HEAD_WIDTH = 64  # of all released towers
 MLP_RATIO = 4

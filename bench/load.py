@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from clip.checkpoints import untrained
 from clip.model import convert_weights, load_weights
+from clip.weights.checkpoints import untrained
 
 CHILD = """
 import json, os, sys, time
 import torch, clip, clip.clip, clip.checkpoints
-from clip.torch_archive import read_torch_file
+from clip.weights.torch_file import read_torch_file
 from pathlib import Path
 
 def resident(what):

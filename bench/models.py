@@ -15,20 +15,20 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import formula
 import numpy as np
 import torch
+from kit import formula
 from peers import BENCH
 from safetensors.torch import save_file
 
-from clip.layouts import to_transformers
-from clip.releases import RELEASES
+from clip.weights.layouts import to_transformers
+from clip.weights.releases import RELEASES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from clip.items import Architecture
+    from clip.network.records import Architecture
 
 CACHE = BENCH / ".cache"
 PIXELS = 32  # pictures kept in memory; a larger batch repeats them

@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import formula
+from kit import formula
 from models import CACHE, whole_folder
 from PIL import Image
 

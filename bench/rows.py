@@ -17,7 +17,7 @@ from records import Log, Measured, rounded
 from session import Contestant, Session
 from turns import take_turns, write
 
-from clip.releases import RELEASES
+from clip.weights.releases import RELEASES
 
 if TYPE_CHECKING:
     from processes import Process

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import paths  # before what it finds below tests/
-from checkpoints import write as write_checkpoint  # pyright: ignore[reportMissingImports]
-from formula import picture as drawn  # pyright: ignore[reportMissingImports]
+from kit.checkpoints import write as write_checkpoint  # pyright: ignore[reportMissingImports]
+from kit.formula import picture as drawn  # pyright: ignore[reportMissingImports]
 from models import whole_folder
 from pictures import jpeg
 from PIL import Image

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
-from clip.jobs import EmbedJob
+from clip.jobs.embed import EmbedJob
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from clip.encoder import Encoder
-    from clip.items import Item, Pixels
-    from clip.sources import Source
+    from clip.records import Item, Pixels
+    from clip.sources.source import Source
 
 WARM_UP = 64  # rows of the part that is written before the clock starts
 
@@ -120,8 +120,8 @@ def write(job: EmbedJob, few: str) -> dict[str, Any]:  # noqa: ARG001
     """Rows and vectors to Parquet parts, shard by shard, synced to the disk."""
     import numpy as np
 
-    from clip.items import Row, Shard
-    from clip.store import StoreWriter
+    from clip.records import Row, Shard
+    from clip.store.writer import StoreWriter
 
     encoder = encoder_of(job)
     rows = [Row(item.id, item.path, 40, 30, "JPEG", item.size_bytes) for item in _items(job.source)]
@@ -141,7 +141,7 @@ def write(job: EmbedJob, few: str) -> dict[str, Any]:  # noqa: ARG001
 def pipeline(job: EmbedJob, few: str) -> dict[str, Any]:
     """All stages together in a run, from the end of its listing on; the model is ready when it begins."""
     import clip
-    from clip.store import StoreWriter
+    from clip.store.writer import StoreWriter
 
     encoder = encoder_of(job)
     begin = StoreWriter.begin
@@ -151,7 +151,7 @@ def pipeline(job: EmbedJob, few: str) -> dict[str, Any]:
         cost.start()
         begin(store, fingerprint, update=update)
 
-    with patch("clip.pipeline.Encoder", return_value=encoder), patch.object(StoreWriter, "begin", marked):
+    with patch("clip.batch.embed.Encoder", return_value=encoder), patch.object(StoreWriter, "begin", marked):
         clip.embed(replace(job, source=few, output=f"{job.output}-few"))
         cost.pictures = clip.embed(job).written
         cost.stop()
@@ -173,25 +173,25 @@ def encoder_of(job: EmbedJob) -> Encoder:
 
 
 def _workers(job: EmbedJob) -> int:
-    from clip.threads import available_cores
+    from clip.parallel import available_cores
 
     return job.workers or available_cores()
 
 
 def _threads(job: EmbedJob) -> int:
-    from clip.threads import available_cores
+    from clip.parallel import available_cores
 
     return job.threads or available_cores()
 
 
 def source_of(folder: str | Path) -> Source:
-    from clip.sources import Source
+    from clip.sources.source import Source
 
     return Source((str(folder),))
 
 
 def _items(folder: str | Path) -> list[Item]:
-    from clip.items import Item
+    from clip.records import Item
 
     shards = source_of(folder).shards(EmbedJob.shard_size, Counter())
     return [entry for shard in shards for entry in shard.entries if isinstance(entry, Item)]
@@ -209,9 +209,10 @@ class _Held:
 
 def _decoded(job: EmbedJob, items: list[Item], encoder: Encoder) -> Iterator[Pixels]:
     """Pictures decoded in a run's threads, as far ahead of their consumer as there."""
-    from clip.decoders import Decoding
-    from clip.items import Pixels, Policies
-    from clip.threads import ByteBudget, map_ahead
+    from clip.batch.decode import Decoding
+    from clip.jobs.options import Policies
+    from clip.parallel import ByteBudget, map_ahead
+    from clip.records import Pixels
 
     budget, workers = ByteBudget(job.decode_budget_bytes), _workers(job)
     decoding = Decoding(cast("Source", _Held(items)), encoder.settings, job.guards, Policies())

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import paths  # noqa: F401  # pyright: ignore[reportUnusedImport]  before what it finds
 from scale_stages import STAGES, Cost, encoder_of, pipeline, source_of
 
-from clip.jobs import EmbedJob
+from clip.jobs.embed import EmbedJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from clip.jobs import Progress
+    from clip.jobs.embed import Progress
 
 RESET_PEAK = "5"  # to /proc/self/clear_refs: VmHWM becomes VmRSS (man 5 proc)
 INTERVAL_S = 1.0  # between two looks at the memory
@@ -55,14 +55,14 @@ def resident_bytes(what: str) -> int:
 
 def count(job: EmbedJob, few: str) -> dict[str, Any]:
     """The listing alone."""
-    from clip.pipeline import count as entries
+    from clip.batch.embed import count as entries
 
     return _listing(lambda source: entries(replace(job, source=source))[0], job, few)
 
 
 def plan(job: EmbedJob, few: str) -> dict[str, Any]:
     """The listing as a run does it: into a plan on the disk."""
-    from clip.plan import write_plan
+    from clip.store.plan import write_plan
 
     def entries(source: str) -> int:
         ignored: Counter[str] = Counter()

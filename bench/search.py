@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clip.items import Row, Shard
-from clip.store import StoreWriter
+from clip.records import Row, Shard
+from clip.store.writer import StoreWriter
 
 PART, CENTRES, SPREAD = 10_000, 300, 0.8
 PEAK = """
@@ -32,14 +32,14 @@ def resident(what):
 """
 MAKE = f"""{PEAK}
 import json, sys, time
-import clip.search
-report = clip.search.index(clip.IndexJob(output=sys.argv[1]))
+import clip.retrieval.search
+report = clip.retrieval.search.index(clip.IndexJob(output=sys.argv[1]))
 print(json.dumps({{"seconds": report.seconds, "bytes": report.size_bytes, "peak": resident("VmHWM")}}))
 """
 ASK = f"""{PEAK}
 import hashlib, json, sys, time
 import numpy as np
-import clip, clip.search
+import clip, clip.retrieval.search
 out, engine, queries, checked = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
 index = clip.Index(out, engine=engine)

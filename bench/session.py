@@ -12,7 +12,7 @@ from processes import FailedError, Process
 from records import cores
 from runners import Task
 
-from clip.releases import RELEASES
+from clip.weights.releases import RELEASES
 
 SHARE_OF_MEMORY = 0.6  # of what is free, for processes that live at the same time
 PROCESS_BYTES = 700e6  # of a process beside its weights: libraries, activations

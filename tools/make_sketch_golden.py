@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 import clip
-from clip.drawing import draw
-from clip.scenes import distinct
+from clip.demo.drawing import draw
+from clip.demo.scenes import distinct
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "sketch"
 SCENES = 20

@@ -15,9 +15,9 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from clip.drawing import draw
+from clip.demo.drawing import draw
+from clip.demo.scenes import COLOURS, SHAPES, Scene, compose, distinct, with_another_shape
 from clip.encoder import unit_vectors
-from clip.scenes import COLOURS, SHAPES, Scene, compose, distinct, with_another_shape
 
 SCENES, SINGLES = 1_000, 500
 TEMPLATES = {"shape": "a photo of a {}", "colour": "a photo of a {} shape"}

@@ -34,13 +34,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import clip
-from clip.checkpoints import export
-from clip.drawing import draw
-from clip.items import BYTE_MAX, Architecture, Checkpoint, PreprocessSettings
-from clip.model import CLIP, convert_weights
-from clip.pixels import read_pixels
-from clip.preprocess import Normalize
-from clip.scenes import (
+from clip.demo.drawing import draw
+from clip.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
     COUNTS,
@@ -55,9 +50,14 @@ from clip.scenes import (
     say,
     twin,
 )
+from clip.images.decode import read_pixels
+from clip.images.preprocess import Normalize
+from clip.model import CLIP, convert_weights
+from clip.network.records import BYTE_MAX, Architecture, Checkpoint, PreprocessSettings
+from clip.parallel import available_cores
 from clip.simple_tokenizer import SimpleTokenizer, join_pairs
-from clip.threads import available_cores
-from clip.token_tables import token_table
+from clip.text.tokens import token_table
+from clip.weights.checkpoints import export
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

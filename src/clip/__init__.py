@@ -9,27 +9,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clip import clip, errors, model, simple_tokenizer
-    from clip.clip import available_models, load, tokenize
-    from clip.encoder import Encoder
-    from clip.find_jobs import (
+    from . import clip, errors, jobs, model, simple_tokenizer
+    from .batch.embed import embed
+    from .batch.tune import tune
+    from .batch.verify import verify
+    from .clip import available_models, load, tokenize
+    from .encoder import Encoder
+    from .jobs import (
         Classified,
         ClassifyJob,
         ClassifyReport,
+        EmbedJob,
+        EmbedReport,
+        ExportJob,
+        ExportReport,
         Hit,
         IndexJob,
         IndexReport,
         SearchJob,
         SearchReport,
+        TuneJob,
+        TuneReport,
+        VerifyJob,
+        VerifyReport,
     )
-    from clip.jobs import EmbedJob, EmbedReport, ExportJob, ExportReport, VerifyJob, VerifyReport
-    from clip.pipeline import embed
-    from clip.search import Index
-    from clip.stored import Store
-    from clip.tune_jobs import TuneJob, TuneReport
-    from clip.zero_shot import classify
+    from .retrieval.classify import classify
+    from .retrieval.search import Index, index, search
+    from .store.export import export
+    from .store.reader import Store
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "batch.embed": ("embed",),
+    "batch.tune": ("tune",),
+    "batch.verify": ("verify",),
+    "clip": ("available_models", "load", "tokenize"),
+    "encoder": ("Encoder",),
+    "jobs": (
+        *("Classified", "ClassifyJob", "ClassifyReport", "EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "Hit"),
+        *("IndexJob", "IndexReport", "SearchJob", "SearchReport", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport"),
+    ),
+    "retrieval.classify": ("classify",),
+    "retrieval.search": ("Index", "index", "search"),
+    "store.export": ("export",),
+    "store.reader": ("Store",),
+}
+_MODULES = ("clip", "errors", "jobs", "model", "simple_tokenizer")
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Classified",
@@ -56,48 +83,26 @@ __all__ = [
     "clip",
     "embed",
     "errors",
+    "export",
+    "index",
+    "jobs",
     "load",
     "model",
+    "search",
     "simple_tokenizer",
     "tokenize",
+    "tune",
+    "verify",
 ]
-
-_HOME = {
-    "available_models": "clip.clip",
-    "load": "clip.clip",
-    "tokenize": "clip.clip",
-    "Encoder": "clip.encoder",
-    "Classified": "clip.find_jobs",
-    "ClassifyJob": "clip.find_jobs",
-    "ClassifyReport": "clip.find_jobs",
-    "Hit": "clip.find_jobs",
-    "IndexJob": "clip.find_jobs",
-    "IndexReport": "clip.find_jobs",
-    "SearchJob": "clip.find_jobs",
-    "SearchReport": "clip.find_jobs",
-    "EmbedJob": "clip.jobs",
-    "EmbedReport": "clip.jobs",
-    "ExportJob": "clip.jobs",
-    "ExportReport": "clip.jobs",
-    "VerifyJob": "clip.jobs",
-    "VerifyReport": "clip.jobs",
-    "Index": "clip.search",
-    "Store": "clip.stored",
-    "TuneJob": "clip.tune_jobs",
-    "TuneReport": "clip.tune_jobs",
-    "classify": "clip.zero_shot",
-    "embed": "clip.pipeline",
-}
-_MODULES = ("clip", "errors", "model", "simple_tokenizer")
 
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
-        return import_module(f"clip.{name}")
-    if name in _HOME:
-        value = globals()[name] = getattr(import_module(_HOME[name]), name)
+        return import_module(f".{name}", __name__)
+    if name in _HOME_OF:
+        value = globals()[name] = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
         return value
-    raise AttributeError(f"module 'clip' has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
 """`python -m clip` is `clip`."""
 
-from clip.cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     main()

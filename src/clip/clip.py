@@ -8,27 +8,32 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
-from clip import weights
-from clip.checkpoints import read_checkpoint
-from clip.engine import load_model, resolve_device
-from clip.installed import warn_of_foreign_distribution
-from clip.items import PreprocessSettings
-from clip.model import CLIP, build_model
-from clip.pixels import BICUBIC, CenterCrop, Resize
-from clip.pixels import convert_image_to_rgb as _convert_image_to_rgb
-from clip.preprocess import Compose, Normalize, ToTensor, make_preprocess
-from clip.simple_tokenizer import shared_tokenizer
-from clip.token_tables import token_table
+from .engine.devices import resolve_device, runs_fp16
+from .foreign_distribution import warn_of_foreign_distribution
+from .images.preprocess import Compose, Normalize, ToTensor, make_preprocess
+from .images.transform import BICUBIC, CenterCrop, Resize
+from .images.transform import convert_image_to_rgb as _convert_image_to_rgb
+from .model import CLIP, build_model, load_weights
+from .network.records import PreprocessSettings
+from .simple_tokenizer import shared_tokenizer
+from .text.tokens import token_table
+from .weights import locate
+from .weights.checkpoints import read_checkpoint
+
+if TYPE_CHECKING:
+    from .network.records import Checkpoint, PreprocessSettings
+
 
 __all__ = ["available_models", "load", "tokenize"]
 
 # Names that users import from here, besides those defined below.
 _REEXPORTED = (BICUBIC, CenterCrop, Compose, Normalize, Resize, ToTensor, build_model, _convert_image_to_rgb)
 
-_MODELS = dict(weights.URLS)  # users add to it and put another in its place; `load` reads it at each call
+_MODELS = dict(locate.URLS)  # users add to it and put another in its place; `load` reads it at each call
 
 
 def __getattr__(name: str) -> object:
@@ -44,7 +49,7 @@ def available_models() -> list[str]:
 
 def _download(url: str, root: str | os.PathLike[str] | None = None) -> str:
     """Path of the verified local copy of the weights a URL names. Source: openai/CLIP@d05afc4 clip/clip.py:43."""
-    return weights.cached_file(url, root)
+    return locate.cached_file(url, root)
 
 
 def _transform(n_px: int) -> Compose:  # pyright: ignore[reportUnusedFunction]  for users, as OpenAI's
@@ -74,7 +79,7 @@ def load(
             stacklevel=2,
         )
     warn_of_foreign_distribution()
-    checkpoint = read_checkpoint(weights.locate(name, download_root, urls=_MODELS, download=_download))
+    checkpoint = read_checkpoint(locate.locate(name, download_root, urls=_MODELS, download=_download))
     return load_model(checkpoint, resolve_device(device)), make_preprocess(checkpoint.preprocess)
 
 
@@ -87,3 +92,10 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
     """
     tokenizer = globals().get("_tokenizer") or shared_tokenizer()  # users put another in its place
     return token_table(tokenizer, texts, context_length, truncate)
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device) -> CLIP:
+    """The drop-in model of a checkpoint on a device, in the dtypes the reference has there. Empties its state dict."""
+    model = load_weights(checkpoint.state_dict, checkpoint.architecture, device=device, mixed_fp16=runs_fp16(device))
+    model.preprocess_settings, model.tokenizer = checkpoint.preprocess, checkpoint.tokenizer
+    return model

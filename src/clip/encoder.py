@@ -11,28 +11,31 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import torch
 
-from clip import weights
-from clip.architecture import infer_architecture
-from clip.blueprint import blueprint
-from clip.checkpoints import read_checkpoint
-from clip.checkpoints import untrained as untrained_checkpoint
-from clip.clip import tokenize
-from clip.engine import Engine, make_backend, resolve_device
-from clip.errors import ClipError, ImageError, InputError, InputTypeError
-from clip.installed import warn_of_foreign_distribution
-from clip.items import Calibration, Checkpoint, Decode, PreprocessSettings
-from clip.model import CLIP, QuickGELU, VisionTransformer
-from clip.openvino_backend import rest_of_int8
-from clip.pixels import read_pixels
-from clip.threads import available_cores, map_ahead
-from clip.token_tables import token_table
+from .clip import tokenize
+from .engine.backend_openvino import rest_of_int8
+from .engine.devices import make_backend, resolve_device
+from .engine.engine import Engine
+from .engine.quantize import Calibration
+from .errors import ClipError, ImageError, InputError, InputTypeError
+from .foreign_distribution import warn_of_foreign_distribution
+from .images.decode import read_pixels
+from .jobs.options import Decode
+from .model import CLIP, QuickGELU, VisionTransformer
+from .network.architecture import infer_architecture
+from .network.meta_init import blueprint
+from .network.records import Checkpoint, PreprocessSettings
+from .parallel import available_cores, map_ahead
+from .text.tokens import token_table
+from .weights import locate
+from .weights.checkpoints import read_checkpoint
+from .weights.checkpoints import untrained as untrained_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from PIL import Image
 
-    from clip.items import Precision
+    from .jobs.options import Precision
 
     Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
@@ -85,7 +88,7 @@ class Encoder:
         else:
             self.model_name = str(model)
             if untrained is None:
-                checkpoint = read_checkpoint(weights.locate(model, download_root))
+                checkpoint = read_checkpoint(locate.locate(model, download_root))
             else:
                 checkpoint = untrained_checkpoint(self.model_name, untrained)
         self.source, self._files = checkpoint.source, checkpoint.files
@@ -118,7 +121,7 @@ class Encoder:
     @cached_property
     def weights_sha256(self) -> str | None:
         """The sha256 of the weights file; of the hashes, a line each, where there are several; None without a file."""
-        hashes = [weights.file_sha256(file) for file in self._files]
+        hashes = [locate.file_sha256(file) for file in self._files]
         return (
             hashes[0]
             if len(hashes) == 1

@@ -22,6 +22,8 @@ The builtin in brackets is a second parent: where OpenAI's code raised it, `exce
 Messages read `<which item>: <what was found>, expected <what>. <The one thing to do.>`
 """
 
+from __future__ import annotations
+
 __all__ = [
     "CheckpointError",
     "CheckpointKeyError",
@@ -111,3 +113,14 @@ class StoreBusyError(StoreError):
 
 class StoreMismatchError(StoreError):
     """An output folder that already holds something else."""
+
+
+pass
+
+
+MAX_SHOWN = 80  # characters of a name that an error repeats
+
+
+def shown(name: str) -> str:
+    """A name from a file as an error repeats it: one line, and not too long a one."""
+    return repr(name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "...")

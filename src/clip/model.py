@@ -17,17 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
-from clip.blueprint import blueprint, fill
-from clip.errors import CheckpointError
-from clip.simple_tokenizer import shared_tokenizer
-from clip.token_tables import check_ids, token_table
+from .errors import CheckpointError
+from .network.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
+from .network.meta_init import blueprint, fill
+from .simple_tokenizer import shared_tokenizer
+from .text.tokens import check_ids, token_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from clip.items import Activation, Architecture, PreprocessSettings
-    from clip.simple_tokenizer import SimpleTokenizer
+    from .network.records import Activation, Architecture, PreprocessSettings
+    from .simple_tokenizer import SimpleTokenizer
 
 __all__ = [
     "CLIP",

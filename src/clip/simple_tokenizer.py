@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import ftfy
 import regex
 
-from clip.errors import CheckpointError
+from .errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from in_process import Run, runner
+from kit.in_process import Run, runner
 from PIL import Image
 
 import clip
-from clip import pipeline
+from clip.batch import embed as embed_module
 
 NO_NETWORK = """
 import socket
@@ -89,8 +89,8 @@ def test_another_demo_takes_the_place_of_the_first_and_of_nothing_else(run: Run,
 
 
 def test_a_demo_ends_as_its_commands_do(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embed = pipeline.embed
-    monkeypatch.setattr(pipeline, "embed", lambda *asked: replace(embed(*asked), failed=1))
+    embed = embed_module.embed
+    monkeypatch.setattr(embed_module, "embed", lambda *asked: replace(embed(*asked), failed=1))
     code, out, _ = run("demo", "-o", tmp_path / "out", "--scenes", 50)
     assert code == 3
     assert "clip search" not in out

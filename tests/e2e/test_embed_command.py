@@ -12,17 +12,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import checkpoints
-import formula
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from in_process import runner
+from kit import checkpoints, formula
+from kit.in_process import runner
 
 import clip
-from clip import cli, pipeline, reporter
+from clip.batch import embed as embed_module
+from clip.cli import main, progress
 from clip.errors import InputError
-from clip.jobs import EmbedJob, EmbedReport
+from clip.jobs.embed import EmbedJob, EmbedReport
 
 COMMAND = str(Path(sys.executable).with_name("clip"))
 LIMIT_S = 60.0
@@ -212,7 +212,7 @@ def test_an_output_can_be_verified(
     assert said.startswith("read 2 = written 1, failed 1; 2 embedded again, least cosine 1.000000; no problem; ")
     (out / "failures/part-00000.parquet").unlink()
     with pytest.raises(SystemExit) as ended:
-        cli.main(["verify", str(out), "--json"])
+        main.main(["verify", str(out), "--json"])
     found, said = capsys.readouterr()
     assert ended.value.code == 1
     assert json.loads(found)["problems"][0]["where"] == "embeddings/part-00000.parquet"
@@ -288,7 +288,7 @@ def test_a_released_architecture_runs_untrained_and_says_so(
 def test_progress_goes_to_stderr_in_lines_or_as_a_bar_on_a_terminal(
     run: Run, mixed: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporter, "INTERVALS_S", {"plain": 0, "json": 0})
+    monkeypatch.setattr(progress, "INTERVALS_S", {"plain": 0, "json": 0})
     _, said = run("embed", mixed, "-o", tmp_path / "lines", "-m", weights)
     assert said.splitlines()[0] == "listed 2 pictures"
     assert said.splitlines()[1].startswith("listed 2 pictures, the first '0.png' (")
@@ -353,7 +353,7 @@ FLAGS: list[tuple[list[str], str, object]] = [
 
 def test_each_field_of_the_job_has_a_flag_and_each_flag_a_field() -> None:
     of_job = {field.name for field in fields(EmbedJob)}
-    flags = {parameter.name for parameter in cli.cli.commands["embed"].params}
+    flags = {parameter.name for parameter in main.cli.commands["embed"].params}
     assert flags == of_job - {"normalize"} | {"raw", "fast", "dry_run", "progress", "as_json"}
     assert {field for _, field, _ in FLAGS} == of_job - {
         "source",
@@ -413,7 +413,7 @@ def test_a_flag_sets_its_field_and_no_other(
         asked.append(job)
         return EmbedReport(Path("out"), 0, 0, 0, {}, 1.0)
 
-    monkeypatch.setattr(pipeline, "embed", record)
+    monkeypatch.setattr(embed_module, "embed", record)
     assert run("embed", "in", "-o", "out", *flags)[0] == 0
     assert asked == [replace(EmbedJob(source=("in",), output="out"), **{field: value})]
 

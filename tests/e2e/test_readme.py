@@ -3,14 +3,13 @@
 import re
 from pathlib import Path
 
-import formula
 import pytest
 import torch
+from kit import ROOT, formula
 
-from clip import weights
-from clip.checkpoints import untrained
+from clip.weights import locate
+from clip.weights.checkpoints import untrained
 
-ROOT = Path(__file__).parent.parent.parent
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -34,7 +33,7 @@ def test_the_readmes_code_prints_what_it_says(
 ) -> None:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(weights, "is_verified", lambda *_: True)  # our file stands for OpenAI's
+    monkeypatch.setattr(locate, "is_verified", lambda *_: True)  # our file stands for OpenAI's
     formula.picture(0, 640, 427).save("photo.jpg")
     Path("photos").mkdir()
     formula.picture(1, 320, 240).save("photos/one.jpg")

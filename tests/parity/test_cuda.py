@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import formula
 import pytest
 import torch
+from kit import formula
 
 import clip
-from clip.cuda_backend import CudaBackend
-from clip.engine import Engine, load_model, make_backend, usable_precisions
-from clip.items import Checkpoint, PreprocessSettings
+from clip.clip import load_model
+from clip.engine.backend_cuda import CudaBackend
+from clip.engine.devices import make_backend, usable_precisions
+from clip.engine.engine import Engine
+from clip.network.records import Checkpoint, PreprocessSettings
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

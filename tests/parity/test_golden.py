@@ -3,22 +3,23 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import formula
 import numpy as np
 import pytest
 import torch
+from kit import GOLDEN, formula
 
 import clip
-from clip.engine import Engine, load_model, make_backend, usable_precisions
+from clip.clip import load_model
+from clip.engine.devices import make_backend, usable_precisions
+from clip.engine.engine import Engine
 from clip.errors import TextTooLongError
-from clip.items import Architecture, Checkpoint, Precision, PreprocessSettings
-from clip.pixels import to_pixels
-from clip.preprocess import make_preprocess
+from clip.images.preprocess import make_preprocess
+from clip.images.transform import to_pixels
+from clip.jobs.options import Precision
+from clip.network.records import Architecture, Checkpoint, PreprocessSettings
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 # Of the row's RMS. The reference run twice differs by about 1e-5 on ResNets: the order of summation.
 TOLERANCE = 5e-5
 LEAN_TOLERANCE, LEAN_RESNET_TOLERANCE = 2e-5, 1e-4

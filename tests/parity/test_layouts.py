@@ -4,18 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import formula
 import pytest
 import torch
+from kit import formula
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 import clip
-from clip.checkpoints import read_checkpoint
-from clip.engine import load_model
-from clip.items import Architecture
-from clip.layouts import to_transformers
-from clip.releases import RELEASES
+from clip.clip import load_model
+from clip.network.records import Architecture
+from clip.weights.checkpoints import read_checkpoint
+from clip.weights.layouts import to_transformers
+from clip.weights.releases import RELEASES
 
 TOLERANCE = 5e-5  # of the RMS of a row
 VITS = {name: release.architecture for name, release in RELEASES.items() if name.startswith("ViT")}

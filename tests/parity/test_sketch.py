@@ -19,10 +19,10 @@ from PIL import Image
 from torch import nn
 
 import clip
-from clip.engine import usable_precisions
-from clip.items import Decode, Precision
+from clip.engine.devices import usable_precisions
+from clip.images.decode import read_pixels
+from clip.jobs.options import Decode, Precision
 from clip.model import CLIP
-from clip.pixels import read_pixels
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sketch"
 FLOOR = Found(recall_1=0.997, recall_5=0.999, recall_1_among_decoys=0.91, shape=0.995, colour=0.995)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip.releases import RELEASES
+from clip.weights.releases import RELEASES
 
 sys.path.append(str(Path(__file__).parent.parent.parent / "bench"))
 bar, flops, peers, records, session, table = (

@@ -8,16 +8,14 @@ import re
 import sys
 from collections import Counter
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import formula
 import pytest
+from kit import ROOT, formula
 
 from clip.simple_tokenizer import SimpleTokenizer
 
-ROOT = Path(__file__).parent.parent.parent
 MODULES: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "reference_names.json").read_text())["modules"]
 Key = tuple[str, str]  # module, name; a member of a class as "Class.member"
 

@@ -15,21 +15,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import formula
 import numpy as np
 import pytest
 import torch
+from kit import ROOT, formula
 from torch import Tensor, nn
 
 import clip
 from clip import clip as clip_module
-from clip import installed
+from clip import foreign_distribution
 from clip.clip import _transform, build_model, tokenize
 from clip.errors import InputTypeError, TextTooLongError
 from clip.model import CLIP, LayerNorm, QuickGELU, ResidualAttentionBlock, Transformer, VisionTransformer
 from clip.simple_tokenizer import SimpleTokenizer as _Tokenizer
 
-ROOT = Path(__file__).parent.parent.parent
 STATE_DICTS = {name: formula.state_dict(formula.TINY[name]) for name in ("tiny-vit", "tiny-rn")}
 HUB_NAMES = ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT_B_32", "ViT_B_16", "ViT_L_14", "ViT_L_14_336px"]
 
@@ -632,11 +631,11 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]
                 raise metadata.PackageNotFoundError(name)
             return ForeignDistribution(folder)
 
-        monkeypatch.setattr(installed.metadata, "distribution", distribution)
-        installed.warn_of_foreign_distribution.cache_clear()
+        monkeypatch.setattr(foreign_distribution.metadata, "distribution", distribution)
+        foreign_distribution.warn_of_foreign_distribution.cache_clear()
 
     yield install
-    installed.warn_of_foreign_distribution.cache_clear()
+    foreign_distribution.warn_of_foreign_distribution.cache_clear()
 
 
 def test_loading_warns_once_of_another_distribution_in_the_same_folder(

@@ -7,18 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import checkpoints
-import formula
 import numpy as np
 import pytest
 import torch
+from kit import checkpoints, formula
 from PIL import EpsImagePlugin, Image
 
 import clip
 from clip import encoder as encoder_module
-from clip import releases
-from clip.engine import limit_threads
+from clip.engine.devices import limit_threads
 from clip.errors import DeviceError, ImageError, InputError, InputTypeError, UnknownModelError
+from clip.weights import releases
 
 TOLERANCE = 1e-5  # of a vector's RMS; the order of summation differs between batches
 PICTURES = [formula.picture(i, *size) for i, size in enumerate([(64, 48), (40, 90), (32, 32), (7, 9), (500, 333)])]

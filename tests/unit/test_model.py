@@ -5,18 +5,16 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import formula
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit import formula
 from torch import Tensor, nn
 
-from clip.architecture import infer_architecture
 from clip.errors import CheckpointError, CheckpointKeyError
-from clip.items import Architecture
 from clip.model import (
     CLIP,
     AttentionPool2d,
@@ -28,6 +26,8 @@ from clip.model import (
     build_model,
     convert_weights,
 )
+from clip.network.architecture import infer_architecture
+from clip.network.records import Architecture
 
 # Parameters in all and in the image tower, then after convert_weights in fp16 and in fp32; numbers in buffers; keys of
 # the state dict; heads of the image tower's attention.

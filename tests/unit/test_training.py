@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import clip
-from clip.scenes import claim, compose, say, twin
+from clip.demo.scenes import claim, compose, say, twin
 from clip.simple_tokenizer import SimpleTokenizer
 
 

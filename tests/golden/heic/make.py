@@ -13,7 +13,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-import formula  # noqa: E402
+from kit import formula  # noqa: E402
 
 SIZE = (47, 31)
 FRAME_SIZES = [(20, 16), (24, 20), (28, 20)]

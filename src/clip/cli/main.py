@@ -1,0 +1,65 @@
+"""The command `clip`: flags in, jobs to the verbs, a bar and a summary out. Knows nothing about pictures or models.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done; 3 done, with failure rows; 1 failed; 2 refused
+before any work; 130 and 143 interrupted, with finished parts kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from .. import __version__
+from ..errors import ClipError
+from .classify import classify
+from .demo import demo
+from .embed import embed
+from .exit_codes import EXIT_FAILED, EXIT_REFUSED, REFUSALS
+from .export import export
+from .index import index
+from .models import fetch, models
+from .progress import say
+from .search import search
+from .signals import InterruptedBySignal, interruptible
+from .tune import tune
+from .verify import verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="clip-turbo %(version)s")
+@click.option("--debug", is_flag=True, help="Show where an error arose.")
+def cli(debug: bool) -> None:
+    """Pictures to CLIP vectors: OpenAI's numbers, in bulk."""
+
+
+for command in (embed, verify, export, search, index, classify, tune, models, fetch, demo):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # its warnings would end up between ours on stderr
+    try:
+        with interruptible():
+            code = cli.main(arguments, prog_name="clip", standalone_mode=False) or 0
+    except click.ClickException as exc:
+        exc.show()
+        code = exc.exit_code
+    except InterruptedBySignal as exc:
+        say(
+            "interrupted; finished parts are kept"
+            if exc.number == signal.SIGINT
+            else "terminated; finished parts are kept"
+        )
+        code = exc.code
+    except (ClipError, OSError) as exc:
+        if "--debug" in arguments:
+            raise
+        say(f"clip: {exc}")
+        code = EXIT_REFUSED if isinstance(exc, REFUSALS) else EXIT_FAILED
+    sys.exit(code)

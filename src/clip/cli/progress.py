@@ -1,0 +1,157 @@
+"""How far a run is, told on stderr: a bar, plain lines or JSON. Knows nothing about how a run gets on."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from ..jobs.embed import Listing
+
+if TYPE_CHECKING:
+    from ..jobs.embed import Progress
+    from ..records import Kind
+
+
+Style = Literal["auto", "plain", "json", "none"]
+INTERVALS_S = {"plain": 5.0, "json": 1.0}  # between lines
+UNITS: dict[Kind, str] = {"pictures": "images", "texts": "texts", "pairs": "pairs"}  # that are counted
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
+
+
+def say(message: str) -> None:
+    """A line on stderr. Who closed it, or let its disk fill up, does not want to know; that ends no run."""
+    with suppress(OSError):
+        click.echo(message, err=True)
+
+
+class Reporter:
+    """A bar with images/s and time left on a terminal, elsewhere a line every few seconds; or what a style says."""
+
+    def __init__(self, style: Style = "auto", kind: Kind = "pictures") -> None:
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None where a process has no stderr
+        self._style = ("bar" if is_terminal else "plain") if style == "auto" else style
+        self._kind: Kind = kind
+        self._bar: Any = None
+        self._spoken = time.monotonic()
+        self._started: float | None = None  # when the first picture came
+
+    def update(self, progress: Progress) -> None:
+        """Take note of how far a run is."""
+        if progress.told:
+            if self._style != "none":
+                say(json.dumps({"event": "told", "message": progress.told}) if self._style == "json" else progress.told)
+            return
+        now = time.monotonic()
+        if progress.listing is None and self._started is None:
+            self._started = self._spoken = now
+        if progress.listing is not None and progress.listing.example:
+            self._conclude(progress.listing)
+        elif self._style == "bar":
+            with suppress(OSError):  # as in `say`
+                self._draw(progress)
+        elif self._style != "none" and now - self._spoken >= INTERVALS_S[self._style]:
+            self._spoken = now
+            told = _told(progress, self._kind, now - self._started if self._started is not None else 0.0)
+            say(json.dumps(told) if self._style == "json" else _line(told, self._kind))
+
+    def _conclude(self, listing: Listing) -> None:
+        self.close()
+        self._bar = None
+        if self._style == "json":
+            say(json.dumps({"event": "listed", **asdict(listing)}))
+        elif self._style != "none":
+            say(listed(listing, self._kind))
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            with suppress(OSError):
+                self._bar.close()
+
+    def _draw(self, progress: Progress) -> None:
+        from tqdm import tqdm  # here, because only a run on a terminal needs it
+
+        if progress.listing is not None:
+            self._bar = self._bar if self._bar is not None else tqdm(unit=f" {self._kind} listed", dynamic_ncols=True)
+            self._bar.update(progress.listing.pictures - self._bar.n)
+            return
+        unit = f" {UNITS[self._kind]}"
+        if self._bar is None or self._bar.unit != unit:
+            self.close()
+            self._bar = tqdm(total=progress.total, initial=progress.resumed, unit=unit, dynamic_ncols=True)
+        self._bar.set_postfix(failed=progress.failed, refresh=False)
+        self._bar.update(progress.read - self._bar.n)
+
+
+def listed(listing: Listing, kind: Kind = "pictures") -> str:
+    """What an input was found to be, in words."""
+    counts = [(listing.pictures, kind.removesuffix("s")), (listing.archives, "archive")]
+    found = " and ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts if count)
+    example = f", the first {listing.example}" if listing.example else ""
+    return f"listed {found or 'nothing'}{example}{told_ignored(listing.ignored)}"
+
+
+def told_ignored(ignored: dict[str, int]) -> str:
+    """What was passed over, behind a line that tells what was not."""
+    if not ignored:
+        return ""
+    return "; ignored: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(ignored.items()))
+
+
+def _told(progress: Progress, kind: Kind, seconds: float) -> dict[str, Any]:
+    if progress.listing is not None:
+        return {"event": "listing", "pictures": progress.listing.pictures, "archives": progress.listing.archives}
+    rate = (progress.read - progress.resumed) / seconds if seconds else None
+    left = None if progress.total is None else progress.total - progress.read
+    return {
+        "event": "progress",
+        "read": progress.read,
+        "total": progress.total,
+        "failed": progress.failed,
+        "shard": progress.shard,
+        "shards": progress.shards,
+        f"{UNITS[kind]}_per_s": None if rate is None else round(rate, 1),
+        "seconds_left": None if not rate or left is None else round(left / rate),
+    }
+
+
+def _line(told: dict[str, Any], kind: Kind) -> str:
+    if told["event"] == "listing":
+        return listed(Listing(told["pictures"], told["archives"]), kind)
+    unit = UNITS[kind]
+    total = "" if told["total"] is None else f" of {told['total']:,}"
+    shards = "" if told["total"] is not None else f" in {told['shard']:,} of {told['shards']:,} shards"
+    done = f"{told['read']:,}{total} {unit}{shards}, failed {told['failed']:,}"
+    left = told["seconds_left"]
+    return f"{done}, {told[f'{unit}_per_s']} {unit}/s" + ("" if left is None else f", {_duration(left)} left")
+
+
+def _duration(seconds: int) -> str:
+    if seconds < 2 * MINUTE_S:
+        return f"{seconds} s"
+    if seconds < 2 * HOUR_S:
+        return f"{seconds // MINUTE_S} min"
+    if seconds < 2 * DAY_S:
+        return f"{seconds // HOUR_S} h {seconds % HOUR_S // MINUTE_S} min"
+    return f"{seconds // DAY_S} days {seconds % DAY_S // HOUR_S} h"
+
+
+pass
+pass
+
+
+def summarise(told: str | dict[str, Any]) -> None:
+    """The last line on stderr; what programs read on stdout too, unless both are the same terminal."""
+    line = told if isinstance(told, str) else json.dumps(told, default=str)
+    if not isinstance(told, str) and not (sys.stdout.isatty() and sys.stderr.isatty()):
+        click.echo(line)
+    say(line)
+
+
+pass

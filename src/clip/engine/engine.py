@@ -1,0 +1,199 @@
+"""A model's lean graphs running on a device at a precision: batches in, features out. Knows nothing about files.
+
+The towers are folded and compiled when they are first used, for bytes and for floats apart. A batch that does not fit
+into memory is halved, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import DeviceError, InputError
+from ..network.records import BYTE_MAX
+from ..text.tokens import check_ids
+from .backend import Backend, Graph
+from .backend_openvino import OpenVinoBackend
+from .backend_torch import check_fp8
+from .devices import MAX_REASON, limit_threads
+from .fold import fold_image_tower, fold_text_tower
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ..network.records import Architecture, PreprocessSettings
+    from .quantize import Calibration
+
+LENGTH_BUCKET = 8  # tokens: texts run at the next multiple of it, so that few shapes occur
+# Blocks are folded side by side, each on one thread: torch's own threads would wait for one another, 1.2 s instead of
+# 0.3 s for ViT-B/32 where other work has the cores.
+FOLDING_THREADS = 1
+TEXT_BATCH = 64  # texts; several hundred rows a product even where they are short
+ALLOCATION_FAILED = ("bad_alloc", "out of memory", "cannot allocate", "could not create a memory")
+
+_log = logging.getLogger("clip")
+_folding = threading.Lock()  # while it is held torch's thread count, which is the process's, is another
+
+
+class Engine:
+    """Both towers of a model on a back end. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        state_dict: Mapping[str, Tensor],
+        architecture: Architecture,
+        settings: PreprocessSettings,
+        backend: Backend,
+        batch_size: int | None = None,
+    ) -> None:
+        if backend.precision == "fp8":
+            check_fp8(architecture)
+        self.architecture = architecture
+        self.settings = settings
+        self.backend = backend
+        self.batch_size = batch_size or backend.batch_size(architecture)
+        self._text_batch = TEXT_BATCH
+        self._state_dict = state_dict
+        self._graphs: dict[torch.dtype | None, Graph] = {}  # by the dtype of pixels; of the text tower by None
+        self._building = threading.Lock()
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Quantise by these pictures. Raises: InputError where the precision has no use for them, or it is too late."""
+        if not isinstance(self.backend, OpenVinoBackend) or self.backend.precision != "int8":
+            raise InputError("calibrate: found pictures for another precision, expected int8. Leave them out.")
+        with self._building:
+            if any(key is not None for key in self._graphs):
+                raise InputError("calibrate: found a model that has run, expected a new one. Make another Encoder.")
+            self.backend.calibration = calibration
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Pictures as bytes, or as floats in bytes' units. Shapes: (B, R, R, 3) -> (B, D) on the device."""
+        side = self.settings.resolution_px
+        if pixels.shape[1:] != (side, side, 3) or pixels.dtype not in (torch.uint8, torch.float32):
+            raise InputError(
+                f"pixels: found {tuple(pixels.shape)} of {pixels.dtype}, expected (B, {side}, {side}, 3) of bytes or "
+                "float32. Preprocess the pictures for this model."
+            )
+        return self._run(pixels.dtype, len(pixels), lambda start, stop: (pixels[start:stop],))
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Pictures as the reference's transform leaves them, or as bytes. Shapes: (B, 3, R, R) -> (B, D).
+
+        Normalised floats go back to the units of bytes by one affine step, as the graph reads bytes.
+        """
+        side = self.settings.resolution_px
+        if image.shape[1:] != (3, side, side) or not (image.is_floating_point() or image.dtype == torch.uint8):
+            raise InputError(
+                f"image: found {tuple(image.shape)} of {image.dtype}, expected (B, 3, {side}, {side}) of floats or "
+                "bytes. Preprocess it for this model."
+            )
+        image = image.detach()
+        if image.dtype == torch.uint8:
+            return self.encode_pixels(image.permute(0, 2, 3, 1))  # (B, 3, R, R) -> (B, R, R, 3)
+        where = image.device if self.backend.device.type == "cpu" else self.backend.device
+        scales, shifts = (
+            torch.tensor(values, dtype=torch.float32, device=where).mul(BYTE_MAX).view(3, 1, 1)
+            for values in (self.settings.std, self.settings.mean)
+        )
+
+        def pixels(start: int, stop: int) -> tuple[Tensor]:
+            part = image[start:stop].to(where, torch.float32)
+            return ((part * scales + shifts).permute(0, 2, 3, 1),)
+
+        return self._run(torch.float32, len(image), pixels)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Token tables to features. Shapes: int (T, L) -> (T, D) on the device.
+
+        What follows a text's end cannot change its features, so a batch is only as long as its longest text, and texts
+        travel in the order of their lengths.
+        """
+        tokens = tokens.detach().cpu()
+        self._check_tokens(tokens)
+        ends = tokens.argmax(dim=-1)  # the end-of-text token has the highest id of all
+        order = ends.argsort(stable=True)
+        tokens, ends = tokens[order], ends[order]
+        found = self._run(None, len(tokens), lambda start, stop: _text_inputs(tokens[start:stop], ends[start:stop]))
+        features = torch.empty_like(found)
+        features[order.to(found.device)] = found
+        return features
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        check_ids(tokens, self.architecture.vocab_size)  # first, as it names the way: lengths differ there too
+        context = self.architecture.context_length
+        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= context or tokens.is_floating_point():
+            raise InputError(
+                f"tokens: found {tuple(tokens.shape)} of {tokens.dtype}, expected integers (T, {context}). "
+                "Make them with Encoder.tokenize(texts)."
+            )
+
+    def _run(self, key: torch.dtype | None, count: int, inputs: Callable[[int, int], tuple[Tensor, ...]]) -> Tensor:
+        """The features of `count` pictures or texts, of which `inputs` makes the batch from start to stop."""
+        features = [torch.empty(0, self.architecture.embed_dim, dtype=self.backend.dtype, device=self.backend.device)]
+        done = 0
+        while done < count:
+            size = self._text_batch if key is None else self.batch_size
+            try:
+                part = self._graph(key)(*inputs(done, min(done + size, count)))
+            except (RuntimeError, MemoryError) as exc:
+                if not _is_out_of_memory(exc):
+                    raise
+                self._halve(key, size, exc)
+            else:
+                features.append(part)
+                done += len(part)
+        return torch.cat(features)
+
+    def _graph(self, key: torch.dtype | None) -> Graph:
+        with self._building:
+            if key not in self._graphs:
+                self._graphs[key] = self._text_graph() if key is None else self._image_graph(key)
+            return self._graphs[key]
+
+    def _image_graph(self, dtype: torch.dtype) -> Graph:
+        with _folding, limit_threads(FOLDING_THREADS):
+            tower = fold_image_tower(self._state_dict, self.architecture, self.settings)
+        return self.backend.image_graph(tower, dtype, self.batch_size)
+
+    def _text_graph(self) -> Graph:
+        with _folding, limit_threads(FOLDING_THREADS):
+            tower = fold_text_tower(self._state_dict, self.architecture)
+        return self.backend.text_graph(tower, self._text_batch)
+
+    def _halve(self, key: torch.dtype | None, size: int, exc: Exception) -> None:
+        """Go on with half the batch, unless another thread has just done so; graphs are made for a size, so they go."""
+        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+        if size == 1:
+            raise DeviceError(
+                f"{self.backend.device}: out of memory for a batch of 1, expected room for it ({reason[:MAX_REASON]}). "
+                "Free some, or use another device."
+            ) from exc
+        with self._building:
+            if size != (self._text_batch if key is None else self.batch_size):
+                return
+            if key is None:
+                self._text_batch //= 2
+                self._graphs.pop(None, None)
+            else:
+                self.batch_size //= 2
+                self._graphs = {kept: graph for kept, graph in self._graphs.items() if kept is None}
+        _log.warning("%s: out of memory for a batch of %d; going on with %d", self.backend.device, size, size // 2)
+
+
+def _is_out_of_memory(exc: Exception) -> bool:
+    """Whether memory ran out; OpenVINO and torch on a CPU tell only by their words."""
+    out_of_memory = isinstance(exc, (MemoryError, torch.OutOfMemoryError))
+    return out_of_memory or any(words in str(exc).lower() for words in ALLOCATION_FAILED)
+
+
+def _text_inputs(tokens: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+    """What `lean.text_features` reads of texts, cut behind the longest, at a whole bucket."""
+    longest = int(ends.max()) + 1
+    length = min(-(-longest // LENGTH_BUCKET) * LENGTH_BUCKET, tokens.shape[1])
+    places = torch.arange(length).expand(len(tokens), length)  # (T, L)
+    after_end = torch.zeros(len(tokens), 1, length).masked_fill(places[:, None] > ends[:, None, None], -torch.inf)
+    return tokens[:, :length].to(torch.int32), places.to(torch.int32), ends.to(torch.int32), after_end

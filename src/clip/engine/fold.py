@@ -1,0 +1,367 @@
+"""A state dict -> the weights of the lean graph: what algebra lets us do once instead of for each picture.
+
+Each folding is a small function with its algebra beside it. All are exact but for rounding: in float64 each agrees
+with what it replaces to 1e-12 (tests/unit/test_fold.py). They compute in the dtype they are given; `fold_image_tower`
+and `fold_text_tower` give them float32 or wider. Knows nothing about the order in which the weights are used, which is
+lean.py's, nor about devices.
+
+Axes: O outputs, I inputs, W width, H heads, N = W / H channels a head, L tokens, P pixels a patch's side, D embed_dim.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..network.architecture import vision_heads
+from ..network.records import BYTE_MAX
+from ..parallel import available_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..network.records import Activation, Architecture, PreprocessSettings, Triple
+
+QUICK_GELU = 1.702  # x * sigmoid(1.702 x); openai/CLIP@d05afc4 clip/model.py:166
+BATCH_NORM_EPS = 1e-5  # of nn.BatchNorm2d
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x -> x weight.T + bias."""
+
+    weight: Tensor  # (O, I)
+    bias: Tensor  # (O,)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with its bias."""
+
+    weight: Tensor  # (O, I, k, k)
+    bias: Tensor  # (O,)
+    stride: int = 1
+    padding: int = 0
+
+
+@dataclass(frozen=True)
+class OneQuery:
+    """Attention for a single query: keys and values are never computed, their weights move to the query's side."""
+
+    query: Linear  # (W, W), scaled
+    key: Tensor  # (H, N, W)
+    value: Tensor  # (H, W, N)
+    out: Linear
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Two linear layers with an activation between them."""
+
+    fc: Linear
+    proj: Linear
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer block for all tokens."""
+
+    qkv: Linear  # (3W, W), queries scaled
+    out: Linear
+    mlp: Mlp
+
+
+@dataclass(frozen=True)
+class LastBlock:
+    """The block after which one token is read: for that token alone."""
+
+    attention: OneQuery
+    mlp: Mlp
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The blocks of a tower, and the projection of the one token that leaves them."""
+
+    heads: int
+    activation: Activation  # "quick_gelu" is SiLU here
+    blocks: tuple[Block, ...]
+    last: LastBlock
+    head: Linear  # (D, W)
+
+
+@dataclass(frozen=True)
+class LeanViT:
+    """The weights of a VisionTransformer's lean graph; it reads bytes."""
+
+    resolution_px: int
+    patch_px: int
+    patches: Linear  # (W, P * P * 3)
+    tokens: Tensor  # (L, W): the class token with its position, then the positions of the patches
+    pre_gain: Tensor  # (W,)
+    pre_bias: Tensor  # (W,)
+    stack: Stack
+
+
+@dataclass(frozen=True)
+class LeanBottleneck:
+    """The weights of a residual block, norms folded away."""
+
+    conv1: Conv
+    conv2: Conv
+    conv3: Conv
+    downsample: Conv | None
+    pool: int  # pixels a side that become one, before conv3 and downsample
+
+
+@dataclass(frozen=True)
+class LeanResNet:
+    """The weights of a ModifiedResNet's lean graph; it reads bytes."""
+
+    resolution_px: int
+    center: Tensor  # (3,): what to subtract from bytes
+    stem: tuple[Conv, Conv, Conv]
+    blocks: tuple[LeanBottleneck, ...]
+    positions: Tensor  # (L, C)
+    attention: OneQuery
+
+
+@dataclass(frozen=True)
+class LeanText:
+    """The weights of the text tower's lean graph; it reads token ids."""
+
+    tokens: Tensor  # (vocabulary, W)
+    positions: Tensor  # (L, W)
+    stack: Stack
+
+
+ImageTower = LeanViT | LeanResNet
+
+
+def fold_norm(linear: Linear, gain: Tensor, bias: Tensor) -> Linear:
+    """A LayerNorm's gain and bias go into the linear layer after it.
+
+    W (g * n + b) + c  =  (W diag g) n + (c + W b), with n the normed but unscaled input.
+    """
+    return Linear(linear.weight * gain, linear.bias + linear.weight @ bias)
+
+
+def scale_queries(query: Linear, head_width: int) -> Linear:
+    """The factor of attention's scores goes into the queries: (q / sqrt N) . k = (q . k) / sqrt N."""
+    factor = head_width**-0.5
+    return Linear(query.weight * factor, query.bias * factor)
+
+
+def drop_key_bias(key: Linear) -> Linear:
+    """softmax_j(q . (k_j + b)) = softmax_j(q . k_j): q . b is the same for every j."""
+    return Linear(key.weight, torch.zeros_like(key.bias))
+
+
+def move_value_bias(value: Linear, out: Linear) -> tuple[Linear, Linear]:
+    """Attention's weights a_j sum to 1: O sum_j a_j (v_j + b) + c = O sum_j a_j v_j + (c + O b)."""
+    moved = Linear(out.weight, out.bias + out.weight @ value.bias)
+    return Linear(value.weight, torch.zeros_like(value.bias)), moved
+
+
+def one_query(query: Linear, key: Linear, value: Linear, out: Linear, heads: int) -> OneQuery:
+    """Attention from one query without keys and values; their biases are zero, folded away before.
+
+    Per head, q . (K x_j) = (K.T q) . x_j and sum_j a_j (V x_j) = V (sum_j a_j x_j): two products of (W, N) for the one
+    query instead of two of (W, W) for each of L tokens.
+    """
+    keys = key.weight.unflatten(0, (heads, -1))  # (W, W) -> (H, N, W)
+    values = value.weight.unflatten(0, (heads, -1)).transpose(1, 2)  # (H, W, N)
+    return OneQuery(query, keys.contiguous(), values.contiguous(), out)
+
+
+def quick_gelu_to_silu(mlp: Mlp) -> Mlp:
+    """P (h sigmoid(1.702 h)) = (P / 1.702) (h' sigmoid(h')) with h' = 1.702 h: SiLU, which every back end fuses."""
+    fc, proj = mlp.fc, mlp.proj
+    return Mlp(
+        Linear(fc.weight * QUICK_GELU, fc.bias * QUICK_GELU),
+        Linear(proj.weight / QUICK_GELU, proj.bias),
+    )
+
+
+def fold_batch_norm(weight: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """A BatchNorm in eval mode goes into the convolution before it; weight (O, I, k, k) -> the same, and its bias.
+
+    g (w * x - m) / s + b  =  (g w / s) * x + (b - g m / s), with s = sqrt(var + eps).
+    """
+    factor = gain / (var + BATCH_NORM_EPS).sqrt()
+    return weight * factor[:, None, None, None], bias - mean * factor
+
+
+def fold_pixels_into_patches(weight: Tensor, mean: Triple, std: Triple) -> Linear:
+    """Bytes u instead of (u / 255 - m) / s: (W, 3, P, P) -> a layer over a patch's bytes in the order y, x, channel.
+
+    w . (u / 255 - m) / s  =  (w / (255 s)) . u - w . (m / s). Patches are not padded, so this holds at the edges too.
+    """
+    means, stds = weight.new_tensor(mean).view(3, 1, 1), weight.new_tensor(std).view(3, 1, 1)
+    bytes_weight = (weight / (BYTE_MAX * stds)).permute(0, 2, 3, 1).flatten(1)  # (W, 3, P, P) -> (W, P * P * 3)
+    return Linear(bytes_weight.contiguous(), -(weight * (means / stds)).sum(dim=(1, 2, 3)))
+
+
+def fold_pixels_into_stem(weight: Tensor, mean: Triple, std: Triple) -> tuple[Tensor, Tensor]:
+    """Bytes for a convolution that pads: what to subtract from them, (3,), and the weight over the difference.
+
+    The network pads with zeros after normalising, so only the scale can move: w . (u / 255 - m) / s
+    = (w / (255 s)) . (u - 255 m), and zeros go round u - 255 m.
+    """
+    means, stds = weight.new_tensor(mean), weight.new_tensor(std)
+    return BYTE_MAX * means, weight / (BYTE_MAX * stds).view(3, 1, 1)
+
+
+def fold_class_token(class_embedding: Tensor, positions: Tensor) -> Tensor:
+    """One table to add to (0, patches): (c + p_0, patches + p_1...) = (0, patches) + (c + p_0, p_1, ...)."""
+    return torch.cat([positions[:1] + class_embedding, positions[1:]])
+
+
+class _Weights:
+    """A state dict below a prefix, in float32 or wider."""
+
+    def __init__(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
+        self._state_dict = state_dict
+        self._prefix = prefix
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._state_dict[self._prefix + name].detach()
+        # On the CPU, because CUDA may have its products in TF32.
+        return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+
+    def own(self, name: str) -> Tensor:
+        """A tensor that no folding changes, copied: no tower shares memory with a model in training, or with a file."""
+        return self[name].clone()
+
+    def below(self, prefix: str) -> _Weights:
+        return _Weights(self._state_dict, f"{self._prefix}{prefix}.")
+
+    def linear(self, name: str) -> Linear:
+        return Linear(self[f"{name}.weight"], self[f"{name}.bias"])
+
+    def own_linear(self, name: str) -> Linear:
+        return Linear(self.own(f"{name}.weight"), self.own(f"{name}.bias"))
+
+    def head(self, norm: str, projection: str) -> Linear:
+        """A tower's last norm and the matrix (W, D) that features are multiplied with."""
+        weight = self[projection].T.contiguous()
+        bare = Linear(weight, weight.new_zeros(len(weight)))
+        return fold_norm(bare, self[f"{norm}.weight"], self[f"{norm}.bias"])
+
+    def conv(self, conv: str, norm: str, padding: int = 0) -> Conv:
+        parts = [self[f"{norm}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")]
+        weight, bias = fold_batch_norm(self[f"{conv}.weight"], *parts)
+        return Conv(weight, bias, padding=padding)
+
+
+def fold_image_tower(
+    state_dict: Mapping[str, Tensor], architecture: Architecture, settings: PreprocessSettings
+) -> ImageTower:
+    """The image tower's weights, folded, on the CPU; the state dict is left as it is."""
+    weights = _Weights(state_dict, "visual.")
+    if isinstance(architecture.vision_layers, tuple):
+        return _fold_resnet(weights, architecture.vision_layers, architecture, settings)
+    stack = _fold_stack(
+        weights.below("transformer.resblocks"),
+        architecture.vision_layers,
+        vision_heads(architecture),
+        architecture.activation,
+        weights.head("ln_post", "proj"),
+    )
+    return LeanViT(
+        architecture.image_resolution,
+        architecture.vision_patch_size or 0,
+        fold_pixels_into_patches(weights["conv1.weight"], settings.mean, settings.std),
+        fold_class_token(weights["class_embedding"], weights["positional_embedding"]),
+        weights.own("ln_pre.weight"),
+        weights.own("ln_pre.bias"),
+        stack,
+    )
+
+
+def fold_text_tower(state_dict: Mapping[str, Tensor], architecture: Architecture) -> LeanText:
+    """The text tower's weights, folded, on the CPU; the state dict is left as it is."""
+    weights = _Weights(state_dict)
+    stack = _fold_stack(
+        weights.below("transformer.resblocks"),
+        architecture.transformer_layers,
+        architecture.transformer_heads,
+        architecture.activation,
+        weights.head("ln_final", "text_projection"),
+    )
+    return LeanText(weights.own("token_embedding.weight"), weights.own("positional_embedding"), stack)
+
+
+def _fold_stack(weights: _Weights, layers: int, heads: int, activation: Activation, head: Linear) -> Stack:
+    with ThreadPoolExecutor(available_cores()) as pool:
+        blocks = tuple(pool.map(lambda i: _fold_block(weights.below(str(i)), heads, activation), range(layers - 1)))
+    last = _fold_last_block(weights.below(str(layers - 1)), heads, activation)
+    return Stack(heads, activation, blocks, last, head)
+
+
+def _fold_attention(weights: _Weights, heads: int) -> tuple[Linear, Linear, Linear, Linear]:
+    """Queries, keys, values and the way out, over what the block's first norm gives before its gain and bias."""
+    gain, bias = weights["ln_1.weight"], weights["ln_1.bias"]
+    parts = zip(weights["attn.in_proj_weight"].chunk(3), weights["attn.in_proj_bias"].chunk(3), strict=True)
+    query, key, value = (fold_norm(Linear(*part), gain, bias) for part in parts)
+    value, out = move_value_bias(value, weights.own_linear("attn.out_proj"))
+    return scale_queries(query, query.weight.shape[0] // heads), drop_key_bias(key), value, out
+
+
+def _fold_mlp(weights: _Weights, activation: Activation) -> Mlp:
+    fc = fold_norm(weights.linear("mlp.c_fc"), weights["ln_2.weight"], weights["ln_2.bias"])
+    if activation == "quick_gelu":
+        return quick_gelu_to_silu(Mlp(fc, Linear(weights["mlp.c_proj.weight"], weights.own("mlp.c_proj.bias"))))
+    return Mlp(fc, weights.own_linear("mlp.c_proj"))
+
+
+def _fold_block(weights: _Weights, heads: int, activation: Activation) -> Block:
+    query, key, value, out = _fold_attention(weights, heads)
+    qkv = Linear(
+        torch.cat([query.weight, key.weight, value.weight]),
+        torch.cat([query.bias, key.bias, value.bias]),
+    )
+    return Block(qkv, out, _fold_mlp(weights, activation))
+
+
+def _fold_last_block(weights: _Weights, heads: int, activation: Activation) -> LastBlock:
+    return LastBlock(one_query(*_fold_attention(weights, heads), heads), _fold_mlp(weights, activation))
+
+
+def _fold_resnet(
+    weights: _Weights, stages: tuple[int, ...], architecture: Architecture, settings: PreprocessSettings
+) -> LeanResNet:
+    first = weights.conv("conv1", "bn1", padding=1)
+    center, weight = fold_pixels_into_stem(first.weight, settings.mean, settings.std)
+    stem = (
+        Conv(weight, first.bias, stride=2, padding=1),
+        weights.conv("conv2", "bn2", padding=1),
+        weights.conv("conv3", "bn3", padding=1),
+    )
+    blocks = tuple(
+        _fold_bottleneck(weights.below(f"layer{stage}.{i}"), shrinks=stage > 1 and i == 0, widens=i == 0)
+        for stage, count in enumerate(stages, start=1)
+        for i in range(count)
+    )
+    pool = weights.below("attnpool")
+    heads = vision_heads(architecture)
+    value, out = move_value_bias(pool.linear("v_proj"), pool.own_linear("c_proj"))
+    query = pool.linear("q_proj")
+    query = scale_queries(query, query.weight.shape[0] // heads)
+    attention = one_query(query, drop_key_bias(pool.own_linear("k_proj")), value, out, heads)
+    positions = pool.own("positional_embedding")
+    return LeanResNet(architecture.image_resolution, center, stem, blocks, positions, attention)
+
+
+def _fold_bottleneck(weights: _Weights, *, shrinks: bool, widens: bool) -> LeanBottleneck:
+    return LeanBottleneck(
+        weights.conv("conv1", "bn1"),
+        weights.conv("conv2", "bn2", padding=1),
+        weights.conv("conv3", "bn3"),
+        weights.conv("downsample.0", "downsample.1") if widens else None,
+        pool=2 if shrinks else 1,
+    )

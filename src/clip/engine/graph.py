@@ -1,0 +1,201 @@
+"""The lean graph, written once for every back end: bytes or token ids to features. Knows nothing about devices.
+
+It computes what model.py does, on the weights that fold.py made, with fewer and larger operations. A back end is a set
+of operations (`Ops`): on torch tensors they compute, on OpenVINO nodes they draw a graph. All of them take and give its
+kind of tensor; weights come as torch tensors.
+
+Axes: B images, T texts, R pixels a side, P pixels a patch's side, G = R / P, L tokens, W width, H heads, N = W / H
+channels a head, C channels, D embed_dim. A 0 in a shape keeps the axis that is there, a -1 takes what is left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from .fold import LeanViT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..network.records import Activation
+    from .fold import Block, Conv, ImageTower, LeanBottleneck, LeanResNet, LeanText, Linear, Mlp, OneQuery, Stack
+
+X = TypeVar("X")  # a back end's tensor
+LAYER_NORM_EPS = 1e-5  # of nn.LayerNorm
+
+
+class Ops(Protocol, Generic[X]):
+    """The operations a back end has."""
+
+    def to_float(self, x: X) -> X:
+        """Bytes, or floats, -> the dtype the graph computes in."""
+        ...
+
+    def linear(self, x: X, layer: Linear) -> X:
+        """(..., I) -> (..., O)."""
+        ...
+
+    def conv(self, x: X, layer: Conv) -> X:
+        """(B, I, R, R) -> (B, O, R', R')."""
+        ...
+
+    def norm(self, x: X) -> X:
+        """(..., W) to mean 0 and variance 1 over W."""
+        ...
+
+    def add(self, x: X, y: X | Tensor) -> X:
+        """The sum, broadcast."""
+        ...
+
+    def multiply(self, x: X, y: Tensor) -> X:
+        """The product of each with each, broadcast."""
+        ...
+
+    def matmul(self, x: X, y: X | Tensor, *, transposed: bool = False) -> X:
+        """(..., L, I) and (..., I, O), or with `transposed` (..., O, I), -> (..., L, O)."""
+        ...
+
+    def self_attention(self, qkv: X, heads: int, *, causal: bool) -> X:
+        """(B, L, 3W), queries scaled -> (B, L, W)."""
+        ...
+
+    def softmax(self, x: X) -> X:
+        """Over the last axis."""
+        ...
+
+    def activate(self, x: X, activation: Activation) -> X:
+        """SiLU for "quick_gelu", whose factor is folded away; else the exact GELU."""
+        ...
+
+    def relu(self, x: X) -> X:
+        """max(x, 0)."""
+        ...
+
+    def average(self, x: X, size: int) -> X:
+        """(B, C, R, R) -> (B, C, R / size, R / size)."""
+        ...
+
+    def mean(self, x: X) -> X:
+        """(B, L, C) -> (B, 1, C)."""
+        ...
+
+    def concat(self, x: X, y: X) -> X:
+        """(B, L, C) and (B, M, C) -> (B, L + M, C)."""
+        ...
+
+    def prepend_zeros(self, x: X) -> X:
+        """(B, L, W) -> (B, 1 + L, W)."""
+        ...
+
+    def reshape(self, x: X, *shape: int) -> X:
+        """The same numbers in another shape."""
+        ...
+
+    def transpose(self, x: X, *axes: int) -> X:
+        """The axes in another order."""
+        ...
+
+    def token(self, x: X, place: int) -> X:
+        """(B, L, W) -> (B, W), the same place of each."""
+        ...
+
+    def tokens_at(self, x: X, places: X) -> X:
+        """(T, L, W) and int (T,) -> (T, W), a place for each."""
+        ...
+
+    def look_up(self, table: Tensor, rows: X) -> X:
+        """(V, W) and int (...) -> (..., W)."""
+        ...
+
+
+def image_features(ops: Ops[X], tower: ImageTower, pixels: X) -> X:
+    """Bytes, or floats in their units, (B, R, R, 3) -> (B, D), by a tower of either family."""
+    return vit_features(ops, tower, pixels) if isinstance(tower, LeanViT) else resnet_features(ops, tower, pixels)
+
+
+def vit_features(ops: Ops[X], tower: LeanViT, pixels: X) -> X:
+    """Bytes, or floats in their units, (B, R, R, 3) -> (B, D)."""
+    side, patch = tower.resolution_px // tower.patch_px, tower.patch_px
+    x = ops.reshape(pixels, -1, side, patch, side, patch, 3)  # (B, G, P, G, P, 3)
+    x = ops.transpose(x, 0, 1, 3, 2, 4, 5)  # (B, G, G, P, P, 3), moved while they are bytes
+    x = ops.to_float(ops.reshape(x, -1, side * side, patch * patch * 3))  # (B, L-1, P * P * 3)
+    x = ops.prepend_zeros(ops.linear(x, tower.patches))  # (B, L, W)
+    x = ops.norm(ops.add(x, tower.tokens))
+    x = ops.add(ops.multiply(x, tower.pre_gain), tower.pre_bias)
+    x = _blocks(ops, tower.stack, x, causal=False)
+    n = ops.norm(x)
+    return _last(ops, tower.stack, ops.token(x, 0), ops.token(n, 0), n)
+
+
+def text_features(ops: Ops[X], tower: LeanText, tokens: X, places: X, ends: X, after_end: X) -> X:
+    """Token ids to features.
+
+    Shapes:  int (T, L), the places 0 to L - 1 for each text as int (T, L), where each text ends as int (T,), and
+             (T, 1, L), 0 up to each text's end and -inf after it -> (T, D).
+    """
+    x = ops.add(ops.look_up(tower.tokens, tokens), ops.look_up(tower.positions, places))  # (T, L, W)
+    x = _blocks(ops, tower.stack, x, causal=True)
+    n = ops.norm(x)
+    return _last(ops, tower.stack, ops.tokens_at(x, ends), ops.tokens_at(n, ends), n, after_end)
+
+
+def resnet_features(ops: Ops[X], tower: LeanResNet, pixels: X) -> X:
+    """Bytes, or floats in their units, (B, R, R, 3) -> (B, D)."""
+    x = ops.add(ops.to_float(pixels), -tower.center)
+    x = ops.transpose(x, 0, 3, 1, 2)  # (B, 3, R, R)
+    for layer in tower.stem:
+        x = ops.relu(ops.conv(x, layer))  # (B, C, R / 2, R / 2)
+    x = ops.average(x, 2)
+    for block in tower.blocks:
+        x = _bottleneck(ops, block, x)  # at last (B, C, R / 32, R / 32)
+    cells, channels = len(tower.positions) - 1, tower.positions.shape[1]
+    x = ops.transpose(ops.reshape(x, 0, channels, cells), 0, 2, 1)  # (B, L-1, C)
+    x = ops.add(ops.concat(ops.mean(x), x), tower.positions)  # (B, L, C)
+    return _attend_once(ops, tower.attention, ops.token(x, 0), x)
+
+
+def _bottleneck(ops: Ops[X], block: LeanBottleneck, x: X) -> X:
+    """(B, C, R, R) -> (B, C', R / pool, R / pool)."""
+    y = ops.relu(ops.conv(x, block.conv1))
+    y = ops.relu(ops.conv(y, block.conv2))
+    if block.pool > 1:
+        x, y = ops.average(x, block.pool), ops.average(y, block.pool)
+    shortcut = ops.conv(x, block.downsample) if block.downsample else x
+    return ops.relu(ops.add(ops.conv(y, block.conv3), shortcut))
+
+
+def _blocks(ops: Ops[X], stack: Stack, x: X, *, causal: bool) -> X:
+    """All blocks but the last. (B, L, W) -> (B, L, W)."""
+    for block in stack.blocks:
+        x = _block(ops, stack, block, x, causal=causal)
+    return x
+
+
+def _block(ops: Ops[X], stack: Stack, block: Block, x: X, *, causal: bool) -> X:
+    qkv = ops.linear(ops.norm(x), block.qkv)  # (B, L, 3W)
+    x = ops.add(x, ops.linear(ops.self_attention(qkv, stack.heads, causal=causal), block.out))
+    return ops.add(x, _mlp(ops, block.mlp, stack.activation, ops.norm(x)))
+
+
+def _last(ops: Ops[X], stack: Stack, x: X, query: X, n: X, mask: X | None = None) -> X:
+    """The last block and the projection, for one token. x and query (B, W), all tokens n (B, L, W) -> (B, D)."""
+    x = ops.add(x, _attend_once(ops, stack.last.attention, query, n, mask))
+    x = ops.add(x, _mlp(ops, stack.last.mlp, stack.activation, ops.norm(x)))
+    return ops.linear(ops.norm(x), stack.head)
+
+
+def _mlp(ops: Ops[X], mlp: Mlp, activation: Activation, x: X) -> X:
+    return ops.linear(ops.activate(ops.linear(x, mlp.fc), activation), mlp.proj)
+
+
+def _attend_once(ops: Ops[X], attention: OneQuery, query: X, x: X, mask: X | None = None) -> X:
+    """One query (B, W) over all tokens (B, L, W) -> (B, O)."""
+    heads, head_width, width = attention.key.shape
+    q = ops.reshape(ops.linear(query, attention.query), -1, heads, head_width)  # (B, H, N)
+    q = ops.matmul(ops.transpose(q, 1, 0, 2), attention.key)  # (H, B, N) x (H, N, W) -> (H, B, W)
+    scores = ops.matmul(ops.transpose(q, 1, 0, 2), x, transposed=True)  # (B, H, L)
+    if mask is not None:
+        scores = ops.add(scores, mask)
+    seen = ops.matmul(ops.softmax(scores), x)  # (B, H, W)
+    v = ops.matmul(ops.transpose(seen, 1, 0, 2), attention.value)  # (H, B, N)
+    return ops.linear(ops.reshape(ops.transpose(v, 1, 0, 2), -1, width), attention.out)

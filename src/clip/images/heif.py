@@ -1,0 +1,67 @@
+"""HEIC files that decode as stored. Knows nothing about models or files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..jobs.options import Orient
+
+HEIF = "HEIF"  # Pillow's name for what pi-heif reads
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+MAX_BOXES = 2**15  # of a kind of list in a HEIC; an item's reference to a property has 15 bits
+
+
+def is_heif(data: bytes) -> bool:
+    """Whether an encoded picture is a HEIC, or of another kind that pi-heif reads, by its header."""
+    return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
+
+
+def encoded_by_policy(data: bytes, orient: Orient) -> bytes:
+    """An encoded picture that decodes to what the policy wants; itself, but for a HEIC that is wanted as stored.
+
+    libheif turns what it decodes, and the way back is not exact: it crops to odd sizes, and colours have half the
+    resolution. So the boxes that tell it to turn, irot and imir, are made to say irot by 0 degrees.
+
+    Source:  ISO/IEC 23008-12, 6.5.10 and 6.5.12.
+    """
+    if orient != "none" or not is_heif(data):
+        return data
+    first, last = 0, len(data)
+    for name in (b"meta", b"iprp", b"ipco"):
+        found = ((content, end) for kind, content, end in _boxes(data, first, last) if data[kind : kind + 4] == name)
+        first, last = next(found, (0, 0))
+        first += 4 if name == b"meta" else 0  # version and flags
+    turns = [
+        (kind, content)
+        for kind, content, end in _boxes(data, first, last)
+        if data[kind : kind + 4] in (b"irot", b"imir") and content < end
+    ]
+    if not turns:
+        return data
+    stored = bytearray(data)
+    for kind, content in turns:
+        stored[kind : kind + 4] = b"irot"
+        stored[content] = 0
+    return bytes(stored)
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The boxes of a list, as far as it is whole: where the name stands, where the content begins and where it ends.
+
+    Source:  ISO/IEC 14496-12, 4.2.
+    """
+    for _ in range(MAX_BOXES):
+        if start + 8 > end:
+            return
+        size, header = int.from_bytes(data[start : start + 4], "big"), 8
+        if size == 1:
+            size, header = int.from_bytes(data[start + 8 : start + 16], "big"), 16
+        elif size == 0:  # to the end
+            size = end - start
+        if size < header or start + size > end:
+            return  # damaged; the decoder will say how
+        yield start + 4, start + header, start + size
+        start += size

@@ -1,0 +1,45 @@
+"""What a user can ask of each verb, and what comes back: one record each.
+
+It may import the ground floor.
+"""
+
+from .classify import Classified, ClassifyJob, ClassifyReport
+from .demo import DemoJob
+from .embed import EmbedJob, EmbedReport, Listing, Progress
+from .export import ExportJob, ExportReport
+from .index import IndexJob, IndexReport
+from .models import DeviceRow, Fetched, FetchJob, ModelRow
+from .options import Guards, Policies
+from .search import Hit, SearchJob, SearchReport
+from .tune import SettingRow, TuneJob, TuneReport
+from .verify import Problem, VerifyJob, VerifyReport
+
+__all__ = [
+    "Classified",
+    "ClassifyJob",
+    "ClassifyReport",
+    "DemoJob",
+    "DeviceRow",
+    "EmbedJob",
+    "EmbedReport",
+    "ExportJob",
+    "ExportReport",
+    "FetchJob",
+    "Fetched",
+    "Guards",
+    "Hit",
+    "IndexJob",
+    "IndexReport",
+    "Listing",
+    "ModelRow",
+    "Policies",
+    "Problem",
+    "Progress",
+    "SearchJob",
+    "SearchReport",
+    "SettingRow",
+    "TuneJob",
+    "TuneReport",
+    "VerifyJob",
+    "VerifyReport",
+]

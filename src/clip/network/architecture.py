@@ -1,0 +1,156 @@
+"""The names and shapes of a state dict -> the arguments of a CLIP. Knows nothing about the network itself.
+
+OpenAI's archives carry no configuration: a model is what its weights' shapes say it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError, CheckpointKeyError, shown
+from .records import Architecture
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from .records import Activation
+
+HEAD_WIDTH = 64  # channels an attention head reads in every released model; openai/CLIP@d05afc4 clip/model.py:270
+POOL_STRIDE = 32  # pixels of the picture behind one cell of a ModifiedResNet's last feature map
+MLP_RATIO = 4  # width of a block's MLP over the block's, where nothing else is told
+MAX_LAYERS = 1000  # blocks a tower; RN50x64, the deepest released, has 64
+MAX_CONTEXT_LENGTH = 4096  # tokens; the causal mask then takes 64 MiB
+# Entries that TorchScript archives carry beside the weights; a CLIP computes them or keeps them as integers.
+ARCHIVE_BUFFERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+
+
+def drop_archive_buffers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights alone, in a new dict."""
+    return {k: tensor for k, tensor in state_dict.items() if k.rpartition(".")[2] not in ARCHIVE_BUFFERS}
+
+
+def infer_architecture(
+    state_dict: Mapping[str, Tensor],
+    *,
+    activation: Activation = "quick_gelu",
+    vision_heads: int | None = None,
+    transformer_heads: int | None = None,
+) -> Architecture:
+    """Read a CLIP's arguments off the names and shapes of its weights; what these do not tell comes from the caller.
+
+    Without `vision_heads` and `transformer_heads` a head is 64 channels wide, as in every released model.
+
+    Raises:  CheckpointKeyError (a KeyError) for a missing entry, CheckpointError for shapes no CLIP has.
+    Source:  openai/CLIP@d05afc4 clip/model.py:399.
+    """
+    entries = _Entries(state_dict)
+    vision_layers: int | tuple[int, int, int, int]
+    vision_mlp_width = None
+    if "visual.proj" in state_dict:
+        vision_width, _, _, patch_size = entries.shape("visual.conv1.weight", 4)
+        vision_layers = entries.count("visual.transformer.resblocks.", ".attn.in_proj_weight", part=3)
+        resolution = patch_size * entries.grid_side("visual.positional_embedding")
+        vision_mlp_width = entries.mlp_width("visual.transformer", vision_width)
+    else:
+        vision_width = entries.shape("visual.layer1.0.conv1.weight", 4)[0]
+        stages = [entries.count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)]
+        vision_layers = (stages[0], stages[1], stages[2], stages[3])
+        patch_size = None
+        resolution = POOL_STRIDE * entries.grid_side("visual.attnpool.positional_embedding")
+    transformer_width = entries.shape("ln_final.weight", 1)[0]
+    architecture = Architecture(
+        embed_dim=entries.shape("text_projection", 2)[1],
+        image_resolution=resolution,
+        vision_layers=vision_layers,
+        vision_width=vision_width,
+        vision_patch_size=patch_size,
+        context_length=entries.shape("positional_embedding", 2)[0],
+        vocab_size=entries.shape("token_embedding.weight", 2)[0],
+        transformer_width=transformer_width,
+        transformer_heads=transformer_heads or transformer_width // HEAD_WIDTH,
+        transformer_layers=entries.count("transformer.resblocks."),
+        activation=activation,
+        vision_heads=None if vision_heads == vision_width // HEAD_WIDTH else vision_heads,
+        vision_mlp_width=vision_mlp_width,
+        transformer_mlp_width=entries.mlp_width("transformer", transformer_width),
+    )
+    _check_plausible(architecture)
+    return architecture
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """A state dict asked for shapes, with errors that say which entry is not as it should be."""
+
+    state_dict: Mapping[str, Tensor]
+
+    def shape(self, key: str, ndim: int) -> tuple[int, ...]:
+        if key not in self.state_dict:
+            first = shown(next(iter(self.state_dict), ""))
+            raise CheckpointKeyError(
+                f"weights: entry {key!r} is missing, expected a CLIP with OpenAI's names. "
+                f"Pass one; of the {len(self.state_dict)} entries found the first is {first}."
+            )
+        found = tuple(self.state_dict[key].shape)
+        if len(found) != ndim or 0 in found:
+            raise CheckpointError(
+                f"weights: entry {key!r} has shape {found}, expected {ndim} sizes above 0. Pass the weights of a CLIP."
+            )
+        return found
+
+    def grid_side(self, key: str) -> int:
+        tokens = self.shape(key, 2)[0]
+        side = math.isqrt(tokens - 1)
+        if side == 0 or side**2 + 1 != tokens:
+            raise CheckpointError(
+                f"weights: entry {key!r} has {tokens} positions, expected a square number and 1 more. "
+                "Pass weights for square pictures."
+            )
+        return side
+
+    def count(self, prefix: str, suffix: str = "", part: int = 2) -> int:
+        return len({k.split(".")[part] for k in self.state_dict if k.startswith(prefix) and k.endswith(suffix)})
+
+    def mlp_width(self, transformer: str, width: int) -> int | None:
+        """Of a transformer's first block; None for four times the width, and where there is no such block."""
+        key = f"{transformer}.resblocks.0.mlp.c_fc.weight"
+        found = self.shape(key, 2)[0] if key in self.state_dict else MLP_RATIO * width
+        return None if found == MLP_RATIO * width else found
+
+
+def vision_heads(architecture: Architecture) -> int:
+    """Attention heads of the image tower: of a ViT's blocks, or of a ResNet's pool."""
+    return architecture.vision_heads or max(1, _attention_width(architecture) // HEAD_WIDTH)
+
+
+def _attention_width(architecture: Architecture) -> int:
+    """Channels that the image tower's attention reads; a ResNet's pool reads 32 times those of its first layer."""
+    return architecture.vision_width * (POOL_STRIDE if isinstance(architecture.vision_layers, tuple) else 1)
+
+
+def _check_plausible(a: Architecture) -> None:
+    """Refuse what would cost a hostile file nothing to state and us gigabytes to lay out."""
+    layers = a.vision_layers
+    depth = sum(layers) if isinstance(layers, tuple) else layers
+    vision_width, in_heads = _attention_width(a), vision_heads(a)
+    heads = a.transformer_heads
+    for what, found, fits, expected in (
+        ("vision width", vision_width, vision_width % in_heads == 0, f"a multiple of its {in_heads} heads"),
+        (
+            "text width",
+            a.transformer_width,
+            heads and a.transformer_width % heads == 0,
+            f"a multiple of its {heads} heads",
+        ),
+        ("vision depth", depth, 0 < depth <= MAX_LAYERS, f"1 to {MAX_LAYERS} layers"),
+        ("text depth", a.transformer_layers, 0 < a.transformer_layers <= MAX_LAYERS, f"1 to {MAX_LAYERS} layers"),
+        ("context length", a.context_length, a.context_length <= MAX_CONTEXT_LENGTH, f"at most {MAX_CONTEXT_LENGTH}"),
+    ):
+        if not fits:
+            raise CheckpointError(
+                f"weights: the {what} their shapes tell is {found}, expected {expected}. Pass the weights of a CLIP."
+            )

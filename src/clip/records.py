@@ -1,0 +1,192 @@
+"""The records that travel between rooms. Knows nothing about how any of them is made."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Iterator
+
+    import numpy as np
+
+
+Stage = Literal["read", "open", "decode", "encode"]
+Kind = Literal["pictures", "texts", "pairs"]  # what the entries of a run are
+TEXT = "string"  # a column's type
+
+
+def utf8_path(path: str) -> str:
+    r"""A path as valid UTF-8: a byte that is none becomes \\xNN, and so that no two meet, a backslash is doubled."""
+    return as_utf8(path.replace("\\", "\\\\"))
+
+
+def as_utf8(text: str) -> str:
+    r"""A text as valid UTF-8: a byte that was none, which is a surrogate here, becomes \\xNN."""
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, as JSON can spell it
+        encoded = text.encode("utf-8", "surrogatepass")
+    return encoded.decode("utf-8", "backslashreplace")
+
+
+def id_hash(own_id: str) -> int:
+    """Eight bytes of an id, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(own_id.encode(), digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a source, not yet read."""
+
+    id: str  # stable name, valid UTF-8; in a folder the path relative to it, with forward slashes
+    path: str  # where it is now; bytes that are not UTF-8 as surrogates, as the os module gives them
+    size_bytes: int  # when it was listed
+    modified_ns: int = 0  # likewise, since the epoch [Unit: ns]; 0 where the source does not tell
+    values: tuple[str | None, ...] = ()  # of the columns that go along, as texts; a text that is embedded comes first
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is stored of a picture beside its vector."""
+
+    id: str
+    path: str
+    width: int  # of the original [Unit: px]
+    height: int  # of the original [Unit: px]
+    format: str  # Pillow's name: "JPEG", "PNG"
+    size_bytes: int  # encoded
+    sha256: str | None = None  # of the encoded picture, where a job asks for it
+    values: tuple[str | None, ...] = ()  # the item's
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One decoded picture, cropped to what the model reads."""
+
+    row: Row
+    array: np.ndarray  # uint8 (R, R, 3), channels R, G, B
+    tokens: np.ndarray | None = None  # int32 (L,), of the text it is a pair with
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text as the model reads it."""
+
+    row: Row
+    tokens: np.ndarray  # int32 (L,)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The reason why an item has no vector. A row of `failures/`."""
+
+    id: str
+    path: str
+    stage: Stage
+    error: str  # name of the exception's type
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """An archive or a table of pictures, or a part of one, that is read in order; a shard of its own."""
+
+    name: str  # what the ids of its members begin with
+    path: str
+    size_bytes: int  # of the whole file, when it was listed
+    modified_ns: int
+    start: int = 0  # the first member of a zip, the first row group of a table
+    stop: int | None = None  # behind the last one; None for all there are
+    members: int | None = None  # how many, where that is known before they are read
+    limit: int | None = None  # take no more
+    columns: str = ""  # of a table: which of its columns are read, and how; other ones would make other rows
+
+    @property
+    def id(self) -> str:
+        """Its own, other than those of the other parts."""
+        return self.name if not self.start else f"{self.name}!{self.start}..."
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An entry of a pack, with its bytes."""
+
+    item: Item
+    data: bytes
+
+    @property
+    def id(self) -> str:
+        """The item's."""
+        return self.item.id
+
+    @property
+    def path(self) -> str:
+        """The item's."""
+        return self.item.path
+
+
+Entry = Item | Failure | Pack  # what a listing finds
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of lists and tables the entries are made of."""
+
+    entry: str | None = None  # names or holds the pictures, or is the texts; the one with a usual name without
+    id: str | None = None
+    kind: Kind = "pictures"
+    text: str | None = None  # of pairs: the texts
+    keep: tuple[str, ...] = ()  # others whose values go along
+    types: tuple[str, ...] = ()  # which these have in the output, as pyarrow names them; texts without
+
+    @property
+    def named(self) -> list[str]:
+        """Those that the user named."""
+        return [name for name in (self.entry, self.id, self.text, *self.keep) if name]
+
+    @property
+    def kept(self) -> list[tuple[str, str]]:
+        """The columns that are kept, with their types."""
+        return list(zip(self.keep, self.types or (TEXT,) * len(self.keep), strict=True))
+
+    @property
+    def taken(self) -> list[tuple[str, str]]:
+        """What `Item.values` are made of, with their types, apart from the texts of a run of texts."""
+        return self.kept if self.text is None else [(self.text, TEXT), *self.kept]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Entries of a source that become one Parquet part. What could not even be listed is a Failure."""
+
+    index: int
+    entries: list[Entry]
+    mark: str = ""  # what the part carries when it holds these entries; of their identities where it is empty
+    kept: frozenset[str] = frozenset()  # ids whose rows stand in the part that this one replaces
+
+
+def listed_id(own_id: str, listed: Container[str]) -> str:
+    """The id under which a row's picture was listed: its own, or that of the file whose frame it is."""
+    file = own_id.rpartition("#")[0]
+    return file if own_id not in listed and file in listed else own_id
+
+
+def in_shards(entries: Iterable[Entry], size: int, first: int = 0) -> Iterator[Shard]:
+    """Entries in shards of `size`, numbered from `first`; a pack is a shard of its own."""
+    group: list[Entry] = []
+    for entry in entries:
+        if group and (isinstance(entry, Pack) or len(group) == size):
+            yield Shard(first, group)
+            first, group = first + 1, []
+        if isinstance(entry, Pack):
+            yield Shard(first, [entry])
+            first += 1
+        else:
+            group.append(entry)
+    if group:
+        yield Shard(first, group)
+
+
+STDIN = "-"  # as an input

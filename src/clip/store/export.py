@@ -1,0 +1,357 @@
+"""export(job): the vectors and rows of an output in files that other programs read. Knows nothing about models.
+
+    npy             vectors.npy (N, D) and ids.parquet
+    clip-retrieval  img_emb/img_emb_0.npy and metadata/metadata_0.parquet, and so on, a pair for each part
+    csv             vectors.csv: the columns of a row, then e0 to e{D-1}
+    safetensors     vectors.safetensors with a tensor "embedding" (N, D), and ids.parquet
+
+Vectors of texts stand where those of pictures do, but for clip-retrieval in text_emb/text_emb_0.npy. Of pairs there are
+also text_vectors.npy, text_emb/, t0 to t{D-1} and a tensor "text_embedding".
+
+Beside them stands export.json, whose "rows" is null until all is written. Rows are in the order of the parts. Parts are
+read one at a time, so that memory depends on their size and not on their number.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..atomic_files import TEMPORARY, replacing, written
+from ..errors import InputError, StoreError, StoreMismatchError
+from ..jobs.export import ExportReport
+from .manifest import MANIFEST, read_manifest
+from .parts import EMBEDDING, TEXT_EMBEDDING, count_rows, read_part, read_schema, vector_columns
+from .reader import Store, matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from typing import BinaryIO
+
+    from ..jobs.export import ExportJob
+    from ..jobs.options import ExportFormat
+
+SUMMARY, IDS = "export.json", "ids.parquet"
+NPY = {EMBEDDING: "vectors.npy", TEXT_EMBEDDING: "text_vectors.npy"}
+CSV, SAFETENSORS = "vectors.csv", "vectors.safetensors"
+CSV_PREFIXES = {EMBEDDING: "e", TEXT_EMBEDDING: "t"}
+IMAGES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
+OURS = (
+    *(*NPY.values(), CSV, SAFETENSORS, IDS),
+    *(f"{IMAGES}/{IMAGES}_*.npy", f"{TEXTS}/{TEXTS}_*.npy", f"{METADATA}/{METADATA}_*.parquet"),
+)
+CLIP_RETRIEVAL_DTYPE = "float16"
+TOLD = ("model", "weights_sha256", "weights_source", "preprocess", "normalised", "dtype", "dim")  # of the manifest
+CSV_ROWS = 256  # written at a time: 512 numbers a row are 130,000 strings, about 15 MB
+ALIGNMENT = 8  # safetensors pads its header with spaces, so that the numbers begin at a multiple [Unit: byte]
+
+_log = logging.getLogger("clip")
+
+
+def export(job: ExportJob) -> ExportReport:
+    """Write the vectors of a finished run, with the other columns of its rows, into a folder of their own.
+
+    After an error nothing is left of it in the folder.
+
+    Raises:  StoreError where there is no output, its run is not over, a part is damaged, or the target cannot be
+             written; StoreMismatchError where the target holds anything but an export that may be overwritten;
+             InputError for a target inside the output.
+    """
+    run = _Run(Store(job.output))
+    target = _Target(Path(job.target))
+    target.check(run.store.path, overwrite=job.overwrite)
+    run.check_names(job.format)
+    with written(target.path), target.begun({"format": job.format, **run.told(job.format)}):
+        WRITERS[job.format](run, target)
+        run.check_unchanged()
+        target.finish(run.rows)
+    return ExportReport(target.path, tuple(target.files), run.rows)
+
+
+class _Run:
+    """A finished run, read part by part."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        counts = store.manifest.get("counts")
+        if counts is None:
+            raise StoreError(
+                f"{store.path}: the run is not over, expected a finished one. Run the job again: it goes on."
+            )
+        rows = {path: count_rows(path) for path in store.parts()}
+        self.parts = [path for path, count in rows.items() if count]
+        self.rows = sum(rows.values())
+        if self.rows != counts["written"]:
+            raise StoreError(
+                f"{store.path}: parts hold {self.rows:,} rows, expected {counts['written']:,} as the manifest says. "
+                f"Run clip verify {store.path}: it says where."
+            )
+        self._found = read_schema(self.parts[0]) if self.parts else store.schema
+        self.schema = _plain(self._found)  # what of a row is not its vector
+        self.columns = vector_columns(store.schema)
+        left = [field.name for field in self._found if field.name not in {*self.schema.names, *self.columns}]
+        if left:
+            _log.warning("%s: columns %s are not exported, as they hold no plain values", store.path, left)
+        self.dtype = np.dtype(store.manifest["dtype"]).newbyteorder("<")
+
+    def told(self, form: ExportFormat) -> dict[str, Any]:
+        """What to say of the vectors."""
+        told = {name: self.store.manifest.get(name) for name in TOLD}
+        return told | {"normalised": True, "dtype": CLIP_RETRIEVAL_DTYPE} if form == "clip-retrieval" else told
+
+    def check_names(self, form: ExportFormat) -> None:
+        """Refuse columns whose names the format gives to others. Raises: StoreError."""
+        renamed = self.retrieval_names()
+        given = {new for old, new in renamed.items() if new != old}
+        taken = {"csv": set(self.vector_names()), "clip-retrieval": given}.get(form, set[str]())
+        clashing = [name for name in self.schema.names if name in taken]
+        if clashing:
+            raise StoreError(
+                f"{self.store.path}: has a column {clashing[0]!r}, expected none of a name that {form} has a use for. "
+                "Choose another format."
+            )
+
+    def vector_names(self) -> list[str]:
+        """Names for the numbers of a row's vectors."""
+        return [f"{CSV_PREFIXES[name]}{place}" for name in self.columns for place in range(self.store.dim)]
+
+    def retrieval_names(self) -> dict[str, str]:
+        """The names that clip-retrieval has for columns."""
+        of_pictures = self.store.manifest.get("kind") != "texts"
+        known = {"text": "caption"} | ({"path": "image_path"} if of_pictures else {})
+        names: list[str] = self.schema.names
+        return {name: known.get(name, name) for name in names}
+
+    def read(self) -> Iterator[tuple[pa.Table, dict[str, np.ndarray]]]:
+        """The parts that have rows: plain columns, and vectors by their column.
+
+        Shapes:  float32 or float16 (N, D), little-endian.
+        Raises:  StoreError for a part that is damaged or whose columns are others.
+        """
+        return map(self._part, self.parts)
+
+    def _part(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
+        found = read_schema(path)
+        fields = list(found)
+        if not (found.equals(self._found) and all(field in fields for field in self.store.schema)):
+            raise StoreError(
+                f"{path}: its columns are {found.names}, expected those of the manifest, of the same types in all "
+                "parts. Run the job again with --overwrite."
+            )
+        table = read_part(path, [*self.schema.names, *self.columns])
+        vectors = {name: matrix(table, self.store.schema, name).astype(self.dtype, copy=False) for name in self.columns}
+        return table.select(self.schema.names), vectors
+
+    def check_unchanged(self) -> None:
+        """Raise StoreError where another job began on the output meanwhile."""
+        if read_manifest(self.store.path / MANIFEST) != self.store.manifest:
+            raise StoreError(f"{self.store.path}: changed while it was read, expected no job on it. Export it again.")
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """The fields that every format has a type or a text for: text, numbers, true or false, times."""
+    kinds = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_boolean,
+        pa.types.is_temporal,
+    )
+    return pa.schema([field for field in schema if any(is_kind(field.type) for is_kind in kinds)])
+
+
+class _Target:
+    """The folder that is written: it is empty, or holds an export that may be overwritten."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: list[str] = []
+        self._told: dict[str, Any] = {}
+
+    def check(self, output: Path, *, overwrite: bool) -> None:
+        """Refuse a folder that holds what an export must not mix with, or must not remove.
+
+        Raises:  InputError, StoreMismatchError.
+        """
+        if self.path.resolve().is_relative_to(output.resolve()):
+            raise InputError(f"target {self.path}: found inside {output}, expected a folder of its own. Pass another.")
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise StoreMismatchError(f"{self.path}: is a file, expected a folder or nothing. Choose another target.")
+        standing = sorted(path.name for path in self.path.iterdir() if not path.name.endswith(TEMPORARY))
+        if standing and not _is_summary(self.path / SUMMARY):
+            raise StoreMismatchError(
+                f"{self.path}: holds {standing[0]!r} and no {SUMMARY} of ours, expected an empty folder or nothing. "
+                "Choose another target."
+            )
+        if standing and not overwrite:
+            raise StoreMismatchError(
+                f"{self.path}: holds an export, expected an empty folder or nothing. Pass --overwrite to replace it."
+            )
+
+    @contextmanager
+    def begun(self, told: dict[str, Any]) -> Generator[None]:
+        """Make room. After an error nothing that an export writes is left."""
+        self._told = told
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._summarise(None)  # first, so that a later export knows these files for ours
+            self._clear()
+            yield
+        except BaseException:
+            self._clear()
+            (self.path / SUMMARY).unlink(missing_ok=True)
+            raise
+
+    @contextmanager
+    def file(self, name: str) -> Generator[BinaryIO]:
+        """A file that is there once it is whole."""
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as file:
+            yield file
+        self.files.append(name)
+
+    def finish(self, rows: int) -> None:
+        """Say that all is written."""
+        self._summarise(rows)
+        self.files.append(SUMMARY)
+
+    def _summarise(self, rows: int | None) -> None:
+        with replacing(self.path / SUMMARY) as file:
+            file.write(json.dumps({**self._told, "rows": rows}, indent=2).encode() + b"\n")
+
+    def _clear(self) -> None:
+        for pattern in OURS:
+            folder, name = (self.path / pattern).parent, Path(pattern).name
+            for path in [*folder.glob(name), *folder.glob(f".{name}.*{TEMPORARY}")]:
+                path.unlink()
+        for folder in (IMAGES, TEXTS, METADATA):
+            with suppress(OSError):  # not there, or with files of others in it
+                (self.path / folder).rmdir()
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"format", "dim", "rows"} <= content.keys()
+
+
+def _npy(run: _Run, target: _Target) -> None:
+    header = io.BytesIO()
+    shape = (run.rows, run.store.dim)
+    np.lib.format.write_array_header_1_0(header, {"descr": run.dtype.str, "fortran_order": False, "shape": shape})
+    with ExitStack() as files:
+        vectors = {name: files.enter_context(target.file(NPY[name])) for name in run.columns}
+        for file in vectors.values():
+            file.write(header.getvalue())
+        for blocks in _ids_written(run, target):
+            for name, file in vectors.items():
+                file.write(blocks[name].tobytes())
+
+
+def _safetensors(run: _Run, target: _Target) -> None:
+    """Its own writer wants all tensors in memory.
+
+    Source:  huggingface/safetensors README.md, "Format": the header's length (8 bytes, little-endian), the header
+             (JSON), the numbers (little-endian, row by row), tensor by tensor; metadata are strings.
+    """
+    size_bytes = run.rows * run.store.dim * run.dtype.itemsize
+    tensors = {
+        name: {
+            "dtype": {"float32": "F32", "float16": "F16"}[run.dtype.name],
+            "shape": [run.rows, run.store.dim],
+            "data_offsets": [place * size_bytes, (place + 1) * size_bytes],
+        }
+        for place, name in enumerate(run.columns)
+    }
+    told = run.told("safetensors").items()
+    strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in told}
+    header = json.dumps({"__metadata__": strings, **tensors}).encode()
+    header += b" " * (-len(header) % ALIGNMENT)
+    with target.file(SAFETENSORS) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for blocks in _ids_written(run, target):
+            file.write(blocks[EMBEDDING].tobytes())
+        for name in run.columns[1:]:
+            for _, blocks in run.read():
+                file.write(blocks[name].tobytes())
+
+
+def _ids_written(run: _Run, target: _Target) -> Iterator[dict[str, np.ndarray]]:
+    """The vectors, part by part, while the other columns go into a table."""
+    with target.file(IDS) as ids, pq.ParquetWriter(ids, run.schema) as table:
+        for rows, blocks in run.read():
+            yield blocks
+            table.write_table(rows)
+
+
+def _clip_retrieval(run: _Run, target: _Target) -> None:
+    """A partition for each part that has rows; its readers pair the n-th .npy with the n-th .parquet by name.
+
+    Source:  rom1504/clip-retrieval clip_inference/writer.py (names, zeros: int(log10(partitions)) + 1 digits, no files
+             for an empty partition) and mapper.py (unit length, float16); rom1504/embedding-reader numpy_reader.py.
+    """
+    digits = len(str(len(run.parts)))
+    names = list(run.retrieval_names().values())
+    of_texts = run.store.manifest.get("kind") == "texts"
+    folders = {name: TEXTS if of_texts or name == TEXT_EMBEDDING else IMAGES for name in run.columns}
+    for number, (rows, blocks) in enumerate(run.read()):
+        with target.file(f"{METADATA}/{METADATA}_{number:0{digits}}.parquet") as file:
+            pq.write_table(rows.rename_columns(names), file)
+        for name, folder in folders.items():
+            unit = blocks[name] if run.store.manifest.get("normalised") else _of_unit_length(blocks[name])
+            with target.file(f"{folder}/{folder}_{number:0{digits}}.npy") as file:
+                np.save(file, unit.astype("<f2"))
+
+
+def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Vectors divided by their L2 norm; zeros stay. Shapes: (N, D) -> float64 (N, D)."""
+    wide = vectors.astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide / np.where(norms == 0, 1, norms)
+
+
+def _csv(run: _Run, target: _Target) -> None:
+    """As RFC 4180 has it: CRLF, quotes where a field needs them. A number has the fewest digits that bring it back."""
+    with target.file(CSV) as file:
+        file.write(_lines([[*run.schema.names, *run.vector_names()]]))
+        for rows, blocks in run.read():
+            for start in range(0, len(rows), CSV_ROWS):
+                columns = [map(_text, column.to_pylist()) for column in rows.slice(start, CSV_ROWS).columns]
+                several = [blocks[name][start : start + CSV_ROWS].astype(str) for name in run.columns]
+                numbers = np.concatenate(several, axis=1).tolist()  # (N, D) each -> (N, D or 2 D)
+                told = zip(*columns, strict=True)
+                file.write(_lines([[*row, *vector] for row, vector in zip(told, numbers, strict=True)]))
+
+
+def _lines(rows: list[list[str]]) -> bytes:
+    lines = io.StringIO(newline="")
+    csv.writer(lines).writerows(rows)
+    return lines.getvalue().encode()
+
+
+def _text(value: object) -> str:
+    """Nothing for a null, true and false as in JSON."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+WRITERS: dict[ExportFormat, Callable[[_Run, _Target], None]] = {
+    "npy": _npy,
+    "clip-retrieval": _clip_retrieval,
+    "csv": _csv,
+    "safetensors": _safetensors,
+}

@@ -1,0 +1,204 @@
+"""A decoder that crashes, hangs or eats memory on one picture: that one is a failure row, all others are done.
+
+The decoder is a plugin of Pillow's, as a user may have one: tests/hostile.py.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from kit import checkpoints, formula, hostile
+
+from clip.batch.decode import Decoding
+from clip.batch.isolate import IsolatedDecoder
+from clip.jobs.options import Guards, Policies
+from clip.network.records import PreprocessSettings
+from clip.records import Item, Pixels
+from clip.sources.source import Source
+
+DEEDS = {
+    "crash": ("decode", "ChildProcessError", "was ended by SIGSEGV"),
+    "abort": ("decode", "ChildProcessError", "was ended by SIGABRT"),
+    "leave": ("decode", "ChildProcessError", "ended with code 3"),
+    "hang": ("decode", "TimeoutError", "not decoded after 4 s"),
+    "hang-with-the-lock": ("decode", "TimeoutError", "not decoded after 4 s"),
+    "eat": ("decode", "MemoryError", "needs more than 512,160,000 bytes of memory"),
+}
+PICTURES = 12
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hostile.write_plugin(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
+
+
+def pictures(folder: Path) -> list[str]:
+    folder.mkdir()
+    names = [f"{n:02}.png" for n in range(PICTURES)]
+    for n, name in enumerate(names):
+        formula.picture(n, 40, 30).save(folder / name)
+    return names
+
+
+def command(photos: Path, output: Path, weights: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(output), "-m", str(weights), *flags]
+
+
+def contents(output: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    tables = [
+        [pq.read_table(path) for path in sorted((output / name).iterdir())] for name in ("embeddings", "failures")
+    ]
+    rows, failures = ([row for table in found for row in table.to_pylist()] for found in tables)
+    return [row["id"] for row in rows], {row["id"]: row for row in failures}
+
+
+def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_have_vectors(
+    plugin: Path, weights: Path, tmp_path: Path
+) -> None:
+    names = pictures(tmp_path / "photos")
+    for place, (deed, when) in enumerate((deed, when) for deed in DEEDS for when in ("open", "load")):
+        (tmp_path / "photos" / f"{place:02}.{deed}-{when}.hostile").write_bytes(hostile.picture(deed, when))
+    flags = ["--isolate", "--max-seconds", "4", "--max-pixels", "10000", "--shard-size", "5", "--workers", "3"]
+    ran = subprocess.run(
+        command(tmp_path / "photos", tmp_path / "out", weights, *flags),
+        env=hostile.environment(plugin),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ran.returncode == 3, ran.stderr
+    ids, failures = contents(tmp_path / "out")
+    assert ids == names
+    assert len(failures) == 2 * len(DEEDS)
+    for row in failures.values():
+        deed = row["id"].split(".")[1].rpartition("-")[0]
+        _, error, words = DEEDS[deed]
+        assert (row["error"], row["stage"] in ("open", "decode"), words in row["message"]) == (error, True, True), row
+    assert f"read {PICTURES + 12} = written {PICTURES}, failed 12" in ran.stderr
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    pictures(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def isolated(photos: Path, max_seconds: float = 20.0) -> IsolatedDecoder:
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), Policies(), hashes=True)
+    return IsolatedDecoder(decoding, max_seconds)
+
+
+def item(photos: Path, name: str) -> Item:
+    return Item(name, str(photos / name), 1)
+
+
+def test_pixels_and_failures_are_those_of_the_thread_itself(photos: Path) -> None:
+    (photos / "broken.png").write_bytes(b"no picture")
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), Policies(), hashes=True)
+    decoder = isolated(photos)
+    try:
+        for name in ("00.png", "broken.png", "missing.png", "01.png"):
+            [found], [expected] = decoder(item(photos, name)), decoding(item(photos, name))
+            if isinstance(expected, Pixels):
+                assert isinstance(found, Pixels)
+                assert found.row == expected.row
+                assert (found.array == expected.array).all()
+            else:
+                assert found == expected
+    finally:
+        decoder.close()
+
+
+def test_frames_come_from_a_process_one_at_a_time_and_are_those_of_the_thread_itself(photos: Path) -> None:
+    pages = [formula.picture(n, 40, 30) for n in range(3)]
+    pages[0].save(photos / "pages.tiff", save_all=True, append_images=pages[1:])
+    held: list[int] = []
+    most: list[int] = []
+
+    @contextmanager
+    def reserve(size_bytes: int) -> Generator[None]:
+        held.append(size_bytes)
+        most.append(len(held))
+        yield
+        held.pop()
+
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), Policies(frames="all"), hashes=True)
+    decoder = IsolatedDecoder(decoding, 20.0, reserve)
+    try:
+        found, expected = decoder(item(photos, "pages.tiff")), decoding(item(photos, "pages.tiff"))
+    finally:
+        decoder.close()
+    assert most == [1, 1, 1], "a budget that holds one frame would be waited for for ever"
+    assert held == []
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one, Pixels)
+        assert isinstance(other, Pixels)
+        assert one.row == other.row
+        assert (one.array == other.array).all()
+
+
+def test_a_picture_that_dies_of_an_earlier_one_is_tried_again(
+    plugin: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "poison.hostile").write_bytes(hostile.picture("poison"))
+    monkeypatch.setattr(sys, "path", [str(plugin), *sys.path])
+    decoder = isolated(photos)
+    try:
+        assert isinstance(decoder(item(photos, "poison.hostile"))[0], Pixels)
+        assert isinstance(decoder(item(photos, "00.png"))[0], Pixels)
+    finally:
+        decoder.close()
+
+
+def test_a_process_whose_job_was_killed_ends_by_itself_even_if_it_hangs(plugin: Path, photos: Path) -> None:
+    (photos / "hang.hostile").write_bytes(hostile.picture("hang-with-the-lock"))
+    script = f"""
+import os, signal, sys, threading, time
+from clip.batch import isolate
+isolate.WORK = "from clip.batch import isolate; isolate.ORPHAN_S = 0.5; " + isolate.WORK
+from clip.batch.decode import Decoding
+from clip.jobs import Guards, Policies
+from clip.network.records import PreprocessSettings
+from clip.records import Item
+from clip.sources.source import Source
+decoding = Decoding(Source(({str(photos)!r},)), PreprocessSettings(32), Guards(), Policies())
+decoder = isolate.IsolatedDecoder(decoding, 1.5)
+def tell():
+    while not decoder._processes:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    print(*(process._process.pid for process in decoder._processes), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=tell).start()
+decoder(Item("hang.hostile", {str(photos / "hang.hostile")!r}, 1))
+"""
+    environment = hostile.environment(plugin)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    assert ran.returncode == -signal.SIGKILL
+    process = Path("/proc", ran.stdout.strip())
+    deadline = time.monotonic() + 20
+    while _runs(process):
+        assert time.monotonic() < deadline, "still there"
+        time.sleep(0.1)
+
+
+def _runs(process: Path) -> bool:
+    """Whether a process is there, and no zombie that nobody waits for."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

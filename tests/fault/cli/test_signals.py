@@ -1,0 +1,133 @@
+"""Ctrl-C and SIGTERM while a picture hangs its decoder, twice, and while libraries are being imported."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from kit import checkpoints, formula, hostile
+
+PATIENCE_S = 10.0  # what is promised
+AT_ONCE_S = 2.0
+LIMIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hostile.write_plugin(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six pictures, and one that hangs."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n in range(6):
+        formula.picture(n, 40, 30).save(folder / f"{n}.png")
+    (folder / "4.hostile").write_bytes(hostile.picture("hang"))
+    return folder
+
+
+@contextmanager
+def running(plugin: Path, photos: Path, weights: Path, out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process of its own, when two shards of two pictures are written and the third hangs."""
+    command = [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(out), "-m", str(weights), *flags]
+    environment = hostile.environment(plugin)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        process = subprocess.Popen(
+            [*command, "--shard-size", "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while not (out / "embeddings/part-00001.parquet").exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.3)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def goes_on(plugin: Path, photos: Path, weights: Path, out: Path) -> None:
+    """The run is gone on with: with --isolate the one that hangs becomes a failure row."""
+    command = [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(out), "-m", str(weights)]
+    flags = ["--shard-size", "2", "--isolate", "--max-seconds", "1"]
+    environment = hostile.environment(plugin)
+    ran = subprocess.run([*command, *flags], env=environment, stderr=subprocess.PIPE, check=False, timeout=LIMIT_S)
+    assert ran.returncode == 3, ran.stderr
+    assert pq.read_table(out / "embeddings")["id"].to_pylist() == [f"{n}.png" for n in range(6)]
+    assert pq.read_table(out / "failures")["id"].to_pylist() == ["4.hostile"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_picture_that_hangs_does_not_keep_a_signal_waiting(
+    plugin: Path, photos: Path, weights: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    with running(plugin, photos, weights, tmp_path / "out") as process:
+        began = time.monotonic()
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, time.monotonic() - began < PATIENCE_S) == (code, True)
+        assert stderr.splitlines()[-1] == "ended without waiting for what was under way; finished parts are kept"
+        assert "Traceback" not in stderr
+    goes_on(plugin, photos, weights, tmp_path / "out")
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(plugin: Path, photos: Path, weights: Path, tmp_path: Path) -> None:
+    with running(plugin, photos, weights, tmp_path / "out") as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None, "the first waits for what is under way"
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, time.monotonic() - began < AT_ONCE_S) == (130, True)
+    goes_on(plugin, photos, weights, tmp_path / "out")
+
+
+def test_processes_that_decode_end_with_the_run(plugin: Path, photos: Path, weights: Path, tmp_path: Path) -> None:
+    with running(plugin, photos, weights, tmp_path / "out", "--isolate", "--max-seconds", "500") as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        decoders = [int(child) for child in children] or _children_of_threads(process.pid)
+        assert decoders
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, time.monotonic() - began < AT_ONCE_S) == (130, True), "a process can be ended"
+        assert stderr.splitlines()[-1] == "interrupted; finished parts are kept"
+        assert not any(Path(f"/proc/{pid}").exists() for pid in decoders)
+    goes_on(plugin, photos, weights, tmp_path / "out")
+
+
+def _children_of_threads(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 0.9, 1.5])
+def test_a_signal_while_libraries_are_imported_ends_the_command_in_order(
+    photos: Path, weights: Path, tmp_path: Path, delay_s: float
+) -> None:
+    command = [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(tmp_path / "out"), "-m", str(weights)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay_s)
+    process.terminate()
+    _, stderr = process.communicate(timeout=LIMIT_S)
+    # By the signal itself before our handler stands, done where the machine is quick; never by an abort.
+    assert process.returncode in (143, -signal.SIGTERM, 0), stderr
+    assert "Traceback" not in stderr

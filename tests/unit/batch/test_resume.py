@@ -1,0 +1,362 @@
+"""What a run finds in its output: listings, plans, parts and locks of others, of killed runs, of none, put right."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from kit import checkpoints, formula
+
+import clip
+from clip.atomic_files import replacing
+from clip.batch import embed as embed_module
+from clip.batch import run as run_module
+from clip.batch.decode import Decoding
+from clip.batch.verify import verify
+from clip.errors import InputError, StoreBusyError, StoreError, TooManyFailuresError
+from clip.jobs.embed import EmbedJob
+from clip.jobs.verify import VerifyJob
+from clip.records import Item
+from clip.sources.source import Source
+from clip.store.lock import locked, process_began
+from clip.store.plan import Plan
+from clip.store.writer import StoreWriter
+
+
+class KilledError(BaseException):
+    """What stands for a kill: nothing of ours catches it."""
+
+
+@pytest.fixture(scope="module")
+def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
+
+
+def draw(folder: Path, count: int, first: int = 0, prefix: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
+    for n in range(count):
+        formula.picture(first + n, 40, 30).save(folder / f"{prefix}{n:02}.png")
+    return folder
+
+
+def run(source: Path, output: Path, weights_path: Path, **choices: Any) -> clip.EmbedReport:
+    choices = {"threads": 1, "shard_size": 4} | choices
+    return clip.embed(EmbedJob(source=source, output=output, model=str(weights_path), **choices))
+
+
+def vectors(output: Path) -> dict[str, np.ndarray]:
+    rows = pq.read_table(output / "embeddings").to_pylist()
+    found = {row["id"]: np.array(row["embedding"]) for row in rows}
+    assert len(found) == len(rows), "an id stands twice"
+    return found
+
+
+def check_is_of(output: Path, source: Path, weights_path: Path) -> None:
+    fresh = output.with_name(f"{output.name}-fresh")
+    run(source, fresh, weights_path)
+    found, expected = vectors(output), vectors(fresh)
+    shutil.rmtree(fresh)
+    assert found.keys() == expected.keys()
+    assert all(np.abs(found[name] - expected[name]).max() < 1e-5 for name in found)
+    assert verify(VerifyJob(output=output)).problems == ()
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: Any) -> None:
+    """Do something, and be killed where that function is called."""
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, kill)
+        with pytest.raises(KilledError):
+            call()
+
+
+def test_a_listing_of_another_folder_is_not_taken_for_this_ones(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = draw(tmp_path / "one", 8), draw(tmp_path / "other", 8, first=50)
+    out = tmp_path / "out"
+    killed(monkeypatch, StoreWriter, "begin", lambda: run(one, out, weights_path))
+    run(other, out, weights_path)
+    check_is_of(out, other, weights_path)
+    with pytest.raises(StoreError, match="input_fingerprint"):
+        run(one, out, weights_path)
+
+
+def test_a_plan_survives_being_killed_twice_between_two_renames(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = draw(tmp_path / "photos", 11), tmp_path / "out"
+    run(photos, out, weights_path)
+    draw(photos, 1, first=60, prefix="more")
+    run(photos, out, weights_path, update=True)
+    (photos / "03.png").unlink()
+    rename = Path.rename
+
+    def kill(self: Path, target: Path) -> Path:
+        if self.name in ("_plan.merged", "_plan.new"):
+            raise KilledError
+        return rename(self, target)
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", kill)
+            with pytest.raises(KilledError):
+                run(photos, out, weights_path, update=True)
+    run(photos, out, weights_path, update=True)
+    check_is_of(out, photos, weights_path)
+
+
+@pytest.mark.parametrize("where", ["begin", "adopt"])
+def test_overwriting_that_was_killed_is_gone_on_with(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    one, other = draw(tmp_path / "one", 10), draw(tmp_path / "other", 11, first=50, prefix="x")
+    out = tmp_path / "out"
+    run(one, out, weights_path)
+    owner = {"begin": StoreWriter, "adopt": Plan}[where]
+    killed(monkeypatch, owner, where, lambda: run(other, out, weights_path, overwrite=True, shard_size=6))
+    run(other, out, weights_path, overwrite=where == "begin", shard_size=6)
+    check_is_of(out, other, weights_path)
+    sizes = [pq.read_metadata(path).num_rows for path in sorted((out / "embeddings").iterdir())]
+    assert sizes == [6, 5], "the new run's shards, in its order"
+
+
+def test_parts_that_no_plan_has_any_more_go(weights_path: Path, tmp_path: Path) -> None:
+    photos, out = draw(tmp_path / "photos", 11), tmp_path / "out"
+    run(photos, out, weights_path)
+    draw(photos, 1, first=60, prefix="more")
+    run(photos, out, weights_path, update=True)
+    assert len(list((out / "embeddings").iterdir())) == 4
+    shutil.rmtree(out / "_plan")
+    run(photos, out, weights_path)
+    assert len(list((out / "embeddings").iterdir())) == len(list((out / "failures").iterdir())) == 3
+    check_is_of(out, photos, weights_path)
+
+
+@pytest.mark.parametrize("folder", ["embeddings", "failures"])
+@pytest.mark.parametrize("update", [False, True])
+def test_a_shard_is_done_when_both_its_parts_are_of_its_listing(
+    weights_path: Path, tmp_path: Path, folder: str, update: bool
+) -> None:
+    photos, out = draw(tmp_path / "photos", 8), tmp_path / "out"
+    run(photos, out, weights_path)
+    (out / folder / "part-00000.parquet").unlink()
+    assert run(photos, out, weights_path, update=update).resumed == 4
+    other = pq.read_table(out / folder / "part-00001.parquet").replace_schema_metadata({"clip.mark": "of another"})
+    pq.write_table(other, out / folder / "part-00000.parquet")
+    assert run(photos, out, weights_path, update=update).resumed == 4
+    check_is_of(out, photos, weights_path)
+
+
+def test_what_was_read_is_counted_before_a_run_is_said_to_be_over(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = draw(tmp_path / "photos", 5)
+    add = run_module._Part.add
+    monkeypatch.setattr(run_module._Part, "add", lambda self, outcome: None if self._taken else add(self, outcome))
+    with pytest.raises(StoreError, match="holds 2 rows and 0 failures, expected 5 together"):
+        run(photos, tmp_path / "out", weights_path)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["counts"] is None
+
+
+def test_a_run_that_is_done_again_is_not_over_meanwhile(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = draw(tmp_path / "photos", 8), tmp_path / "out"
+    run(photos, out, weights_path)
+    (out / "embeddings/part-00001.parquet").unlink()
+    killed(monkeypatch, StoreWriter, "part", lambda: run(photos, out, weights_path))
+    assert json.loads((out / "manifest.json").read_text())["counts"] is None
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
+    with replacing(tmp_path / "file") as first:
+        first.write(b"first")
+        with replacing(tmp_path / "file") as second:
+            second.write(b"2")
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_lock_that_is_gone_is_lost(tmp_path: Path) -> None:
+    with locked(tmp_path) as lock:
+        lock.check()
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(StoreBusyError, match="another job has taken it over"):
+            lock.check()
+
+
+def test_a_job_whose_lock_was_taken_while_it_listed_replaces_nothing(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = draw(tmp_path / "photos", 8), tmp_path / "out"
+    run(photos, out, weights_path)
+    before = {path: path.stat().st_ino for path in out.rglob("*.parquet")}
+    shards = Source.shards
+
+    def taken_over(self: Source, *arguments: Any) -> Any:
+        yield from shards(self, *arguments)
+        record = json.loads((out / ".lock").read_text())
+        (out / ".lock").write_text(json.dumps({**record, "owner": "another"}))
+
+    monkeypatch.setattr(Source, "shards", taken_over)
+    with pytest.raises(StoreBusyError):
+        run(photos, out, weights_path, overwrite=True)
+    assert {path: path.stat().st_ino for path in before} == before
+
+
+def test_a_process_that_nobody_waited_for_holds_no_lock() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    deadline = time.monotonic() + 20
+    while process_began(child.pid) is not None:
+        assert time.monotonic() < deadline, "it has ended, and its parent has not asked"
+        time.sleep(0.01)
+    assert Path(f"/proc/{child.pid}").exists()
+    child.wait()
+
+
+def test_a_lock_that_cannot_be_removed_does_not_hide_what_went_wrong(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self.name == ".lock":
+            raise OSError(30, "Read-only file system", str(self))
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert run(draw(tmp_path / "photos", 3), tmp_path / "out", weights_path).written == 3
+
+
+def test_times_beyond_what_a_plan_can_hold_end_no_run(weights_path: Path, tmp_path: Path) -> None:
+    photos = draw(tmp_path / "photos", 2)
+    os.utime(photos / "00.png", ns=(0, 2**63 + 10**9))
+    if (photos / "00.png").stat().st_mtime_ns < 2**63:
+        os.utime(photos / "00.png", (0, 2**40))  # as late as this file system goes
+    assert run(photos, tmp_path / "out", weights_path).written == 2
+
+
+def test_a_picture_that_does_not_fit_into_memory_is_a_failure_row(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = draw(tmp_path / "photos", 3)
+    read = Source.read
+
+    def refuse(self: Source, item: Item, max_bytes: int = 0) -> bytes:
+        if item.id == "01.png":
+            raise MemoryError
+        return read(self, item, max_bytes)
+
+    monkeypatch.setattr(Source, "read", refuse)
+    assert run(photos, tmp_path / "out", weights_path).failed == 1
+    (row,) = pq.read_table(tmp_path / "out/failures").to_pylist()
+    assert (row["id"], row["stage"], row["error"]) == ("01.png", "read", "MemoryError")
+
+
+def test_a_time_for_a_picture_that_no_clock_holds_is_refused() -> None:
+    for seconds in (float("inf"), 1e7, 0, -1, float("nan")):
+        with pytest.raises(InputError, match="max_seconds"):
+            EmbedJob(source="a", output="b", isolate=True, max_seconds=seconds)
+
+
+def test_failures_that_an_update_keeps_count(weights_path: Path, tmp_path: Path) -> None:
+    photos, out = draw(tmp_path / "photos", 4), tmp_path / "out"
+    for name in ("01.broken.png", "02.broken.png"):
+        (photos / name).write_bytes(b"broken")
+    run(photos, out, weights_path, shard_size=10)
+    (photos / "00.png").unlink()
+    (photos / "03.broken.png").write_bytes(b"broken")
+    with pytest.raises(TooManyFailuresError, match="more than 2 of"):
+        run(photos, out, weights_path, shard_size=10, update=True, max_failures="2")
+    assert run(photos, out, weights_path, shard_size=10, update=True, max_failures="3").failed == 3
+
+
+def test_failures_stand_in_the_order_of_the_input(tmp_path: Path) -> None:
+    photos = draw(tmp_path / "photos", 6)
+    for n in (1, 3, 5):
+        (photos / f"0{n}.png").write_bytes(b"broken")
+    weights = checkpoints.write(tmp_path, texts=False, projection=0.0)
+    clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1))
+    table = pq.read_table(tmp_path / "out/failures")
+    assert table["id"].to_pylist() == [f"0{n}.png" for n in range(6)]
+    assert table["stage"].to_pylist() == ["encode", "open"] * 3
+
+
+def test_a_plain_run_over_what_was_updated_has_nothing_to_do(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = draw(tmp_path / "photos", 5), tmp_path / "out"
+    decode = Decoding.__call__
+
+    def refuse(self: Decoding, item: Any, *others: Any) -> Any:
+        found = decode(self, item, *others)
+        if item.id == "02.png":
+            return [clip.items.Failure(item.id, item.path, "read", "OSError", "the disk was away")]
+        return found
+
+    monkeypatch.setattr(Decoding, "__call__", refuse)
+    run(photos, out, weights_path, hashes=True)
+    draw(photos, 1, first=60, prefix="more")
+    run(photos, out, weights_path, hashes=True, update=True)
+    monkeypatch.setattr(Decoding, "__call__", lambda *_: pytest.fail("a picture was read"))
+    monkeypatch.setattr(embed_module, "_content_hash", lambda *_: pytest.fail("a file was hashed"))
+    assert run(photos, out, weights_path, hashes=True).resumed == 6
+
+
+def test_vectors_asked_for_by_several_threads_are_right(weights_path: Path, tmp_path: Path) -> None:
+    photos, out = draw(tmp_path / "photos", 9), tmp_path / "out"
+    run(photos, out, weights_path)
+    expected = np.stack([vectors(out)[f"{n:02}.png"] for n in range(9)])
+    for _ in range(5):
+        shutil.rmtree(out / "_index", ignore_errors=True)
+        found: list[np.ndarray] = []
+        threads = [threading.Thread(target=lambda: found.append(clip.Store(out).vectors())) for _ in range(6)]  # noqa: B023
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 6
+        assert all(np.allclose(array, expected, atol=1e-6) for array in found)
+
+
+def test_an_output_of_any_name_is_written_and_read(weights_path: Path, tmp_path: Path) -> None:
+    photos = draw(tmp_path / "photos", 3)
+    out = tmp_path / os.fsdecode(b"out \xe9")
+    run(photos, out, weights_path)
+    draw(photos, 1, first=60, prefix="more")
+    assert run(photos, out, weights_path, update=True).written == 4
+    assert clip.Store(out).vectors().shape == (4, 32)
+    assert verify(VerifyJob(output=out, sample=2)).problems == ()
+
+
+def test_a_listing_that_cannot_be_read_says_what_to_do(weights_path: Path, tmp_path: Path) -> None:
+    photos, out = draw(tmp_path / "photos", 8), tmp_path / "out"
+    run(photos, out, weights_path)
+    (out / "_plan/shard-00001.parquet").write_bytes(b"PAR1")
+    report = verify(VerifyJob(output=out))
+    assert any("Remove" in problem.what and "_plan" in problem.what for problem in report.problems)
+    with pytest.raises(StoreError, match=r"Remove .*_plan, and run again"):
+        run(photos, out, weights_path)
+    shutil.rmtree(out / "_plan")
+    assert run(photos, out, weights_path).resumed == 8
+
+
+def test_a_job_says_what_it_was_asked_for_with_stop(weights_path: Path, tmp_path: Path) -> None:
+    photos = draw(tmp_path / "photos", 2)
+    (photos / "00.png").write_bytes(b"broken")
+    with pytest.raises(TooManyFailuresError, match="expected at most 0 to"):
+        run(photos, tmp_path / "out", weights_path, on_failure="stop")
+    assert dataclasses.asdict(EmbedJob(source="a", output="b"))["on_failure"] == "record"

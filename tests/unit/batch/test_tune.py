@@ -1,0 +1,266 @@
+"""clip tune, --min-cosine, --fast: what was measured is what is told, and nothing below the bound is chosen."""
+
+import json
+import math
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kit import checkpoints, formula
+
+import clip
+from clip.batch import embed as embed_module
+from clip.batch import tune as tune_module
+from clip.batch.tune import summary, tune
+from clip.cli.main import cli
+from clip.encoder import Encoder
+from clip.engine.backend_openvino import usable_precisions
+from clip.errors import InputError
+from clip.jobs.embed import EmbedJob, Progress
+from clip.jobs.options import FAST_COSINE
+from clip.jobs.tune import SettingRow, TuneJob, TuneReport
+
+PICTURES = 40
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights with channels that are thousands of times as large as the others, as CLIP's own have some.
+
+    Two neurons of each block that are always at 4,000 and cancel out. Eight bits for all neurons together leave nothing
+    of the small ones; bf16 has an exponent for each.
+    """
+    path = checkpoints.write(tmp_path_factory.mktemp("outliers"))
+    entries = torch.load(path, weights_only=True)
+    for name in [name for name in entries if name.startswith("visual.") and name.endswith("mlp.c_fc.weight")]:
+        block = name.removesuffix("c_fc.weight")
+        entries[name][:2] = 0
+        entries[f"{block}c_fc.bias"][:2] = 4000
+        entries[f"{block}c_proj.weight"][:, 1] = -entries[f"{block}c_proj.weight"][:, 0]
+    torch.save(entries, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tune") / "photos"
+    folder.mkdir()
+    for n in range(PICTURES):
+        formula.picture(n, 50 + n, 40).save(folder / f"{n:02}.png")
+    (folder / "00.broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(weights: Path, photos: Path) -> TuneReport:
+    return tune(TuneJob(source=photos, model=str(weights), threads=1, workers=1, pictures=32))
+
+
+def test_each_setting_of_the_machine_is_measured_once(report: TuneReport) -> None:
+    words = ["reference", *usable_precisions()[1:]]
+    assert [(row.precision, row.decode) for row in report.rows] == [(w, d) for w in words for d in ("exact", "fast")]
+    assert report.pictures == 32
+    assert report.rows[0].min_cosine == report.rows[0].neighbours == 1
+    for row in report.rows:
+        assert row.images_per_s > 0
+        assert row.min_cosine <= row.p1_cosine <= row.mean_cosine <= 1
+        assert math.isclose(math.cos(math.radians(row.max_angle_degrees)), row.min_cosine, abs_tol=1e-9)
+        assert row.within == (row.min_cosine >= FAST_COSINE)
+    assert report.best.within
+    assert report.best.images_per_s == max(row.images_per_s for row in report.rows if row.within)
+
+
+@pytest.mark.skipif("bf16" not in usable_precisions(), reason="this processor has no bf16")
+def test_cosines_are_those_of_the_encoders_vectors(report: TuneReport, weights: Path, photos: Path) -> None:
+    row = next(row for row in report.rows if (row.precision, row.decode) == ("bf16", "exact"))
+    every = sorted(path for path in photos.iterdir() if "broken" not in path.name)
+    exact, near = (
+        Encoder(str(weights), device="cpu", threads=1, precision=word).embed(every) for word in ("fp32", "bf16")
+    )
+    cosines = (exact.astype(np.float64) * near).sum(axis=1)
+    assert cosines.min() - 1e-6 <= row.min_cosine <= cosines.max()
+    assert row.min_cosine < 1
+
+
+def test_neighbours_are_counted() -> None:
+    generator = np.random.default_rng(5)
+    exact = generator.normal(size=(50, 8)).astype(np.float32)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    assert tune_module._agreement(exact, exact) == 1
+    other = exact[::-1].copy()
+    expected = []
+    for place in range(50):
+        near = [
+            set(sorted((n for n in range(50) if n != place), key=lambda n: (-float(of[place] @ of[n]), n))[:10])
+            for of in (exact, other)
+        ]
+        expected.append(len(near[0] & near[1]) / 10)
+    assert math.isclose(tune_module._agreement(other, exact), float(np.mean(expected)))
+
+
+@pytest.mark.skipif("int8" not in usable_precisions(), reason="this processor has no products of 8-bit integers")
+def test_outliers_make_int8_fail_and_it_is_not_chosen(outliers: Path, photos: Path, tmp_path: Path) -> None:
+    found = tune(TuneJob(source=photos, model=str(outliers), threads=1, workers=1, pictures=32))
+    int8 = [row for row in found.rows if row.precision == "int8"]
+    assert int8
+    assert not any(row.within for row in int8), int8
+    assert found.best.precision != "int8"
+    clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(outliers), threads=1, min_cosine=FAST_COSINE))
+    manifest = clip.Store(tmp_path / "out").manifest
+    assert manifest["precision"] != "int8"
+    assert {
+        row["precision"] for row in manifest["tuned"]["rows"] if row["precision"] == "int8" and row["within"]
+    } == set()
+
+
+def test_where_nothing_fast_stays_within_the_bound_it_is_exact_and_says_so(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = tune(TuneJob(source=photos, model=str(weights), threads=1, workers=1, pictures=16))
+    rows = tuple(replace(row, min_cosine=0.5, within=False) if n else row for n, row in enumerate(one.rows))
+    poor = replace(one, rows=rows, best=rows[0])
+    monkeypatch.setattr(embed_module, "tune", lambda _job, _told: poor)
+    told: list[str] = []
+
+    def note(progress: Progress) -> None:
+        told.extend([progress.told] if progress.told else [])
+
+    clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99), note)
+    assert told == ["nothing faster stays within a cosine of 0.999 on 16 pictures: exact"]
+    manifest = clip.Store(tmp_path / "out").manifest
+    assert (manifest["precision"], manifest["decode"]) == ("reference", "exact")
+
+
+def row_of(report: TuneReport, **changes: Any) -> SettingRow:
+    return replace(report.rows[0], **changes)
+
+
+def test_a_run_takes_what_was_chosen_and_keeps_it_when_it_is_gone_on_with(
+    report: TuneReport, weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = row_of(report, decode="fast", images_per_s=1e9, min_cosine=0.9999)
+    chosen = replace(report, min_cosine=0.99, rows=(report.rows[0], fast), best=fast)
+    monkeypatch.setattr(embed_module, "tune", lambda _job, _told: chosen)
+    job = EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99, shard_size=7)
+    clip.embed(job)
+    before = clip.Store(tmp_path / "out").manifest
+    assert before["decode"] == "fast"
+    assert before["tuned"]["best"]["min_cosine"] == 0.9999
+    (tmp_path / "out/embeddings/part-00002.parquet").unlink()
+    monkeypatch.setattr(embed_module, "tune", lambda *_: pytest.fail("measured again"))
+    clip.embed(job)
+    assert clip.Store(tmp_path / "out").manifest == before
+    assert summary(chosen).startswith("took reference, fast pixels: ")
+
+
+def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photos: Path, tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("w") as file:
+        print("one,two", *(f"x,{path.name}" for path in sorted(photos.iterdir())), sep="\n", file=file)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(photos, "photos")
+    given: dict[str, Any] = {"model": str(weights), "threads": 1, "workers": 1, "pictures": 16}
+    for source, more in ((tmp_path / "a.csv", {"column": "two", "root": str(photos)}), (tmp_path / "a.tar", {})):
+        assert tune(TuneJob(source=source, **given, **more)).pictures == 16
+    job = EmbedJob(
+        source=tmp_path / "a.csv",
+        output=tmp_path / "out",
+        model=str(weights),
+        threads=1,
+        min_cosine=0.9,
+        column="two",
+        root=str(photos),
+        text_column="one",
+    )
+    assert clip.embed(job).written == PICTURES
+
+
+def test_a_choice_outlives_updates(
+    report: TuneReport, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = row_of(report, decode="fast", images_per_s=1e9, min_cosine=0.9999)
+    chosen = replace(report, min_cosine=0.99, rows=(report.rows[0], fast), best=fast)
+    monkeypatch.setattr(embed_module, "tune", lambda _job, _told: chosen)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    job = EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99)
+    for n in range(3):
+        formula.picture(n, 50, 40).save(photos / f"{n}.png")
+        assert clip.embed(job if n == 0 else replace(job, update=True)).read == n + 1
+        assert clip.Store(tmp_path / "out").manifest["tuned"]["best"]["images_per_s"] == 1e9
+        monkeypatch.setattr(embed_module, "tune", lambda *_: pytest.fail("measured again"))
+
+
+def test_what_cannot_be_measured_is_embedded_exactly(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    formula.picture(1, 50, 40).save(tmp_path / "photos/a.png")
+    told: list[str] = []
+    job = EmbedJob(
+        source=tmp_path / "photos", output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.9, isolate=True
+    )
+    assert clip.embed(job, lambda progress: told.append(progress.told)).written == 1
+    assert any("exact, as nothing could be measured: " in line and "found 1 pictures" in line for line in told)
+    assert clip.Store(tmp_path / "out").manifest["decode"] == "exact"
+
+
+def test_a_precision_that_does_not_run_this_network_is_left_out(
+    weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_module, "usable_precisions", lambda _: ["fp32", "fp8"])
+    told: list[str] = []
+    found = tune(TuneJob(source=photos, model=str(weights), threads=1, workers=1, pictures=16), told.append)
+    assert [(row.precision, row.decode) for row in found.rows] == [("reference", "exact"), ("reference", "fast")]
+    assert any(line.startswith("left out: precision 'fp8'") for line in told)
+
+
+@pytest.mark.parametrize(
+    ("choices", "told"),
+    [
+        ({"min_cosine": 0.9, "source": "-"}, "min_cosine: found '-' as input, expected one that can be read twice"),
+        ({"precision": "int8", "source": ("a", "-")}, "int8: found '-' as input"),
+        ({"keep": ("Width",)}, "keep: found 'Width', which OUT has already"),
+        ({"min_cosine": 0.0}, "min_cosine: found 0.0"),
+        ({"min_cosine": 1.5}, "min_cosine: found 1.5"),
+        ({"min_cosine": float("nan")}, "min_cosine: found nan"),
+        ({"min_cosine": 0.9, "precision": "bf16"}, "min_cosine: found precision bf16"),
+        ({"min_cosine": 0.9, "decode": "fast"}, "and decode fast too"),
+        ({"min_cosine": 0.9, "texts": True}, "texts: found min_cosine too"),
+    ],
+)
+def test_bounds_that_make_no_sense(choices: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        EmbedJob(**{"source": "a", "output": "out"} | choices)
+
+
+def test_too_few_pictures_are_told(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pictures: found 3, expected at least 16"):
+        TuneJob(source=tmp_path, pictures=3)
+    with pytest.raises(InputError, match="workers: found -1, expected at least 1"):
+        TuneJob(source=tmp_path, workers=-1)
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"no picture that can be decoded|found 0 pictures"):
+        tune(TuneJob(source=tmp_path, model=str(weights), threads=1))
+
+
+def test_the_command_prints_a_table_or_json(weights: Path, photos: Path) -> None:
+    from click.testing import CliRunner
+
+    arguments = ["tune", str(photos), "-m", str(weights), "--pictures", "16", "--threads", "1", "--workers", "1"]
+    ran = CliRunner().invoke(cli, arguments)
+    assert ran.exit_code == 0, ran.output
+    lines = ran.stdout.splitlines()
+    assert lines[0].startswith("precision")
+    assert lines[1].startswith("reference  exact")
+    assert lines[-1].startswith(("took ", "nothing faster"))
+    assert "measuring reference, exact pixels, on 16 pictures" in ran.stderr
+    found = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
+    assert found["pictures"] == 16
+    assert found["rows"][0]["min_cosine"] == 1

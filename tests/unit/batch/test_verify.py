@@ -1,0 +1,188 @@
+"""verify(job): an output that is as it should be has no problem; whatever is changed in it is found."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from kit import checkpoints, formula
+
+import clip
+from clip.batch.decode import Decoding
+from clip.batch.verify import verify
+from clip.errors import InputError, StoreError
+from clip.jobs.verify import VerifyJob
+from clip.records import Failure, Item, Pixels
+
+GOOD = [f"{n:02}.png" for n in range(7)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, weights and the output of a run over them: parts of 3, 3 and 2 entries, one of them a failure."""
+    folder = tmp_path_factory.mktemp("verify")
+    (folder / "photos").mkdir()
+    for n, name in enumerate(GOOD):
+        formula.picture(n, 40, 40).save(folder / "photos" / name)
+    (folder / "photos/02.broken.png").write_bytes(b"no picture")
+    weights = checkpoints.write(folder, texts=False)
+    clip.embed(
+        clip.EmbedJob(
+            source=folder / "photos", output=folder / "out", model=str(weights), shard_size=3, threads=1, batch_size=2
+        )
+    )
+    return folder
+
+
+@pytest.fixture
+def out(folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(folder / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def rewrite(part: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(part)), part)
+
+
+def change_manifest(out: Path, **values: Any) -> None:
+    path = out / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    field = table.schema.field(name)
+    return table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
+
+
+def scaled(table: pa.Table) -> pa.Table:
+    rows = table.column("embedding").to_pylist()
+    return replaced(table, "embedding", [[1.01 * x for x in rows[0]], *rows[1:]])
+
+
+def spoilt(table: pa.Table) -> pa.Table:
+    rows = table.column("embedding").to_pylist()
+    return replaced(table, "embedding", [[float("nan"), *rows[0][1:]], *rows[1:]])
+
+
+def renamed(table: pa.Table) -> pa.Table:
+    return replaced(table, "id", ["other.png", *table.column("id").to_pylist()[1:]])
+
+
+def doubled(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([table, table.slice(0, 1)])
+
+
+PART, FAILED = "embeddings/part-00000.parquet", "failures/part-00000.parquet"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a part is gone": (lambda out: (out / PART).unlink(), "cannot be read"),
+    "a part is cut": (lambda out: (out / PART).write_bytes((out / PART).read_bytes()[:-9]), "cannot be read"),
+    "failures are gone": (lambda out: (out / FAILED).unlink(), "cannot be read"),
+    "a row is gone": (lambda out: rewrite(out / PART, lambda table: table.slice(1)), "1 ids listed and not there: '00"),
+    "a failure is gone": (lambda out: rewrite(out / FAILED, lambda t: t.slice(1)), "1 ids listed and not there: '02.b"),
+    "a row stands twice": (lambda out: rewrite(out / PART, doubled), "1 ids stand twice"),
+    "an id is another": (lambda out: rewrite(out / PART, renamed), "1 ids there and not listed: 'other.png'"),
+    "rows are turned round": (lambda out: rewrite(out / PART, lambda t: t.take([1, 0])), "not in the order"),
+    "a vector is too long": (lambda out: rewrite(out / PART, scaled), "'00.png' has a vector of norm 1.0"),
+    "a number is none": (lambda out: rewrite(out / PART, spoilt), "'00.png' has a vector of norm nan"),
+    "a column is gone": (lambda out: rewrite(out / PART, lambda t: t.drop_columns(["width"])), "its columns are not"),
+    "a part is of another listing": (
+        lambda out: rewrite(out / PART, lambda t: t.replace_schema_metadata({"clip.mark": "other"})),
+        "of another listing than _plan",
+    ),
+    "a part too many": (lambda out: shutil.copy(out / PART, out / "embeddings/part-00009.parquet"), "no shard of the"),
+    "the run is not over": (lambda out: change_manifest(out, counts=None), "the run is not over"),
+    "counts are others": (lambda out: change_manifest(out, counts={"read": 9, "written": 8, "failed": 1}), "counts {"),
+    "the input is another": (lambda out: change_manifest(out, input_fingerprint="x"), "its input is not that of _plan"),
+    "the plan is gone": (lambda out: shutil.rmtree(out / "_plan"), "no whole listing"),
+    "a shard of the plan is gone": (lambda out: (out / "_plan/shard-00001.parquet").unlink(), "cannot be read"),
+}
+
+
+def test_an_output_as_it_should_be_has_no_problem(folder: Path) -> None:
+    report = verify(VerifyJob(output=folder / "out", sample=5, device="cpu"))
+    assert report.problems == ()
+    assert (report.read, report.written, report.failed, report.sampled) == (8, 7, 1, 5)
+    assert report.min_cosine == pytest.approx(1, abs=1e-5)
+    assert verify(VerifyJob(output=folder / "out")).min_cosine is None
+
+
+@pytest.mark.parametrize("what", list(DAMAGE))
+def test_what_was_changed_is_found(out: Path, what: str) -> None:
+    damage, words = DAMAGE[what]
+    damage(out)
+    report = verify(VerifyJob(output=out))
+    assert any(words in problem.what for problem in report.problems), report.problems
+
+
+def test_a_sample_finds_vectors_that_are_another_pictures(out: Path) -> None:
+    def swap(table: pa.Table) -> pa.Table:
+        rows = table.column("embedding").to_pylist()
+        return replaced(table, "embedding", [rows[1], rows[0]])
+
+    rewrite(out / PART, swap)
+    assert verify(VerifyJob(output=out)).problems == ()
+    report = verify(VerifyJob(output=out, sample=100))
+    assert [problem.where for problem in report.problems] == ["00.png", "01.png"]
+    assert report.min_cosine is not None
+    assert report.min_cosine < 0.999
+
+
+def test_a_sample_finds_pictures_that_changed_since(folder: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(folder / "photos", photos)
+    weights = next(folder.glob("*.pt"))
+    job = clip.EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1)
+    clip.embed(job)
+    (photos / "00.png").write_bytes(b"no picture any more")
+    (photos / "02.broken.png").write_bytes((photos / "01.png").read_bytes())
+    problems = verify(VerifyJob(output=tmp_path / "out", sample=100)).problems
+    assert [problem.where for problem in problems] == ["00.png", "02.broken.png"]
+    assert "fails now" in problems[0].what
+    assert "failed in the run, decodes now" in problems[1].what
+
+
+def test_a_sample_compares_what_has_the_same_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = Decoding.__call__
+
+    def with_another_first(self: Decoding, item: Item) -> list[Pixels | Failure]:
+        other = Item("another", str(folder / "photos/00.png"), 1)
+        return [*decode(self, other), *decode(self, item)]
+
+    monkeypatch.setattr(Decoding, "__call__", with_another_first)
+    assert verify(VerifyJob(output=folder / "out", sample=8, device="cpu")).problems == ()
+    monkeypatch.setattr(Decoding, "__call__", lambda self, item: with_another_first(self, item)[:1])
+    problems = verify(VerifyJob(output=folder / "out", sample=8, device="cpu")).problems
+    assert [problem.where for problem in problems] == GOOD
+    assert all("it is not there any more" in problem.what for problem in problems)
+
+
+def test_a_sample_needs_the_weights_of_the_run(out: Path, tmp_path: Path) -> None:
+    other = checkpoints.write(tmp_path, "tiny-vit-wide", texts=False)
+    with pytest.raises(StoreError, match=r"have sha256 .*, expected .* Pass the run's weights with -m"):
+        verify(VerifyJob(output=out, sample=1, model=str(other)))
+
+
+def test_a_sample_is_by_its_seed(folder: Path) -> None:
+    jobs = [VerifyJob(output=folder / "out", sample=3, seed=seed) for seed in (1, 1, 2)]
+    reports = [verify(job) for job in jobs]
+    assert reports[0] == reports[1]
+    with pytest.raises(InputError, match="sample: found -1"):
+        dataclasses.replace(jobs[0], sample=-1)
+
+
+def test_raw_vectors_need_not_be_of_length_one(folder: Path, tmp_path: Path) -> None:
+    weights = next(folder.glob("*.pt"))
+    job = clip.EmbedJob(
+        source=folder / "photos", output=tmp_path, model=str(weights), threads=1, normalize=False, dtype="float16"
+    )
+    clip.embed(job)
+    report = verify(VerifyJob(output=tmp_path, sample=8))
+    assert report.problems == ()
+    norms = pc.list_flatten(pq.read_table(tmp_path / PART).column("embedding"))
+    assert len(norms) == 7 * 32

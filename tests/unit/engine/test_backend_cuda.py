@@ -1,0 +1,147 @@
+"""What backend_cuda.py does in Python, on a stand-in for CUDA that runs at once; a GPU has test_cuda.py."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clip.engine import backend_cuda
+from clip.engine.backend_cuda import CudaGraph
+
+CPU = torch.device("cpu")
+
+
+class Still:
+    """A stream or an event where everything has happened already."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        assert name in ("wait_stream", "wait_event", "record", "synchronize")
+        return lambda *_: None
+
+
+class Recorder:
+    """A function that remembers its last call, so that a stand-in for a CUDA graph can replay it."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.last: tuple[tuple[Tensor, ...], Tensor] | None = None
+
+    def compute(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([x.float().sum(dim=1), y.float()], dim=1)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        self.shapes.append(tuple(x.shape))
+        output = self.compute(x, y)
+        self.last = ((x, y), output)
+        return output
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+
+    class Graph:
+        bound: tuple[tuple[Tensor, ...], Tensor]
+
+        def replay(self) -> None:
+            inputs, output = self.bound
+            output.copy_(made.compute(*inputs))
+
+    @contextmanager
+    def capture(graph: Graph, **_: Any) -> Iterator[None]:
+        assert backend_cuda._capturing.locked()
+        assert torch.get_float32_matmul_precision() == "highest"
+        yield
+        assert made.last
+        graph.bound = made.last
+
+    for name, value in {
+        "Stream": Still,
+        "Event": Still,
+        "current_stream": Still,
+        "stream": lambda _: nullcontext(),
+        "device": lambda _: nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "graph_pool_handle": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **options: zeros(*shape, **options | {"pin_memory": False}))
+    return made
+
+
+def inputs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 5), generator=draw, dtype=torch.uint8), torch.rand(count, generator=draw)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(counts=st.lists(st.integers(1, 100), min_size=1, max_size=6))
+def test_batches_of_every_size_come_back_in_order_and_without_their_padding(
+    recorder: Recorder, counts: list[int]
+) -> None:
+    graph = CudaGraph(recorder, CPU, batch_size=100)
+    batches = [inputs(count, seed) for seed, count in enumerate(counts)]
+    for batch in batches:
+        assert torch.equal(graph(*batch), recorder.compute(*batch))
+
+
+def test_few_sizes_are_captured_and_each_once(recorder: Recorder) -> None:
+    graph = CudaGraph(recorder, CPU, batch_size=100)
+    for count in range(1, 101):
+        graph(*inputs(count))
+    sizes = [1, 2, 4, 8, 16, 32, 64, 100]
+    assert sorted({shape[0] for shape in recorder.shapes}) == sizes
+    assert len(recorder.shapes) == len(sizes) * (backend_cuda.WARM_UP_RUNS + 1)
+
+
+def test_what_a_batch_left_behind_is_not_in_the_next(recorder: Recorder) -> None:
+    """The features are copies: the graph writes each batch's to the same place."""
+    graph = CudaGraph(recorder, CPU, batch_size=4)
+    first, second = inputs(4, 1), inputs(3, 2)
+    found = [graph(*first), graph(*second)]
+    assert torch.equal(found[0], recorder.compute(*first))
+    assert torch.equal(found[1], recorder.compute(*second))
+
+
+def test_only_full_batches_are_compiled(recorder: Recorder) -> None:
+    compiled = Recorder()
+
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        compiled.shapes.append(tuple(x.shape))
+        return recorder(x, y)
+
+    graph = CudaGraph(recorder, CPU, batch_size=70, compiled=both)
+    graph(*inputs(3))
+    graph(*inputs(70))
+    assert {shape[0] for shape in compiled.shapes} == {70}
+
+
+def test_where_the_compiler_fails_the_graph_runs_uncompiled(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(*_: Tensor) -> Tensor:
+        raise RuntimeError("Failed to find C compiler\nand much more")
+
+    graph = CudaGraph(recorder, CPU, batch_size=4, compiled=no_compiler)
+    batch = inputs(4)
+    assert torch.equal(graph(*batch), recorder.compute(*batch))
+    assert [record.message for record in caplog.records] == [
+        "torch.compile failed (Failed to find C compiler); the graph runs uncompiled"
+    ]
+
+
+def test_memory_that_runs_out_in_the_compiler_is_not_taken_for_a_failure_of_it(recorder: Recorder) -> None:
+    def too_large(*_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaGraph(recorder, CPU, batch_size=4, compiled=too_large)(*inputs(4))

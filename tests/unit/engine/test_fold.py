@@ -1,0 +1,141 @@
+"""Each folding alone, in float64 on random weights: what it gives equals what it replaces to 1e-12."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip.engine import fold
+from clip.engine.fold import Linear, Mlp
+from clip.network.records import OPENAI_MEAN, OPENAI_STD
+
+TOLERANCE = 1e-12  # of the largest number; float64 rounds at 1e-16
+WIDTH, HEADS, TOKENS, BATCH = 24, 3, 7, 5
+
+
+@pytest.fixture
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def normal(draw: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+
+def linear(draw: torch.Generator, outputs: int = WIDTH, inputs: int = WIDTH) -> Linear:
+    return Linear(normal(draw, outputs, inputs), normal(draw, outputs))
+
+
+def run(layer: Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def assert_equal(found: Tensor, expected: Tensor) -> None:
+    assert found.dtype == expected.dtype == torch.float64
+    assert found.shape == expected.shape
+    assert expected.abs().max() > 1e-3, "nothing was compared"
+    assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int = HEADS, scale: float = 1.0) -> Tensor:
+    """(B, L, W) each -> (B, L, W), spelt out."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return ((q @ k.mT * scale).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_a_layer_norm_goes_into_the_layer_after_it(draw: torch.Generator) -> None:
+    layer, gain, bias, x = linear(draw), normal(draw, WIDTH), normal(draw, WIDTH), normal(draw, BATCH, WIDTH)
+    expected = run(layer, F.layer_norm(x, (WIDTH,), gain, bias))
+    assert_equal(run(fold.fold_norm(layer, gain, bias), F.layer_norm(x, (WIDTH,))), expected)
+
+
+def test_the_scale_of_the_scores_goes_into_the_queries(draw: torch.Generator) -> None:
+    query, x, k, v = linear(draw), *(normal(draw, BATCH, TOKENS, WIDTH) for _ in range(3))
+    expected = attention(run(query, x), k, v, scale=(WIDTH // HEADS) ** -0.5)
+    assert_equal(attention(run(fold.scale_queries(query, WIDTH // HEADS), x), k, v), expected)
+
+
+def test_the_bias_of_the_keys_drops_out(draw: torch.Generator) -> None:
+    key, x, q, v = linear(draw), *(normal(draw, BATCH, TOKENS, WIDTH) for _ in range(3))
+    without = fold.drop_key_bias(key)
+    assert not without.bias.any()
+    assert_equal(attention(q, run(without, x), v), attention(q, run(key, x), v))
+
+
+def test_the_bias_of_the_values_goes_past_attention(draw: torch.Generator) -> None:
+    value, out, x, q, k = linear(draw), linear(draw), *(normal(draw, BATCH, TOKENS, WIDTH) for _ in range(3))
+    expected = run(out, attention(q, k, run(value, x)))
+    without, moved = fold.move_value_bias(value, out)
+    assert not without.bias.any()
+    assert_equal(run(moved, attention(q, k, run(without, x))), expected)
+
+
+def test_one_query_needs_neither_keys_nor_values(draw: torch.Generator) -> None:
+    query, key, value, out = (linear(draw) for _ in range(4))
+    key, value = (Linear(layer.weight, torch.zeros_like(layer.bias)) for layer in (key, value))
+    x = normal(draw, BATCH, TOKENS, WIDTH)
+    expected = run(out, attention(run(query, x[:, :1]), run(key, x), run(value, x)))[:, 0]
+    folded = fold.one_query(query, key, value, out, HEADS)
+    q = run(folded.query, x[:, 0]).unflatten(-1, (HEADS, -1))  # (B, H, N)
+    scores = torch.einsum("bhn,hnw,blw->bhl", q, folded.key, x)
+    seen = torch.einsum("bhl,blw,hwn->bhn", scores.softmax(-1), x, folded.value)
+    assert_equal(run(folded.out, seen.flatten(1)), expected)
+
+
+def test_quick_gelu_becomes_silu(draw: torch.Generator) -> None:
+    mlp, x = Mlp(linear(draw, 4 * WIDTH), linear(draw, WIDTH, 4 * WIDTH)), normal(draw, BATCH, WIDTH)
+    hidden = run(mlp.fc, x)
+    expected = run(mlp.proj, hidden * torch.sigmoid(1.702 * hidden))
+    folded = fold.quick_gelu_to_silu(mlp)
+    assert_equal(run(folded.proj, F.silu(run(folded.fc, x))), expected)
+
+
+def test_a_batch_norm_goes_into_the_convolution_before_it(draw: torch.Generator) -> None:
+    weight, x = normal(draw, 6, 4, 3, 3), normal(draw, BATCH, 4, 9, 9)
+    gain, bias, mean, var = normal(draw, 6), normal(draw, 6), normal(draw, 6), normal(draw, 6).square() + 0.1
+    expected = F.batch_norm(F.conv2d(x, weight, padding=1), mean, var, gain, bias)
+    assert_equal(F.conv2d(x, *fold.fold_batch_norm(weight, gain, bias, mean, var), padding=1), expected)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """(B, R, R, 3) -> (B, 3, R, R)."""
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (OPENAI_MEAN, OPENAI_STD))
+    return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def pixels(draw: torch.Generator, side: int) -> Tensor:
+    return torch.randint(0, 256, (BATCH, side, side, 3), generator=draw).double()
+
+
+def test_normalisation_goes_into_the_patches(draw: torch.Generator) -> None:
+    weight, images = normal(draw, WIDTH, 3, 4, 4), pixels(draw, 8)
+    expected = F.conv2d(normalised(images), weight, stride=4).flatten(2).transpose(1, 2)
+    patches = images.reshape(BATCH, 2, 4, 2, 4, 3).permute(0, 1, 3, 2, 4, 5).reshape(BATCH, 4, -1)
+    assert_equal(run(fold.fold_pixels_into_patches(weight, OPENAI_MEAN, OPENAI_STD), patches), expected)
+
+
+def test_the_scale_of_normalisation_goes_into_a_stem_that_pads(draw: torch.Generator) -> None:
+    weight, images = normal(draw, 6, 3, 3, 3), pixels(draw, 8)
+    expected = F.conv2d(normalised(images), weight, stride=2, padding=1)
+    center, folded = fold.fold_pixels_into_stem(weight, OPENAI_MEAN, OPENAI_STD)
+    assert_equal(F.conv2d((images - center).permute(0, 3, 1, 2), folded, stride=2, padding=1), expected)
+
+
+def test_the_class_token_goes_into_the_positions(draw: torch.Generator) -> None:
+    token, positions, patches = normal(draw, WIDTH), normal(draw, TOKENS, WIDTH), normal(draw, BATCH, TOKENS - 1, WIDTH)
+    expected = torch.cat([token.expand(BATCH, 1, -1), patches], dim=1) + positions
+    assert_equal(F.pad(patches, (0, 0, 1, 0)) + fold.fold_class_token(token, positions), expected)
+
+
+def test_every_folding_has_a_test() -> None:
+    """Those that take tensors or layers; the others put them together."""
+    foldings = {"fold_norm", "scale_queries", "drop_key_bias", "move_value_bias", "one_query", "quick_gelu_to_silu"}
+    foldings |= {"fold_batch_norm", "fold_pixels_into_patches", "fold_pixels_into_stem", "fold_class_token"}
+    public = {name for name, value in vars(fold).items() if callable(value) and value.__module__ == "clip.engine.fold"}
+    records = {name for name in public if dataclasses.is_dataclass(getattr(fold, name))}
+    assert {name for name in public - records if not name.startswith("_")} == foldings | {
+        "fold_image_tower",
+        "fold_text_tower",
+    }

@@ -1,0 +1,123 @@
+"""clip.Store: what a run wrote comes back, in order, and mapped vectors are those of the parts as they are now."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import clip
+from clip.errors import StoreError
+from clip.records import Failure, Row, Shard
+from clip.store.writer import StoreWriter
+
+DIM = 4
+
+
+def vectors(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
+
+
+def rows(count: int, shard: int) -> list[Row]:
+    return [Row(f"{shard}-{n}.jpg", f"in/{shard}-{n}.jpg", 640 + n, 480, "JPEG", 100 + n) for n in range(count)]
+
+
+def written(path: Path, dtype: str = "float32") -> StoreWriter:
+    """Three shards of 2, 0 and 3 rows, and a failure."""
+    writer = StoreWriter(path, {"dim": DIM, "dtype": dtype, "model": "m"})
+    writer.begin("input")
+    for shard, count in ((0, 2), (1, 0), (2, 3)):
+        failures = [Failure("bad.jpg", "in/bad.jpg", "decode", "OSError", "broken")] if shard == 1 else []
+        writer.commit(Shard(shard, [], "mark"), rows(count, shard), vectors(count, shard), failures)
+    return writer
+
+
+EXPECTED = np.concatenate([vectors(2, 0), vectors(3, 2)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_vectors_and_failures_come_back_in_input_order(tmp_path: Path, dtype: str) -> None:
+    written(tmp_path, dtype)
+    store = clip.Store(tmp_path)
+    table, mapped = store.table(), store.vectors()
+    assert table.column("id").to_pylist() == ["0-0.jpg", "0-1.jpg", "2-0.jpg", "2-1.jpg", "2-2.jpg"]
+    assert np.array_equal(np.array(table.column("embedding").to_pylist(), dtype), EXPECTED.astype(dtype))
+    assert np.array_equal(mapped, EXPECTED.astype(dtype))
+    assert mapped.dtype == dtype
+    assert isinstance(mapped, np.memmap)
+    assert not mapped.flags.writeable
+    assert store.table(["id", "width"]).column_names == ["id", "width"]
+    assert store.failures().column("id").to_pylist() == ["bad.jpg"]
+    assert (store.dim, store.manifest["model"]) == (DIM, "m")
+
+
+def test_an_empty_run_has_empty_tables(tmp_path: Path) -> None:
+    StoreWriter(tmp_path, {"dim": DIM, "dtype": "float32"}).begin("input")
+    store = clip.Store(tmp_path)
+    assert store.table().num_rows == store.failures().num_rows == 0
+    assert store.table().schema == store.schema
+    assert store.vectors().shape == (0, DIM)
+
+
+def test_part_100000_comes_after_part_99999(tmp_path: Path) -> None:
+    writer = written(tmp_path)
+    for shard in (100_000, 99_999):
+        writer.commit(Shard(shard, [], "mark"), rows(1, shard), vectors(1, shard), [])
+    assert clip.Store(tmp_path).table().column("id").to_pylist()[-2:] == ["99999-0.jpg", "100000-0.jpg"]
+
+
+def test_mapped_vectors_are_made_once_and_again_when_parts_change(tmp_path: Path) -> None:
+    writer, store, path = written(tmp_path), clip.Store(tmp_path), tmp_path / "_index/vectors.npy"
+    store.vectors()
+    made = path.stat().st_ino
+    assert np.array_equal(clip.Store(tmp_path).vectors(), EXPECTED)
+    assert path.stat().st_ino == made
+    writer.commit(Shard(0, [], "mark"), rows(2, 0), vectors(2, 9), [])
+    assert np.array_equal(store.vectors()[:2], vectors(2, 9))
+    (tmp_path / "embeddings/part-00002.parquet").unlink()
+    assert np.array_equal(store.vectors(), vectors(2, 9))
+
+
+@pytest.mark.parametrize("stamp", ["", "{", "null", '{"parts": "others", "rows": 5}'])
+def test_a_file_of_vectors_that_nothing_vouches_for_is_made_again(tmp_path: Path, stamp: str) -> None:
+    written(tmp_path)
+    index = tmp_path / "_index"
+    index.mkdir()
+    np.save(index / "vectors.npy", np.zeros((5, DIM), np.float32))
+    (index / "vectors.json").write_text(stamp)
+    assert np.array_equal(clip.Store(tmp_path).vectors(), EXPECTED)
+    assert json.loads((index / "vectors.json").read_text())["rows"] == 5
+
+
+def test_where_nothing_can_be_written_vectors_are_read_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    found = clip.Store(tmp_path).vectors()
+    assert np.array_equal(found, EXPECTED)
+    assert not isinstance(found, np.memmap)
+    assert "the vectors are read into memory" in caplog.text
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"name": "a web application"}'])
+def test_a_folder_without_a_manifest_of_ours_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(StoreError, match=r"holds no manifest.json of ours, expected the output of clip embed"):
+        clip.Store(tmp_path)
+
+
+@pytest.mark.parametrize("ask", ["table", "vectors"])
+def test_a_damaged_part_is_named(tmp_path: Path, ask: str) -> None:
+    written(tmp_path)
+    part = tmp_path / "embeddings/part-00002.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(StoreError, match=r"embeddings/part-00002.parquet: cannot be read"):
+        getattr(clip.Store(tmp_path), ask)()

@@ -1,0 +1,192 @@
+"""Cores as the container has them, a stream mapped ahead of its consumer, and a budget that threads share."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from clip.parallel import ByteBudget, available_cores, map_ahead
+
+PATIENCE_S = 10.0  # before a thread that should have come is given up
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "150000 100000\n"}, 1),
+        ({"cpu.max": "400000 100000\n"}, 4),
+        ({"cpu.max": "25000 50000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 8),  # more than the affinity has
+        ({"cpu.max": ""}, 8),
+        ({"cpu.max": "many 100000"}, 8),
+        ({"cpu.max": "300000 0"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n"}, 8),
+    ],
+    ids=str,
+)
+def test_cores_are_the_affinity_within_the_quota_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert available_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("counted", "cores"), [(3, 3), (None, 1)])
+def test_cores_are_counted_where_there_is_no_affinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: int | None, cores: int
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: counted)
+    assert available_cores(tmp_path) == cores
+
+
+def decode_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("clip-decode")]
+
+
+class Source:
+    """More numbers than any test takes, which knows how many were taken and whether it was closed."""
+
+    def __init__(self) -> None:
+        self.pulled = 0
+        self.closed = False
+
+    def numbers(self) -> Iterator[int]:
+        try:
+            for n in range(1000):
+                self.pulled += 1
+                yield n
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (1, 5), (4, 1), (4, 5), (4, 100)])
+def test_results_come_in_the_order_of_the_items(workers: int, ahead: int) -> None:
+    def slow_when_early(n: int) -> int:
+        time.sleep(0.004 if n % 4 == 0 else 0)
+        return n * n
+
+    assert list(map_ahead(slow_when_early, range(30), workers=workers, ahead=ahead)) == [n * n for n in range(30)]
+    assert decode_threads() == []
+
+
+def test_nothing_comes_of_nothing() -> None:
+    assert list(map_ahead(str, [], workers=2, ahead=3)) == []
+
+
+def test_several_threads_work_at_a_time() -> None:
+    meeting = threading.Barrier(3)  # passed only by three threads at once
+    assert len(list(map_ahead(lambda _: meeting.wait(PATIENCE_S), range(6), workers=3, ahead=3))) == 6
+
+
+def test_no_more_than_the_look_ahead_is_taken_from_the_source() -> None:
+    source = Source()
+    results = map_ahead(str, source.numbers(), workers=4, ahead=7)
+    assert source.pulled == 0
+    for taken in range(1, 20):
+        assert next(results) == str(taken - 1)
+        time.sleep(0.001)  # for threads that would run away
+        assert source.pulled <= 7 + taken
+    results.close()
+
+
+def test_an_exception_comes_at_its_items_turn_and_the_threads_end() -> None:
+    results = map_ahead(lambda n: 1 // (3 - n), range(1000), workers=4, ahead=9)
+    assert [next(results) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert decode_threads() == []
+
+
+def test_an_exception_of_the_source_comes_through_and_the_threads_end() -> None:
+    def failing() -> Iterator[int]:
+        yield 0
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(map_ahead(str, failing(), workers=2, ahead=1))
+    assert decode_threads() == []
+
+
+def test_closing_stops_the_source_drops_what_has_not_begun_and_joins_the_threads() -> None:
+    source, begun = Source(), list[int]()
+
+    def work(n: int) -> int:
+        begun.append(n)
+        time.sleep(0.01)
+        return n
+
+    results = map_ahead(work, source.numbers(), workers=2, ahead=200)
+    assert next(results) == 0
+    results.close()
+    assert decode_threads() == []
+    assert source.closed
+    assert source.pulled == 201
+    assert len(begun) < 150  # a few; all of them would take a second
+
+
+def test_closing_stops_what_is_under_way_before_it_waits_for_it() -> None:
+    stopped = threading.Event()
+    found = map_ahead(
+        lambda item: item or stopped.wait(PATIENCE_S), [True, False], workers=2, ahead=2, stop=stopped.set
+    )
+    assert next(found) is True
+    began = time.monotonic()
+    found.close()
+    assert time.monotonic() - began < PATIENCE_S / 2
+
+
+def test_the_budget_is_never_exceeded_and_what_is_larger_runs_alone() -> None:
+    limit, lock, held = 100, threading.Lock(), list[int]()
+    budget = ByteBudget(limit)
+    peak = together = 0
+
+    def hold(size: int) -> None:
+        nonlocal peak, together
+        with budget.reserve(size):
+            with lock:
+                held.append(size)
+                peak = max(peak, sum(min(other, limit) for other in held))
+                together = max(together, len(held))
+                assert len(held) == 1 or max(held) <= limit
+            time.sleep(0.0005)
+            with lock:
+                held.remove(size)
+
+    sizes = [1, 10, 20, 50, 70, 99, 100, 101, 5000] * 30
+    Random(0).shuffle(sizes)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(hold, sizes, timeout=PATIENCE_S))
+    assert together > 1
+    assert 50 < peak <= limit
+
+
+def test_a_reservation_waits_until_there_is_room_and_an_error_gives_it_back() -> None:
+    budget, entered = ByteBudget(100), threading.Event()
+
+    def second() -> None:
+        with budget.reserve(60):
+            entered.set()
+
+    with pytest.raises(ValueError, match="inside"), budget.reserve(60):
+        waiting = threading.Thread(target=second, daemon=True)
+        waiting.start()
+        assert not entered.wait(0.05)
+        raise ValueError("inside")
+    assert entered.wait(PATIENCE_S)
+    waiting.join(PATIENCE_S)
+    with budget.reserve(100):
+        pass
