@@ -40,7 +40,7 @@ BARS = (
     Bar("web JPEGs with `clip embed`, ratio", "command-web", ("ViT-B/32",), "ratio", {"fp32": 1.2, "bf16": 2.4}),
     Bar("web JPEGs, decode=fast, ratio", "jpeg-web", ("ViT-B/32",), "ratio", FAST_WEB, peer=OURS_FAST),
     Bar("photos of 12 MP, decode=fast, ratio", "jpeg-12mp", ("ViT-B/32",), "ratio", FAST_12MP, peer=OURS_FAST),
-    Bar("latency of one picture, ratio", "latency", ("ViT-B/32",), "ratio", {"fp32": 1.5, "bf16": 2.5}),
+    Bar("latency of one image, ratio", "latency", ("ViT-B/32",), "ratio", {"fp32": 1.5, "bf16": 2.5}),
     Bar("share of the best matrix product", "encode", ("ViT-B/32",), "gemm_share", {"fp32": 0.83, "bf16": 0.82}),
     Bar("share of the best matrix product", "encode", ("ViT-B/16",), "gemm_share", {"fp32": 0.83, "bf16": 0.82}),
     Bar("imports to first vector, s, first start", "start-first", ("ViT-B/32",), "first_vector_s", {"fp32": 1.5}, True),

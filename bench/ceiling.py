@@ -17,7 +17,7 @@ from runners import Runner, Task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Rows, inner and outer width: 32 pictures of ViT-B/32 through its linear layers, then square, then many rows.
+# Rows, inner and outer width: 32 images of ViT-B/32 through its linear layers, then square, then many rows.
 SHAPES = {
     "cpu": [(1600, 768, 3072), (1600, 3072, 768), (1600, 768, 2304), (2048, 2048, 2048), (6304, 768, 3072)],
     "cuda": [(51200, 768, 3072), (51200, 3072, 768), (65792, 1024, 4096), (8192, 8192, 8192)],
@@ -51,7 +51,7 @@ class Ceiling(Runner):
         return {"gflops": rates[best], "product": best}
 
     def prepare(self, pixels: np.ndarray) -> Any:
-        """It takes no pictures."""
+        """It takes no images."""
         return pixels
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of a picture, counted from the architecture. Knows nothing about how they are carried out.
+"""Floating-point operations of an image, counted from the architecture. Knows nothing about how they are carried out.
 
 A multiply-add counts as 2; only convolutions and matrix products count.
 

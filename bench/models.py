@@ -3,7 +3,7 @@
     .cache/models/ViT-B-32/openai.pt        OpenAI's names
                            transformers/    a CLIPModel's folder, for the ViTs
                            visual.onnx      made by the driver with the reference's exporter
-                           pixels.npy       pictures in memory, uint8 (N, R, R, 3)
+                           pixels.npy       images in memory, uint8 (N, R, R, 3)
 
 Every number is one that fp16 has, as in OpenAI's archives: their code takes all weights through fp16.
 """
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from clip.network.records import Architecture
 
 CACHE = BENCH / ".cache"
-PIXELS = 32  # pictures kept in memory; a larger batch repeats them
+PIXELS = 32  # images kept in memory; a larger batch repeats them
 
-# Pictures a batch, so that one takes the reference some seconds on two cores at most.
+# Images a batch, so that one takes the reference some seconds on two cores at most.
 CPU_BATCHES = {
     "ViT-B/32": 32, "ViT-B/16": 16, "ViT-L/14": 4, "ViT-L/14@336px": 2,
     "RN50": 16, "RN101": 16, "RN50x4": 8, "RN50x16": 4, "RN50x64": 2,
@@ -71,7 +71,7 @@ def file_name(model: str) -> str:
 
 
 def pixels(resolution_px: int) -> np.ndarray:
-    """Pictures in memory. Shapes: -> uint8 (N, R, R, 3)."""
+    """Images in memory. Shapes: -> uint8 (N, R, R, 3)."""
     return np.stack([np.asarray(formula.picture(i, resolution_px, resolution_px)) for i in range(PIXELS)])
 
 

@@ -19,7 +19,7 @@ SOFT = 2  # the formula's noise is drawn on a grid so much coarser: as sharp as 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of picture that users have."""
+    """A kind of image that users have."""
 
     sizes: tuple[tuple[int, int], ...]  # width and height, in turns [Unit: px]
     distinct: int  # a folder of more repeats them under other names
@@ -33,8 +33,8 @@ KINDS = {
 
 
 def folder(kind: str, count: int) -> Path:
-    """A folder with so many pictures of a kind; their names sort in the order they were made."""
-    path = CACHE / "pictures" / f"{kind}-{count}"
+    """A folder with so many images of a kind; their names sort in the order they were made."""
+    path = CACHE / "images" / f"{kind}-{count}"
     if not path.exists():
         distinct = KINDS[kind].distinct
         encoded = [jpeg(kind, i) for i in range(min(count, distinct))]
@@ -45,7 +45,7 @@ def folder(kind: str, count: int) -> Path:
 
 
 def jpeg(kind: str, i: int) -> bytes:
-    """The i-th picture of a kind, encoded."""
+    """The i-th image of a kind, encoded."""
     sizes = KINDS[kind].sizes
     width, height = sizes[i % len(sizes)]
     coarse = formula.picture(i, width // SOFT, height // SOFT)
@@ -55,6 +55,6 @@ def jpeg(kind: str, i: int) -> bytes:
 
 
 def how_many(kind: str, gflops: float, batch: int) -> int:
-    """Pictures for a model: fewer the larger it is, whole batches, and two at least."""
+    """Images for a model: fewer the larger it is, whole batches, and two at least."""
     of_small = 8.82 * KINDS[kind].pictures / gflops  # ViT-B/32 has 8.82 GFLOP
     return max(2, round(min(of_small, KINDS[kind].pictures) / batch)) * batch

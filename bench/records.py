@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "avx512_fp16")
-# Below this minimum over pictures, vectors are wrong, and their speed does not count.
+# Below this minimum over images, vectors are wrong, and their speed does not count.
 MIN_COSINE = {"fp32": 0.9999, "bf16": 0.999, "fp16": 0.999, "int8": 0.99}
 DIGITS = 4  # kept of a measurement
 
@@ -27,7 +27,7 @@ class Measured:
 
     peer: str
     precision: str
-    seconds: list[float] = field(default_factory=list)  # of each turn, for `pictures`
+    seconds: list[float] = field(default_factory=list)  # of each turn, for `images`
     pictures: int = 1
     cosine: float | None = None  # the lowest to the reference's vectors
     busy_cores: list[float] = field(default_factory=list)  # of other programs, just before each turn

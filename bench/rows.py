@@ -1,4 +1,4 @@
-"""The rows of live processes: vectors from pictures in memory, and from files. Knows nothing about a peer."""
+"""The rows of live processes: vectors from images in memory, and from files. Knows nothing about a peer."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LOADERS = (0, 2)  # processes of a DataLoader to try
 
 
 def encode(session: Session, log: Log, model: str) -> None:
-    """Preprocessed pictures in memory to vectors, beside the machine's best matrix product."""
+    """Preprocessed images in memory to vectors, beside the machine's best matrix product."""
     batch = models.BATCHES[session.options.device][model]
     _encode(session, log, "encode", model, batch, ceiling=True)
 
 
 def latency(session: Session, log: Log, model: str) -> None:
-    """The same for one picture at a time."""
+    """The same for one image at a time."""
     _encode(session, log, "latency", model, 1, ceiling=False)
 
 

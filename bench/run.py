@@ -1,4 +1,4 @@
-"""Ours beside its peers, on the same weights and pictures, in turns: JSON lines, and the README's table of them.
+"""Ours beside its peers, on the same weights and images, in turns: JSON lines, and the README's table of them.
 
 Usage: python bench/run.py [--rows encode,latency,jpeg-web,jpeg-12mp,start,memory] [--models all]
                            [--precisions fp32,bf16] [--device cpu] [--peers all] [--pairs 5]
@@ -6,7 +6,7 @@ Usage: python bench/run.py [--rows encode,latency,jpeg-web,jpeg-12mp,start,memor
        python bench/run.py --table bench/results.jsonl [--write README.md]
 
 Each peer runs in an environment of its own below bench/.venvs, made on first use (bench/requirements has the
-versions); with --device cuda in this interpreter, or not at all. Weights and pictures by formula go to bench/.cache.
+versions); with --device cuda in this interpreter, or not at all. Weights and images by formula go to bench/.cache.
 The reference is OpenAI's own code in fp32 (fp16 on CUDA), at the thread count that is best for it; ratios are to it.
 Progress goes to stderr.
 """

@@ -1,4 +1,4 @@
-"""What each peer does with a model and pictures, behind the same few calls. Knows nothing about processes.
+"""What each peer does with a model and images, behind the same few calls. Knows nothing about processes.
 
 Runs in the peer's own environment: every library is imported inside the class that needs it.
 
@@ -34,7 +34,7 @@ class Task:
 
     @property
     def pixels(self) -> str:
-        """The file of pictures in memory, uint8 (N, R, R, 3)."""
+        """The file of images in memory, uint8 (N, R, R, 3)."""
         return str(Path(self.folder) / "pixels.npy")
 
 
@@ -62,7 +62,7 @@ class Runner:
         return None
 
     def prepare(self, pixels: np.ndarray) -> Any:
-        """Pictures in memory as `encode` takes them. Shapes: uint8 (B, R, R, 3) -> the runner's own."""
+        """Images in memory as `encode` takes them. Shapes: uint8 (B, R, R, 3) -> the runner's own."""
         return normalised(pixels)
 
     def encode(self, images: Any) -> Any:
@@ -114,7 +114,7 @@ class OnnxRuntime(Runner):
         return self._session.run(None, {"images": images})[0]
 
 
-CALIBRATION_PICTURES = 64  # for int8
+CALIBRATION_IMAGES = 64  # for int8
 
 
 class Ours(Runner):
@@ -181,7 +181,7 @@ class Ours(Runner):
     def _calibrate(self, pictures: np.ndarray | list[str]) -> None:
         """Once, by what is measured, and not timed: every row is run before its turns."""
         if self.task.precision == "int8" and self._encoder.calibration is None:
-            self._encoder.calibrate(pictures[:CALIBRATION_PICTURES])
+            self._encoder.calibrate(pictures[:CALIBRATION_IMAGES])
 
     def device_name(self) -> str | None:
         """The GPU."""

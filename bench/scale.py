@@ -1,4 +1,4 @@
-"""What a job of a million inputs costs: its listing, its memory, and what each stage adds to the time of a picture.
+"""What a job of a million inputs costs: its listing, its memory, and what each stage adds to the time of an image.
 
 Usage: python bench/scale.py --work DIR [--inputs 1000000] [--folders 1] [--sample 20000] [--turns 3]
                              [--parts list,run,stages] [--model ViT-B/32 --untrained] [--json FILE]
@@ -10,7 +10,7 @@ tiny one by formula. With --model it is a real one on photos of 0.2 megapixels, 
   list    seconds and growth of the peak resident memory of a listing: counted, and written into a plan
   run     clip.embed, its resident memory looked at each second; a line is fitted over the second half
   stages  reading, decoding, encoding and writing, each alone over a sample, and the whole pipeline over the same. All
-          cores busy with nothing else would make 1 / (sum of the stages' core-seconds a picture / cores) images/s;
+          cores busy with nothing else would make 1 / (sum of the stages' core-seconds an image / cores) images/s;
           how near the pipeline comes to that is the ratio. Medians of some turns. "cores" is how many were busy with
           it, and "others" how many with other programs meanwhile, which should be none.
 
@@ -44,11 +44,11 @@ from scale_stages import STAGES
 from scale_worker import Task
 
 PARTS = ("list", "run", "stages")
-DISTINCT = {"small": 200, "photo": 64}  # pictures that differ, of each kind
-FEW = 64  # pictures that processes warm up on
+DISTINCT = {"small": 200, "photo": 64}  # images that differ, of each kind
+FEW = 64  # images that processes warm up on
 SMALL_PX, SOFT = (40, 30), 4  # drawn on a grid so much coarser, which makes a file of 0.8 kB
 SAMPLES = {"small": 20_000, "photo": 400}
-# Of small pictures more than they ever take, and so little that the bar on memory means something.
+# Of small images more than they ever take, and so little that the bar on memory means something.
 BUDGET_BYTES = {"small": 10_000_000, "photo": 100_000_000}
 SEED = 0
 MB = 1e6
@@ -58,7 +58,7 @@ RATIO = 0.05  # how far the pipeline may be from what its stages predict
 
 
 def picture(kind: str, i: int) -> bytes:
-    """The i-th picture of a kind, encoded."""
+    """The i-th image of a kind, encoded."""
     if kind == "photo":
         return jpeg("web", i)
     buffer = io.BytesIO()
@@ -68,7 +68,7 @@ def picture(kind: str, i: int) -> bytes:
 
 
 def tree(work: Path, kind: str, inputs: int, folders: int = 1) -> Path:
-    """A tree with so many pictures, made on first use: distinct ones first, then links to them."""
+    """A tree with so many images, made on first use: distinct ones first, then links to them."""
     root = work / f"{kind}-{inputs}-in-{folders}"
     if root.exists():
         return root
@@ -116,8 +116,8 @@ def listing(measurements: Measurements, source: Path, inputs: int) -> dict[str, 
     found: dict[str, Any] = {"bar_mb": LISTING_MB * max(1.0, inputs / 1e6)}
     for what in ("count", "plan"):
         measured = measurements.measure(what, source)
-        if measured["pictures"] != inputs:
-            raise SystemExit(f"{source}: {measured['pictures']} were listed, expected {inputs}. Remove the folder.")
+        if measured["images"] != inputs:
+            raise SystemExit(f"{source}: {measured['images']} were listed, expected {inputs}. Remove the folder.")
         found[what] = {
             "seconds": rounded(measured["seconds"]),
             "files_per_s": rounded(inputs / measured["seconds"]),
@@ -135,8 +135,8 @@ def whole_run(measurements: Measurements, source: Path) -> dict[str, Any]:
     slope = run["slope_kb_per_1000"]
     return {
         "seconds": rounded(run["seconds"]),
-        "images_per_s": rounded(run["pictures"] / run["seconds"]),
-        "read": run["pictures"],
+        "images_per_s": rounded(run["images"] / run["seconds"]),
+        "read": run["images"],
         "written": run["written"],
         "failed": run["failed"],
         "rss_mb": {part: rounded(size / MB) for part, size in run["at_bytes"].items()},
@@ -147,7 +147,7 @@ def whole_run(measurements: Measurements, source: Path) -> dict[str, Any]:
         "decode_budget_mb": rounded(budget / MB),
         "beside_mb": rounded((peak - alone - budget) / MB),
         "bar_mb": RUN_MB,
-        "held": (peak - alone - budget) / MB < RUN_MB and run["pictures"] == run["written"] + run["failed"],
+        "held": (peak - alone - budget) / MB < RUN_MB and run["images"] == run["written"] + run["failed"],
     }
 
 
@@ -157,9 +157,9 @@ def stages(measurements: Measurements, source: Path, turns: int) -> dict[str, An
     for _ in range(turns):
         for what, measured in costs.items():
             measured.append(measurements.measure(what, source))
-    found: dict[str, Any] = {"pictures": costs["read"][0]["pictures"], "turns": turns, "cores": cores()}
+    found: dict[str, Any] = {"images": costs["read"][0]["images"], "turns": turns, "cores": cores()}
     for what, measured in costs.items():
-        rates = [one["pictures"] / one["seconds"] for one in measured]
+        rates = [one["images"] / one["seconds"] for one in measured]
         found[what] = {
             "images_per_s": rounded(statistics.median(rates)),
             "spread": rounded((max(rates) - min(rates)) / statistics.median(rates)),
@@ -171,9 +171,9 @@ def stages(measurements: Measurements, source: Path, turns: int) -> dict[str, An
     sums = [sum(map(core_ms, turn)) for turn in zip(*(costs[what] for what in STAGES), strict=True)]
     predicted = [1000 * cores() / of_turn for of_turn in sums]
     pairs = list(zip(costs["pipeline"], predicted, strict=True))
-    ratios = [one["pictures"] / one["seconds"] / rate for one, rate in pairs]
+    ratios = [one["images"] / one["seconds"] / rate for one, rate in pairs]
     # The same with the cores that other programs left alone while the pipeline ran.
-    left = [one["pictures"] / rate / (one["seconds"] - one["others_core_s"] / cores()) for one, rate in pairs]
+    left = [one["images"] / rate / (one["seconds"] - one["others_core_s"] / cores()) for one, rate in pairs]
     return found | {
         "batch_size": costs["encode"][0]["batch_size"],
         "sum_core_ms": rounded(statistics.median(sums)),
@@ -186,8 +186,8 @@ def stages(measurements: Measurements, source: Path, turns: int) -> dict[str, An
 
 
 def core_ms(cost: dict[str, Any]) -> float:
-    """Milliseconds of one core that a picture took."""
-    return 1000 * cost["core_s"] / cost["pictures"]
+    """Milliseconds of one core that an image took."""
+    return 1000 * cost["core_s"] / cost["images"]
 
 
 def table(found: dict[str, Any]) -> str:
@@ -217,7 +217,7 @@ def table(found: dict[str, Any]) -> str:
     if "stages" in found:
         row = found["stages"]
         title = f"{'stage':<12}{'images/s':>10}{'spread':>9}{'threads':>9}{'core-ms':>10}{'cores':>8}{'others':>8}"
-        lines += ["", f"{title}   {row['pictures']:,} pictures, batches of {row['batch_size']}"]
+        lines += ["", f"{title}   {row['images']:,} images, batches of {row['batch_size']}"]
         for what in (*STAGES, "pipeline"):
             one = row[what]
             numbers = f"{one['images_per_s']:>10,.0f}{one['spread']:>9.1%}{one['threads'] or 'all':>9}"
@@ -241,7 +241,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="a folder for the inputs, which stay")
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--folders", type=int, default=1, help="the inputs are spread over so many")
-    parser.add_argument("--sample", type=int, help=f"pictures for the stages; {SAMPLES['small']}, or 400 with --model")
+    parser.add_argument("--sample", type=int, help=f"images for the stages; {SAMPLES['small']}, or 400 with --model")
     parser.add_argument("--turns", type=int, default=3, help="of each stage")
     parser.add_argument("--parts", help=f"{','.join(PARTS)}; with --model only stages")
     parser.add_argument("--model", help="a released name or a weights file, instead of the tiny model")

@@ -1,4 +1,4 @@
-"""The stages of a run, each alone over the same pictures, and all of them together. Knows nothing of how they compare.
+"""The stages of a run, each alone over the same images, and all of them together. Knows nothing of how they compare.
 
 What is measured is imported where it is needed, so that a process holds no more than its own measurement asks for.
 """
@@ -30,7 +30,7 @@ WARM_UP = 64  # rows of the part that is written before the clock starts
 
 @dataclass
 class Cost:
-    """What some pictures took."""
+    """What some images took."""
 
     pictures: int = 0
     threads: int | None = None
@@ -95,7 +95,7 @@ def decode(job: EmbedJob, few: str) -> dict[str, Any]:
 
 
 def encode(job: EmbedJob, few: str) -> dict[str, Any]:
-    """Pixels to vectors, in a run's batches; a few pictures take turns."""
+    """Pixels to vectors, in a run's batches; a few images take turns."""
     import numpy as np
 
     encoder = encoder_of(job)
@@ -208,19 +208,19 @@ class _Held:
 
 
 def _decoded(job: EmbedJob, items: list[Item], encoder: Encoder) -> Iterator[Pixels]:
-    """Pictures decoded in a run's threads, as far ahead of their consumer as there."""
+    """Images decoded in a run's threads, as far ahead of their consumer as there."""
     from clip.batch.decode import Decoding
-    from clip.jobs.options import Policies
+    from clip.jobs.options import DecodeOptions
     from clip.parallel import ByteBudget, map_ahead
     from clip.records import Pixels
 
     budget, workers = ByteBudget(job.decode_budget_bytes), _workers(job)
-    decoding = Decoding(cast("Source", _Held(items)), encoder.settings, job.guards, Policies())
+    decoding = Decoding(cast("Source", _Held(items)), encoder.settings, job.limits, DecodeOptions())
 
     def pixels_of(item: Item) -> Pixels:
         [outcome] = decoding(item, budget.reserve)
         if not isinstance(outcome, Pixels):
-            raise ValueError(f"{item.path}: {outcome.message}, expected a picture. Remove the folder of inputs.")
+            raise ValueError(f"{item.path}: {outcome.message}, expected an image. Remove the folder of inputs.")
         return outcome
 
     return map_ahead(pixels_of, items, workers=workers, ahead=2 * encoder.batch_size + workers)

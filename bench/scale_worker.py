@@ -42,7 +42,7 @@ class Task:
 
     what: str  # a name in MEASURES
     job: dict[str, Any]  # the fields of an EmbedJob; its output is a place to write to
-    few: str  # a folder of a few pictures, to warm up on
+    few: str  # a folder of a few images, to warm up on
 
 
 def resident_bytes(what: str) -> int:

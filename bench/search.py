@@ -2,7 +2,7 @@
 
 Usage: python bench/search.py --work DIR [--rows 1000000] [--dim 512] [--turns 3] [--queries 40]
 
-Writes an output of random vectors that lie about a few hundred centres, as those of pictures do, in parts of 10,000,
+Writes an output of random vectors that lie about a few hundred centres, as those of images do, in parts of 10,000,
 and makes its index in a process of its own. Then, in turns, a process for each engine opens it and asks, by a centre
 and by a vector far from all in turns. Every query's hits are compared between the engines, and for some with a plain
 product of all vectors in float64. Prints a JSON line. DIR needs 7 KB a row of 512.

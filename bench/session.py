@@ -60,7 +60,7 @@ class Session:
         self._places: dict[str, Place | AbsentError] = {}
 
     def contestants(self, model: str, *, decodes: bool = False) -> list[Contestant]:
-        """Who can run a model: the reference first, then ours, then the others; or only those that decode pictures."""
+        """Who can run a model: the reference first, then ours, then the others; or only those that decode images."""
         found = [self.reference]
         for peer in sorted(self.options.peers, key=lambda peer: (peer not in OWN, peer)):
             can = PEERS[peer]

@@ -17,7 +17,7 @@ NONE = "-"
 MAX_PROBLEM = 200  # characters; the results have all of it
 # The other rows: what their number is, and how a line gives it.
 ROWS = {
-    "latency": ("one picture, ms", lambda line: f"{line['seconds_per_image'] * 1e3:.1f}"),
+    "latency": ("one image, ms", lambda line: f"{line['seconds_per_image'] * 1e3:.1f}"),
     "jpeg-web": ("JPEGs of 0.2 MP, images/s", lambda line: number(line["images_per_s"])),
     "jpeg-12mp": ("photos of 12 MP, images/s", lambda line: number(line["images_per_s"])),
     "command-web": ("JPEGs of 0.2 MP, whole command, images/s", lambda line: number(line["images_per_s"])),

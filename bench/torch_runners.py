@@ -18,7 +18,7 @@ from runners import Runner, Task, normalised
 def import_torchvision() -> None:
     """Import torchvision, also where its compiled part cannot be loaded: beside a torch without CUDA.
 
-    Only its transforms on PIL pictures are used here, and these are Python; but it declares shapes for operators of the
+    Only its transforms on PIL images are used here, and these are Python; but it declares shapes for operators of the
     compiled part when it is imported, and fails where they are missing. Where it is not installed, nothing happens.
     """
     if importlib.util.find_spec("torchvision") is None:
@@ -64,7 +64,7 @@ class TorchRunner(Runner):
         return super().import_libraries()
 
     def _load(self) -> tuple[Any, Any]:
-        """The model on the device, and what makes a PIL picture a tensor (3, R, R)."""
+        """The model on the device, and what makes a PIL image a tensor (3, R, R)."""
         raise NotImplementedError
 
     def _features(self, images: Any) -> Any:

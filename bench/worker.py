@@ -57,7 +57,7 @@ class Worker:
         return self._settled
 
     def encode(self, *, repeat: int) -> dict[str, Any]:
-        """Seconds of each of so many batches, from preprocessed pictures in memory to vectors."""
+        """Seconds of each of so many batches, from preprocessed images in memory to vectors."""
         seconds = []
         for _ in range(repeat):
             started = time.perf_counter()
@@ -77,7 +77,7 @@ class Worker:
         vectors = self._runner.embed(files, loaders)
         seconds = time.perf_counter() - started
         np.save(path, vectors)
-        return {"seconds": seconds, "pictures": len(files)}
+        return {"seconds": seconds, "images": len(files)}
 
     def export(self, *, path: str) -> dict[str, Any]:
         """Write the image tower as ONNX."""

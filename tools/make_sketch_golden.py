@@ -1,4 +1,4 @@
-"""Write tests/golden/sketch: twenty small pictures and captions, and what the sketch model makes of them.
+"""Write tests/golden/sketch: twenty small images and captions, and what the sketch model makes of them.
 
     python tools/make_sketch_golden.py
 
@@ -19,7 +19,7 @@ from clip.demo.scenes import distinct
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "sketch"
 SCENES = 20
-MAX_BYTES = 6_000  # of a picture; those with noise are larger, and there are others
+MAX_BYTES = 6_000  # of an image; those with noise are larger, and there are others
 SIDE_PX = (128, 160)
 
 

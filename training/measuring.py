@@ -1,4 +1,4 @@
-"""How much of drawn scenes a way to encode pictures and texts finds. Knows nothing about training.
+"""How much of drawn scenes a way to encode images and texts finds. Knows nothing about training.
 
     found(world("some seed"), encoder.embed, lambda texts: encoder.encode_text(texts).numpy())
 
@@ -23,14 +23,14 @@ SCENES, SINGLES = 1_000, 500
 TEMPLATES = {"shape": "a photo of a {}", "colour": "a photo of a {} shape"}
 WORDS: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS}
 
-# Pictures (N, D) and texts (N, D), of any length.
+# Images (N, D) and texts (N, D), of any length.
 OfPictures = Callable[[list[Image.Image]], np.ndarray]
 OfTexts = Callable[[list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class World:
-    """Pictures with captions, none of which is true of another; decoys; and pictures of one thing each."""
+    """Images with captions, none of which is true of another; decoys; and images of one thing each."""
 
     scenes: list[Scene]
     captions: list[str]
@@ -42,7 +42,7 @@ class World:
 
 @cache
 def world(seed: str, *, unseen: bool = False, scenes: int = SCENES, singles: int = SINGLES) -> World:
-    """New pictures of the scenes that training draws, or with `unseen` of those that it never does."""
+    """New images of the scenes that training draws, or with `unseen` of those that it never does."""
     rng = Random(seed)
     pairs = distinct(rng, scenes, unseen=unseen)
     things: list[Scene] = []
@@ -71,13 +71,13 @@ class Found:
     colour: float
 
 
-def found(world: World, of_pictures: OfPictures, of_texts: OfTexts, right: Sequence[int] | None = None) -> Found:
-    """How often a caption finds its picture, or that in its place of `right`; and words the shape and the colour."""
-    texts, pictures = unit_vectors(of_texts(world.captions)), unit_vectors(of_pictures(world.pictures))
+def found(world: World, of_images: OfPictures, of_texts: OfTexts, right: Sequence[int] | None = None) -> Found:
+    """How often a caption finds its image, or that in its place of `right`; and words the shape and the colour."""
+    texts, pictures = unit_vectors(of_texts(world.captions)), unit_vectors(of_images(world.pictures))
     places = np.arange(len(texts)) if right is None else np.asarray(right)
     ranks = _ranks(texts, pictures, places)
-    among_decoys = _ranks(texts, np.concatenate([pictures, unit_vectors(of_pictures(world.decoys))]), places)
-    singles = unit_vectors(of_pictures(world.singles))
+    among_decoys = _ranks(texts, np.concatenate([pictures, unit_vectors(of_images(world.decoys))]), places)
+    singles = unit_vectors(of_images(world.singles))
     zero_shot: dict[str, float] = {}
     for name, words in WORDS.items():
         labels = unit_vectors(of_texts([TEMPLATES[name].format(word) for word in words]))
@@ -90,7 +90,7 @@ def found(world: World, of_pictures: OfPictures, of_texts: OfTexts, right: Seque
 
 
 def _ranks(texts: np.ndarray, pictures: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """How many others are at least as near to a text as its own picture. Shapes: (N, D), (M, D), (N,) -> (N,)."""
+    """How many others are at least as near to a text as its own image. Shapes: (N, D), (M, D), (N,) -> (N,)."""
     cosines = texts @ pictures.T  # (N, M)
     own = cosines[np.arange(len(texts)), right][:, None]
     return (~(cosines < own)).sum(axis=1) - 1  # so that equal ones, and what is no number, count as misses

@@ -1,4 +1,4 @@
-"""Train the sketch model: draw scenes with captions, train a CLIP on them, say how well it finds new pictures.
+"""Train the sketch model: draw scenes with captions, train a CLIP on them, say how well it finds new images.
 
     python training/sketch.py --seed 0 --output src/clip/sketch/model.safetensors
 
@@ -209,7 +209,7 @@ def truth(said: Tensor, two: Tensor, scenes: Tensor) -> Tensor:
 
 
 class Attributes(nn.Module):
-    """One linear layer that tells a scene's slots by the features of its picture or of its caption."""
+    """One linear layer that tells a scene's slots by the features of its image or of its caption."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -316,17 +316,17 @@ def train(recipe: Recipe, device: torch.device) -> tuple[CLIP, SimpleTokenizer, 
                 model.logit_scale.clamp_(0, np.log(MAX_LOGIT_SCALE))
             sums, count = sums + torch.stack(losses).detach().cpu(), count + 1
         seen, seconds = (epoch + 1) * count * recipe.batch, time.perf_counter() - started
-        contrastive, of_pictures, of_captions = (sums / count).tolist()
+        contrastive, of_images, of_captions = (sums / count).tolist()
         lines.append(
             f"epoch {epoch + 1:2}: {seen:,} scenes, {seconds:.0f} s, loss contrastive {contrastive:.4f}, attributes "
-            f"of pictures {of_pictures:.4f}, of captions {of_captions:.4f}, scale {model.logit_scale.exp():.1f}"
+            f"of images {of_images:.4f}, of captions {of_captions:.4f}, scale {model.logit_scale.exp():.1f}"
         )
         print(lines[-1], flush=True)
     return model.eval(), tokenizer, lines
 
 
 def _losses(model: CLIP, attributes: Attributes, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Contrastive, of the attributes told by pictures, and of those told by captions."""
+    """Contrastive, of the attributes told by images, and of those told by captions."""
     with torch.autocast(batch.images.device.type, torch.bfloat16):
         image = model.encode_image(batch.images)
         text = model.encode_text(batch.tokens)
@@ -340,7 +340,7 @@ def _losses(model: CLIP, attributes: Attributes, batch: Batch) -> tuple[Tensor, 
 
 
 def evaluate(path: Path, seed: int) -> dict[str, float]:
-    """What the written model finds in new pictures, by the package's own calls."""
+    """What the written model finds in new images, by the package's own calls."""
     encoder = clip.Encoder(path, device="cpu")
 
     def of_texts(texts: list[str]) -> np.ndarray:
@@ -367,7 +367,7 @@ def write(model: CLIP, tokenizer: SimpleTokenizer, path: Path, notes: dict[str, 
 
 
 def gflops(model: CLIP) -> float:
-    """Of one picture, counted as two a multiplication."""
+    """Of one image, counted as two a multiplication."""
     side = model.visual.input_resolution
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.encode_image(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))

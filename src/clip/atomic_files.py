@@ -17,7 +17,7 @@ TEMPORARY = ".tmp"  # how names of files in work end; they begin with a dot
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[BinaryIO]:
+def atomic_write(path: Path) -> Generator[BinaryIO]:
     """A file that takes `path`'s place once it is whole and on the disk; after an error nothing is left of it."""
     # A name of its own for each: two threads, or containers that count processes from 1, may write the same file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
@@ -51,7 +51,7 @@ def remove_temporaries(folder: Path, name: str) -> None:
 
 
 @contextmanager
-def written(path: Path) -> Generator[None]:
+def translate_os_errors(path: Path) -> Generator[None]:
     """The border where the disk's errors become ours.
 
     Raises:  StoreError naming the path.
@@ -60,6 +60,8 @@ def written(path: Path) -> Generator[None]:
         yield
     except OSError as exc:
         raise StoreError(
-            f"{path}: cannot be written ({exc.strerror or exc}), expected a folder with space and permission. "
-            "Make room, or choose another output."
+            path,
+            f"cannot be written ({exc.strerror or exc})",
+            "a folder with space and permission",
+            "Make room, or choose another output.",
         ) from exc

@@ -63,7 +63,7 @@ def load(
     jit: bool = False,
     download_root: str | os.PathLike[str] | None = None,
 ) -> tuple[CLIP, Compose]:
-    """A model in eval mode on `device`, and the transform that makes its input of a picture.
+    """A model in eval mode on `device`, and the transform that makes its input of an image.
 
     `name` is one of `available_models()`, "sketch" or a path (OpenAI's archive, a state dict, safetensors). Without a
     device it is CUDA where there is one, else the CPU. Weights are fp16 and fp32 as `convert_weights` splits them on

@@ -1,4 +1,4 @@
-"""Encoder: a name resolved, an engine chosen, pictures and texts to vectors. Knows nothing about folders or Parquet."""
+"""Encoder: a name resolved, an engine chosen, images and texts to vectors. Knows nothing about folders or Parquet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .engine.quantize import Calibration
 from .errors import ClipError, ImageError, InputError, InputTypeError
 from .foreign_distribution import warn_of_foreign_distribution
 from .images.decode import read_pixels
-from .jobs.options import Decode
+from .jobs.options import PixelMode
 from .model import CLIP, QuickGELU, VisionTransformer
 from .network.architecture import infer_architecture
 from .network.meta_init import blueprint
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
     from .jobs.options import Precision
 
-    Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+    ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 
 class Encoder:
-    """A model ready for inference: pictures and texts to vectors, in batches of any size, from any thread.
+    """A model ready for inference: images and texts to vectors, in batches of any size, from any thread.
 
     It runs the lean graph (fold.py, lean.py), whose vectors are those of the model to within rounding. A tower is made
     ready when it is first used, which takes about half a second for ViT-B/32 on a CPU.
@@ -57,7 +57,7 @@ class Encoder:
         threads: int | None = None,
         untrained: int | None = None,
         download_root: str | os.PathLike[str] | None = None,
-        decode: Decode = "exact",
+        decode: PixelMode = "exact",
     ) -> None:
         """Load a released model by name or "sketch", a weights file by path, or take the weights of a loaded model.
 
@@ -65,7 +65,7 @@ class Encoder:
         is on. `precision` is what vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on
         a CPU, fp16 on CUDA. `threads` is for the model on a CPU, one a core without. `untrained` draws the named
         architecture's weights at random from this seed instead of reading any. With `decode` "fast" `embed` makes
-        pixels that are nearly those of OpenAI's code: docs/pictures.md.
+        pixels that are nearly those of OpenAI's code: docs/images.md.
 
         Raises:  UnknownModelError, WeightsMissingError, CheckpointError; DeviceError for a device or a precision that
                  this machine lacks; InputError for a batch size under 1, for another word for `decode` and for a loaded
@@ -75,9 +75,19 @@ class Encoder:
         asked["threads"] = 1 if threads is None else threads
         for name, number in asked.items():
             if not isinstance(number, int) or number < 1:
-                raise InputError(f"{name}: found {number!r}, expected at least 1. Pass a whole number.")
-        if decode not in get_args(Decode):
-            raise InputError(f"decode: found {decode!r}, expected one of {get_args(Decode)}. Pass one.")
+                raise InputError(
+                    name,
+                    f"found {number!r}",
+                    "at least 1",
+                    "Pass a whole number.",
+                )
+        if decode not in get_args(PixelMode):
+            raise InputError(
+                "`decode`",
+                f"found {decode!r}",
+                f"one of {get_args(PixelMode)}",
+                "Pass one.",
+            )
         warn_of_foreign_distribution()
         if isinstance(model, CLIP) and device in (None, "auto"):
             device = next(model.parameters()).device
@@ -100,7 +110,7 @@ class Encoder:
         self.logit_scale = float(checkpoint.state_dict["logit_scale"].float().exp())  # of cosines, before a softmax
         self.device = backend.device
         self.precision: Precision = precision
-        self.decode: Decode = decode  # how `embed` makes pixels of pictures
+        self.decode: PixelMode = decode  # how `embed` makes pixels of images
         rest = f"+{rest_of_int8()}" if backend.precision == "int8" else ""
         self.computed_in = f"{backend.precision}{rest}"  # what the precision means here
         self.backend = backend.name
@@ -110,7 +120,7 @@ class Encoder:
 
     @property
     def batch_size(self) -> int:
-        """Pictures that run at a time; fewer after memory ran out."""
+        """Images that run at a time; fewer after memory ran out."""
         return self._engine.batch_size
 
     @property
@@ -130,14 +140,14 @@ class Encoder:
             else None
         )
 
-    def calibrate(self, images: Iterable[Picture] | np.ndarray) -> None:
-        """Quantise an int8 encoder by these pictures, a hundred or more of those it is for; once, before it is used.
+    def calibrate(self, images: Iterable[ImageLike] | np.ndarray) -> None:
+        """Quantise an int8 encoder by these images, a hundred or more of those it is for; once, before it is used.
 
-        The same pictures and weights give the same vectors. Quantising takes half a minute for ViT-B/32 on two cores,
-        when the first picture comes. Texts are computed in fp32.
+        The same images and weights give the same vectors. Quantising takes half a minute for ViT-B/32 on two cores,
+        when the first image comes. Texts are computed in fp32.
 
-        Shapes:  N pictures in any form that `embed` takes, or uint8 (N, R, R, 3).
-        Raises:  InputError for no picture, for another precision, and after the first use; ImageError for a picture
+        Shapes:  N images in any form that `embed` takes, or uint8 (N, R, R, 3).
+        Raises:  InputError for no image, for another precision, and after the first use; ImageError for an image
                  that cannot be decoded.
         """
         if not isinstance(images, np.ndarray):
@@ -151,15 +161,17 @@ class Encoder:
             or images.dtype != np.uint8
         ):
             raise InputError(
-                f"images: found {images.shape} of {images.dtype}, expected some, uint8 (N, {self.resolution_px}, "
-                f"{self.resolution_px}, 3). Pass pictures, or their pixels."
+                "`images`",
+                f"found {images.shape} of {images.dtype}",
+                f"some, uint8 (N, {self.resolution_px}, {self.resolution_px}, 3)",
+                "Pass images, or their pixels.",
             )
         calibration = Calibration(images)
         self._engine.calibrate(calibration)
         self.calibration = calibration
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Preprocessed pictures to features, as `model.encode_image`, in batches.
+        """Preprocessed images to features, as `model.encode_image`, in batches.
 
         Shapes:  float (B, 3, R, R) as `preprocess` gives, or uint8 pixels -> (B, D), not normalised, on the encoder's
                  device; float32, on CUDA in the precision's dtype.
@@ -170,7 +182,7 @@ class Encoder:
     def encode_text(self, text: str | Iterable[str] | torch.Tensor) -> torch.Tensor:
         """Texts, or the tokens of texts, to features, as `model.encode_text`, in batches.
 
-        Shapes:  T texts or int (T, L) -> (T, D), not normalised, on the encoder's device, in the dtype of pictures'.
+        Shapes:  T texts or int (T, L) -> (T, D), not normalised, on the encoder's device, in the dtype of images'.
         Raises:  TextTooLongError (a RuntimeError) for a text of more tokens than the model reads; InputError (a
                  ValueError) for ids that its vocabulary does not have.
         """
@@ -190,14 +202,17 @@ class Encoder:
         return token_table(self.tokenizer, texts, length, truncate)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Decoded and cropped pictures to features, in batches.
+        """Decoded and cropped images to features, in batches.
 
         Shapes:  uint8 (B, R, R, 3) -> float32 (B, D), not normalised.
         Raises:  InputError (a ValueError) for another shape or type.
         """
         if pixels.dtype != np.uint8:
             raise InputError(
-                f"pixels: found {pixels.dtype}, expected uint8 (B, R, R, 3). Normalised ones go to encode_image."
+                "`pixels`",
+                f"found {pixels.dtype}",
+                "uint8 (B, R, R, 3)",
+                "Normalised ones go to encode_image.",
             )
         pixels = np.require(pixels, requirements=["C", "W"])  # torch takes neither mirrored nor read-only arrays
         return self._engine.encode_pixels(torch.from_numpy(pixels)).float().cpu().numpy()
@@ -210,27 +225,32 @@ class Encoder:
         """
         return self._engine.encode_text(torch.from_numpy(tokens)).float().cpu().numpy()
 
-    def embed(self, images: Iterable[Picture], *, normalize: bool = True) -> np.ndarray:
-        """Pictures in any form to vectors; they are decoded by threads ahead of the model.
+    def embed(self, images: Iterable[ImageLike], *, normalize: bool = True) -> np.ndarray:
+        """Images in any form to vectors; they are decoded by threads ahead of the model.
 
-        Shapes:  N paths, encoded pictures (bytes), PIL images or uint8 arrays (H, W, 3) -> float32 (N, D).
-        Raises:  ImageError naming the picture's place, for one that cannot be decoded.
+        Shapes:  N paths, encoded images (bytes), PIL images or uint8 arrays (H, W, 3) -> float32 (N, D).
+        Raises:  ImageError naming the image's place, for one that cannot be decoded.
         """
 
-        def pixels_of(numbered: tuple[int, Picture]) -> np.ndarray:
+        def pixels_of(numbered: tuple[int, ImageLike]) -> np.ndarray:
             number, image = numbered
             try:
                 return read_pixels(image, self.settings, self.decode)
             except ClipError as exc:
-                raise type(exc)(f"picture {number}: {str(exc).removeprefix('picture: ')}") from exc
+                raise type(exc)(f"image {number}: {str(exc).removeprefix('image: ')}") from exc
             except Exception as exc:
                 raise ImageError(
-                    f"picture {number}: cannot be decoded ({type(exc).__name__}: {exc}). Leave it out, or repair it."
+                    f"image {number}",
+                    f"cannot be decoded ({type(exc).__name__}: {exc})",
+                    remedy="Leave it out, or repair it.",
                 ) from exc
 
         if isinstance(images, (str, bytes, os.PathLike)):
             raise InputTypeError(
-                f"images: found {type(images).__name__}, expected several pictures. Pass a list of one."
+                "`images`",
+                f"found {type(images).__name__}",
+                "several images",
+                "Pass a list of one.",
             )
         workers = available_cores()
         decoded = map_ahead(pixels_of, enumerate(images), workers=workers, ahead=self.batch_size + workers)
@@ -241,8 +261,10 @@ class Encoder:
         norms = np.linalg.norm(vectors, axis=1)
         for number in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
             raise ImageError(
-                f"picture {number}: the model gave a vector of norm {norms[number]}, expected one above 0. Check the "
-                "weights, or pass another precision."
+                f"image {number}",
+                f"the model gave a vector of norm {norms[number]}",
+                "one above 0",
+                "Check the weights, or pass another precision.",
             )
         return unit_vectors(vectors)
 

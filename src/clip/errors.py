@@ -1,4 +1,4 @@
-"""Every exception this package raises. Knows nothing about pictures, networks or files.
+"""Every exception this package raises. Knows nothing about images, networks or files.
 
     ClipError
     ├── InputError (ValueError)             an argument or a source that cannot be used
@@ -10,19 +10,26 @@
     │   ├── CheckpointKeyError (KeyError)   ... because an entry is missing
     │   └── UnsafeCheckpointError           ... because it carries more than tensors and plain values
     ├── TextTooLongError (RuntimeError)     a text of more tokens than the model reads
-    ├── ImageError (ValueError)             a picture that cannot become pixels
+    ├── ImageError (ValueError)             an image that cannot become pixels
     ├── DeviceError (RuntimeError)          a device or precision this machine does not have
-    ├── TooManyFailuresError (RuntimeError) more pictures failed than the job allows
+    ├── TooManyFailuresError (RuntimeError) more images failed than the job allows
     ├── MissingExtraError (ImportError)     a package that an extra brings, and that is not installed
     └── StoreError (RuntimeError)           an output folder that cannot be written
         ├── StoreMismatchError              ... because something else already stands there
         └── StoreBusyError                  ... because another job is at work there
 
 The builtin in brackets is a second parent: where OpenAI's code raised it, `except RuntimeError` keeps working.
-Messages read `<which item>: <what was found>, expected <what>. <The one thing to do.>`
+Each carries four fields and reads `<item>: <found>, expected <expected>. <remedy>`. Text in backticks is an argument as
+Python spells it; the command line writes its flag instead.
 """
 
 from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "CheckpointError",
@@ -45,8 +52,55 @@ __all__ = [
 ]
 
 
+_ARGUMENT = re.compile(r"`([a-z_.]+)(?:=([^`]*))?`")
+
+
 class ClipError(Exception):
     """Parent of every error of this package."""
+
+    item: str
+    """Which argument, file, entry or device it is about."""
+    found: str
+    """What was found."""
+    expected: str
+    """What was expected instead; empty where a plain sentence says it better."""
+    remedy: str
+    """The one thing to do, in the imperative."""
+
+    def __init__(self, item: object, found: str = "", expected: str = "", remedy: str = "") -> None:
+        self.item, self.found, self.expected, self.remedy = str(item), found, expected, remedy
+        super().__init__(self.item, found, expected, remedy)  # which is what a pickle keeps
+
+    def __str__(self) -> str:
+        return self.render()
+
+    @property
+    def reason(self) -> str:
+        """The message without the item, for where that is already named."""
+        return self._render_reason(_spell_argument)
+
+    def render(self, spell: Callable[[str, str | None], str] | None = None) -> str:
+        """Return the message on one line. `spell(name, value)` writes an argument; by default as Python does."""
+        spell = spell or _spell_argument
+        whole = _ARGUMENT.fullmatch(self.item)  # a path may have backticks of its own
+        item = spell(*whole.groups()) if whole else self.item
+        reason = self._render_reason(spell)
+        return f"{item}: {reason}" if reason else item
+
+    def _render_reason(self, spell: Callable[[str, str | None], str]) -> str:
+        expected, remedy = (
+            _ARGUMENT.sub(lambda match: spell(*match.groups()), text) for text in (self.expected, self.remedy)
+        )
+        told = f"{self.found}, expected {expected}" if expected else self.found
+        return ". ".join(filter(None, (told, remedy)))
+
+    def about(self, item: object) -> Self:
+        """Return the same error about another item."""
+        return type(self)(item, self.found, self.expected, self.remedy)
+
+
+def _spell_argument(name: str, value: str | None) -> str:
+    return name if value is None else f"{name}={value}"
 
 
 class InputError(ClipError, ValueError):
@@ -76,8 +130,6 @@ class CheckpointError(ClipError, RuntimeError):
 class CheckpointKeyError(CheckpointError, KeyError):
     """A state dict that lacks an entry the architecture is read from."""
 
-    __str__ = Exception.__str__  # KeyError would show the repr of the message
-
 
 class UnsafeCheckpointError(CheckpointError):
     """A weights file that carries more than tensors and plain values."""
@@ -88,7 +140,7 @@ class TextTooLongError(ClipError, RuntimeError):
 
 
 class ImageError(ClipError, ValueError):
-    """A picture that cannot become pixels."""
+    """An image that cannot become pixels."""
 
 
 class DeviceError(ClipError, RuntimeError):
@@ -96,7 +148,7 @@ class DeviceError(ClipError, RuntimeError):
 
 
 class TooManyFailuresError(ClipError, RuntimeError):
-    """More pictures failed than a job allows."""
+    """More images failed than a job allows."""
 
 
 class MissingExtraError(ClipError, ImportError):
@@ -115,12 +167,9 @@ class StoreMismatchError(StoreError):
     """An output folder that already holds something else."""
 
 
-pass
-
-
 MAX_SHOWN = 80  # characters of a name that an error repeats
 
 
-def shown(name: str) -> str:
-    """A name from a file as an error repeats it: one line, and not too long a one."""
+def quote(name: str) -> str:
+    """Return a name from a file as an error repeats it: on one line, and cut where it is long."""
     return repr(name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "...")

@@ -1,4 +1,4 @@
-"""The network: plain, eager, patchable modules with OpenAI's names. Knows nothing about files, devices or pictures.
+"""The network: plain, eager, patchable modules with OpenAI's names. Knows nothing about files, devices or images.
 
 This is the truth the lean path is held to. Module tree, state-dict keys and layouts are those of openai/CLIP@d05afc4
 clip/model.py, so subclassing, hooks, `.train()` and surgery written for it work here.
@@ -341,11 +341,11 @@ class VisionTransformer(nn.Module):
 class CLIP(nn.Module):
     """Both towers and the temperature. `clip.load` builds one from weights.
 
-    Shapes:  pictures (B, 3, R, R) and tokens (T, L) -> logits (B, T) and (T, B).
+    Shapes:  images (B, 3, R, R) and tokens (T, L) -> logits (B, T) and (T, B).
     Source:  openai/CLIP@d05afc4 clip/model.py:243, same arguments.
     """
 
-    preprocess_settings: PreprocessSettings | None = None  # what its checkpoint asks of pictures
+    preprocess_settings: PreprocessSettings | None = None  # what its checkpoint asks of images
     tokenizer: SimpleTokenizer | None = None  # of a vocabulary of its own; None for that of the released models
 
     def __init__(
@@ -379,8 +379,10 @@ class CLIP(nn.Module):
         else:
             if vision_patch_size is None:
                 raise CheckpointError(
-                    "vision_patch_size: found None with an integer vision_layers, expected pixels a patch. "
-                    "Pass it, or pass four vision_layers for a ModifiedResNet."
+                    "`vision_patch_size`",
+                    "found None with an integer vision_layers",
+                    "pixels a patch",
+                    "Pass it, or pass four vision_layers for a ModifiedResNet.",
                 )
             self.visual = VisionTransformer(
                 image_resolution,
@@ -433,11 +435,11 @@ class CLIP(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype pictures are cast to and features come in."""
+        """The dtype images are cast to and features come in."""
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Pictures to features, not normalised.
+        """Images to features, not normalised.
 
         Shapes:  (B, 3, R, R) of any dtype, cast to `self.dtype` -> (B, D); B may be 0.
         Units:   in standard deviations from the training mean, as `preprocess` gives; bytes are cast, not scaled.
@@ -467,7 +469,7 @@ class CLIP(nn.Module):
         return x @ self.text_projection  # (T, W) -> (T, D)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines of every picture with every text, times the temperature.
+        """Cosines of every image with every text, times the temperature.
 
         Shapes:  (B, 3, R, R) and (T, L) -> (B, T) and its transpose (T, B).
         """

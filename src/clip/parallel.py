@@ -1,4 +1,4 @@
-"""Threads ahead of a consumer: cores, a stream mapped in order, a budget of bytes. Knows nothing about pictures."""
+"""Threads ahead of a consumer: cores, a stream mapped in order, a budget of bytes. Knows nothing about images."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from .errors import ClipError
+
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 Stage = Literal["read", "open", "decode", "encode"]
-Kind = Literal["pictures", "texts", "pairs"]  # what the entries of a run are
+Kind = Literal["images", "texts", "pairs"]  # what the entries of a run are
 TEXT = "string"  # a column's type
 
 
@@ -38,7 +40,7 @@ def id_hash(own_id: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture of a source, not yet read."""
+    """One image of a source, not yet read."""
 
     id: str  # stable name, valid UTF-8; in a folder the path relative to it, with forward slashes
     path: str  # where it is now; bytes that are not UTF-8 as surrogates, as the os module gives them
@@ -49,7 +51,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is stored of a picture beside its vector."""
+    """What is stored of an image beside its vector."""
 
     id: str
     path: str
@@ -57,13 +59,13 @@ class Row:
     height: int  # of the original [Unit: px]
     format: str  # Pillow's name: "JPEG", "PNG"
     size_bytes: int  # encoded
-    sha256: str | None = None  # of the encoded picture, where a job asks for it
+    sha256: str | None = None  # of the encoded image, where a job asks for it
     values: tuple[str | None, ...] = ()  # the item's
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """One decoded picture, cropped to what the model reads."""
+    """One decoded image, cropped to what the model reads."""
 
     row: Row
     array: np.ndarray  # uint8 (R, R, 3), channels R, G, B
@@ -88,10 +90,16 @@ class Failure:
     error: str  # name of the exception's type
     message: str
 
+    @classmethod
+    def of(cls, entry: Item | Member | ContainerPart, stage: Stage, exc: BaseException) -> Failure:
+        """Return what an exception makes of an entry; the entry's name is not repeated in the message."""
+        message = exc.reason if isinstance(exc, ClipError) else str(exc)
+        return cls(entry.id, entry.path, stage, type(exc).__name__, message)
+
 
 @dataclass(frozen=True, slots=True)
-class Pack:
-    """An archive or a table of pictures, or a part of one, that is read in order; a shard of its own."""
+class ContainerPart:
+    """An archive or a table of images, or a part of one, that is read in order; a shard of its own."""
 
     name: str  # what the ids of its members begin with
     path: str
@@ -127,16 +135,16 @@ class Member:
         return self.item.path
 
 
-Entry = Item | Failure | Pack  # what a listing finds
+Entry = Item | Failure | ContainerPart  # what a listing finds
 
 
 @dataclass(frozen=True)
 class Columns:
     """Which columns of lists and tables the entries are made of."""
 
-    entry: str | None = None  # names or holds the pictures, or is the texts; the one with a usual name without
+    entry: str | None = None  # names or holds the images, or is the texts; the one with a usual name without
     id: str | None = None
-    kind: Kind = "pictures"
+    kind: Kind = "images"
     text: str | None = None  # of pairs: the texts
     keep: tuple[str, ...] = ()  # others whose values go along
     types: tuple[str, ...] = ()  # which these have in the output, as pyarrow names them; texts without
@@ -163,12 +171,12 @@ class Shard:
 
     index: int
     entries: list[Entry]
-    mark: str = ""  # what the part carries when it holds these entries; of their identities where it is empty
+    fingerprint: str = ""  # what the part carries when it holds these entries; of their identities where it is empty
     kept: frozenset[str] = frozenset()  # ids whose rows stand in the part that this one replaces
 
 
 def listed_id(own_id: str, listed: Container[str]) -> str:
-    """The id under which a row's picture was listed: its own, or that of the file whose frame it is."""
+    """The id under which a row's image was listed: its own, or that of the file whose frame it is."""
     file = own_id.rpartition("#")[0]
     return file if own_id not in listed and file in listed else own_id
 
@@ -177,10 +185,10 @@ def in_shards(entries: Iterable[Entry], size: int, first: int = 0) -> Iterator[S
     """Entries in shards of `size`, numbered from `first`; a pack is a shard of its own."""
     group: list[Entry] = []
     for entry in entries:
-        if group and (isinstance(entry, Pack) or len(group) == size):
+        if group and (isinstance(entry, ContainerPart) or len(group) == size):
             yield Shard(first, group)
             first, group = first + 1, []
-        if isinstance(entry, Pack):
+        if isinstance(entry, ContainerPart):
             yield Shard(first, [entry])
             first += 1
         else:

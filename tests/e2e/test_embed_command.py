@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven good pictures."""
+    """Seven good images."""
     folder = tmp_path_factory.mktemp("photos")
     for n, name in enumerate(GOOD):
         formula.picture(n, 40 + n, 30).save(folder / name)
@@ -48,10 +48,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good picture, a bad one, and a file that is none."""
+    """A good image, a bad one, and a file that is none."""
     folder = tmp_path_factory.mktemp("mixed")
     os.link(photos / "0.png", folder / "0.png")
-    (folder / "1.jpg").write_text("no picture")
+    (folder / "1.jpg").write_text("no image")
     (folder / "notes.txt").touch()
     return folder
 
@@ -87,7 +87,7 @@ def test_the_installed_command_embeds_a_folder(photos: Path, weights: Path, tmp_
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     listed, summary = done.stderr.splitlines()
-    assert listed == f"listed 7 pictures, the first '0.png' ({photos}/0.png)"
+    assert listed == f"listed 7 images, the first '0.png' ({photos}/0.png)"
     assert summary.startswith("read 7 = written 7, failed 0; ")
     vectors = clip.Encoder(weights).embed([photos / name for name in GOOD])
     assert_same_vectors(embeddings(tmp_path / "out"), dict(zip(GOOD, vectors, strict=True)), TOLERANCE)
@@ -107,7 +107,7 @@ def test_failures_are_summed_up_and_give_a_code_of_their_own(
     code, said = run("embed", mixed, "-o", tmp_path / "out", "-m", weights)
     assert code == 3
     assert said.splitlines()[-1].startswith(f"read 2 = written 1, failed 1 (see {tmp_path}/out/failures); ")
-    assert said.endswith("; ignored: 1 not a picture\n")
+    assert said.endswith("; ignored: 1 not an image\n")
     (failure,) = pq.read_table(tmp_path / "out/failures").to_pylist()
     assert (failure["id"], failure["stage"]) == ("1.jpg", "open")
 
@@ -148,7 +148,7 @@ def test_an_input_that_is_none_is_refused(
     code, said = run("embed", tmp_path / source, "-o", tmp_path / "out", "-m", weights, *flags)
     assert (code, said) == (
         2,
-        f"clip: {tmp_path / source}: {found}, expected a folder, a picture, a list, an archive or a table. "
+        f"clip: {tmp_path / source}: {found}, expected a folder, an image, a list, an archive or a table. "
         "Check the path.\n",
     )
     assert not (tmp_path / "out").exists()
@@ -229,7 +229,7 @@ def test_a_run_that_is_over_is_said_to_be(run: Run, mixed: Path, weights: Path, 
 
 def test_a_dry_run_counts_and_writes_nothing(run: Run, mixed: Path, tmp_path: Path) -> None:
     code, said = run("embed", mixed, "-o", tmp_path / "out", "-m", "no weights are needed", "--dry-run")
-    assert (code, said) == (0, f"listed 2 pictures, the first '0.png' ({mixed}/0.png); ignored: 1 not a picture\n")
+    assert (code, said) == (0, f"listed 2 images, the first '0.png' ({mixed}/0.png); ignored: 1 not an image\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -290,8 +290,8 @@ def test_progress_goes_to_stderr_in_lines_or_as_a_bar_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(progress, "INTERVALS_S", {"plain": 0, "json": 0})
     _, said = run("embed", mixed, "-o", tmp_path / "lines", "-m", weights)
-    assert said.splitlines()[0] == "listed 2 pictures"
-    assert said.splitlines()[1].startswith("listed 2 pictures, the first '0.png' (")
+    assert said.splitlines()[0] == "listed 2 images"
+    assert said.splitlines()[1].startswith("listed 2 images, the first '0.png' (")
     assert "2 of 2 images, failed 1, " in said.splitlines()[3]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     _, said = run("embed", mixed, "-o", tmp_path / "bar", "-m", weights)
@@ -380,13 +380,13 @@ def test_a_summary_for_programs_is_one_object_on_stdout_and_the_last_line_on_std
     assert told == json.loads(ran.stderr.splitlines()[-1])
     assert told.pop("seconds") > 0
     counts = {"read": 2, "written": 1, "failed": 1, "resumed": 0, "removed": 0}
-    assert told == {"output": str(tmp_path / "out"), **counts, "ignored": {"not a picture": 1}}
+    assert told == {"output": str(tmp_path / "out"), **counts, "ignored": {"not an image": 1}}
     assert ran.returncode == 3
     ran = subprocess.run(
         [*map(str, command), "--dry-run"], capture_output=True, text=True, check=False, timeout=LIMIT_S
     )
     example = f"'0.png' ({mixed / '0.png'})"
-    found = {"pictures": 2, "archives": 0, "example": example, "ignored": {"not a picture": 1}}
+    found = {"images": 2, "archives": 0, "example": example, "ignored": {"not an image": 1}}
     assert json.loads(ran.stdout) == found
 
 
@@ -420,7 +420,7 @@ def test_a_flag_sets_its_field_and_no_other(
 
 @pytest.fixture(scope="module")
 def many(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Links to one picture: more than a run gets through before it is stopped."""
+    """Links to one image: more than a run gets through before it is stopped."""
     folder = tmp_path_factory.mktemp("many")
     for n in range(10_000):
         os.link(photos / "0.png", folder / f"{n:05}.png")

@@ -1,4 +1,4 @@
-"""The same pictures in every form that an input can have, and what a run made of them."""
+"""The same images in every form that an input can have, and what a run made of them."""
 
 import csv
 import json
@@ -23,12 +23,12 @@ ALL = [*NAMES, BAD]
 
 
 def draw(folder: Path, names: Sequence[str] = NAMES) -> Path:
-    """Pictures in two folders, one that is none, a text."""
+    """Images in two folders, one that is none, a text."""
     (folder / "sub").mkdir(parents=True)
     for n, name in enumerate(names):
         formula.picture(n, 40 + n % 50, 30).save(folder / name)
     (folder / BAD).write_bytes((folder / names[0]).read_bytes()[:60])
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -99,7 +99,7 @@ def write_zip(photos: Path, path: Path, method: int = zipfile.ZIP_DEFLATED, name
 
 
 def write_table(photos: Path | str, path: Path, kind: str, names: Sequence[str] = ALL) -> Path:
-    """`kind` says what is in the column; pictures that are only named stand below `photos`, which may be a URL."""
+    """`kind` says what is in the column; images that are only named stand below `photos`, which may be a URL."""
     column: Any
     if kind in ("paths", "struct of paths"):
         paths = [f"{photos}/{name}" for name in names]
@@ -109,6 +109,6 @@ def write_table(photos: Path | str, path: Path, kind: str, names: Sequence[str] 
         column = (
             data if kind == "bytes" else [{"bytes": one, "path": name} for one, name in zip(data, names, strict=True)]
         )
-    table = pa.table({"image": column, "key": names, "caption": [f"picture {name}" for name in names]})
+    table = pa.table({"image": column, "key": names, "caption": [f"image {name}" for name in names]})
     pq.write_table(table, path, row_group_size=5)
     return path

@@ -1,4 +1,4 @@
-"""Weights and pictures by formula: what the golden tables were made on. Source: tests/golden/README.md."""
+"""Weights and images by formula: what the golden tables were made on. Source: tests/golden/README.md."""
 
 import zlib
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def _entry(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def picture(i: int, width: int, height: int) -> Image.Image:
-    """An RGB picture with gradients, a pattern and noise."""
+    """An RGB image with gradients, a pattern and noise."""
     y, x = np.mgrid[0:height, 0:width]
     plain = np.stack(
         [x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (7 * x + 13 * y + 31 * i) % 256], axis=-1
@@ -73,7 +73,7 @@ def picture(i: int, width: int, height: int) -> Image.Image:
 
 
 def picture_in_mode(i: int, width: int, height: int, mode: str) -> Image.Image:
-    """The same picture in another of Pillow's modes."""
+    """The same image in another of Pillow's modes."""
     image = picture(i, width, height)
     if mode in ("RGBA", "LA"):
         y, x = np.mgrid[0:height, 0:width]
@@ -91,7 +91,7 @@ def picture_in_mode(i: int, width: int, height: int, mode: str) -> Image.Image:
 
 
 def quarters(width: int, height: int) -> Image.Image:
-    """An RGB picture of four colours, from the top left: red A, green B, blue C, yellow D, with a pattern on them."""
+    """An RGB image of four colours, from the top left: red A, green B, blue C, yellow D, with a pattern on them."""
     y, x = np.mgrid[0:height, 0:width]
     colours = np.array([(200, 40, 40), (40, 160, 40), (40, 40, 200), (200, 200, 40)])
     place = 2 * (y >= height // 2) + (x >= width // 2)

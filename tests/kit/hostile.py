@@ -1,4 +1,4 @@
-"""A plugin of Pillow's that harms the process it decodes in, and its pictures. A file on PYTHONPATH brings it in."""
+"""A plugin of Pillow's that harms the process it decodes in, and its images. A file on PYTHONPATH brings it in."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ class Hostile(ImageFile.ImageFile):
             ctypes.PyDLL(None).sleep(1000)
         elif self.deed == "eat":
             self.eaten = [b"x" * 50_000_000 for _ in range(40)]  # 2 GB, which this machine has
-        elif self.deed == "poison":  # no harm itself, but the next picture in this process dies
+        elif self.deed == "poison":  # no harm itself, but the next image in this process dies
             from clip.batch import decode as decoding
             decode = decoding.decode
             def deadly(item, *others):
@@ -62,5 +62,5 @@ def environment(plugin: Path) -> dict[str, str]:
 
 
 def picture(deed: str, when: str = "load") -> bytes:
-    """A picture that does something to its decoder, when it is opened or when its pixels are asked for."""
+    """An image that does something to its decoder, when it is opened or when its pixels are asked for."""
     return f"HOSTILE {when} {deed}".encode()

@@ -69,7 +69,7 @@ def test_fp16_features_point_where_fp32_ones_do(name: str) -> None:
 @pytest.mark.parametrize("precision", ["reference", "bf16", "fp32"])
 @pytest.mark.parametrize("name", ["ViT-B/32", "RN50", "ViT-L/14"])
 def test_the_lean_graph_points_where_fp32_on_a_cpu_does(name: str, precision: Any) -> None:
-    """Full batches, a padded one, one picture, floats, and texts of all lengths."""
+    """Full batches, a padded one, one image, floats, and texts of all lengths."""
     found, expected = engine(name, CUDA, precision, batch_size=6), engine(name, CPU)
     least = COSINE["fp16" if precision == "reference" else precision]
     images = pixels(13, found.settings.resolution_px)

@@ -51,7 +51,7 @@ def seen() -> World:
 
 
 def saved(world: World, folder: Path) -> list[Path]:
-    """The pictures as files, JPEGs and PNGs in turns."""
+    """The images as files, JPEGs and PNGs in turns."""
     paths: list[Path] = []
     for number, picture in enumerate(world.pictures):
         paths.append(folder / f"{number:04}.{'png' if number % 2 else 'jpg'}")
@@ -73,10 +73,10 @@ def test_captions_find_their_pictures(precision: Precision, decode: Decode, path
     encoder = encoder_for(precision, decode)
     world = seen()
 
-    def of_pictures(pictures: list[Image.Image]) -> np.ndarray:
+    def of_images(pictures: list[Image.Image]) -> np.ndarray:
         return encoder.embed(paths if pictures is world.pictures else pictures)
 
-    figures = measuring.found(world, of_pictures, texts_by(encoder))
+    figures = measuring.found(world, of_images, texts_by(encoder))
     assert reached(figures, FLOOR), figures
 
 
@@ -88,7 +88,7 @@ def test_pairs_of_colour_and_shape_that_were_never_drawn_are_found_too() -> None
 
 @cache
 def inputs() -> dict[int, torch.Tensor]:
-    """What the drop-in model reads of each list of pictures, by the list's identity."""
+    """What the drop-in model reads of each list of images, by the list's identity."""
     _, preprocess = clip.load("sketch", device="cpu")
     lists = (seen().pictures, seen().decoys, seen().singles)
     return {id(pictures): torch.stack(list(map(preprocess, pictures))) for pictures in lists}
@@ -97,7 +97,7 @@ def inputs() -> dict[int, torch.Tensor]:
 def eager(model: CLIP, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Found:
     """The figures of the drop-in model, with its input changed."""
 
-    def of_pictures(pictures: list[Image.Image]) -> np.ndarray:
+    def of_images(pictures: list[Image.Image]) -> np.ndarray:
         with torch.no_grad():
             return model.encode_image(change(inputs()[id(pictures)])).numpy()
 
@@ -105,7 +105,7 @@ def eager(model: CLIP, change: Callable[[torch.Tensor], torch.Tensor] = lambda x
         with torch.no_grad():
             return model.encode_text(model.tokenize(texts)).numpy()
 
-    return measuring.found(seen(), of_pictures, of_texts)
+    return measuring.found(seen(), of_images, of_texts)
 
 
 def test_the_drop_in_model_finds_them() -> None:
@@ -173,7 +173,7 @@ def test_a_gross_mistake_in_the_network_is_seen(break_it: Callable[[CLIP], None]
         pytest.param(lambda x: x.flip(3), {"recall_1": 0.9}, id="mirrored"),
         pytest.param(lambda x: x.transpose(2, 3), {"recall_1": 0.7, "shape": 0.95}, id="rows and columns exchanged"),
         pytest.param(lambda x: x * 255, {"recall_1": 0.3, "shape": 0.5, "colour": 0.5}, id="not scaled"),
-        pytest.param(lambda x: x.roll(1, dims=0), {"recall_1": CHANCE, "shape": 0.3}, id="the neighbour's picture"),
+        pytest.param(lambda x: x.roll(1, dims=0), {"recall_1": CHANCE, "shape": 0.3}, id="the neighbour's image"),
     ],
 )
 def test_a_gross_mistake_with_the_pictures_is_seen(
@@ -186,7 +186,7 @@ def test_a_gross_mistake_with_the_pictures_is_seen(
 
 @contextmanager
 def golden() -> Iterator[tuple[list[Path], list[str], np.ndarray, np.ndarray]]:
-    """Pictures, captions and their stored features."""
+    """Images, captions and their stored features."""
     with np.load(GOLDEN / "features.npz") as stored:
         captions = json.loads((GOLDEN / "captions.json").read_text())
         yield sorted(GOLDEN.glob("*.png")), captions, stored["images"], stored["texts"]

@@ -15,7 +15,7 @@ bar, flops, peers, records, session, table = (
     importlib.import_module(name) for name in ("bar", "flops", "peers", "records", "session", "table")
 )
 
-# GFLOP of a picture: OpenAI's graph, and what one vector needs.
+# GFLOP of an image: OpenAI's graph, and what one vector needs.
 COUNTS = {
     "RN50": (11.59, 10.78), "RN101": (19.01, 18.20), "RN50x4": (41.16, 39.07), "RN50x16": (145.74, 140.38),
     "RN50x64": (520.25, 507.30), "ViT-B/32": (8.82, 8.12), "ViT-B/16": (35.13, 32.24), "ViT-L/14": (162.03, 155.33),

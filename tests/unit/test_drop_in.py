@@ -234,7 +234,7 @@ def test_hooks_on_blocks_see_sequence_first_tensors_and_hooks_inside_fire(vit: C
     vit.transformer.resblocks[0].register_forward_hook(watch("text"))
     with torch.no_grad():
         vit(images(vit, 3), tokenize(formula.TEXTS))
-    rows = (17, 3)  # 4 x 4 patches and the class token, pictures
+    rows = (17, 3)  # 4 x 4 patches and the class token, images
     assert seen == {
         **{name: (*rows, 64) for name in ("block 0", "block 1", "attn", "ln_1", "ln_2", "mlp", "mlp.c_proj")},
         **{name: (*rows, 256) for name in ("mlp.c_fc", "mlp.gelu")},

@@ -1,4 +1,4 @@
-"""clip.Encoder: pictures in every form and batches of every size give the vectors of the model itself."""
+"""clip.Encoder: images in every form and batches of every size give the vectors of the model itself."""
 
 import hashlib
 import io
@@ -42,7 +42,7 @@ def encoder(weights_path: Path) -> clip.Encoder:
 
 @pytest.fixture(scope="module")
 def reference(weights_path: Path) -> tuple[torch.Tensor, np.ndarray, clip.model.CLIP]:
-    """What the drop-in gives, picture by picture: inputs (N, 3, R, R), features (N, D), and the model."""
+    """What the drop-in gives, image by image: inputs (N, 3, R, R), features (N, D), and the model."""
     model, preprocess = clip.load(str(weights_path))
     images = torch.stack([preprocess(image) for image in PICTURES])
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_untrained_weights_are_those_of_their_seed_and_draw_nothing_from_the_use
 @pytest.mark.parametrize(
     ("bad", "kind"),
     [
-        (b"no picture", ImageError),
+        (b"no image", ImageError),
         (b"", ImageError),
         (png(PICTURES[0])[:200], ImageError),
         ("missing.jpg", ImageError),
@@ -167,7 +167,7 @@ def test_untrained_weights_are_those_of_their_seed_and_draw_nothing_from_the_use
     ids=["bytes", "nothing", "truncated", "missing", "folder", "canvas", "floats", "grey", "number"],
 )
 def test_a_picture_that_cannot_be_read_is_named_by_its_place(bad: Any, kind: type, weights_path: Path) -> None:
-    with pytest.raises(kind, match=r"^picture 2: ") as caught:
+    with pytest.raises(kind, match=r"^image 2: ") as caught:
         clip.Encoder(weights_path, batch_size=2).embed([PICTURES[0], PICTURES[1], bad, PICTURES[2]])
     assert type(caught.value) is kind
 
@@ -179,7 +179,7 @@ def test_no_program_is_started_for_a_picture(
     path = tmp_path / "a.eps"
     PICTURES[0].save(path)
     for form in (path, path.read_bytes()):
-        with pytest.raises(ImageError, match="picture 0"):
+        with pytest.raises(ImageError, match="image 0"):
             encoder.embed([form])
 
 
@@ -193,7 +193,7 @@ def test_pictures_are_taken_as_they_are_needed(weights_path: Path) -> None:
             pulled += 1
             yield PICTURES[0] if pulled <= 5 else b"bad"
 
-    with pytest.raises(ImageError, match="picture 5"):
+    with pytest.raises(ImageError, match="image 5"):
         encoder.embed(endless())
     assert pulled <= 6 + 2 + encoder_module.available_cores() + 1
 
@@ -221,7 +221,7 @@ def test_a_vector_that_cannot_be_normalised_is_named(encoder: clip.Encoder, monk
     features = np.ones((3, encoder.dim), np.float32)
     features[1, 0] = np.inf
     monkeypatch.setattr(encoder, "encode_pixels", lambda _: features)
-    with pytest.raises(ImageError, match="picture 1: the model gave a vector of norm inf"):
+    with pytest.raises(ImageError, match="image 1: the model gave a vector of norm inf"):
         encoder.embed(PICTURES[:3])
     assert encoder.embed(PICTURES[:3], normalize=False).shape == (3, encoder.dim)
 

@@ -120,13 +120,13 @@ def test_a_reader_that_knows_everything_finds_all_and_one_that_knows_nothing_fin
     numbered = {id(picture): number for number, picture in enumerate([*world.pictures, *world.decoys])}
     one_hot = np.eye(2 * 40 + 1)
 
-    def of_pictures(pictures: list[Image.Image]) -> np.ndarray:
+    def of_images(pictures: list[Image.Image]) -> np.ndarray:
         return one_hot[[numbered.get(id(picture), -1) for picture in pictures]]
 
     def of_texts(texts: list[str]) -> np.ndarray:
         return one_hot[[world.captions.index(text) if text in world.captions else -1 for text in texts]]
 
-    knowing = measuring.found(world, of_pictures, of_texts)
+    knowing = measuring.found(world, of_images, of_texts)
     assert (knowing.recall_1, knowing.recall_5, knowing.recall_1_among_decoys) == (1, 1, 1)
     for nothing in (np.ones(4), np.full(4, np.nan)):
         blind = measuring.found(world, always(nothing), always(nothing))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
-from ..atomic_files import written
+from ..atomic_files import translate_os_errors
 from ..encoder import Encoder
 from ..engine.devices import limit_threads
 from ..errors import ClipError, InputError, StoreError
@@ -57,13 +57,13 @@ RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or 
 
 
 def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> EmbedReport:
-    """Turn pictures into Parquet files of vectors; `progress` is told while they are listed and after each.
+    """Turn images into Parquet files of vectors; `progress` is told while they are listed and after each.
 
     An output that holds an interrupted run of the same job is gone on with: shards that are written stay. One whose
     input has changed since is brought up to date if the job says so.
 
     Raises:  InputError for an input that cannot be used, StoreMismatchError for an output that holds another run and
-             StoreBusyError for one where another job is at work, before any picture; what Encoder raises; StoreError
+             StoreBusyError for one where another job is at work, before any image; what Encoder raises; StoreError
              for an output that cannot be written; TooManyFailuresError, with finished parts kept.
     """
     started = time.monotonic()
@@ -71,7 +71,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
     check_room(output)
     source = source_of(job)  # also refuses what is not there, before weights are read
     with limit_threads(job.threads or available_cores()), warnings.catch_warnings():
-        # What Pillow has to say about a picture is in its row, or in its failure row.
+        # What Pillow has to say about an image is in its row, or in its failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         job, tuned = _tuned(job, output, progress)
         encoder = Encoder(
@@ -83,7 +83,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             untrained=job.untrained,
             decode=job.decode,
         )
-        with written(output):
+        with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
         with locked(output) as lock:
             if encoder.precision == "int8":
@@ -96,8 +96,10 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             rows, failed = store.counts(range(plan.shards))
             if not plan.packs and job.frames == "first" and rows + failed != plan.entries:
                 raise StoreError(
-                    f"{output}: holds {rows:,} rows and {failed:,} failures, expected {plan.entries:,} together. "
-                    "Run again with --overwrite, and report this."
+                    output,
+                    f"holds {rows:,} rows and {failed:,} failures",
+                    f"{plan.entries:,} together",
+                    "Run again with `overwrite=True`, and report this.",
                 )
             lock.check()
             ignored = dict(Counter(plan.ignored) + store.ignored(range(plan.shards)))
@@ -140,12 +142,14 @@ def _planned(
     if job.duplicate_ids == "error" and (found := plan.repeated(hashed)) is not None:
         plan.discard()
         raise InputError(
-            f"{found[0].id!r}: stands for {found[0].path} and for {found[1].path}, expected one of each id. "
-            "Leave one out, name an --id-column, or pass --duplicate-ids keep."
+            f"{found[0].id!r}",
+            f"stands for {found[0].path} and for {found[1].path}",
+            "one of each id",
+            'Leave one out, name an `columns.id`, or pass `duplicate_ids="keep"`.',
         )
     if not (job.update or store.is_of(plan.fingerprint)):
         plan.discard()
-    elif standing is not None and (job.update or standing.outlines() != plan.outlines()):
+    elif standing is not None and (job.update or standing.summaries() != plan.summaries()):
         content_hash = (lambda item: _content_hash(source, item, job.max_bytes)) if job.update and job.hashes else None
         plan, removed = updated_plan(store, standing, plan, job.shard_size, retry=job.update, content_hash=content_hash)
     lock.check()
@@ -179,8 +183,8 @@ def _tuned(
     else:
         try:
             report = tune(TuneJob(**{name: getattr(job, name) for name in SHARED_FIELDS}), tell)
-        except InputError as exc:  # too few pictures; what else there is to say of the input, the run says
-            tuned = {"min_cosine": job.min_cosine, "pictures": 0, "rows": [], "best": None}
+        except InputError as exc:  # too few images; what else there is to say of the input, the run says
+            tuned = {"min_cosine": job.min_cosine, "images": 0, "rows": [], "best": None}
             tell(f"exact, as nothing could be measured: {exc}")
         else:
             tuned = asdict(report)
@@ -191,7 +195,7 @@ def _tuned(
 
 
 def _calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, output: Path) -> np.ndarray:
-    """The pixels to quantise by: those of the run that stands, else of the first pictures. Shapes: (N, R, R, 3).
+    """The pixels to quantise by: those of the run that stands, else of the first images. Shapes: (N, R, R, 3).
 
     Raises:  InputError where none of them can be decoded.
     """
@@ -199,24 +203,24 @@ def _calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, ou
     if standing is not None and standing.shape[1] == settings.resolution_px:  # else the run is of another model
         return standing
     of = Source((str(job.calibration),)) if job.calibration else source
-    return first_pixels(Decoding(of, settings, job.guards, job.policies), job.isolated_s)[0].pixels
+    return first_pixels(Decoding(of, settings, job.limits, job.policies), job.isolated_s)[0].pixels
 
 
 def _told(
     shards: Iterable[Shard], ignored: Counter[str], progress: Callable[[Progress], None] | None, kind: Kind
 ) -> Iterator[Shard]:
-    """The shards; how many pictures they have is told after each, and what they are after the last."""
-    pictures = archives = 0
+    """The shards; how many images they have is told after each, and what they are after the last."""
+    images = archives = 0
     example = ""
     for shard in shards:
         counts = [members_of(entry) for entry in shard.entries]
-        pictures, archives = pictures + sum(filter(None, counts)), archives + counts.count(None)
+        images, archives = images + sum(filter(None, counts)), archives + counts.count(None)
         example = example or _example(shard.entries[0], kind)
         if progress:
-            progress(Progress(0, 0, 0, listing=Listing(pictures, archives)))
+            progress(Progress(0, 0, 0, listing=Listing(images, archives)))
         yield shard
     if progress:
-        progress(Progress(0, 0, 0, listing=Listing(pictures, archives, example, dict(ignored))))
+        progress(Progress(0, 0, 0, listing=Listing(images, archives, example, dict(ignored))))
 
 
 def _example(entry: Entry, kind: Kind) -> str:
@@ -248,17 +252,17 @@ def _manifest(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, 
         "computed_in": encoder.computed_in,
         "calibration": None
         if encoder.calibration is None
-        else {"pictures": len(encoder.calibration.pixels), "sha256": encoder.calibration.sha256},
+        else {"images": len(encoder.calibration.pixels), "sha256": encoder.calibration.sha256},
         "tuned": tuned,
         "engine": encoder.backend,
         "decode": encoder.decode,
         "kind": job.kind,
         "policies": asdict(job.policies),
-        "guards": asdict(job.guards),
+        "guards": asdict(job.limits),
         "normalised": job.normalize,
         "dtype": job.dtype,
         "hashes": job.hashes,
-        "long_text": None if job.kind == "pictures" else job.long_text,
+        "long_text": None if job.kind == "images" else job.long_text,
         "keep": source.columns.kept,  # a list, as their order counts
         "dim": encoder.dim,
         "device": str(encoder.device),

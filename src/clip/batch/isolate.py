@@ -1,8 +1,8 @@
 """Items to pixels: in the thread that asks, or in a process of its own. Knows nothing about models.
 
-Such a process may crash, hang or eat memory without harm to the job. It decodes one picture at a time, so the one that
-kills it is known. If it had decoded others before, the picture is tried once more in a fresh one: what broke the first
-may have been left behind by an earlier picture. No torch is needed for exact pixels.
+Such a process may crash, hang or eat memory without harm to the job. It decodes one image at a time, so the one that
+kills it is known. If it had decoded others before, the image is tried once more in a fresh one: what broke the first
+may have been left behind by an earlier image. No torch is needed for exact pixels.
 """
 
 from __future__ import annotations
@@ -47,12 +47,17 @@ class IsolatedDecoder:
         max_seconds: float,
         reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`max_seconds` is for opening a picture, and again for decoding each frame; waiting in `reserve` not counted.
+        """`max_seconds` is for opening an image, and again for decoding each frame; waiting in `reserve` not counted.
 
         Raises:  InputError on Windows.
         """
         if os.name == "nt":
-            raise InputError("isolate: not on Windows, expected Linux or macOS. Decode in threads, without it.")
+            raise InputError(
+                "`isolate`",
+                "not on Windows",
+                "Linux or macOS",
+                "Decode in threads, without it.",
+            )
         self._decoding = decoding
         self._max_seconds = max_seconds
         self._reserve = reserve
@@ -145,7 +150,7 @@ class _Process:
     def decode(
         self, entry: Item | Member, max_seconds: float, reserve: Callable[[int], AbstractContextManager[None]]
     ) -> list[Pixels | Failure] | None:
-        """What became of a picture; None if the process died of it. It is not alive after a time-out."""
+        """What became of an image; None if the process died of it. It is not alive after a time-out."""
         try:
             with ExitStack() as held:
                 self._connection.send(entry)
@@ -186,8 +191,8 @@ def work(descriptor: int) -> None:
     """What such a process does: items in, pixels or failures out, until nobody is there any more."""
     connection = Connection(descriptor)
     decoding, max_seconds = connection.recv()
-    limit_bytes = MEMORY_BASE + MEMORY_PER_PIXEL * decoding.guards.max_pixels
-    if decoding.how == "fast":
+    limit_bytes = MEMORY_BASE + MEMORY_PER_PIXEL * decoding.limits.max_pixels
+    if decoding.options.pixels == "fast":
         importlib.import_module("torch")  # before the limit, as its libraries map some gigabytes
     _limit_memory(limit_bytes)
 

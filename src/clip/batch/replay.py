@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..encoder import Encoder
 from ..engine.quantize import Calibration
 from ..errors import StoreError, StoreMismatchError
-from ..jobs.options import Guards, Policies
-from ..records import Columns, Failure, Pack, Pixels, Tokens
+from ..jobs.options import DecodeOptions, Limits
+from ..records import Columns, ContainerPart, Failure, Pixels, Tokens
 from ..sources.source import Source
 from ..store.manifest import CALIBRATION, read_calibration
 from .decode import Decoding
@@ -50,15 +50,17 @@ def encoder_of(store: Store, model: str | None = None, device: str = "auto") -> 
         if pixels is None or Calibration(pixels).sha256 != calibration["sha256"]:
             found = "another" if pixels is not None else "no"
             raise StoreError(
-                f"{store.path}: holds {found} {CALIBRATION}, expected that by which int8 was quantised. Run the job "
-                "again with --overwrite."
+                store.path,
+                f"holds {found} {CALIBRATION}",
+                "that by which int8 was quantised",
+                "Run the job again with `overwrite=True`.",
             )
         encoder.calibrate(pixels)
     return encoder
 
 
 def decoding_of(store: Store, settings: PreprocessSettings) -> Decoding:
-    """How the run read and decoded its pictures, to what `settings` ask for.
+    """How the run read and decoded its images, to what `settings` ask for.
 
     Raises:  InputError where the source is not there any more.
     """
@@ -67,8 +69,8 @@ def decoding_of(store: Store, settings: PreprocessSettings) -> Decoding:
     column, id_column, kind, text = (manifest[name] for name in ("column", "id_column", "kind", "text_column"))
     columns = Columns(column, id_column, kind, text, keep, types)
     source = Source(tuple(manifest["source"]), tuple(manifest["globs"]), columns, manifest["root"])
-    guards, policies = Guards(**manifest["guards"]), Policies(**manifest["policies"])
-    return Decoding(source, settings, guards, policies, how=manifest["decode"])
+    limits, policies = Limits(**manifest["guards"]), DecodeOptions(**manifest["policies"])
+    return Decoding(source, settings, limits, policies, how=manifest["decode"])
 
 
 def entries_again(
@@ -80,14 +82,16 @@ def entries_again(
     """What becomes of the entries of these ids when they are read and prepared again."""
     pack = shard.entries[0]
     entries = (
-        decoding.source.members(pack, decoding.guards.max_bytes, Counter()) if isinstance(pack, Pack) else shard.entries
+        decoding.source.members(pack, decoding.limits.max_bytes, Counter())
+        if isinstance(pack, ContainerPart)
+        else shard.entries
     )
     missing = set(wanted)
     files = wanted | {own_id.rpartition("#")[0] for own_id in wanted}
     for entry in entries:
         if not missing:
             return  # what follows need not be read
-        if entry.id not in files or isinstance(entry, Pack):
+        if entry.id not in files or isinstance(entry, ContainerPart):
             continue
         for outcome in [entry] if isinstance(entry, Failure) else prepare(entry):
             found = outcome.id if isinstance(outcome, Failure) else outcome.row.id

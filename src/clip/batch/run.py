@@ -18,7 +18,7 @@ from ..errors import TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
 from ..jobs.options import DECODE_SECONDS
 from ..parallel import ByteBudget, available_cores, map_ahead, read_ahead
-from ..records import Failure, Item, Member, Pack, Pixels, Row, Shard, Tokens
+from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens
 from ..sources.remote.prefetch import prefetched
 from ..store.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_standing
 from ..text.tokens import Tokenizing
@@ -54,18 +54,22 @@ class Run:
     ) -> None:
         self._job = job
         self._encoder = encoder
-        self._decoding = Decoding(source, encoder.settings, job.guards, job.policies, job.hashes, encoder.decode)
+        self._decoding = Decoding(source, encoder.settings, job.limits, job.policies, job.hashes, encoder.decode)
         self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text, encoder.tokenizer)
         self._plan = plan
         self._store = store
         self._lock = lock
         self._progress = progress
-        self._outlines = plan.outlines()
+        self._summaries = plan.summaries()
 
     def write(self) -> int:
         """Write them, and tell how many entries stood already."""
-        done = {index for index, told in enumerate(self._outlines) if self._store.mark(index) == told.mark}
-        kept = sum(told.kept for index, told in enumerate(self._outlines) if index not in done)
+        done = {
+            index
+            for index, summary in enumerate(self._summaries)
+            if self._store.fingerprint(index) == summary.fingerprint
+        }
+        kept = sum(summary.kept for index, summary in enumerate(self._summaries) if index not in done)
         written_rows, failed = self._store.counts(done)
         read = resumed = written_rows + failed + kept
         todo = [index for index in range(self._plan.shards) if index not in done]
@@ -107,9 +111,10 @@ class Run:
             return
         last = part.last_failure
         raise TooManyFailuresError(
-            f"{self._job.output}: more than {allowed:,} of {self._plan.total or of:,} {self._job.kind} failed, "
-            f"expected at most {most} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]}). Repair them, or "
-            "raise --max-failures and run again: finished parts are kept."
+            self._job.output,
+            f"more than {allowed:,} of {self._plan.total or of:,} {self._job.kind} failed",
+            f"at most {most} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]})",
+            "Repair them, or raise `max_failures` and run again: finished parts are kept.",
         )
 
     def _outcomes(self, indices: Iterable[int]) -> Generator[_Outcome]:
@@ -147,7 +152,7 @@ class Run:
             ignored: Counter[str] = Counter()
             yield shard
             for entry in shard.entries:
-                if isinstance(entry, Pack):
+                if isinstance(entry, ContainerPart):
                     members = self._decoding.source.members(entry, self._job.max_bytes, ignored)
                     with closing(read_ahead(members, _size_of, READ_AHEAD_BYTES)) as stream:
                         yield from stream
@@ -251,8 +256,8 @@ class _Part:
 def prepared(
     entry: Item | Member, decoded: Callable[[Item | Member], Sequence[Pixels | Failure]], tokenizing: Tokenizing
 ) -> Sequence[Pixels | Tokens | Failure]:
-    """What the model reads of an entry: of its picture, of its text, or of both; or the reason why there is nothing."""
-    if tokenizing.kind == "pictures":
+    """What the model reads of an entry: of its image, of its text, or of both; or the reason why there is nothing."""
+    if tokenizing.kind == "images":
         return decoded(entry)
     item = entry.item if isinstance(entry, Member) else entry
     tokens = tokenizing(item)

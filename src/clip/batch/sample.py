@@ -1,4 +1,4 @@
-"""Some pictures of an input: the first to quantise by, and some at random to measure on. Knows nothing about models."""
+"""Some images of an input: the first to quantise by, and some at random to measure on. Knows nothing about models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..engine.quantize import Calibration
 from ..errors import InputError
 from ..jobs.embed import EmbedJob
-from ..records import Failure, Item, Member, Pack, Pixels
+from ..records import ContainerPart, Failure, Item, Member, Pixels
 from ..sources.remote.prefetch import prefetched
 from .isolate import IsolatedDecoder
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from .decode import Decoding
 
-CALIBRATION_PICTURES = 256  # by which int8 is quantised
+CALIBRATION_IMAGES = 256  # by which int8 is quantised
 ATTEMPTS = 4  # times as many entries are looked at, to find so many that can be decoded
 
 
 def first_pixels(decoding: Decoding, isolated_s: float | None) -> tuple[Calibration, int]:
-    """The first pictures of the decoding's source that can be decoded, and how many entries were looked at for them.
+    """The first images of the decoding's source that can be decoded, and how many entries were looked at for them.
 
     With `isolated_s` they are decoded in a process of its own, in so many seconds each.
 
@@ -36,17 +36,17 @@ def first_pixels(decoding: Decoding, isolated_s: float | None) -> tuple[Calibrat
     pixels: list[np.ndarray] = []
     looked_at = 0
     with _decoder(decoding, isolated_s) as decoded:
-        for entry in islice(_pictures(decoding), ATTEMPTS * CALIBRATION_PICTURES):
+        for entry in islice(_images(decoding), ATTEMPTS * CALIBRATION_IMAGES):
             looked_at += 1
             pixels += [outcome.array for outcome in decoded(entry) if isinstance(outcome, Pixels)]
-            if len(pixels) >= CALIBRATION_PICTURES:
+            if len(pixels) >= CALIBRATION_IMAGES:
                 break
     if not pixels:
         raise InputError(
-            f"{', '.join(decoding.source.inputs)}: found no picture that can be decoded among the first {looked_at:,}, "
+            f"{', '.join(decoding.source.inputs)}: found no image that can be decoded among the first {looked_at:,}, "
             "expected some. Check the input, or pass --calibration FOLDER."
         )
-    return Calibration(np.stack(pixels[:CALIBRATION_PICTURES])), looked_at
+    return Calibration(np.stack(pixels[:CALIBRATION_IMAGES])), looked_at
 
 
 def drawn(
@@ -54,10 +54,10 @@ def drawn(
 ) -> tuple[list[Item | Member], int]:
     """`count` entries at random of those behind the first `skipped`, which are taken too where there are no others.
 
-    Pictures that cannot be decoded are none. Of a large input only the beginning is looked at. Also tells how many of
+    Images that cannot be decoded are none. Of a large input only the beginning is looked at. Also tells how many of
     the first ones were taken. Those on servers come with their bytes. `isolated_s` as of `first_pixels`.
     """
-    entries = _pictures(decoding)
+    entries = _images(decoding)
     before = list(islice(entries, skipped))
     chosen: list[Item | Member] = []
     spare = count + count // 4  # some cannot be decoded
@@ -70,7 +70,7 @@ def drawn(
     taken: list[Item | Member] = []
     overlap = 0
     with _decoder(decoding, isolated_s) as decoded:
-        fetched = prefetched((*chosen, *before), decoding.guards.max_bytes, EmbedJob.readers)
+        fetched = prefetched((*chosen, *before), decoding.limits.max_bytes, EmbedJob.readers)
         for place, entry in enumerate(fetched):
             if len(taken) == count:
                 break
@@ -95,9 +95,9 @@ def _decoder(
         isolated.close()
 
 
-def _pictures(decoding: Decoding) -> Iterator[Item | Member]:
-    for shard in decoding.source.shards(CALIBRATION_PICTURES, Counter()):
+def _images(decoding: Decoding) -> Iterator[Item | Member]:
+    for shard in decoding.source.shards(CALIBRATION_IMAGES, Counter()):
         for entry in shard.entries:
-            is_pack = isinstance(entry, Pack)
-            found = decoding.source.members(entry, decoding.guards.max_bytes, Counter()) if is_pack else [entry]
+            is_pack = isinstance(entry, ContainerPart)
+            found = decoding.source.members(entry, decoding.limits.max_bytes, Counter()) if is_pack else [entry]
             yield from (one for one in found if isinstance(one, (Item, Member)))

@@ -1,6 +1,6 @@
 """tune(job): how fast each setting of this machine is, and how far its vectors are from the exact ones.
 
-All is measured, on this machine, with these weights, on pictures of the user's; the settings take turns, so that what
+All is measured, on this machine, with these weights, on images of the user's; the settings take turns, so that what
 else the machine does hurts all alike. Knows nothing about Parquet or the command line.
 """
 
@@ -25,13 +25,13 @@ from .sample import drawn, first_pixels
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..jobs.options import Decode, Precision
+    from ..jobs.options import PixelMode, Precision
     from ..jobs.tune import TuneJob
     from ..records import Item, Member
 
 ROUNDS = 3  # in which a setting is timed; the median counts
 NEIGHBOURS = 10
-DECODES: tuple[Decode, ...] = ("exact", "fast")
+DECODES: tuple[PixelMode, ...] = ("exact", "fast")
 
 
 def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
@@ -39,7 +39,7 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
 
     `told` is given a line before what takes time.
 
-    Raises:  InputError for an input without pictures; what Encoder raises.
+    Raises:  InputError for an input without images; what Encoder raises.
     """
     source = Source(job.inputs, job.globs, Columns(job.column), job.root)
     encoders = _encoders(job, tell := told or (lambda _: None))
@@ -51,14 +51,14 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
         calibration, looked_at = first_pixels(replace(exact.decoding, source=of), job.isolated_s)
         encoders["int8"].calibrate(calibration.pixels)
     skipped = 0 if job.calibration else looked_at
-    entries, overlap = drawn(exact.decoding, job.pictures, job.seed, skipped, job.isolated_s)
+    entries, overlap = drawn(exact.decoding, job.images, job.seed, skipped, job.isolated_s)
     if len(entries) < 2:
         raise InputError(
-            f"{', '.join(job.inputs)}: found {len(entries)} pictures that can be decoded, expected at least 2 to "
+            f"{', '.join(job.inputs)}: found {len(entries)} images that can be decoded, expected at least 2 to "
             "measure on. Pass more."
         )
     for one in several:
-        tell(f"measuring {one.encoder.precision}, {one.decode} pixels, on {len(entries):,} pictures")
+        tell(f"measuring {one.encoder.precision}, {one.decode} pixels, on {len(entries):,} images")
         one.vectors = unit_vectors(one.run(entries))  # also makes the graph ready
     for _ in range(ROUNDS):
         for one in several:
@@ -73,9 +73,9 @@ def summary(report: TuneReport) -> str:
     """What was found, in a line."""
     best, exact = report.best, report.rows[0]
     if best == exact:
-        return f"nothing faster stays within a cosine of {report.min_cosine:g} on {report.pictures:,} pictures: exact"
+        return f"nothing faster stays within a cosine of {report.min_cosine:g} on {report.images:,} images: exact"
     faster = f"{best.images_per_s / exact.images_per_s:.1f} times as fast as exact vectors"
-    near = f"least cosine to them {best.min_cosine:.6f} on {report.pictures:,} pictures"
+    near = f"least cosine to them {best.min_cosine:.6f} on {report.images:,} images"
     return f"took {best.precision}, {best.decode} pixels: {faster}, {near}"
 
 
@@ -99,10 +99,10 @@ def _encoders(job: TuneJob, tell: Callable[[str], None]) -> dict[Precision, Enco
 class _Setting:
     """One way to make vectors, and what was seen of it."""
 
-    def __init__(self, job: TuneJob, source: Source, encoder: Encoder, decode: Decode) -> None:
+    def __init__(self, job: TuneJob, source: Source, encoder: Encoder, decode: PixelMode) -> None:
         self.encoder = encoder
-        self.decode: Decode = decode
-        self.decoding = Decoding(source, encoder.settings, job.guards, job.policies, how=decode)
+        self.decode: PixelMode = decode
+        self.decoding = Decoding(source, encoder.settings, job.limits, replace(job.decode, pixels=decode))
         self.vectors = np.empty((0, self.encoder.dim), np.float32)
         self._workers = job.workers or available_cores()
         self._seconds: list[float] = []
@@ -115,7 +115,12 @@ class _Setting:
             for outcome in self.decoding(entry):
                 if isinstance(outcome, Pixels):
                     return outcome.array
-            raise InputError(f"{entry.id}: cannot be decoded any more, expected a picture. Measure again.")
+            raise InputError(
+                entry.id,
+                "cannot be decoded any more",
+                "an image",
+                "Measure again.",
+            )
 
         decoded = map_ahead(pixels_of, entries, workers=self._workers, ahead=2 * size + self._workers)
         return np.concatenate([self.encoder.encode_pixels(np.stack(batch)) for batch in batched(decoded, size)])
@@ -144,7 +149,7 @@ class _Setting:
 
 
 def _agreement(vectors: np.ndarray, exact: np.ndarray) -> float:
-    """Of the nearest neighbours that pictures have by their exact vectors, the part they have by these too.
+    """Of the nearest neighbours that images have by their exact vectors, the part they have by these too.
 
     Shapes:  unit vectors (N, D) twice.
     """

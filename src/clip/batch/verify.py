@@ -1,4 +1,4 @@
-"""verify(job): an output read back and compared with its plan, its manifest, and, for a sample, with its pictures.
+"""verify(job): an output read back and compared with its plan, its manifest, and, for a sample, with its images.
 
 Nothing that the run counted is believed: ids are compared one by one with the listing, vectors are looked at. Memory
 holds a shard, and eight bytes for each id. Knows nothing about the command line.
@@ -18,14 +18,14 @@ import pyarrow as pa
 from ..encoder import unit_vectors
 from ..errors import StoreError
 from ..jobs.verify import Problem, VerifyReport
-from ..records import Failure, Pack, id_hash, listed_id
+from ..records import ContainerPart, Failure, id_hash, listed_id
 from ..store.parts import (
     EMBEDDINGS,
     FAILURES,
     IGNORED,
     PART,
     count_rows,
-    read_mark,
+    read_fingerprint,
     read_metadata,
     read_part,
     vector_columns,
@@ -47,7 +47,7 @@ NORM_TOLERANCE = 1e-3  # of a vector that should have length 1; float16 rounds a
 SAME_COSINE = (
     0.9995  # between a vector that stands and the one made again, in another batch, perhaps on another machine
 )
-CHANGED = "The picture changed, or could not be reached."
+CHANGED = "The image changed, or could not be reached."
 MAX_NAMED = 5  # ids in one problem
 
 
@@ -105,13 +105,13 @@ class _Reader:
 
     def _of_shard(self, shard: Shard) -> Iterator[Problem]:
         part = PART.format(shard.index)
-        pack = shard.entries[0] if shard.entries and isinstance(shard.entries[0], Pack) else None
+        pack = shard.entries[0] if shard.entries and isinstance(shard.entries[0], ContainerPart) else None
         if pack is None and self._store.manifest["policies"]["frames"] == "first":
             self.read += len(shard.entries)
         try:
             rows = read_part(self._store.path / EMBEDDINGS / part)
             failures = read_part(self._store.path / FAILURES / part)
-            mark = read_mark(self._store.path / EMBEDDINGS / part)
+            fingerprint = read_fingerprint(self._store.path / EMBEDDINGS / part)
         except StoreError as exc:
             yield Problem(f"{EMBEDDINGS}/{part}", str(exc))
             return
@@ -119,7 +119,7 @@ class _Reader:
         self.failed += failures.num_rows
         if pack is None and self._store.manifest["policies"]["frames"] == "all":
             self.read += rows.num_rows + failures.num_rows  # how many frames there are is known only now
-        if mark != shard.mark:
+        if fingerprint != shard.fingerprint:
             yield Problem(f"{EMBEDDINGS}/{part}", "of another listing than _plan. Run the job again.")
         if not rows.schema.equals(self._store.schema):
             yield Problem(f"{EMBEDDINGS}/{part}", "its columns are not those of the manifest. Run with --overwrite.")
@@ -140,7 +140,7 @@ class _Reader:
             yield Problem(f"{EMBEDDINGS}/{part}", "not in the order of the listing. Run with --overwrite.")
         yield from self._of_vectors(part, ids, rows)
 
-    def _of_pack(self, part: str, pack: Pack, found: int) -> Iterator[Problem]:
+    def _of_pack(self, part: str, pack: ContainerPart, found: int) -> Iterator[Problem]:
         """What an archive or table held is known only where it tells; the ids are its own."""
         self.read += found
         ignored = sum(json.loads(read_metadata(self._store.path / EMBEDDINGS / part).get(IGNORED, b"{}")).values())
@@ -184,7 +184,7 @@ class _Reader:
 
 
 def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:
-    """Embed some of the pictures again: how many, the least cosine, and what differs."""
+    """Embed some of the images again: how many, the least cosine, and what differs."""
     encoder, manifest = encoder_of(store, job.model, job.device), store.manifest
     decoding = decoding_of(store, encoder.settings)
     long_text = manifest["long_text"] or "fail"

@@ -24,26 +24,26 @@ DIGITS = 7  # of a probability
 LABELS_HELP = "A file with a label a line, or labels with commas between."
 TEMPLATE_HELP = f"A sentence with {{}} for the label. May be repeated: they are averaged.  [default: {TEMPLATE}]"
 SET_HELP = "A set of them: openai7, or a file with one a line."
-TRUTH_HELP = "What pictures are, to count how often that is found: a column, or folder-names."
+TRUTH_HELP = "What images are, to count how often that is found: a column, or folder-names."
 CLASSIFY_MODEL_HELP = "A name or file; of OUT, the run's weights.  [default: ViT-B/32; as in the manifest]"
 
 
 @click.command()
-@click.argument("source", metavar="OUT|PICTURES")
+@click.argument("source", metavar="OUT|IMAGES")
 @click.option("--labels", metavar="FILE|A,B", required=True, help=LABELS_HELP)
 @click.option("--template", metavar="TEXT", multiple=True, help=TEMPLATE_HELP)
 @click.option("--templates", metavar="SET", help=SET_HELP)
 @click.option("-k", metavar="N", type=int, default=ClassifyJob.k, show_default=True, help="Labels to tell of each.")
 @click.option("--truth", metavar="COLUMN", help=TRUTH_HELP)
 @click.option("-m", "--model", metavar="MODEL", help=CLASSIFY_MODEL_HELP)
-@click.option("--untrained", metavar="SEED", type=int, help="Of pictures: draw the named model's weights at random.")
+@click.option("--untrained", metavar="SEED", type=int, help="Of images: draw the named model's weights at random.")
 @click.option("--device", default="auto", show_default=True, help="Of the model.")
 @click.option("--json", "as_json", is_flag=True, help="The summary on stderr as one JSON object.")
 def classify(*, as_json: bool, **options: Any) -> int:
-    """Tell which of some labels pictures show, with probabilities, as NDJSON.
+    """Tell which of some labels images show, with probabilities, as NDJSON.
 
-    The vectors of OUT, as `clip embed` wrote it, are used; PICTURES, anything that `clip embed` takes, are embedded
-    first. Each picture is a line: id, path, top (label and probability, the most probable first), truth where it is
+    The vectors of OUT, as `clip embed` wrote it, are used; IMAGES, anything that `clip embed` takes, are embedded
+    first. Each image is a line: id, path, top (label and probability, the most probable first), truth where it is
     asked for; or, where it cannot be read, id, path, stage, error, message. Exit code 0: all were classified; 3: some
     could not be read; 1: the run failed; 2: it did not begin.
     """

@@ -1,4 +1,4 @@
-"""The command `clip demo`: the other commands, on pictures drawn for it. Knows nothing about vectors."""
+"""The command `clip demo`: the other commands, on images drawn for it. Knows nothing about vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..demo.folder import Drawn
 
 HITS = 5
-LINES_SHOWN = 3  # of a line for each picture
+LINES_SHOWN = 3  # of a line for each image
 CLOSING = """
 Your own photos, with the model that knows photos (ViT-B/32, 354 MB, fetched once):
 
@@ -29,19 +29,19 @@ Your own photos, with the model that knows photos (ViT-B/32, 354 MB, fetched onc
 
 What the sketch model cannot do: photographs, faces, writing, or anything but {shapes}
 in {colours}, one to four alike or two in a relation.
-It is for trying things out, for tests, and for machines without a network. The pictures and vectors stay in {output}.
+It is for trying things out, for tests, and for machines without a network. The images and vectors stay in {output}.
 """
 
 
 @click.command()
 @click.option("-o", "--output", metavar="OUT", default=DemoJob.output, show_default=True, help="Folder to write.")
-@click.option("--scenes", metavar="N", type=int, default=DemoJob.scenes, show_default=True, help="Pictures to draw.")
+@click.option("--scenes", metavar="N", type=int, default=DemoJob.scenes, show_default=True, help="Images to draw.")
 @click.option("--seed", metavar="N", type=int, help="Of what is drawn.  [default: other scenes each time]")
 @click.pass_context
 def demo(context: click.Context, **options: Any) -> None:
-    """Draw pictures, embed them, search and classify them with the small model that comes along; no network.
+    """Draw images, embed them, search and classify them with the small model that comes along; no network.
 
-    OUT gets scenes/, scenes.csv with what each picture shows, vectors/, and hits.png. Takes some ten seconds.
+    OUT gets scenes/, scenes.csv with what each image shows, vectors/, and hits.png. Takes some ten seconds.
     """
     job = DemoJob(**options)
     with undisturbed():
@@ -49,7 +49,7 @@ def demo(context: click.Context, **options: Any) -> None:
         from ..demo.scenes import COLOURS, SHAPES
 
     listed, drawn = draw_folder(job)
-    click.echo(f"drew {len(drawn)} pictures: {listed.parent / 'scenes'}, and what they show: {listed}")
+    click.echo(f"drew {len(drawn)} images: {listed.parent / 'scenes'}, and what they show: {listed}")
     vectors, sheet = str(listed.with_name(VECTORS)), str(listed.with_name(SHEET))
     run = _Runner(context.find_root().command)
     root, keep = ("--root", str(listed.parent)), ("--keep", "caption,shape,colour")
@@ -98,7 +98,7 @@ class _Runner:
         first = _FirstLines(sys.stdout, lines)
         with contextlib.redirect_stdout(first):
             self._run(arguments)
-        click.echo(f"... and {first.hidden:,} more lines, a picture each")
+        click.echo(f"... and {first.hidden:,} more lines, an image each")
 
     def _run(self, arguments: tuple[str, ...]) -> None:
         code = self._group.main(list(arguments), prog_name="clip", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""The command `clip`: flags in, jobs to the verbs, a bar and a summary out. Knows nothing about pictures or models.
+"""The command `clip`: flags in, jobs to the verbs, a bar and a summary out. Knows nothing about images or models.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done; 3 done, with failure rows; 1 failed; 2 refused
 before any work; 130 and 143 interrupted, with finished parts kept.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -28,12 +28,17 @@ from .signals import InterruptedBySignal, interruptible
 from .tune import tune
 from .verify import verify
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+QUOTES = "\"'"
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="clip-turbo %(version)s")
 @click.option("--debug", is_flag=True, help="Show where an error arose.")
 def cli(debug: bool) -> None:
-    """Pictures to CLIP vectors: OpenAI's numbers, in bulk."""
+    """Images to CLIP vectors: OpenAI's numbers, in bulk."""
 
 
 for command in (embed, verify, export, search, index, classify, tune, models, fetch, demo):
@@ -60,6 +65,23 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (ClipError, OSError) as exc:
         if "--debug" in arguments:
             raise
-        say(f"clip: {exc}")
+        message = exc.render(_spell_flag(arguments)) if isinstance(exc, ClipError) else str(exc)
+        say(f"clip: {message}")
         code = EXIT_REFUSED if isinstance(exc, REFUSALS) else EXIT_FAILED
     sys.exit(code)
+
+
+def _spell_flag(arguments: list[str]) -> Callable[[str, str | None], str]:
+    """Return what writes an argument of a Python call as the flag of the command that ran; others stay as they are."""
+    command = next((cli.commands[word] for word in arguments if word in cli.commands), None)
+    options = [parameter for parameter in (command.params if command else ()) if isinstance(parameter, click.Option)]
+    flags = {option.name: max(option.opts, key=len) for option in options}
+    flags |= {(name or "").rpartition("__")[2]: flag for name, flag in flags.items()} | flags
+
+    def spell(name: str, value: str | None) -> str:
+        flag = flags.get(name.replace(".", "__")) or flags.get(name.rpartition(".")[2])
+        if flag is None:
+            return name if value is None else f"{name}={value}"
+        return flag if value in (None, "True") else f"{flag} {value.strip(QUOTES)}"
+
+    return spell

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Style = Literal["auto", "plain", "json", "none"]
 INTERVALS_S = {"plain": 5.0, "json": 1.0}  # between lines
-UNITS: dict[Kind, str] = {"pictures": "images", "texts": "texts", "pairs": "pairs"}  # that are counted
+UNITS: dict[Kind, str] = {"images": "images", "texts": "texts", "pairs": "pairs"}  # that are counted
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
 
@@ -33,13 +33,13 @@ def say(message: str) -> None:
 class Reporter:
     """A bar with images/s and time left on a terminal, elsewhere a line every few seconds; or what a style says."""
 
-    def __init__(self, style: Style = "auto", kind: Kind = "pictures") -> None:
+    def __init__(self, style: Style = "auto", kind: Kind = "images") -> None:
         is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None where a process has no stderr
         self._style = ("bar" if is_terminal else "plain") if style == "auto" else style
         self._kind: Kind = kind
         self._bar: Any = None
         self._spoken = time.monotonic()
-        self._started: float | None = None  # when the first picture came
+        self._started: float | None = None  # when the first image came
 
     def update(self, progress: Progress) -> None:
         """Take note of how far a run is."""
@@ -79,7 +79,7 @@ class Reporter:
 
         if progress.listing is not None:
             self._bar = self._bar if self._bar is not None else tqdm(unit=f" {self._kind} listed", dynamic_ncols=True)
-            self._bar.update(progress.listing.pictures - self._bar.n)
+            self._bar.update(progress.listing.images - self._bar.n)
             return
         unit = f" {UNITS[self._kind]}"
         if self._bar is None or self._bar.unit != unit:
@@ -89,9 +89,9 @@ class Reporter:
         self._bar.update(progress.read - self._bar.n)
 
 
-def listed(listing: Listing, kind: Kind = "pictures") -> str:
+def listed(listing: Listing, kind: Kind = "images") -> str:
     """What an input was found to be, in words."""
-    counts = [(listing.pictures, kind.removesuffix("s")), (listing.archives, "archive")]
+    counts = [(listing.images, kind.removesuffix("s")), (listing.archives, "archive")]
     found = " and ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts if count)
     example = f", the first {listing.example}" if listing.example else ""
     return f"listed {found or 'nothing'}{example}{told_ignored(listing.ignored)}"
@@ -106,7 +106,7 @@ def told_ignored(ignored: dict[str, int]) -> str:
 
 def _told(progress: Progress, kind: Kind, seconds: float) -> dict[str, Any]:
     if progress.listing is not None:
-        return {"event": "listing", "pictures": progress.listing.pictures, "archives": progress.listing.archives}
+        return {"event": "listing", "images": progress.listing.images, "archives": progress.listing.archives}
     rate = (progress.read - progress.resumed) / seconds if seconds else None
     left = None if progress.total is None else progress.total - progress.read
     return {
@@ -123,7 +123,7 @@ def _told(progress: Progress, kind: Kind, seconds: float) -> dict[str, Any]:
 
 def _line(told: dict[str, Any], kind: Kind) -> str:
     if told["event"] == "listing":
-        return listed(Listing(told["pictures"], told["archives"]), kind)
+        return listed(Listing(told["images"], told["archives"]), kind)
     unit = UNITS[kind]
     total = "" if told["total"] is None else f" of {told['total']:,}"
     shards = "" if told["total"] is not None else f" in {told['shard']:,} of {told['shards']:,} shards"

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 WIDEST_ID = 60  # letters that the table makes room for
 
-TEXT_HELP = "What to look for, in words. May be repeated: all texts, pictures and the vector are averaged."
-IMAGE_HELP = "A picture to look for, - for stdin. May be repeated."
+TEXT_HELP = "What to look for, in words. May be repeated: all texts, images and the vector are averaged."
+IMAGE_HELP = "An image to look for, - for stdin. May be repeated."
 VECTOR_HELP = "A vector to look for, as a JSON list or .npy, - for stdin."
 NOT_HELP = "What not to look for, in words: its vector is subtracted. May be repeated."
 WHERE_HELP = "Only rows for which this is true, as in SQL: \"width > 1000 AND format = 'JPEG'\"."
-SHEET_HELP = "Also write a picture of the hits."
+SHEET_HELP = "Also write an image of the hits."
 RUN_MODEL_HELP = "The run's weights.  [default: as in the manifest]"
 
 
@@ -44,7 +44,7 @@ RUN_MODEL_HELP = "The run's weights.  [default: as in the manifest]"
 @click.option("--csv", "as_csv", is_flag=True, help="CSV with a head.")
 @click.option("--plain", is_flag=True, help="Only the paths, a line each.")
 def search(*, as_json: bool, as_csv: bool, plain: bool, **options: Any) -> None:
-    """Find the rows of OUT, as `clip embed` wrote it, that are nearest to texts, pictures or a vector.
+    """Find the rows of OUT, as `clip embed` wrote it, that are nearest to texts, images or a vector.
 
     Each hit is an id, a path and a score, the cosine to the query. The search is exact. Exit code 0: done, whether
     there are hits or not; 1: the search failed; 2: it did not begin.

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM for a command: the first ends it in order, the second at once. Knows nothing about commands.
 
-What is under way may hold the main thread: a picture that hangs its decoder, a batch of a large model. So a thread of
+What is under way may hold the main thread: an image that hangs its decoder, a batch of a large model. So a thread of
 its own sees each signal as it comes, and ends the process where that takes too long.
 """
 

@@ -27,21 +27,23 @@ HEAD = (
 @click.option("--untrained", metavar="SEED", type=int, help="Draw the named model's weights at random.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or mps.")
 @click.option("--min-cosine", metavar="X", type=float, default=TuneJob.min_cosine, show_default=True, help="The bound.")
-@click.option("--pictures", metavar="N", type=int, default=TuneJob.pictures, show_default=True, help="To measure on.")
-@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Which pictures these are.")
-@click.option("--calibration", metavar="DIR", help="Pictures for int8 to quantise by.  [default: the first of INPUT]")
+@click.option(
+    "--pictures", "images", metavar="N", type=int, default=TuneJob.images, show_default=True, help="To measure on."
+)
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Which images these are.")
+@click.option("--calibration", metavar="DIR", help="Images for int8 to quantise by.  [default: the first of INPUT]")
 @click.option("--glob", "globs", metavar="PATTERN", multiple=True, help="As of clip embed.")
-@click.option("--column", metavar="NAME", help="Of lists and tables: pictures, or their paths.")
+@click.option("--column", metavar="NAME", help="Of lists and tables: images, or their paths.")
 @click.option("--root", metavar="DIR", default="", help="Where relative paths in lists start.")
 @click.option("--workers", metavar="N", type=int, help="Threads that decode.  [default: one a core]")
 @click.option("--threads", metavar="N", type=int, help="Threads of the model on a CPU, likewise.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def tune(*, as_json: bool, **options: Any) -> None:
-    """Measure how fast each setting of this machine is on some of your pictures, and how near its vectors stay.
+    """Measure how fast each setting of this machine is on some of your images, and how near its vectors stay.
 
     INPUT is what clip embed takes. Each precision is tried with exact and with fast pixels, in turns, from files to
     vectors; cosines are to the exact vectors, those of --precision reference and exact pixels. The last line names the
-    fastest setting of which no picture of the sample is below the bound; clip embed --min-cosine X measures and takes
+    fastest setting of which no image of the sample is below the bound; clip embed --min-cosine X measures and takes
     it.
     """
     job = TuneJob(**options)
@@ -57,7 +59,7 @@ def tune(*, as_json: bool, **options: Any) -> None:
         click.echo(_line(row, report))
     click.echo(tune_module.summary(report))
     if report.quantised_by:
-        say(f"{report.quantised_by:,} of the pictures also served to quantise int8: others may be further off")
+        say(f"{report.quantised_by:,} of the images also served to quantise int8: others may be further off")
 
 
 def _line(row: SettingRow, report: TuneReport) -> str:

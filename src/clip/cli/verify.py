@@ -16,13 +16,13 @@ from .signals import undisturbed
 
 @click.command()
 @click.argument("output", metavar="OUT")
-@click.option("--sample", metavar="N", type=int, default=0, help="Also embed N pictures again and compare.")
+@click.option("--sample", metavar="N", type=int, default=0, help="Also embed N images again and compare.")
 @click.option("-m", "--model", metavar="MODEL", help="The run's weights, for --sample.  [default: as in the manifest]")
 @click.option("--device", default="auto", show_default=True, help="To embed the sample on.")
-@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Which pictures the sample takes.")
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Which images the sample takes.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def verify(*, as_json: bool, **options: Any) -> int:
-    """Read what `clip embed` wrote back, and compare it with the listing, the manifest, and with some of the pictures.
+    """Read what `clip embed` wrote back, and compare it with the listing, the manifest, and with some of the images.
 
     Every part is read; each listed id must stand once, as a row or as a failure row; vectors must be finite and of the
     length that the manifest says. Exit code 0: all is as it should be; 1: it is not, a line a problem on stdout.

@@ -1,4 +1,4 @@
-"""A scene -> a picture of it, another one for each seed. Knows nothing about captions or models."""
+"""A scene -> an image of it, another one for each seed. Knows nothing about captions or models."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _SMOOTH = 3  # edges are drawn this much larger, then averaged
 
 
 def draw(rng: Random, scene: Scene, short_side_px: tuple[int, int] = SHORT_SIDE_PX) -> Image.Image:
-    """A picture of a scene: sizes, places, turns, shades, noise and the canvas are left to chance.
+    """An image of a scene: sizes, places, turns, shades, noise and the canvas are left to chance.
 
     Everything lies in the square that the centre crop keeps, whose side is one of `short_side_px`, but for corners of
-    turned shapes at its edge: one picture in twenty has one that sticks out, by 6 % of the side at most. RGB.
+    turned shapes at its edge: one image in twenty has one that sticks out, by 6 % of the side at most. RGB.
     """
     low, high = short_side_px
     side = round(low * (high / low) ** rng.random())
@@ -179,7 +179,7 @@ def _ground(rng: Random, background: Background, width: int, height: int) -> Ima
 
 
 def _with_artefacts(rng: Random, image: Image.Image) -> Image.Image:
-    """Noise in half of the pictures, and the marks that JPEG leaves in half."""
+    """Noise in half of the images, and the marks that JPEG leaves in half."""
     if rng.random() < 0.5:
         noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(
             (image.height, image.width, 3), dtype=np.float32

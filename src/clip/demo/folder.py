@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from ..atomic_files import replacing, written
+from ..atomic_files import atomic_write, translate_os_errors
 from ..errors import InputError
 from .drawing import draw
 from .scenes import caption, compose, plain_words
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..jobs.demo import DemoJob
     from .scenes import Scene
 
-LIST, PICTURES = "scenes.csv", "scenes"
+LIST, IMAGES = "scenes.csv", "scenes"
 OTHERS = VECTORS, SHEET = "vectors", "hits.png"  # what a demo makes beside them
 COLUMNS = ("path", "caption", "shape", "colour")
 TWO = "two"  # in place of a shape or a colour
@@ -28,7 +28,7 @@ SHORT_SIDE_PX = (192, 384)  # larger than in training, for people to look at
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture, and what it shows."""
+    """An image, and what it shows."""
 
     path: str  # below the folder
     scene: Scene
@@ -38,7 +38,7 @@ class Drawn:
 def draw_folder(job: DemoJob) -> tuple[Path, list[Drawn]]:
     """Draw JPEGs, write a list of them with their captions, shapes and colours; tells its path and what was drawn.
 
-    Shape and colour are "two" where a picture shows two. What an earlier list names is removed first.
+    Shape and colour are "two" where an image shows two. What an earlier list names is removed first.
 
     Raises:  InputError where the folder holds something else of these names; StoreError where it cannot be written.
     """
@@ -48,13 +48,13 @@ def draw_folder(job: DemoJob) -> tuple[Path, list[Drawn]]:
     for number in range(job.scenes):
         scene = compose(rng, unseen=number % UNSEEN_EVERY == UNSEEN_EVERY - 1)
         name = f"{number:04}-{plain_words(scene).replace(' ', '-')}.jpg"
-        drawn.append(Drawn(f"{PICTURES}/{name}", scene, caption(rng, scene)))
-    with written(folder):
+        drawn.append(Drawn(f"{IMAGES}/{name}", scene, caption(rng, scene)))
+    with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
-        with replacing(folder / LIST) as file:  # before the pictures, so that after a break it tells what to remove
+        with atomic_write(folder / LIST) as file:  # before the images, so that after a break it tells what to remove
             file.write(_listed(drawn))
-        (folder / PICTURES).mkdir()
+        (folder / IMAGES).mkdir()
         for one in drawn:
             draw(rng, one.scene, SHORT_SIDE_PX).save(folder / one.path, quality=90)
     return folder / LIST, drawn
@@ -72,18 +72,26 @@ def _listed(drawn: list[Drawn]) -> bytes:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier call drew; refuse to touch anything else."""
-    listed, pictures = folder / LIST, folder / PICTURES
+    listed, images = folder / LIST, folder / IMAGES
     for name in _names(listed) if listed.exists() else ():
-        (pictures / name).unlink(missing_ok=True)
+        (images / name).unlink(missing_ok=True)
     for name in OTHERS if not listed.exists() else ():
         if (folder / name).exists():
             raise InputError(
-                f"{folder / name}: stands there, and no {LIST} of ours, expected both or none. Pass another folder."
+                f"{folder / name}",
+                f"stands there, and no {LIST} of ours",
+                "both or none",
+                "Pass another folder.",
             )
-    if pictures.exists():
-        if any(pictures.iterdir()):
-            raise InputError(f"{pictures}: holds other files, expected none. Pass another folder.")
-        pictures.rmdir()
+    if images.exists():
+        if any(images.iterdir()):
+            raise InputError(
+                images,
+                "holds other files",
+                "none",
+                "Pass another folder.",
+            )
+        images.rmdir()
 
 
 def _names(listed: Path) -> list[str]:
@@ -92,5 +100,10 @@ def _names(listed: Path) -> list[str]:
     except (ValueError, csv.Error):
         rows = []
     if not rows or tuple(rows[0]) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
-        raise InputError(f"{listed}: not a list of ours, expected one or none. Pass another folder.")
+        raise InputError(
+            listed,
+            "not a list of ours",
+            "one or none",
+            "Pass another folder.",
+        )
     return [Path(row[0]).name for row in rows[1:]]

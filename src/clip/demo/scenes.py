@@ -1,7 +1,7 @@
 """Scenes of drawn shapes, and what is true of them: all the sketch model knows. Knows nothing about pixels.
 
 A scene is one thing, a group of two to four alike, or two things in a relation, on a background. `Scene` says what is
-there, `Statement` what a caption claims of it, and `Statement.true_of` whether the claim holds, so that the pictures
+there, `Statement` what a caption claims of it, and `Statement.true_of` whether the claim holds, so that the images
 which a sentence should find are known without anybody looking.
 """
 
@@ -45,7 +45,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture."""
+    """What is in an image."""
 
     first: Thing
     background: Background
@@ -209,8 +209,8 @@ _TURNED: dict[Relation | None, tuple[str, ...]] = {
     None: ("{1} and {0}", "{1} and {0}", "{1} with {0}"),
 }
 _OPENINGS = (
-    *("{}", "{}", "{}", "{}", "a photo of {}", "a picture of {}", "a drawing of {}", "an image of {}"),
-    *("there is {}", "this is {}", "{}.", "a photo of {}.", "a picture of {}."),
+    *("{}", "{}", "{}", "{}", "a photo of {}", "an image of {}", "a drawing of {}", "an image of {}"),
+    *("there is {}", "this is {}", "{}.", "a photo of {}.", "an image of {}."),
 )
 _OF_ONE = ("there is {}", "this is {}")
 _GROUNDS = ("on a {} background", "on {}", "in front of a {} background", "with a {} background")

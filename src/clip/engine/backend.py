@@ -29,11 +29,11 @@ class Backend(Protocol):
     dtype: torch.dtype  # of the features it gives
 
     def batch_size(self, architecture: Architecture) -> int:
-        """How many pictures to run at a time."""
+        """How many images to run at a time."""
         ...
 
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> Graph:
-        """For up to so many pictures (B, R, R, 3) of a dtype, in bytes' units."""
+        """For up to so many images (B, R, R, 3) of a dtype, in bytes' units."""
         ...
 
     def text_graph(self, tower: LeanText, batch_size: int) -> Graph:

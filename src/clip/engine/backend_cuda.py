@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 WARM_UP_RUNS = 3  # before capture: libraries choose kernels and reserve memory
 SLOTS = 2  # of pinned memory: one is filled while the other crosses the bus
-SLICE = 64  # pictures that cross the bus while the next are copied into pinned memory
+SLICE = 64  # images that cross the bus while the next are copied into pinned memory
 # Dynamo's limit counts per function, and all towers of a process share one: nine models, bytes and floats, their sizes.
 MAX_COMPILED = 256
 TILE = (128, 256)  # rows and columns that an SM computes of a product at a time, in cuBLAS's large kernels on Hopper
 FULL = 0.97  # share of the SMs' time in use that is good enough
 MIN_ROWS, MAX_ROWS = 20_000, 70_000  # of a product: fewer leave gaps between launches, more only take memory
-RESNET_NUMBERS = 256 * 256 * 56**2  # in the largest feature map of a batch: 256 pictures for RN50, 410 MB in fp16
+RESNET_NUMBERS = 256 * 256 * 56**2  # in the largest feature map of a batch: 256 images for RN50, 410 MB in fp16
 RESNET_BATCHES = (256, 128, 64, 32)
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
@@ -45,7 +45,7 @@ _log = logging.getLogger("clip")
 _capturing = threading.Lock()
 
 
-def full_wave_batch(rows_per_picture: int, width: int, processors: int) -> int:
+def full_wave_batch(rows_per_image: int, width: int, processors: int) -> int:
     """The smallest batch, a multiple of 32, whose products leave hardly any SM idle in their last wave.
 
     A product of (M, K) and (K, N) is cut into tiles, which the SMs take in waves; the last is rarely full. Counted over
@@ -55,13 +55,13 @@ def full_wave_batch(rows_per_picture: int, width: int, processors: int) -> int:
     def use(batch: int) -> float:
         time = work = 0.0
         for columns, depth in ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width)):
-            tiles = math.ceil(batch * rows_per_picture / TILE[0]) * math.ceil(columns / TILE[1])
+            tiles = math.ceil(batch * rows_per_image / TILE[0]) * math.ceil(columns / TILE[1])
             time += math.ceil(tiles / processors) * processors * depth
             work += tiles * depth
         return work / time
 
-    sizes = range(32, max(33, MAX_ROWS // rows_per_picture + 1), 32)
-    large = [size for size in sizes if size * rows_per_picture >= MIN_ROWS] or [sizes[-1]]
+    sizes = range(32, max(33, MAX_ROWS // rows_per_image + 1), 32)
+    large = [size for size in sizes if size * rows_per_image >= MIN_ROWS] or [sizes[-1]]
     return next((size for size in large if use(size) >= FULL), max(large, key=use))
 
 
@@ -85,7 +85,7 @@ class CudaBackend:
         self.dtype = DTYPES[precision]
 
     def batch_size(self, architecture: Architecture) -> int:
-        """How many pictures keep this GPU busy."""
+        """How many images keep this GPU busy."""
         side, patch = architecture.image_resolution, architecture.vision_patch_size
         if patch is None:
             fitting = RESNET_NUMBERS // (4 * architecture.vision_width * (side // 4) ** 2)

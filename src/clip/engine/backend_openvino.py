@@ -188,11 +188,11 @@ class OpenVinoBackend:
         self._threads = threads
 
     def batch_size(self, architecture: Architecture) -> int:
-        """Pictures that make products large enough for these threads."""
+        """Images that make products large enough for these threads."""
         return cpu_batch_size(architecture, self._threads)
 
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> OpenVinoGraph:  # noqa: ARG002
-        """The graph of an image tower for bytes, or for floats in their units, and for any number of pictures."""
+        """The graph of an image tower for bytes, or for floats in their units, and for any number of images."""
         side = tower.resolution_px
         number = np.uint8 if dtype == torch.uint8 else np.float32
         pixels = self._input([-1, side, side, 3], number)
@@ -201,8 +201,10 @@ class OpenVinoBackend:
             return self._compile(model, self.precision)
         if self.calibration is None:
             raise InputError(
-                "precision 'int8': no picture was shown, expected some to quantise by. Call calibrate with a hundred, "
-                "or pass another precision."
+                "precision 'int8'",
+                "no image was shown",
+                "some to quantise by",
+                "Call calibrate with a hundred, or pass another precision.",
             )
         quantised = quantize.quantised(model, self.calibration.pixels.astype(number), exact_last=EXACT_PRODUCTS)
         return self._compile(quantised, rest_of_int8())
@@ -234,7 +236,10 @@ class OpenVinoBackend:
         found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if found != wanted:
             raise DeviceError(
-                f"precision {self.precision!r}: OpenVINO computes in {found}, expected {wanted}. Pass another one."
+                f"precision {self.precision!r}",
+                f"OpenVINO computes in {found}",
+                f"{wanted}",
+                "Pass another one.",
             )
         return OpenVinoGraph(compiled)
 

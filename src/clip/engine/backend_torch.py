@@ -33,8 +33,8 @@ FP8_MAX = 448.0  # the largest number of that type
 FP8_MIN_WIDTH = 1024  # ViT-L's; products of narrower ones gain nothing (pytorch/ao, small shapes)
 FP8_MIN_SCALE = 1e-12  # for rows of zeros
 CPU_ROWS = 1600  # of a batch's products; more gain nothing on two cores (LOG.md)
-CPU_MIN_BATCH, CPU_MAX_BATCH = 8, 32  # pictures
-PICTURES_A_THREAD = 2
+CPU_MIN_BATCH, CPU_MAX_BATCH = 8, 32  # images
+IMAGES_A_THREAD = 2
 RESNET_PATCH_PX = 16  # pixels a side behind one cell of a ResNet's longest stage
 
 
@@ -170,9 +170,9 @@ def image_features(tower: ImageTower, dtype: torch.dtype) -> Callable[[Tensor], 
 
 
 def cpu_batch_size(architecture: Architecture, threads: int) -> int:
-    """Pictures whose products have CPU_ROWS rows: 32 for ViT-B/32, 8 for the larger; more where threads are many."""
+    """Images whose products have CPU_ROWS rows: 32 for ViT-B/32, 8 for the larger; more where threads are many."""
     rows = (architecture.image_resolution // (architecture.vision_patch_size or RESNET_PATCH_PX)) ** 2
-    return max(CPU_MIN_BATCH, min(CPU_MAX_BATCH, CPU_ROWS // rows), PICTURES_A_THREAD * threads)
+    return max(CPU_MIN_BATCH, min(CPU_MAX_BATCH, CPU_ROWS // rows), IMAGES_A_THREAD * threads)
 
 
 class TorchBackend:
@@ -185,11 +185,11 @@ class TorchBackend:
         self.dtype = DTYPES[precision]
 
     def batch_size(self, architecture: Architecture) -> int:
-        """Pictures that make products large enough, as on a CPU; on Apple's GPUs it is not measured yet."""
+        """Images that make products large enough, as on a CPU; on Apple's GPUs it is not measured yet."""
         return cpu_batch_size(architecture, torch.get_num_threads())
 
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> TorchGraph:  # noqa: ARG002
-        """The graph of an image tower, for bytes or for floats in their units, and for any number of pictures."""
+        """The graph of an image tower, for bytes or for floats in their units, and for any number of images."""
         return TorchGraph(image_features(self._placed(tower), self.dtype), self.device)
 
     def text_graph(self, tower: LeanText, batch_size: int) -> TorchGraph:  # noqa: ARG002
@@ -221,6 +221,8 @@ def check_fp8(architecture: Architecture) -> None:
     if architecture.vision_patch_size is None or architecture.vision_width < FP8_MIN_WIDTH:
         kind = "ResNet" if architecture.vision_patch_size is None else "ViT"
         raise DeviceError(
-            f"precision 'fp8': found a {kind} {architecture.vision_width} wide, expected a ViT of at least "
-            f"{FP8_MIN_WIDTH}. Pass 'reference' or 'bf16'."
+            "precision 'fp8'",
+            f"found a {kind} {architecture.vision_width} wide",
+            f"a ViT of at least {FP8_MIN_WIDTH}",
+            "Pass 'reference' or 'bf16'.",
         )

@@ -39,8 +39,10 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as exc:
         reason = str(exc).splitlines()[0].partition(". ")[0]
         raise DeviceError(
-            f"device {str(device)!r}: not usable here ({reason[:MAX_REASON]}), expected one of {_device_names()}. "
-            'Pass one of these, or "auto".'
+            f"device {str(device)!r}",
+            f"not usable here ({reason[:MAX_REASON]})",
+            f"one of {_device_names()}",
+            'Pass one of these, or "auto".',
         ) from exc
     if wanted == torch.device("cuda"):
         return torch.device("cuda", torch.cuda.current_device())  # which another thread may have chosen otherwise
@@ -86,7 +88,12 @@ def make_backend(device: torch.device, precision: Precision = "reference", threa
     Raises:  DeviceError for a precision the device does not have; InputError for a word that is none.
     """
     if precision not in get_args(Precision):
-        raise InputError(f"precision: found {precision!r}, expected one of {get_args(Precision)}. Pass one.")
+        raise InputError(
+            "`precision`",
+            f"found {precision!r}",
+            f"one of {get_args(Precision)}",
+            "Pass one.",
+        )
     usable = usable_precisions(device)
     word = usable[0] if precision == "reference" else precision
     if word == "int8" and device.type == "cpu":

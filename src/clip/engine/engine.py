@@ -62,34 +62,48 @@ class Engine:
         self._building = threading.Lock()
 
     def calibrate(self, calibration: Calibration) -> None:
-        """Quantise by these pictures. Raises: InputError where the precision has no use for them, or it is too late."""
+        """Quantise by these images. Raises: InputError where the precision has no use for them, or it is too late."""
         if not isinstance(self.backend, OpenVinoBackend) or self.backend.precision != "int8":
-            raise InputError("calibrate: found pictures for another precision, expected int8. Leave them out.")
+            raise InputError(
+                "`calibrate`",
+                "found images for another precision",
+                "int8",
+                "Leave them out.",
+            )
         with self._building:
             if any(key is not None for key in self._graphs):
-                raise InputError("calibrate: found a model that has run, expected a new one. Make another Encoder.")
+                raise InputError(
+                    "`calibrate`",
+                    "found a model that has run",
+                    "a new one",
+                    "Make another Encoder.",
+                )
             self.backend.calibration = calibration
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Pictures as bytes, or as floats in bytes' units. Shapes: (B, R, R, 3) -> (B, D) on the device."""
+        """Images as bytes, or as floats in bytes' units. Shapes: (B, R, R, 3) -> (B, D) on the device."""
         side = self.settings.resolution_px
         if pixels.shape[1:] != (side, side, 3) or pixels.dtype not in (torch.uint8, torch.float32):
             raise InputError(
-                f"pixels: found {tuple(pixels.shape)} of {pixels.dtype}, expected (B, {side}, {side}, 3) of bytes or "
-                "float32. Preprocess the pictures for this model."
+                "`pixels`",
+                f"found {tuple(pixels.shape)} of {pixels.dtype}",
+                f"(B, {side}, {side}, 3) of bytes or float32",
+                "Preprocess the images for this model.",
             )
         return self._run(pixels.dtype, len(pixels), lambda start, stop: (pixels[start:stop],))
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Pictures as the reference's transform leaves them, or as bytes. Shapes: (B, 3, R, R) -> (B, D).
+        """Images as the reference's transform leaves them, or as bytes. Shapes: (B, 3, R, R) -> (B, D).
 
         Normalised floats go back to the units of bytes by one affine step, as the graph reads bytes.
         """
         side = self.settings.resolution_px
         if image.shape[1:] != (3, side, side) or not (image.is_floating_point() or image.dtype == torch.uint8):
             raise InputError(
-                f"image: found {tuple(image.shape)} of {image.dtype}, expected (B, 3, {side}, {side}) of floats or "
-                "bytes. Preprocess it for this model."
+                "image",
+                f"found {tuple(image.shape)} of {image.dtype}",
+                f"(B, 3, {side}, {side}) of floats or bytes",
+                "Preprocess it for this model.",
             )
         image = image.detach()
         if image.dtype == torch.uint8:
@@ -127,12 +141,14 @@ class Engine:
         context = self.architecture.context_length
         if tokens.ndim != 2 or not 0 < tokens.shape[1] <= context or tokens.is_floating_point():
             raise InputError(
-                f"tokens: found {tuple(tokens.shape)} of {tokens.dtype}, expected integers (T, {context}). "
-                "Make them with Encoder.tokenize(texts)."
+                "tokens",
+                f"found {tuple(tokens.shape)} of {tokens.dtype}",
+                f"integers (T, {context})",
+                "Make them with Encoder.tokenize(texts).",
             )
 
     def _run(self, key: torch.dtype | None, count: int, inputs: Callable[[int, int], tuple[Tensor, ...]]) -> Tensor:
-        """The features of `count` pictures or texts, of which `inputs` makes the batch from start to stop."""
+        """The features of `count` images or texts, of which `inputs` makes the batch from start to stop."""
         features = [torch.empty(0, self.architecture.embed_dim, dtype=self.backend.dtype, device=self.backend.device)]
         done = 0
         while done < count:
@@ -169,8 +185,10 @@ class Engine:
         reason = next(iter(str(exc).splitlines()), type(exc).__name__)
         if size == 1:
             raise DeviceError(
-                f"{self.backend.device}: out of memory for a batch of 1, expected room for it ({reason[:MAX_REASON]}). "
-                "Free some, or use another device."
+                self.backend.device,
+                "out of memory for a batch of 1",
+                f"room for it ({reason[:MAX_REASON]})",
+                "Free some, or use another device.",
             ) from exc
         with self._building:
             if size != (self._text_batch if key is None else self.batch_size):

@@ -1,4 +1,4 @@
-"""A state dict -> the weights of the lean graph: what algebra lets us do once instead of for each picture.
+"""A state dict -> the weights of the lean graph: what algebra lets us do once instead of for each image.
 
 Each folding is a small function with its algebra beside it. All are exact but for rounding: in float64 each agrees
 with what it replaces to 1e-12 (tests/unit/test_fold.py). They compute in the dtype they are given; `fold_image_tower`

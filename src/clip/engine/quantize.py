@@ -1,7 +1,7 @@
-"""An OpenVINO model -> the same with products of 8-bit integers, calibrated on pictures. Knows nothing about files.
+"""An OpenVINO model -> the same with products of 8-bit integers, calibrated on images. Knows nothing about files.
 
 NNCF's post-training quantisation chooses a scale for each product by what runs through it while the model reads the
-calibration pictures. What that costs in fidelity depends on weights and pictures: fidelity.py measures it.
+calibration images. What that costs in fidelity depends on weights and images: fidelity.py measures it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-BATCH = 8  # calibration pictures that are run at a time
+BATCH = 8  # calibration images that are run at a time
 PRODUCTS = ("MatMul", "Convolution")  # operations that are quantised
 # How much of an outlier channel's size goes from what runs through a product into its weights. Least cosine of 224
-# pictures for ViT-B/32 with random weights, and with outliers of 8 and of 30 planted: 0.99894, 0.99943, 0.99987. With
+# images for ViT-B/32 with random weights, and with outliers of 8 and of 30 planted: 0.99894, 0.99943, 0.99987. With
 # 0.5: 0.99852, 0.99905, 0.99987; with NNCF's own 0.95: 0.99525 for the first.
 SMOOTHING = 0.25
 _quantising = threading.Lock()
@@ -76,7 +76,10 @@ def check_installed() -> None:
     """Raise DeviceError where the extra `int8` is not installed."""
     if not is_installed():
         raise DeviceError(
-            "precision 'int8': NNCF is not installed, expected it to quantise with. Run: pip install 'clip-turbo[int8]'"
+            "precision 'int8'",
+            "NNCF is not installed",
+            "it to quantise with",
+            "Run: pip install 'clip-turbo[int8]'",
         )
 
 
@@ -98,7 +101,7 @@ def _nncf() -> Any:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The pictures by which a model was quantised."""
+    """The images by which a model was quantised."""
 
     pixels: np.ndarray  # uint8 (N, R, R, 3)
 

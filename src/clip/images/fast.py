@@ -1,8 +1,8 @@
-"""A picture -> uint8 pixels nearly as a model reads them, several times faster. Knows nothing about files or models.
+"""An image -> uint8 pixels nearly as a model reads them, several times faster. Knows nothing about files or models.
 
 What `decode="fast"` adds to `pixels`: large JPEGs are decoded at a half, a quarter or an eighth of their size, and
-torch's SIMD code resizes, with 16-bit weights where Pillow's have 22 bits. Only pictures of modes RGB and L are for it.
-How far the pixels are from the exact ones: docs/pictures.md.
+torch's SIMD code resizes, with 16-bit weights where Pillow's have 22 bits. Only images of modes RGB and L are for it.
+How far the pixels are from the exact ones: docs/images.md.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from .geometry import SUPPORT, crop_of, reached
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..jobs.options import Policies
+    from ..jobs.options import DecodeOptions
     from ..network.records import PreprocessSettings
 
 FAST_MODES = frozenset({"L", "RGB"})
 DENOMINATORS = (8, 4, 2)  # of the scales that libjpeg decodes at
-# How many times as large as what is made of it a divided picture is, at least: with 2, as Pillow's `thumbnail` has it,
-# 6 % of the values of sharp pictures are more than 2 levels off; with 3 it is 0.2 %.
+# How many times as large as what is made of it a divided image is, at least: with 2, as Pillow's `thumbnail` has it,
+# 6 % of the values of sharp images are more than 2 levels off; with 3 it is 0.2 %.
 OVERSAMPLING = 3
 
 
-def shrink(image: Image.Image, resolution_px: int, policies: Policies) -> int:
+def shrink(image: Image.Image, resolution_px: int, options: DecodeOptions) -> int:
     """Have an opened JPEG decoded at a part of its size, where it is large enough; tells by how much it is divided.
 
     One that may yet be turned is only divided where nothing is left over: the last row and column of the others reach
-    beyond the picture, and `fast_pixels` knows them at the right and at the bottom.
+    beyond the image, and `fast_pixels` knows them at the right and at the bottom.
     """
     width, height = image.size
-    one_frame = image.format == "JPEG" or (image.format == "MPO" and policies.frames == "first")
+    one_frame = image.format == "JPEG" or (image.format == "MPO" and options.frames == "first")
     if not one_frame or image.mode not in FAST_MODES:
         return 1
     for by in DENOMINATORS:
-        whole = policies.orient == "none" or width % by == height % by == 0
+        whole = options.orient == "none" or width % by == height % by == 0
         if whole and min(width, height) >= by * OVERSAMPLING * resolution_px:
             image.draft(None, (width // by, height // by))
             return by if image.size == (-(-width // by), -(-height // by)) else 1
@@ -45,7 +45,7 @@ def shrink(image: Image.Image, resolution_px: int, policies: Policies) -> int:
 
 
 def fast_pixels(image: Image.Image, size: tuple[int, int], by: int, settings: PreprocessSettings) -> np.ndarray:
-    """A picture's crop; `size` is its width and height before they were divided by `by`.
+    """An image's crop; `size` is its width and height before they were divided by `by`.
 
     The passes have Pillow's order, and what is right of the crop or below it is left out.
 
@@ -59,7 +59,7 @@ def fast_pixels(image: Image.Image, size: tuple[int, int], by: int, settings: Pr
     resize = aten._upsample_bicubic2d_aa if settings.interpolation == "bicubic" else aten._upsample_bilinear2d_aa
     support = SUPPORT[settings.interpolation]
     right, bottom = crop.left + crop.side, crop.top + crop.side
-    width, height = size[0] / by, size[1] / by  # of the picture itself; the last decoded row may reach beyond it
+    width, height = size[0] / by, size[1] / by  # of the image itself; the last decoded row may reach beyond it
     columns, right = _cut(reached(crop.left, right, width, crop.width, support)[1], image.width, right, crop.width)
     rows, bottom = _cut(reached(crop.top, bottom, height, crop.height, support)[1], image.height, bottom, crop.height)
     # torch is slow with one channel, and no channel knows of another.

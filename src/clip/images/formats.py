@@ -38,13 +38,13 @@ def decodable_extensions() -> frozenset[str]:
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in formats)
 
 
-def looks_like_picture(path: str) -> bool:
+def looks_like_image(path: str) -> bool:
     """Whether a file's content is one of these formats, by its header. Raises OSError where it cannot be read."""
     with Path(path).open("rb") as file:
-        return begins_like_picture(file.read(SNIFF_BYTES))
+        return begins_like_image(file.read(SNIFF_BYTES))
 
 
-def begins_like_picture(prefix: bytes) -> bool:
+def begins_like_image(prefix: bytes) -> bool:
     """Whether the first SNIFF_BYTES bytes are of one of these formats."""
     return any(_accepts(name, prefix) for name in decodable_formats())
 

@@ -1,4 +1,4 @@
-"""A picture's resize and crop in numbers: sizes, places, and which rows have a part. Knows nothing about pixels."""
+"""An image's resize and crop in numbers: sizes, places, and which rows have a part. Knows nothing about pixels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..errors import ImageError
 if TYPE_CHECKING:
     from ..network.records import PreprocessSettings
 
-# A 1 x 50 picture is resized to 224 x 11200 before its middle is cut out, and thinner ones to more than memory holds.
-MAX_CANVAS_PX = 256_000_000  # pixels of the resized picture; up to 1 GB in Pillow's four bytes a pixel
+# A 1 x 50 image is resized to 224 x 11200 before its middle is cut out, and thinner ones to more than memory holds.
+MAX_CANVAS_PX = 256_000_000  # pixels of the resized image; up to 1 GB in Pillow's four bytes a pixel
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # half a filter's width, in pixels of the coarser side
 
 
@@ -28,17 +28,24 @@ def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def target_size(width: int, height: int, size: int | tuple[int, int]) -> tuple[int, int]:
-    """Width and height of a picture after a resize to a shorter side, or to (height, width).
+    """Width and height of an image after a resize to a shorter side, or to (height, width).
 
-    Raises:  ImageError for a picture without pixels, and for one that would have over 256 megapixels.
+    Raises:  ImageError for an image without pixels, and for one that would have over 256 megapixels.
     """
     if not width or not height:
-        raise ImageError(f"picture: {width} x {height} px, expected sides above 0. Leave it out.")
+        raise ImageError(
+            "image",
+            f"{width} x {height} px",
+            "sides above 0",
+            "Leave it out.",
+        )
     target = resized_size(width, height, size) if isinstance(size, int) else (size[1], size[0])
     if target != (width, height) and target[0] * target[1] > MAX_CANVAS_PX:
         raise ImageError(
-            f"picture: {width} x {height} px would be resized to {target[0]} x {target[1]}, "
-            f"expected at most {MAX_CANVAS_PX:,} pixels. Crop it first, or leave it out."
+            "image",
+            f"{width} x {height} px would be resized to {target[0]} x {target[1]}",
+            f"at most {MAX_CANVAS_PX:,} pixels",
+            "Crop it first, or leave it out.",
         )
     return target
 
@@ -54,7 +61,7 @@ def crop_offset(size: int, crop: int) -> int:
 
 @dataclass(frozen=True)
 class Crop:
-    """How a picture becomes R x R: all of it is resized, then a square is cut out."""
+    """How an image becomes R x R: all of it is resized, then a square is cut out."""
 
     width: int  # after the resize [Unit: px], as are all
     height: int
@@ -65,7 +72,7 @@ class Crop:
 
 
 def crop_of(width: int, height: int, settings: PreprocessSettings) -> Crop:
-    """What a checkpoint asks for a picture of this size. Raises: ImageError, as `target_size`."""
+    """What a checkpoint asks for an image of this size. Raises: ImageError, as `target_size`."""
     side = settings.resolution_px
     new_width, new_height = target_size(width, height, (side, side) if settings.resize_mode == "squash" else side)
     # Source: Pillow 13.0.0 src/libImaging/Resample.c, ImagingResampleInner.

@@ -15,12 +15,12 @@ MAX_BOXES = 2**15  # of a kind of list in a HEIC; an item's reference to a prope
 
 
 def is_heif(data: bytes) -> bool:
-    """Whether an encoded picture is a HEIC, or of another kind that pi-heif reads, by its header."""
+    """Whether an encoded image is a HEIC, or of another kind that pi-heif reads, by its header."""
     return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
 
 
-def encoded_by_policy(data: bytes, orient: Orient) -> bytes:
-    """An encoded picture that decodes to what the policy wants; itself, but for a HEIC that is wanted as stored.
+def encoded_as_asked(data: bytes, orient: Orient) -> bytes:
+    """An encoded image that decodes to what the policy wants; itself, but for a HEIC that is wanted as stored.
 
     libheif turns what it decodes, and the way back is not exact: it crops to odd sizes, and colours have half the
     resolution. So the boxes that tell it to turn, irot and imir, are made to say irot by 0 degrees.

@@ -12,14 +12,14 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError, InputTypeError
 from .formats import SNIFF_BYTES, decodable_formats
-from .heif import HEIF, encoded_by_policy, is_heif
+from .heif import HEIF, encoded_as_asked, is_heif
 
 if TYPE_CHECKING:
     from ..jobs.options import Orient
 
 
-def open_picture(image: object) -> Image.Image:
-    """A picture in any form that `preprocess` takes -> a PIL image, decoded only if it came as a path.
+def open_image(image: object) -> Image.Image:
+    """An image in any form that `preprocess` takes -> a PIL image, decoded only if it came as a path.
 
     Raises:  InputTypeError (a TypeError) for another type or an array that is not uint8 (H, W, 3), ImageError for bytes
              of no format that Pillow decodes.
@@ -37,29 +37,49 @@ def open_picture(image: object) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputTypeError(
-                f"picture: found an array of {image.dtype} {image.shape}, expected uint8 (H, W, 3). "
-                "Scale it to 0..255 and put the channels last."
+                "image",
+                f"found an array of {image.dtype} {image.shape}",
+                "uint8 (H, W, 3)",
+                "Scale it to 0..255 and put the channels last.",
             )
         return Image.fromarray(image)
     raise InputTypeError(
-        f"picture: found {type(image).__name__}, expected a PIL image, a path, bytes or a uint8 array. "
-        "Open it with PIL.Image.open."
+        "image",
+        f"found {type(image).__name__}",
+        "a PIL image, a path, bytes or a uint8 array",
+        "Open it with PIL.Image.open.",
     )
 
 
 def open_encoded(data: bytes, orient: Orient = "none") -> Image.Image:
-    """An encoded picture -> a PIL image that is not decoded yet. Raises: ImageError for what Pillow does not decode."""
+    """An encoded image -> a PIL image that is not decoded yet. Raises: ImageError for what Pillow does not decode."""
     if not data:
-        raise ImageError("picture: empty, expected an encoded one. Restore it from where it came.")
+        raise ImageError(
+            "image",
+            "empty",
+            "an encoded one",
+            "Restore it from where it came.",
+        )
     try:
-        return Image.open(io.BytesIO(encoded_by_policy(data, orient)), formats=decodable_formats())
+        return Image.open(io.BytesIO(encoded_as_asked(data, orient)), formats=decodable_formats())
     except UnidentifiedImageError as exc:  # whose own message names a buffer at an address
         if is_heif(data) and HEIF not in decodable_formats():
             raise ImageError(
-                "picture: a HEIC, expected a format that Pillow decodes. Run: pip install 'clip-turbo[heic]'"
+                "image",
+                "a HEIC",
+                "a format that Pillow decodes",
+                "Run: pip install 'clip-turbo[heic]'",
             ) from exc
         if is_heif(data):
-            raise ImageError("picture: a damaged HEIC, expected a whole one. Restore it from where it came.") from exc
+            raise ImageError(
+                "image",
+                "a damaged HEIC",
+                "a whole one",
+                "Restore it from where it came.",
+            ) from exc
         raise ImageError(
-            f"picture: starts with {data[:SNIFF_BYTES]!r}, expected a format that Pillow decodes. Check what it is."
+            "image",
+            f"starts with {data[:SNIFF_BYTES]!r}",
+            "a format that Pillow decodes",
+            "Check what it is.",
         ) from exc

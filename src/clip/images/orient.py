@@ -1,7 +1,7 @@
-"""Policies: a picture turned, scaled to 8 bit, laid on a colour, each where asked. Knows nothing about models or files.
+"""DecodeOptions: an image turned, scaled to 8 bit, laid on a colour, each where asked. Knows nothing about models or files.
 
-Pure functions from picture to picture, and from an encoded HEIC to one that decodes as stored. What is done, and why it
-is done so, for each format: docs/pictures.md.
+Pure functions from image to image, and from an encoded HEIC to one that decodes as stored. What is done, and why it
+is done so, for each format: docs/images.md.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from PIL import ExifTags, Image
 from .heif import HEIF
 
 if TYPE_CHECKING:
-    from ..jobs.options import Background, Policies
+    from ..jobs.options import Background, DecodeOptions
 
 TURN = Image.Transpose
-# What shows a picture upright whose EXIF orientation is this. Source: Exif 2.32, 4.6.4, tag 274; as in PIL.ImageOps.
+# What shows an image upright whose EXIF orientation is this. Source: Exif 2.32, 4.6.4, tag 274; as in PIL.ImageOps.
 TURNS = {
     2: TURN.FLIP_LEFT_RIGHT,
     3: TURN.ROTATE_180,
@@ -31,32 +31,32 @@ DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 DEEP_MAX, BYTE_STEP = 65535, 257  # 65535 / 257 = 255
 
 
-def by_policy(image: Image.Image, policies: Policies) -> Image.Image:
-    """A picture as the policies want it before the reference's steps; itself where there is nothing to do.
+def apply_options(image: Image.Image, options: DecodeOptions) -> Image.Image:
+    """An image as the policies want it before the reference's steps; itself where there is nothing to do.
 
     First turned, then scaled to 8 bit, then laid on the background. One that is asked for nothing is not decoded.
 
     Shapes:  (H, W) any mode -> (H, W) or (W, H); RGB where it had transparency and there is a background.
     """
-    if policies.orient == "exif":
+    if options.orient == "exif":
         image = upright(image)
-    alpha = _alpha_of_deep(image) if policies.background != "none" else None
-    if policies.sixteen_bit == "scale":
+    alpha = _alpha_of_deep(image) if options.background != "none" else None
+    if options.sixteen_bit == "scale":
         image = eight_bit(image)
-    if policies.background != "none":
-        image = on_background(image, policies.background, alpha)
+    if options.background != "none":
+        image = on_background(image, options.background, alpha)
     return image
 
 
-def pictures_held(policies: Policies) -> int:
-    """How many pictures of full size these steps hold at a time, the decoded one among them."""
-    return 1 + (policies.orient == "exif") + 2 * (policies.background != "none" or policies.sixteen_bit == "scale")
+def images_held(options: DecodeOptions) -> int:
+    """How many images of full size these steps hold at a time, the decoded one among them."""
+    return 1 + (options.orient == "exif") + 2 * (options.background != "none" or options.sixteen_bit == "scale")
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF data, or its XMP data, says; itself if they say nothing, or cannot be read.
+    """An image turned as its EXIF data, or its XMP data, says; itself if they say nothing, or cannot be read.
 
-    Not `ImageOps.exif_transpose`: that copies upright pictures too, and fails on EXIF data that it cannot write again
+    Not `ImageOps.exif_transpose`: that copies upright images too, and fails on EXIF data that it cannot write again
     (816 of 40,000 JPEGs with damaged EXIF data, each with a readable orientation).
     Pillow itself calls it when it decodes a TIFF, so there is nothing left to turn in one.
 
@@ -78,9 +78,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits or more with 65535 as white, rounded; any other is itself.
+    """A grey image of 16 bits or more with 65535 as white, rounded; any other is itself.
 
-    The range is the same for all of them, whatever a picture holds: 0 to 65535. What is below is black, what is above
+    The range is the same for all of them, whatever an image holds: 0 to 65535. What is below is black, what is above
     is white (in modes I and F), and so are the infinities; not-a-number is black.
 
     Shapes:  (H, W) of modes I;16, I;16B, I;16L, I;16N, I, F -> (H, W) of mode L.
@@ -95,9 +95,9 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
 
 def on_background(image: Image.Image, background: Background, alpha: Image.Image | None = None) -> Image.Image:
-    """A picture with transparency laid on a colour; one without is itself.
+    """An image with transparency laid on a colour; one without is itself.
 
-    `alpha` is that of a deep picture, whose transparent value Pillow compares with 8 bits only.
+    `alpha` is that of a deep image, whose transparent value Pillow compares with 8 bits only.
 
     Shapes:  (H, W) any mode -> RGB, each value round((alpha * value + (255 - alpha) * colour) / 255).
     """
@@ -114,7 +114,7 @@ def on_background(image: Image.Image, background: Background, alpha: Image.Image
 
 
 def _alpha_of_deep(image: Image.Image) -> Image.Image | None:
-    """Where a grey picture of 16 bits is not of its transparent value. Shapes: (H, W) -> (H, W) of mode L."""
+    """Where a grey image of 16 bits is not of its transparent value. Shapes: (H, W) -> (H, W) of mode L."""
     transparent = image.info.get("transparency")
     if image.mode not in DEEP_MODES or not isinstance(transparent, int):
         return None

@@ -1,4 +1,4 @@
-"""OpenAI's transform: a picture -> the tensor a model reads, bit for bit. Knows nothing about models.
+"""OpenAI's transform: an image -> the tensor a model reads, bit for bit. Knows nothing about models.
 
 Five steps in the reference's order: resize, crop and convert to RGB as in `pixels`, to tensor, normalise.
 """
@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputTypeError
 from ..network.records import BYTE_MAX, PreprocessSettings
-from .open import open_picture
+from .open import open_image
 from .transform import pixel_steps
 
 if TYPE_CHECKING:
@@ -25,14 +25,17 @@ __all__ = ["Compose", "Normalize", "ToTensor", "make_preprocess", "normalize_pix
 
 
 class ToTensor:
-    """Make a tensor of a picture."""
+    """Make a tensor of an image."""
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         """Shapes: uint8 (H, W) or (H, W, C) -> float32 (C, H, W). Units: 0..255 -> 0..1."""
         pixels = np.array(image)
         if pixels.dtype != np.uint8:
             raise InputTypeError(
-                f"ToTensor: found {pixels.dtype} values, expected uint8. Convert the picture to RGB first."
+                "ToTensor",
+                f"found {pixels.dtype} values",
+                "uint8",
+                "Convert the image to RGB first.",
             )
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W) -> (H, W, 1)
         channels_first = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (C, H, W)
@@ -53,7 +56,10 @@ class Normalize:
         """Shapes: float (..., C, H, W) -> the same. Units: 0..1 -> standard deviations from the mean."""
         if not tensor.is_floating_point():
             raise InputTypeError(
-                f"Normalize: found a tensor of {tensor.dtype}, expected floats in 0..1. Pass it through ToTensor first."
+                "Normalize",
+                f"found a tensor of {tensor.dtype}",
+                "floats in 0..1",
+                "Pass it through ToTensor first.",
             )
         mean = torch.as_tensor(self.mean, dtype=tensor.dtype, device=tensor.device).view(-1, 1, 1)
         std = torch.as_tensor(self.std, dtype=tensor.dtype, device=tensor.device).view(-1, 1, 1)
@@ -70,15 +76,15 @@ class Compose:
         self.transforms = transforms
 
     def __call__(self, image: Image.Image | str | os.PathLike[str] | bytes | np.ndarray) -> torch.Tensor:
-        """One picture -> what the model reads.
+        """One image -> what the model reads.
 
-        Shapes:  a PIL image of any mode, a path, an encoded picture, or uint8 (H, W, 3) -> float32 (3, R, R).
+        Shapes:  a PIL image of any mode, a path, an encoded image, or uint8 (H, W, 3) -> float32 (3, R, R).
         Units:   in 0..255; out standard deviations from the training mean.
         Raises:  InputTypeError (a TypeError) for anything else, ImageError for a canvas over 256 megapixels; what
-                 Pillow raises for a damaged picture comes through.
+                 Pillow raises for a damaged image comes through.
         Source:  openai/CLIP@d05afc4 clip/clip.py:79.
         """
-        step: object = open_picture(image)
+        step: object = open_image(image)
         for transform in self.transforms:
             step = transform(step)
         return cast("torch.Tensor", step)  # what the last step gives; a user's own list may end elsewhere

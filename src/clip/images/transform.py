@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 PREPROCESS_ID = "openai-clip"  # goes into manifests: the five steps, as openai/CLIP@d05afc4 has them
 BICUBIC = Image.Resampling.BICUBIC
 INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# Formats whose size and mode do not change when they are decoded; None is for pictures that were made of others.
+# Formats whose size and mode do not change when they are decoded; None is for images that were made of others.
 STEADY = frozenset({None, "AVIF", "BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
 TWO_PASSES = frozenset({"CMYK", "L", "RGB"})  # modes that Pillow resizes as they are, by width and then by height
-STRIP_ROWS = 512  # resized at a time: a copy of a whole large picture costs as much as it saves
+STRIP_ROWS = 512  # resized at a time: a copy of a whole large image costs as much as it saves
 
 
 class Resize:
-    """Scale a picture until its shorter side is `size` px, or to (height, width). One that fits is left untouched."""
+    """Scale an image until its shorter side is `size` px, or to (height, width). One that fits is left untouched."""
 
     def __init__(self, size: int | tuple[int, int], interpolation: Image.Resampling = BICUBIC) -> None:
         self.size = size
@@ -42,7 +42,7 @@ class Resize:
 
 
 class CenterCrop:
-    """Cut the middle out of a picture; a side that is too short is filled up with 0."""
+    """Cut the middle out of an image; a side that is too short is filled up with 0."""
 
     def __init__(self, size: int | tuple[int, int]) -> None:
         self.size = (size, size) if isinstance(size, int) else size  # height, width, as in torchvision
@@ -66,7 +66,10 @@ def convert_image_to_rgb(image: Image.Image) -> Image.Image:
 def _check_is_image(image: object, where: str) -> None:
     if not isinstance(image, Image.Image):
         raise InputTypeError(
-            f"{where}: found {type(image).__name__}, expected a PIL image. Open it with PIL.Image.open."
+            where,
+            f"found {type(image).__name__}",
+            "a PIL image",
+            "Open it with PIL.Image.open.",
         )
 
 
@@ -87,7 +90,7 @@ def to_pixels(image: Image.Image, settings: PreprocessSettings) -> np.ndarray:
 
 
 def _cropped_by_rows(image: Image.Image, settings: PreprocessSettings) -> Image.Image | None:
-    """Resize and crop of an upright picture without the rows that the crop leaves out; None where that saves nothing.
+    """Resize and crop of an upright image without the rows that the crop leaves out; None where that saves nothing.
 
     The same bits: the pass over the width, which is the dear one, treats each row alone, so rows may be missing in it.
     The pass over the height then finds the others in their places, and what it makes of the black ones is cut off.

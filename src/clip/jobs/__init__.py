@@ -9,7 +9,7 @@ from .embed import EmbedJob, EmbedReport, Listing, Progress
 from .export import ExportJob, ExportReport
 from .index import IndexJob, IndexReport
 from .models import DeviceRow, Fetched, FetchJob, ModelRow
-from .options import Guards, Policies
+from .options import DecodeOptions, Limits
 from .search import Hit, SearchJob, SearchReport
 from .tune import SettingRow, TuneJob, TuneReport
 from .verify import Problem, VerifyJob, VerifyReport
@@ -18,6 +18,7 @@ __all__ = [
     "Classified",
     "ClassifyJob",
     "ClassifyReport",
+    "DecodeOptions",
     "DemoJob",
     "DeviceRow",
     "EmbedJob",
@@ -26,13 +27,12 @@ __all__ = [
     "ExportReport",
     "FetchJob",
     "Fetched",
-    "Guards",
     "Hit",
     "IndexJob",
     "IndexReport",
+    "Limits",
     "Listing",
     "ModelRow",
-    "Policies",
     "Problem",
     "Progress",
     "SearchJob",

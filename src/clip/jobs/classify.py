@@ -10,7 +10,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-FOLDER_NAMES = "folder-names"  # as the truth: the folder that a picture lies in
+FOLDER_NAMES = "folder-names"  # as the truth: the folder that an image lies in
 TEMPLATE = "a photo of a {}"
 
 
@@ -18,26 +18,36 @@ TEMPLATE = "a photo of a {}"
 class ClassifyJob:
     """What `clip classify` is asked for."""
 
-    source: str | Path  # what clip embed wrote, or pictures in any form that it takes
+    source: str | Path  # what clip embed wrote, or images in any form that it takes
     labels: str | Path | tuple[str, ...]  # a file of them, a line each, or some with commas between
     template: tuple[str, ...] = ()  # texts with {} for the label, averaged; "a photo of a {}" without
     templates: str | None = None  # a set of them instead: "openai7", or a file, a line each
-    k: int = 5  # labels to tell of each picture, the most probable first
+    k: int = 5  # labels to tell of each image, the most probable first
     truth: str | None = None  # a column that has the right label, or "folder-names"
-    model: str | None = None  # of OUT, the run's weights, found by the manifest without; of pictures, ViT-B/32 without
-    untrained: int | None = None  # of pictures: draw the weights at random from this seed
+    model: str | None = None  # of OUT, the run's weights, found by the manifest without; of images, ViT-B/32 without
+    untrained: int | None = None  # of images: draw the weights at random from this seed
     device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise InputError(f"k: found {self.k}, expected at least 1 label. Pass a larger number.")
+            raise InputError(
+                "`k`",
+                f"found {self.k}",
+                "at least 1 label",
+                "Pass a larger number.",
+            )
         if self.template and self.templates:
-            raise InputError("templates: found single ones and a set, expected one of the two. Pass one.")
+            raise InputError(
+                "`templates`",
+                "found single ones and a set",
+                "one of the two",
+                "Pass one.",
+            )
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What a picture was taken for, or why it could not be looked at."""
+    """What an image was taken for, or why it could not be looked at."""
 
     id: str
     path: str

@@ -21,5 +21,8 @@ class DemoJob:
     def __post_init__(self) -> None:
         if not LEAST_SCENES <= self.scenes <= MOST_SCENES:
             raise InputError(
-                f"scenes: found {self.scenes:,}, expected {LEAST_SCENES} to {MOST_SCENES:,}. Pass another number."
+                "`scenes`",
+                f"found {self.scenes:,}",
+                f"{LEAST_SCENES} to {MOST_SCENES:,}",
+                "Pass another number.",
             )

@@ -13,14 +13,14 @@ from .options import (
     DECODE_SECONDS,
     MAX_SECONDS,
     Background,
-    Decode,
+    DecodeOptions,
     DuplicateIds,
     Frames,
-    Guards,
+    Limits,
     LongText,
     OnFailure,
     Orient,
-    Policies,
+    PixelMode,
     Precision,
     SixteenBit,
     VectorDtype,
@@ -37,7 +37,7 @@ OWN_COLUMNS = (
     *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text"),
     *("embedding.list.element", "text_embedding.list.element"),  # how Parquet calls the numbers of vectors
 )
-PICTURES_ONLY = (
+IMAGES_ONLY = (
     *("batch_size", "root", "max_bytes", "max_pixels", "max_aspect", "decode", "orient", "background", "sixteen_bit"),
     *("frames", "max_frames", "isolate", "max_seconds", "hashes", "text_column", "decode_budget_bytes", "min_cosine"),
     "calibration",
@@ -56,39 +56,37 @@ class EmbedJob:
     device: str = "auto"
     precision: Precision = "reference"  # what vectors are computed in; what OpenAI's code has on the device without
     min_cosine: float | None = None  # measure first, and take the fastest precision and decode that stay within this
-    calibration: str | Path | None = None  # pictures for int8 to quantise by; the first ones of the input without
-    batch_size: int | None = None  # pictures the model reads at a time; as suits model and device without
+    calibration: str | Path | None = None  # images for int8 to quantise by; the first ones of the input without
+    batch_size: int | None = None  # images the model reads at a time; as suits model and device without
     workers: int | None = None  # threads that decode; one a core without
-    readers: int = 32  # pictures that are asked of servers at a time
+    readers: int = 32  # images that are asked of servers at a time
     threads: int | None = None  # threads of the model on a CPU; one a core without
     normalize: bool = True  # vectors of unit length
     dtype: VectorDtype = "float32"
-    globs: tuple[str, ...] = ()  # the paths to take, instead of those with a picture's extension
-    column: str | None = (
-        None  # of lists and tables: what names or holds the pictures; the one with a usual name without
-    )
+    globs: tuple[str, ...] = ()  # the paths to take, instead of those with an image's extension
+    column: str | None = None  # of lists and tables: what names or holds the images; the one with a usual name without
     id_column: str | None = None  # likewise, for ids
-    texts: bool = False  # the input holds texts, instead of pictures
+    texts: bool = False  # the input holds texts, instead of images
     text_column: str | None = None  # embed the texts of this column too, as a second vector in the rows
     long_text: LongText = "fail"  # a text of more tokens than the model reads is a failure row, or its tail is dropped
     keep: tuple[str, ...] = ()  # columns of lists and tables that go along into the rows
     root: str = ""  # that relative paths in lists start from; the current folder without
     duplicate_ids: DuplicateIds = "error"  # refuse an input in which an id stands twice, or keep both rows
-    limit: int | None = None  # the first so many pictures
-    shard_size: int = 10_000  # pictures per Parquet part
-    decode_budget_bytes: int = 400_000_000  # decoded pictures that threads may hold at a time
-    max_bytes: int = Guards.max_bytes  # of a picture's file; more is a failure row, as are the next two
-    max_pixels: int = Guards.max_pixels  # width times height, before decoding
-    max_aspect: float | None = Guards.max_aspect  # the longer side over the shorter
-    decode: Decode = "exact"  # the pixels of OpenAI's code bit for bit, or nearly those
+    limit: int | None = None  # the first so many images
+    shard_size: int = 10_000  # images per Parquet part
+    decode_budget_bytes: int = 400_000_000  # decoded images that threads may hold at a time
+    max_bytes: int = Limits.max_bytes  # of an image's file; more is a failure row, as are the next two
+    max_pixels: int = Limits.max_pixels  # width times height, before decoding
+    max_aspect: float | None = Limits.max_aspect  # the longer side over the shorter
+    decode: PixelMode = "exact"  # the pixels of OpenAI's code bit for bit, or nearly those
     orient: Orient = "none"  # pixels as stored, as OpenAI's code has them, or turned as EXIF says
-    background: Background = "none"  # drop the alpha of transparent pictures, or lay them on a colour
-    sixteen_bit: SixteenBit = "clip"  # 255 and more of a 16-bit grey picture is white, or 65535 is
+    background: Background = "none"  # drop the alpha of transparent images, or lay them on a colour
+    sixteen_bit: SixteenBit = "clip"  # 255 and more of a 16-bit grey image is white, or 65535 is
     frames: Frames = "first"  # of animations and files of several pages
-    max_frames: int = Guards.max_frames  # of a file, with frames="all"
-    isolate: bool = False  # decode in processes of their own, so that a picture that kills its decoder is a failure row
-    max_seconds: float | None = None  # for one picture to decode, with isolate; a minute without
-    hashes: bool = False  # store the sha256 of each picture's file, and update by it
+    max_frames: int = Limits.max_frames  # of a file, with frames="all"
+    isolate: bool = False  # decode in processes of their own, so that an image that kills its decoder is a failure row
+    max_seconds: float | None = None  # for one image to decode, with isolate; a minute without
+    hashes: bool = False  # store the sha256 of each image's file, and update by it
     on_failure: OnFailure = "record"  # go on with a failure row, or stop at the first
     max_failures: str | None = None  # a number, or a part of the input as "5%", after which the run stops; all without
     overwrite: bool = False  # remove an earlier run's files from the output, instead of going on with it
@@ -103,71 +101,124 @@ class EmbedJob:
             )
         if self.update and (self.overwrite or self.duplicate_ids == "keep"):
             other = "overwrite" if self.overwrite else "duplicate_ids='keep'"
-            raise InputError(f"update: found {other} too, expected one of them. Pass one.")
+            raise InputError(
+                "`update`",
+                f"found {other} too",
+                "one of them",
+                "Pass one.",
+            )
         self._check_columns()
         self._check_speed()
         counts = ("batch_size", "workers", "readers", "threads", "limit", "shard_size", "decode_budget_bytes")
         check_counts(self, (*counts, *caps))
         if self.readers > MAX_READERS:
-            raise InputError(f"readers: found {self.readers}, expected at most {MAX_READERS}. Pass fewer.")
+            raise InputError(
+                "`readers`",
+                f"found {self.readers}",
+                f"at most {MAX_READERS}",
+                "Pass fewer.",
+            )
         if self.untrained is not None and not 0 <= self.untrained < 2**63:
-            raise InputError(f"untrained: found {self.untrained}, expected a seed from 0 to 2**63 - 1. Pass another.")
+            raise InputError(
+                "`untrained`",
+                f"found {self.untrained}",
+                "a seed from 0 to 2**63 - 1",
+                "Pass another.",
+            )
         if self.max_failures is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_failures):
             raise InputError(
-                f"max_failures: found {self.max_failures!r}, expected a number, or a percentage as in 5%. Pass one."
+                "`max_failures`",
+                f"found {self.max_failures!r}",
+                "a number, or a percentage as in 5%",
+                "Pass one.",
             )
-        words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure, "decode": Decode}
+        words_of = {"dtype": VectorDtype, "precision": Precision, "on_failure": OnFailure, "decode": PixelMode}
         words_of |= {"duplicate_ids": DuplicateIds, "orient": Orient, "background": Background}
         words_of |= {"sixteen_bit": SixteenBit, "frames": Frames, "long_text": LongText}
         for name, words in ((name, get_args(kind)) for name, kind in words_of.items()):
             if getattr(self, name) not in words:
-                raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {words}. Pass one.")
+                raise InputError(
+                    name,
+                    f"found {getattr(self, name)!r}",
+                    f"one of {words}",
+                    "Pass one.",
+                )
 
     def _check_columns(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}
-        for name in PICTURES_ONLY:
+        for name in IMAGES_ONLY:
             if self.texts and getattr(self, name) != defaults[name]:
-                raise InputError(f"texts: found {name} too, expected it with pictures only. Leave one out.")
+                raise InputError(
+                    "texts",
+                    f"found {name} too",
+                    "it with images only",
+                    "Leave one out.",
+                )
         if isinstance(self.keep, str):
-            raise InputError(f"keep: found the text {self.keep!r}, expected several. Pass a tuple of them.")
+            raise InputError(
+                "`keep`",
+                f"found the text {self.keep!r}",
+                "several",
+                "Pass a tuple of them.",
+            )
         for place, name in enumerate(self.keep):
             if as_utf8(name) != name:
-                raise InputError(f"keep: found {name!r}, expected UTF-8. Rename it in the table.")
+                raise InputError(
+                    "`keep`",
+                    f"found {name!r}",
+                    "UTF-8",
+                    "Rename it in the table.",
+                )
             # Without regard to case, as of columns in SQL.
             if name.lower() in (*OWN_COLUMNS, *map(str.lower, self.keep[:place])):
                 raise InputError(
-                    f"keep: found {name!r}, which OUT has already, expected columns of other names. Leave it out, or "
-                    "rename it in the table."
+                    "`keep`",
+                    f"found {name!r}, which OUT has already",
+                    "columns of other names",
+                    "Leave it out, or rename it in the table.",
                 )
 
     def _check_speed(self) -> None:
         chooses = "min_cosine" if self.min_cosine is not None else "int8" if self.precision == "int8" else None
         if chooses and STDIN in self.inputs and not (chooses == "int8" and self.calibration):
             raise InputError(
-                f"{chooses}: found '{STDIN}' as input, expected one that can be read twice. Write the list to a file."
+                chooses,
+                f"found '{STDIN}' as input",
+                "one that can be read twice",
+                "Write the list to a file.",
             )
         if self.precision == "int8" and self.texts:
-            raise InputError("precision: found int8 for texts, expected it for pictures. Pass another one.")
+            raise InputError(
+                "`precision`",
+                "found int8 for texts",
+                "it for images",
+                "Pass another one.",
+            )
         if self.min_cosine is not None:
             check_cosine(self.min_cosine)
             if (self.precision, self.decode) != ("reference", "exact"):
                 raise InputError(
-                    f"min_cosine: found precision {self.precision} and decode {self.decode} too, expected neither, as "
-                    "it chooses them. Leave them out."
+                    "`min_cosine`",
+                    f"found precision {self.precision} and decode {self.decode} too",
+                    "neither, as it chooses them",
+                    "Leave them out.",
                 )
         elif self.calibration is not None and self.precision != "int8":
             raise InputError(
-                f"calibration: found it with precision {self.precision}, expected int8. Leave it out, or pass int8."
+                "`calibration`",
+                f"found it with precision {self.precision}",
+                "int8",
+                "Leave it out, or pass int8.",
             )
 
     @property
     def kind(self) -> Kind:
         """What an entry of the input is."""
-        return "texts" if self.texts else "pictures" if self.text_column is None else "pairs"
+        return "texts" if self.texts else "images" if self.text_column is None else "pairs"
 
     @property
     def isolated_s(self) -> float | None:
-        """What a picture may take in a process of its own; None without `isolate`."""
+        """What an image may take in a process of its own; None without `isolate`."""
         return (self.max_seconds or DECODE_SECONDS) if self.isolate else None
 
     @property
@@ -181,14 +232,14 @@ class EmbedJob:
         return named_inputs(self.source)
 
     @property
-    def guards(self) -> Guards:
-        """What a picture may cost."""
-        return Guards(self.max_bytes, self.max_pixels, self.max_aspect, self.max_frames)
+    def limits(self) -> Limits:
+        """What an image may cost."""
+        return Limits(self.max_bytes, self.max_pixels, self.max_aspect, self.max_frames)
 
     @property
-    def policies(self) -> Policies:
+    def policies(self) -> DecodeOptions:
         """How a file is read where there is a choice."""
-        return Policies(self.orient, self.background, self.sixteen_bit, self.frames)
+        return DecodeOptions(self.orient, self.background, self.sixteen_bit, self.frames)
 
     def allowed_failures(self, total: int) -> int:
         """How many of so many entries may fail before the run stops."""
@@ -205,7 +256,7 @@ class EmbedJob:
 class Listing:
     """What an input was found to be."""
 
-    pictures: int = 0
+    images: int = 0
     archives: int = 0  # beside them, that do not tell how many they hold
     example: str = ""  # the first of all, once all is listed
     ignored: dict[str, int] = field(default_factory=dict[str, int])  # likewise, by reason

@@ -21,7 +21,12 @@ class ExportJob:
 
     def __post_init__(self) -> None:
         if self.format not in get_args(ExportFormat):
-            raise InputError(f"format: found {self.format!r}, expected one of {get_args(ExportFormat)}. Pass one.")
+            raise InputError(
+                "`format`",
+                f"found {self.format!r}",
+                f"one of {get_args(ExportFormat)}",
+                "Pass one.",
+            )
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,18 @@ class FetchJob:
 
     def __post_init__(self) -> None:
         if not self.names and not self.check:
-            raise InputError("names: found none, expected at least one model. Pass a name that `clip models` lists.")
+            raise InputError(
+                "`names`",
+                "found none",
+                "at least one model",
+                "Pass a name that `clip models` lists.",
+            )
         if self.to is not None and (len(self.names) != 1 or self.check or not self.to.endswith(".safetensors")):
             raise InputError(
-                f"to: found {self.to!r} for {len(self.names)} names, expected one name and FILE.safetensors. "
-                "Pass them without --check."
+                "`to`",
+                f"found {self.to!r} for {len(self.names)} names",
+                "one name and FILE.safetensors",
+                "Pass them without `check`.",
             )
 
 
@@ -58,7 +65,7 @@ class ModelRow:
     dim: int
     resolution_px: int
     parameters: int
-    gflops: float  # of one picture, counted as two a multiplication
+    gflops: float  # of one image, counted as two a multiplication
     size_bytes: int  # of its file; of a released model OpenAI's archive
     licence: str
     cached: str | None  # its path

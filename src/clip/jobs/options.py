@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-Decode = Literal["exact", "fast"]  # the reference's pixels bit for bit, or nearly and several times faster
+PixelMode = Literal["exact", "fast"]  # the reference's pixels bit for bit, or nearly and several times faster
 Orient = Literal["none", "exif"]  # pixels as stored, or turned as the file says
 Background = Literal["none", "white", "black"]
 SixteenBit = Literal["clip", "scale"]  # 255 and more is white, or 65535 is
@@ -24,8 +24,8 @@ Precision = Literal["reference", "fp32", "fp16", "bf16", "int8", "fp8"]
 
 
 @dataclass(frozen=True)
-class Guards:
-    """What a picture may cost; one that is beyond becomes a failure row before it is decoded."""
+class Limits:
+    """What an image may cost; one that is beyond becomes a failure row before it is decoded."""
 
     max_bytes: int = 2**31 - 1  # of the file; no format we decode gains from more
     max_pixels: int = 100_000_000  # width times height; Pillow itself refuses 179 million and more
@@ -34,12 +34,13 @@ class Guards:
 
 
 @dataclass(frozen=True)
-class Policies:
-    """How a file is read where there is a choice. Each default is the reference's way."""
+class DecodeOptions:
+    """How a file becomes pixels where there is a choice. Each default is what OpenAI's code does."""
 
+    pixels: PixelMode = "exact"  # bit for bit those of OpenAI's code, or nearly those and several times faster
     orient: Orient = "none"
-    background: Background = "none"  # what transparent pictures are laid on; "none" drops their alpha
-    sixteen_bit: SixteenBit = "clip"  # for grey pictures of 16 bits and more
+    background: Background = "none"  # what transparent images are laid on; "none" drops their alpha
+    sixteen_bit: SixteenBit = "clip"  # for grey images of 16 bits and more
     frames: Frames = "first"  # of animations and files of several pages
 
 
@@ -47,7 +48,7 @@ VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
 DuplicateIds = Literal["error", "keep"]
 ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
-DECODE_SECONDS = 60.0  # what a picture may take in a process of its own
+DECODE_SECONDS = 60.0  # what an image may take in a process of its own
 MAX_SECONDS = 86_400  # a day
 FAST_COSINE = 0.999  # the bound of --fast
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
@@ -64,12 +65,27 @@ def check_counts(job: object, names: Sequence[str]) -> None:
     for name in names:
         value = getattr(job, name)
         if value is not None and value < 1:
-            raise InputError(f"{name}: found {value}, expected at least 1. Pass a larger number.")
+            raise InputError(
+                name,
+                f"found {value}",
+                "at least 1",
+                "Pass a larger number.",
+            )
         if name in ("workers", "threads") and (value or 1) > MAX_THREADS:
-            raise InputError(f"{name}: found {value}, expected at most {MAX_THREADS}. Pass fewer.")
+            raise InputError(
+                name,
+                f"found {value}",
+                f"at most {MAX_THREADS}",
+                "Pass fewer.",
+            )
 
 
 def check_cosine(min_cosine: float) -> None:
     """Raise InputError for a bound that is none."""
     if not 0 < min_cosine <= 1:
-        raise InputError(f"min_cosine: found {min_cosine}, expected more than 0 and at most 1. Pass 0.999, say.")
+        raise InputError(
+            "`min_cosine`",
+            f"found {min_cosine}",
+            "more than 0 and at most 1",
+            "Pass 0.999, say.",
+        )

@@ -12,7 +12,7 @@ from ..records import STDIN
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAX_SHEET = 1_000  # pictures on a contact sheet, 75 million pixels
+MAX_SHEET = 1_000  # images on a contact sheet, 75 million pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,27 +20,45 @@ class SearchJob:
     """What `clip search` is asked for."""
 
     output: str | Path  # what clip embed wrote
-    texts: tuple[str, ...] = ()  # these, the pictures and the vector are averaged
+    texts: tuple[str, ...] = ()  # these, the images and the vector are averaged
     images: tuple[str, ...] = ()  # files; "-" is stdin
     vector: str | None = None  # a file that holds a vector, as JSON or .npy; likewise
     without: tuple[str, ...] = ()  # texts whose average is subtracted
     k: int = 10  # hits
     min_score: float | None = None  # cosine
     where: str | None = None  # a condition on the columns, in SQL
-    contact_sheet: str | Path | None = None  # a picture of the hits to write
+    contact_sheet: str | Path | None = None  # an image of the hits to write
     model: str | None = None  # the run's weights; found by the manifest without
     device: str = "auto"  # of the model
 
     def __post_init__(self) -> None:
         if not (self.texts or self.images or self.vector):
-            raise InputError("query: found nothing to look for, expected a text, a picture or a vector. Pass -t TEXT.")
+            raise InputError(
+                "query",
+                "found nothing to look for",
+                "a text, an image or a vector",
+                "Pass `texts`.",
+            )
         if [*self.images, self.vector].count(STDIN) > 1:
-            raise InputError("query: found '-' twice, expected stdin to be read once. Name a file for the other.")
+            raise InputError(
+                "query",
+                "found '-' twice",
+                "stdin to be read once",
+                "Name a file for the other.",
+            )
         if self.contact_sheet is not None and not str(self.contact_sheet).lower().endswith(".png"):
-            raise InputError(f"contact_sheet: found {str(self.contact_sheet)!r}, expected a name in .png. Pass one.")
+            raise InputError(
+                "`contact_sheet`",
+                f"found {str(self.contact_sheet)!r}",
+                "a name in .png",
+                "Pass one.",
+            )
         if self.contact_sheet is not None and self.k > MAX_SHEET:
             raise InputError(
-                f"contact_sheet: found {self.k:,} hits, expected at most {MAX_SHEET:,}. Pass a smaller -n."
+                "`contact_sheet`",
+                f"found {self.k:,} hits",
+                f"at most {MAX_SHEET:,}",
+                "Pass a smaller `k`.",
             )
         check_search(self.k, self.min_score)
 
@@ -48,9 +66,19 @@ class SearchJob:
 def check_search(k: int, min_score: float | None) -> None:
     """Refuse numbers that make no sense. Raises: InputError."""
     if k < 1:
-        raise InputError(f"k: found {k}, expected at least 1 hit. Pass a larger number.")
+        raise InputError(
+            "`k`",
+            f"found {k}",
+            "at least 1 hit",
+            "Pass a larger number.",
+        )
     if min_score is not None and math.isnan(min_score):
-        raise InputError("min_score: found nan, expected a cosine from -1 to 1. Pass a number.")
+        raise InputError(
+            "`min_score`",
+            "found nan",
+            "a cosine from -1 to 1",
+            "Pass a number.",
+        )
 
 
 @dataclass(frozen=True)
@@ -68,4 +96,4 @@ class SearchReport:
 
     hits: tuple[Hit, ...]  # the best first; of equal ones the lower id first
     rows: int  # that there are
-    unreadable: int = 0  # hits that the contact sheet has no picture of
+    unreadable: int = 0  # hits that the contact sheet has no image of

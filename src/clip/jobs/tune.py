@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .options import FAST_COSINE, Decode, Guards, Policies, Precision, check_cosine, check_counts, named_inputs
+from .options import FAST_COSINE, DecodeOptions, Limits, PixelMode, Precision, check_cosine, check_counts, named_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MIN_SAMPLE = 16  # pictures
+MIN_SAMPLE = 16  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +29,23 @@ class TuneJob:
     column: str | None = None
     root: str = ""
     calibration: str | Path | None = None
-    min_cosine: float = FAST_COSINE  # between vectors and the exact ones, of every picture of the sample
-    pictures: int = 256  # to measure on
-    seed: int = 0  # which pictures these are
-    guards: Guards = Guards()  # noqa: RUF009  frozen
-    policies: Policies = Policies()  # noqa: RUF009  frozen
-    isolated_s: float | None = None  # try the pictures in a process first, for so many seconds each
+    min_cosine: float = FAST_COSINE  # between vectors and the exact ones, of every image of the sample
+    images: int = 256  # to measure on
+    seed: int = 0  # which images these are
+    limits: Limits = Limits()  # noqa: RUF009  frozen
+    policies: DecodeOptions = DecodeOptions()  # noqa: RUF009  frozen
+    isolated_s: float | None = None  # try the images in a process first, for so many seconds each
 
     def __post_init__(self) -> None:
         check_cosine(self.min_cosine)
         check_counts(self, ("workers", "threads"))
-        if self.pictures < MIN_SAMPLE:
-            raise InputError(f"pictures: found {self.pictures}, expected at least {MIN_SAMPLE}. Pass a larger number.")
+        if self.images < MIN_SAMPLE:
+            raise InputError(
+                "`images`",
+                f"found {self.images}",
+                f"at least {MIN_SAMPLE}",
+                "Pass a larger number.",
+            )
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -53,10 +58,10 @@ class SettingRow:
     """One way to make vectors, as it was measured beside the exact one."""
 
     precision: Precision
-    decode: Decode
+    decode: PixelMode
     images_per_s: float  # from files to vectors, the median of several turns
     min_cosine: float
-    p1_cosine: float  # a hundredth of the pictures is below
+    p1_cosine: float  # a hundredth of the images is below
     mean_cosine: float
     max_angle_degrees: float
     neighbours: float  # the part of the ten nearest that is the same, 0..1
@@ -68,7 +73,7 @@ class TuneReport:
     """What came of measuring."""
 
     model: str
-    pictures: int  # that were measured on
+    images: int  # that were measured on
     quantised_by: int  # of them also served to quantise int8, whose figures are the better for it; others were too few
     min_cosine: float  # the bound
     rows: tuple[SettingRow, ...]  # the exact one first

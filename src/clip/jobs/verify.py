@@ -13,14 +13,19 @@ class VerifyJob:
     """What `clip verify` is asked for."""
 
     output: str | Path  # what clip embed wrote
-    sample: int = 0  # pictures to embed again and compare
+    sample: int = 0  # images to embed again and compare
     model: str | None = None  # for the sample; the manifest's without
     device: str = "auto"  # likewise
-    seed: int = 0  # which pictures the sample takes
+    seed: int = 0  # which images the sample takes
 
     def __post_init__(self) -> None:
         if self.sample < 0:
-            raise InputError(f"sample: found {self.sample}, expected 0 or more. Pass a number of pictures.")
+            raise InputError(
+                "`sample`",
+                f"found {self.sample}",
+                "0 or more",
+                "Pass a number of images.",
+            )
 
 
 @dataclass(frozen=True)

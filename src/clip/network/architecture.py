@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, CheckpointKeyError, shown
+from ..errors import CheckpointError, CheckpointKeyError, quote
 from .records import Architecture
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .records import Activation
 
 HEAD_WIDTH = 64  # channels an attention head reads in every released model; openai/CLIP@d05afc4 clip/model.py:270
-POOL_STRIDE = 32  # pixels of the picture behind one cell of a ModifiedResNet's last feature map
+POOL_STRIDE = 32  # pixels of the image behind one cell of a ModifiedResNet's last feature map
 MLP_RATIO = 4  # width of a block's MLP over the block's, where nothing else is told
 MAX_LAYERS = 1000  # blocks a tower; RN50x64, the deepest released, has 64
 MAX_CONTEXT_LENGTH = 4096  # tokens; the causal mask then takes 64 MiB
@@ -90,15 +90,20 @@ class _Entries:
 
     def shape(self, key: str, ndim: int) -> tuple[int, ...]:
         if key not in self.state_dict:
-            first = shown(next(iter(self.state_dict), ""))
+            first = quote(next(iter(self.state_dict), ""))
             raise CheckpointKeyError(
-                f"weights: entry {key!r} is missing, expected a CLIP with OpenAI's names. "
-                f"Pass one; of the {len(self.state_dict)} entries found the first is {first}."
+                "weights",
+                f"entry {key!r} is missing",
+                "a CLIP with OpenAI's names",
+                f"Pass one; of the {len(self.state_dict)} entries found the first is {first}.",
             )
         found = tuple(self.state_dict[key].shape)
         if len(found) != ndim or 0 in found:
             raise CheckpointError(
-                f"weights: entry {key!r} has shape {found}, expected {ndim} sizes above 0. Pass the weights of a CLIP."
+                "weights",
+                f"entry {key!r} has shape {found}",
+                f"{ndim} sizes above 0",
+                "Pass the weights of a CLIP.",
             )
         return found
 
@@ -107,8 +112,10 @@ class _Entries:
         side = math.isqrt(tokens - 1)
         if side == 0 or side**2 + 1 != tokens:
             raise CheckpointError(
-                f"weights: entry {key!r} has {tokens} positions, expected a square number and 1 more. "
-                "Pass weights for square pictures."
+                "weights",
+                f"entry {key!r} has {tokens} positions",
+                "a square number and 1 more",
+                "Pass weights for square images.",
             )
         return side
 
@@ -152,5 +159,8 @@ def _check_plausible(a: Architecture) -> None:
     ):
         if not fits:
             raise CheckpointError(
-                f"weights: the {what} their shapes tell is {found}, expected {expected}. Pass the weights of a CLIP."
+                "weights",
+                f"the {what} their shapes tell is {found}",
+                f"{expected}",
+                "Pass the weights of a CLIP.",
             )

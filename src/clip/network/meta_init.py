@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,7 +30,10 @@ def blueprint(make: Callable[[], Network]) -> Network:
             return make()
     except (RuntimeError, MemoryError, AssertionError) as exc:  # torch's own checks of sizes
         raise CheckpointError(
-            f"weights: their shapes tell a network that cannot be made ({shown(str(exc))}), expected a CLIP. Pass one."
+            "weights",
+            f"their shapes tell a network that cannot be made ({quote(str(exc))})",
+            "a CLIP",
+            "Pass one.",
         ) from exc
 
 
@@ -61,7 +64,7 @@ class _WithoutStartValues(TorchFunctionMode):
 def check_fit(state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Refuse weights whose names or shapes are not the network's."""
     problems = [f"missing {key}" for key in wanted if key not in state_dict]
-    problems += [f"unexpected {shown(key)}" for key in state_dict if key not in wanted]
+    problems += [f"unexpected {quote(key)}" for key in state_dict if key not in wanted]
     problems += [
         f"{key} is {tuple(state_dict[key].shape)} and should be {tuple(layout.shape)}"
         for key, layout in wanted.items()
@@ -70,6 +73,8 @@ def check_fit(state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) ->
     if problems:
         some = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
         raise CheckpointError(
-            f"weights: {len(problems)} entries do not fit the CLIP their shapes describe, expected none: {some}. "
-            "Pass the whole state dict of one model."
+            "weights",
+            f"{len(problems)} entries do not fit the CLIP their shapes describe",
+            f"none: {some}",
+            "Pass the whole state dict of one model.",
         )

@@ -41,14 +41,14 @@ class Architecture:
 
 HEADER_KEY = "clip-turbo"  # of a safetensors file's metadata, under which are the records that we write there
 BYTE_MAX = 255.0
-# Means and standard deviations of the training pictures, RGB in 0..1. openai/CLIP@d05afc4 clip/clip.py:85.
+# Means and standard deviations of the training images, RGB in 0..1. openai/CLIP@d05afc4 clip/clip.py:85.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """What a checkpoint asks of the pictures it is shown."""
+    """What a checkpoint asks of the images it is shown."""
 
     resolution_px: int
     mean: Triple = OPENAI_MEAN

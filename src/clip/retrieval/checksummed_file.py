@@ -147,5 +147,8 @@ class Sections:
 
     def _damaged(self, what: str) -> StoreError:
         return StoreError(
-            f"{self._name}: damaged ({what}), expected it as it was written. Run clip index to remake it."
+            self._name,
+            f"damaged ({what})",
+            "it as it was written",
+            "Run clip index to remake it.",
         )

@@ -1,6 +1,6 @@
-"""classify(job): pictures and labels -> probabilities, as in the CLIP paper. Knows nothing about the command line.
+"""classify(job): images and labels -> probabilities, as in the CLIP paper. Knows nothing about the command line.
 
-A label's vector: its texts by all templates, each of unit length, averaged, and made of unit length again. A picture's
+A label's vector: its texts by all templates, each of unit length, averaged, and made of unit length again. An image's
 probabilities: the softmax of its cosines to the labels, times the model's logit scale.
 Source:  Radford et al. 2021, 3.1.4; openai/CLIP@d05afc4 notebooks/Prompt_Engineering_for_ImageNet.ipynb.
 """
@@ -40,13 +40,13 @@ def classify(
     each: Callable[[Classified], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ClassifyReport:
-    """What each picture is taken for; and, where the truth is given, how often that is right.
+    """What each image is taken for; and, where the truth is given, how often that is right.
 
     `source` is an output of `clip embed`, whose vectors are used, or anything that `clip embed` takes, which is
     embedded into a temporary folder first; `progress` is told of that. `each` takes the rows one by one; without it
     they are in the report. What could not be embedded is a row too: read = classified + failed.
 
-    Raises:  InputError for labels, templates, a truth or pictures that cannot be used; TextTooLongError; what Encoder
+    Raises:  InputError for labels, templates, a truth or images that cannot be used; TextTooLongError; what Encoder
              does; StoreError for an output that is empty or damaged, or whose weights are not at hand.
     """
     labels = read_labels(job.labels)
@@ -55,7 +55,10 @@ def classify(
         store = Store(job.source)
         if job.untrained is not None:
             raise InputError(
-                f"untrained: found {job.untrained} for {store.path}, which a model wrote, expected that one. Drop it."
+                "`untrained`",
+                f"found {job.untrained} for {store.path}, which a model wrote",
+                "that one",
+                "Drop it.",
             )
         classifier = _Classifier(encoder_of(store, job.model, job.device), labels, templates)
         return _classified(job, store, classifier, each)
@@ -92,7 +95,7 @@ class _Classifier:
         self._vectors = np.concatenate(found)  # (L, D)
 
     def probabilities(self, vectors: np.ndarray) -> Iterator[np.ndarray]:
-        """Of each picture for each label, some pictures at a time. Shapes: float (N, D) -> float64 (n, L)."""
+        """Of each image for each label, some images at a time. Shapes: float (N, D) -> float64 (n, L)."""
         rows = max(1, CELLS_AT_A_TIME // len(self.labels))
         for start in range(0, len(vectors), rows):
             logits = self._logit_scale * (_unit(vectors[start : start + rows]) @ self._vectors.T)
@@ -117,7 +120,12 @@ def _classified(
         truth.judge(row)
         (each or kept.append)(row)
     if not counts:
-        raise StoreError(f"{store.path}: holds no vectors, expected some to classify. Embed pictures into it.")
+        raise StoreError(
+            store.path,
+            "holds no vectors",
+            "some to classify",
+            "Embed images into it.",
+        )
     classified, failed = counts["classified"], counts["failed"]
     confusion = tuple((right, taken, count) for (right, taken), count in sorted(truth.confusion.items()))
     return ClassifyReport(
@@ -150,7 +158,7 @@ def _rows(job: ClassifyJob, store: Store, classifier: _Classifier, truth: _Truth
 
 
 class _Truth:
-    """What pictures are, and how often they were taken for it."""
+    """What images are, and how often they were taken for it."""
 
     def __init__(self, asked: str | None, store: Store, labels: tuple[str, ...]) -> None:
         """Raises: InputError where there is no such column."""
@@ -163,8 +171,10 @@ class _Truth:
             there = [name for name in read_schema(path).names if name != "embedding"]
             if self.columns and asked not in there:
                 raise InputError(
-                    f"truth {asked!r}: no such column in {store.path / EMBEDDINGS}, expected one of {there}, or "
-                    f"{FOLDER_NAMES}. Pass one."
+                    f"truth {asked!r}",
+                    f"no such column in {store.path / EMBEDDINGS}",
+                    f"one of {there}, or {FOLDER_NAMES}",
+                    "Pass one.",
                 )
 
     def of(self, ids: list[str], columns: list[list[object]]) -> list[str | None]:
@@ -174,7 +184,7 @@ class _Truth:
         return [self._folder(own_id) for own_id in ids] if self._asked else [None] * len(ids)
 
     def _folder(self, own_id: str) -> str | None:
-        """The name of the folder that a picture lies in, below its archive too."""
+        """The name of the folder that an image lies in, below its archive too."""
         name = PurePosixPath(own_id).parent.name
         return (name if name in self._labels else name.rpartition("!")[2]) or None
 

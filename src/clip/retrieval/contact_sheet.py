@@ -1,6 +1,6 @@
-"""A picture of a search's hits, for people who would rather look than read. Knows nothing about queries.
+"""An image of a search's hits, for people who would rather look than read. Knows nothing about queries.
 
-Each tile is the middle of a picture, as a model sees it, read again as the run read it: from a folder, an archive or a
+Each tile is the middle of an image, as a model sees it, read again as the run read it: from a folder, an archive or a
 table. One that cannot be read any more is grey, and says so.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..atomic_files import replacing, written
+from ..atomic_files import atomic_write, translate_os_errors
 from ..batch.replay import decoding_of, entries_again
 from ..errors import ClipError
 from ..network.records import PreprocessSettings
@@ -35,11 +35,11 @@ LONGEST = 2_000  # letters that are tried for their width; no sheet has room for
 
 
 def write_sheet(path: Path, store: Store, hits: Sequence[Hit], title: str) -> int:
-    """Write a PNG of the hits, in their order, with rank, score and id; tells how many pictures could not be read.
+    """Write a PNG of the hits, in their order, with rank, score and id; tells how many images could not be read.
 
     Raises:  StoreError where it cannot be written.
     """
-    pictures = _pictures(store, {hit.id for hit in hits})
+    images = _images(store, {hit.id for hit in hits})
     columns = max(1, min(len(hits), max(COLUMNS, isqrt(len(hits)))))
     lines = -(-len(hits) // columns)
     step, down = TILE_PX + GAP_PX, TILE_PX + CAPTION_PX + GAP_PX
@@ -53,22 +53,22 @@ def write_sheet(path: Path, store: Store, hits: Sequence[Hit], title: str) -> in
     unreadable = 0
     for rank, hit in enumerate(hits):
         left, top = GAP_PX + rank % columns * step, TITLE_PX + rank // columns * down
-        picture = pictures.get(hit.id, "it is not there any more")
-        if isinstance(picture, str):
+        image = images.get(hit.id, "it is not there any more")
+        if isinstance(image, str):
             unreadable += 1
-            picture = _grey_tile(picture, font)
-        sheet.paste(picture, (left, top))
+            image = _grey_tile(image, font)
+        sheet.paste(image, (left, top))
         below = top + TILE_PX + CAPTION_PX // 4 + 2
         draw.text((left, below), f"{rank + 1}", FAINT, font, anchor="lm")
         draw.text((left + TILE_PX, below), f"{hit.score:.4f}", INK, font, anchor="rm")
         name = _shortened(hit.id, TILE_PX, font, from_the_end=True)
         draw.text((left, below + CAPTION_PX // 2 - 2), name, INK, font, anchor="lm")
-    with written(path), replacing(path) as file:
+    with translate_os_errors(path), atomic_write(path) as file:
         sheet.save(file, "PNG")
     return unreadable
 
 
-def _pictures(store: Store, wanted: set[str]) -> dict[str, Image.Image | str]:
+def _images(store: Store, wanted: set[str]) -> dict[str, Image.Image | str]:
     """The tiles of these ids, or why there is none."""
     found: dict[str, Image.Image | str] = {}
     try:
@@ -83,10 +83,10 @@ def _pictures(store: Store, wanted: set[str]) -> dict[str, Image.Image | str]:
                 continue
             for outcome in entries_again(plan.shard(shard_number(path)), here, decoding, decoding):
                 if isinstance(outcome, Failure):
-                    found[outcome.id] = outcome.message.removeprefix("picture: ")
+                    found[outcome.id] = outcome.message.removeprefix("image: ")
                 else:
                     found[outcome.row.id] = Image.fromarray(outcome.array)
-    except ClipError as exc:  # the input is gone, or a job is replacing parts: the hits stand all the same
+    except ClipError as exc:  # the input is gone, or a job is atomic_write parts: the hits stand all the same
         return dict.fromkeys(wanted, str(exc)) | found
     return found
 

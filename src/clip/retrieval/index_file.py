@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from ..atomic_files import remove_temporaries, replacing, written
+from ..atomic_files import atomic_write, remove_temporaries, translate_os_errors
 from ..errors import StoreBusyError, StoreError
 from ..store.manifest import INDEX
 from ..store.parts import read_part, read_schema
@@ -111,7 +111,7 @@ def opened(store: Store, tell: Callable[[str], None] = lambda _: None) -> Indexe
         return _remade(store)
     except OSError as exc:
         _log.warning("%s: cannot be written (%s); the index is made in a temporary file", store.path / INDEX, exc)
-    with written(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
+    with translate_os_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
         _write(file, store)
         file.flush()
         return Indexed(Sections(file, str(store.path / INDEX / FILE)))
@@ -130,7 +130,7 @@ def indexed(store: Store) -> tuple[Indexed, bool]:
     except StoreError as exc:
         _log.warning("%s", exc)
         (store.path / INDEX / FILE).unlink(missing_ok=True)
-    with written(store.path / INDEX):
+    with translate_os_errors(store.path / INDEX):
         return _remade(store), True
 
 
@@ -146,7 +146,12 @@ def _standing(store: Store) -> Indexed | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise StoreError(f"{path}: cannot be read ({exc}), expected an index. Check its permissions.") from exc
+        raise StoreError(
+            path,
+            f"cannot be read ({exc})",
+            "an index",
+            "Check its permissions.",
+        ) from exc
     told = sections.header
     if (told["kind"], told["version"]) != (KIND, VERSION) or told["stamp"] != _stamp(store):
         return None
@@ -162,7 +167,7 @@ def _remade(store: Store) -> Indexed:
         if found is not None:
             return found
         remove_temporaries(folder, FILE)
-        with replacing(folder / FILE) as file:
+        with atomic_write(folder / FILE) as file:
             _write(file, store)
     with (folder / FILE).open("rb") as file:
         return Indexed(Sections(file, str(folder / FILE)))
@@ -189,8 +194,10 @@ def _write(file: BinaryIO, store: Store) -> None:
             if _stamp(store) == stamp:
                 raise  # else it was of a part that is gone
     raise StoreBusyError(
-        f"{store.path}: its parts change while they are read, expected them to stand still for a while. Wait for the "
-        "job that is at work there, and try again."
+        store.path,
+        "its parts change while they are read",
+        "them to stand still for a while",
+        "Wait for the job that is at work there, and try again.",
     )
 
 
@@ -219,8 +226,10 @@ def _sections_written(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bo
             table = read_part(path, schema.names)
             if not table.schema.equals(schema):
                 raise StoreError(
-                    f"{path}: its columns are {table.schema.names}, expected {schema.names}, of the "
-                    "same types in all parts. Run the job again with --overwrite."
+                    path,
+                    f"its columns are {table.schema.names}",
+                    f"{schema.names}, of the same types in all parts",
+                    "Run the job again with `overwrite=True`.",
                 )
             stream.write_table(table)
     head = {"kind": KIND, "version": VERSION, "rows": total, "dim": store.dim, "dtype": dtype.name}
@@ -236,6 +245,8 @@ def _check_usable(path: Path, ids: pa.ChunkedArray, vectors: np.ndarray) -> None
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     for place in np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[:1]:
         raise StoreError(
-            f"{path}: {ids[place].as_py()!r} has a vector of norm {norms[place]}, expected one above 0. Remove the "
-            "part, and run the job again."
+            path,
+            f"{ids[place].as_py()!r} has a vector of norm {norms[place]}",
+            "one above 0",
+            "Remove the part, and run the job again.",
         )

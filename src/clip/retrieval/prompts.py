@@ -36,12 +36,19 @@ def read_labels(given: str | Path | tuple[str, ...]) -> tuple[str, ...]:
         labels, where = tuple(label for part in str(given).split(",") if (label := part.strip())), "labels"
     if len(labels) < 2:
         raise InputError(
-            f"labels {str(given)[:MAX_SHOWN]!r}: found {len(labels)}, expected at least 2, and no such file. Pass "
-            "a file with a label a line, or labels with commas between."
+            f"labels {str(given)[:MAX_SHOWN]!r}",
+            f"found {len(labels)}",
+            "at least 2, and no such file",
+            "Pass a file with a label a line, or labels with commas between.",
         )
     repeated = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
     if len(set(labels)) < len(labels):
-        raise InputError(f"{where}: label {repeated!r} stands twice, expected each once. Remove one.")
+        raise InputError(
+            where,
+            f"label {repeated!r} stands twice",
+            "each once",
+            "Remove one.",
+        )
     return labels
 
 
@@ -51,15 +58,30 @@ def read_templates(single: tuple[str, ...], chosen: str | None) -> tuple[str, ..
     Raises:  InputError for one without {}, or a file that cannot be read or has none.
     """
     if chosen is not None and chosen not in SETS and not _is_file(chosen):
-        raise InputError(f"templates {chosen!r}: no such file, expected one, or one of {list(SETS)}. Pass one.")
+        raise InputError(
+            f"templates {chosen!r}",
+            "no such file",
+            f"one, or one of {list(SETS)}",
+            "Pass one.",
+        )
     templates = single or (TEMPLATE,)
     if chosen is not None:
         templates = SETS[chosen] if chosen in SETS else _lines(Path(chosen))
     if not templates:
-        raise InputError(f"templates {chosen!r}: an empty file, expected a template a line. Write some.")
+        raise InputError(
+            f"templates {chosen!r}",
+            "an empty file",
+            "a template a line",
+            "Write some.",
+        )
     for template in templates:
         if PLACE not in template:
-            raise InputError(f"template {template!r}: found no {PLACE}, expected it where the label goes. Put it in.")
+            raise InputError(
+                f"template {template!r}",
+                f"found no {PLACE}",
+                "it where the label goes",
+                "Put it in.",
+            )
     return templates
 
 
@@ -74,5 +96,10 @@ def _lines(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}), expected UTF-8, a line each. Check the file.") from exc
+        raise InputError(
+            path,
+            f"cannot be read ({exc})",
+            "UTF-8, a line each",
+            "Check the file.",
+        ) from exc
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""Index(OUT) and search(job): texts, pictures and vectors -> the rows that are nearest. Knows nothing about terminals.
+"""Index(OUT) and search(job): texts, images and vectors -> the rows that are nearest. Knows nothing about terminals.
 
 A query is unit(mean(unit vectors) - mean(unit vectors of what is not wanted)): the difference of centroids, which of
 all directions separates the two sets best by cosine (Rocchio 1971; Manning, Raghavan and Schütze, Introduction to
@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import ImageError, InputError, StoreError
 from ..images.decode import decode, read_pixels
 from ..jobs.index import IndexReport
-from ..jobs.options import Policies
+from ..jobs.options import DecodeOptions
 from ..jobs.search import Hit, SearchReport, check_search
 from ..records import STDIN, Failure, Item
 from ..store.manifest import INDEX
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from ..encoder import Encoder, Picture
+    from ..encoder import Encoder, ImageLike
     from ..jobs.index import IndexJob
     from ..jobs.search import SearchJob
     from .scan import ScanEngine
@@ -58,7 +58,7 @@ class Index:
     ) -> None:
         """Map the index of an output, which is made first where there is none of its parts as they are.
 
-        The model is loaded with the first text or picture: that of the run, found by the manifest, or `model` if it has
+        The model is loaded with the first text or image: that of the run, found by the manifest, or `model` if it has
         the same weights. `engine` is what scans, faiss where it is installed; the hits are the same. `tell` is told
         when the index has to be made: of a million rows that takes a while.
 
@@ -70,7 +70,12 @@ class Index:
         self._engine: ScanEngine | None = engine
         self._indexed = opened(self.store, tell)
         if not len(self):
-            raise StoreError(f"{self.store.path}: holds no vectors, expected some to search. Embed pictures into it.")
+            raise StoreError(
+                self.store.path,
+                "holds no vectors",
+                "some to search",
+                "Embed images into it.",
+            )
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -87,7 +92,7 @@ class Index:
         self,
         *,
         text: str | Sequence[str] = (),
-        image: Picture | Sequence[Picture] = (),
+        image: ImageLike | Sequence[ImageLike] = (),
         vector: ArrayLike | None = None,
         without: str | Sequence[str] = (),
         k: int = 10,
@@ -96,7 +101,7 @@ class Index:
     ) -> list[Hit]:
         """The k rows of the highest cosine to the query, exactly: the best first, of equal ones the lower id first.
 
-        Texts, pictures and the vector are averaged; texts `without` are subtracted. `where` is a condition on the other
+        Texts, images and the vector are averaged; texts `without` are subtracted. `where` is a condition on the other
         columns, as in SQL; rows below `min_score` are left out.
 
         Shapes:  vector (D,), of any length but 0.
@@ -113,12 +118,12 @@ class Index:
         return [hit for hit in hits if min_score is None or hit.score >= min_score]
 
     def _query(
-        self, texts: Sequence[str], images: Sequence[Picture], vector: ArrayLike | None, without: Sequence[str]
+        self, texts: Sequence[str], images: Sequence[ImageLike], vector: ArrayLike | None, without: Sequence[str]
     ) -> np.ndarray:
         """Shapes: float64 (D,), of unit length."""
         wanted = [] if vector is None else [self._unit("vector", vector)[None]]
         if images:
-            wanted.append(np.stack([self._unit("picture", self._features(image)) for image in images]))
+            wanted.append(np.stack([self._unit("image", self._features(image)) for image in images]))
         if texts or without:
             features = self.encoder.encode_text([*texts, *without]).float().cpu().numpy()
             units = np.stack([self._unit("text", row) for row in features])
@@ -128,10 +133,20 @@ class Index:
             unwanted = np.empty((0, self.store.dim))
         query = np.concatenate([np.empty((0, self.store.dim)), *wanted])
         if not len(query):
-            raise InputError("query: found nothing to look for, expected a text, a picture or a vector. Pass one.")
+            raise InputError(
+                "query",
+                "found nothing to look for",
+                "a text, an image or a vector",
+                "Pass one.",
+            )
         centre = query.mean(axis=0) - (unwanted.mean(axis=0) if len(unwanted) else 0)
         if np.linalg.norm(centre) < CANCELLED:
-            raise InputError("query: its parts cancel out, expected a direction to look in. Leave one of them out.")
+            raise InputError(
+                "query",
+                "its parts cancel out",
+                "a direction to look in",
+                "Leave one of them out.",
+            )
         return self._unit("query", centre)
 
     def _unit(self, name: str, vector: ArrayLike) -> np.ndarray:
@@ -139,42 +154,64 @@ class Index:
         try:
             wide = np.asarray(vector, np.float64)
         except (TypeError, ValueError, OverflowError) as exc:
-            raise InputError(f"{name}: cannot be read ({exc}), expected {self.store.dim} numbers. Pass them.") from exc
+            raise InputError(
+                name,
+                f"cannot be read ({exc})",
+                f"{self.store.dim} numbers",
+                "Pass them.",
+            ) from exc
         if wide.shape != (self.store.dim,):
             raise InputError(
-                f"{name}: found an array {wide.shape}, expected ({self.store.dim},) as the vectors of "
-                f"{self.store.path} are. Pass one vector of the same model."
+                name,
+                f"found an array {wide.shape}",
+                f"({self.store.dim},) as the vectors of {self.store.path} are",
+                "Pass one vector of the same model.",
             )
         with np.errstate(over="ignore"):
             scaled = wide / largest if np.isfinite(largest := np.abs(wide).max()) and largest else wide
             norm = np.linalg.norm(scaled)
         if not (np.isfinite(norm) and norm > 0):
-            raise InputError(f"{name}: has a norm of {norm}, expected one above 0, and finite. Pass another.")
+            raise InputError(
+                name,
+                f"has a norm of {norm}",
+                "one above 0, and finite",
+                "Pass another.",
+            )
         return scaled / norm
 
-    def _features(self, image: Picture) -> np.ndarray:
-        """A picture's features, read as the run read its pictures. Shapes: float32 (D,)."""
+    def _features(self, image: ImageLike) -> np.ndarray:
+        """An image's features, read as the run read its images. Shapes: float32 (D,)."""
         if isinstance(image, (str, os.PathLike)):
             name = os.fspath(image)
             try:
                 image = Path(name).read_bytes()
             except (OSError, ValueError) as exc:
-                raise InputError(f"{name}: cannot be read ({exc}), expected a picture. Check the path.") from exc
+                raise InputError(
+                    name,
+                    f"cannot be read ({exc})",
+                    "an image",
+                    "Check the path.",
+                ) from exc
         else:
-            name = "picture"
+            name = "image"
         settings = self.encoder.settings
         if isinstance(image, bytes):
-            policies = replace(Policies(**self.store.manifest["policies"]), frames="first")
+            policies = replace(DecodeOptions(**self.store.manifest["policies"]), frames="first")
             item = Item(name, name, len(image))
             (found,) = decode(item, image, settings, policies=policies, how=self.encoder.decode)
             if isinstance(found, Failure):
-                raise ImageError(f"{name}: {found.message.removeprefix('picture: ')}")
+                raise ImageError(f"{name}: {found.message.removeprefix('image: ')}")
             array = found.array
         else:
             try:
                 array = read_pixels(image, settings, self.encoder.decode)
             except OSError as exc:
-                raise ImageError(f"{name}: cannot be decoded ({exc}), expected a whole one. Pass another.") from exc
+                raise ImageError(
+                    name,
+                    f"cannot be decoded ({exc})",
+                    "a whole one",
+                    "Pass another.",
+                ) from exc
         return self.encoder.encode_pixels(array[None])[0]
 
 
@@ -183,7 +220,7 @@ def _several(given: Any) -> Sequence[Any]:
 
 
 def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> SearchReport:
-    """The hits of a query, and a picture of them where one is asked for. `tell` is told when the index is made first.
+    """The hits of a query, and an image of them where one is asked for. `tell` is told when the index is made first.
 
     Raises:  as Index and its search; InputError for a file that holds no vector; StoreError where the contact sheet
              cannot be written.
@@ -192,7 +229,12 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
     images = [sys.stdin.buffer.read() if name == STDIN else name for name in job.images]
     searched = Index(job.output, model=job.model, device=job.device, tell=tell)
     if job.contact_sheet is not None and searched.store.manifest.get("kind") == "texts":
-        raise InputError(f"contact_sheet: {searched.store.path} holds texts, expected pictures. Leave it out.")
+        raise InputError(
+            "`contact_sheet`",
+            f"{searched.store.path} holds texts",
+            "images",
+            "Leave it out.",
+        )
     hits = searched.search(
         text=job.texts,
         image=images,
@@ -223,7 +265,10 @@ def _vector_in(name: str) -> Any:
         found = np.load(io.BytesIO(data), allow_pickle=False) if data.startswith(NPY_MAGIC) else json.loads(data)
     except (OSError, ValueError, EOFError, RecursionError, MemoryError) as exc:
         raise InputError(
-            f"vector {name}: cannot be read ({exc}), expected a JSON list or a .npy file. Write one of them."
+            f"vector {name}",
+            f"cannot be read ({exc})",
+            "a JSON list or a .npy file",
+            "Write one of them.",
         ) from exc
     return found[0] if len(np.shape(found) if isinstance(found, np.ndarray) else ()) == 2 and len(found) == 1 else found
 

@@ -35,7 +35,10 @@ def matching(table: pa.Table, condition: str) -> np.ndarray:
         import duckdb  # here, because it comes with the extra `search`
     except ImportError as exc:
         raise MissingExtraError(
-            "where: found no duckdb, expected it to filter by columns. Run: pip install 'clip-turbo[search]'"
+            "`where`",
+            "found no duckdb",
+            "it to filter by columns",
+            "Run: pip install 'clip-turbo[search]'",
         ) from exc
     place = "_" * (1 + max(map(len, table.column_names)))  # a name that no column has
     numbered = table.append_column(place, [np.arange(table.num_rows)])

@@ -24,7 +24,12 @@ def expand_braces(name: str) -> list[str]:
     if numbers := NUMBERS.fullmatch(inner):
         first, last = numbers.groups()
         if abs(int(last) - int(first)) >= MAX_EXPANDED:
-            raise InputError(f"{name}: stands for more than {MAX_EXPANDED:,} names, expected fewer. Shorten the range.")
+            raise InputError(
+                name,
+                f"stands for more than {MAX_EXPANDED:,} names",
+                "fewer",
+                "Shorten the range.",
+            )
         step = 1 if int(first) <= int(last) else -1
         width = len(first) if first.startswith("0") or last.startswith("0") else 0
         choices = [f"{number:0{width}}" for number in range(int(first), int(last) + step, step)]

@@ -1,14 +1,14 @@
-"""The pictures below a folder, in order, in bounded memory. Knows nothing about decoding or models.
+"""The images below a folder, in order, in bounded memory. Knows nothing about decoding or models.
 
 The rules of a folder, in the order they are tried:
 
 1. Names that start with a dot are hidden: files and whole folders are ignored.
 2. Links to folders are ignored, so that no loop can arise; links to files are read. The root itself may be a link.
 3. What is neither a file nor a folder (a pipe, a socket, a device) is ignored: opening it could wait for ever.
-4. With `globs`, files that match one of them are pictures, and no others. Without, files with the extension of a
+4. With `globs`, files that match one of them are images, and no others. Without, files with the extension of a
    format Pillow decodes are, and files without extension whose first bytes are such a format's.
 
-Whatever is a picture by these rules becomes a row or a failure row; a folder that cannot be listed becomes a failure
+Whatever is an image by these rules becomes a row or a failure row; a folder that cannot be listed becomes a failure
 row too, for nobody knows what was in it. Everything else is counted as ignored, by reason.
 """
 
@@ -22,8 +22,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from ..atomic_files import written
-from ..images.formats import decodable_extensions, looks_like_picture
+from ..atomic_files import translate_os_errors
+from ..images.formats import decodable_extensions, looks_like_image
 from ..records import Failure, Item, utf8_path
 from .remote.client import listed
 from .remote.protocol import MAX_TIME_NS
@@ -43,9 +43,9 @@ def walk(
     known: Iterable[Item] = (),
     scratch: Path | None = None,
 ) -> Iterator[Item | Failure]:
-    """Every picture below a folder, in a stable order; a Failure for a folder that cannot be listed.
+    """Every image below a folder, in a stable order; a Failure for a folder that cannot be listed.
 
-    `patterns` are globs name by name, as `split_glob` makes them. Counts what is left. Sizes and times of pictures that
+    `patterns` are globs name by name, as `split_glob` makes them. Counts what is left. Sizes and times of images that
     are `known`, in the order of an earlier walk, are taken from there. The names of a large folder are sorted in files
     in `scratch` that nobody else sees.
     """
@@ -73,7 +73,7 @@ def walk(
 
 
 def walk_listed(prefix: str, patterns: list[list[str]], ignored: Counter[str]) -> Iterator[Item]:
-    """Every picture below a prefix on a server, in its order, by the rules of a folder.
+    """Every image below a prefix on a server, in its order, by the rules of a folder.
 
     Names without an extension are passed over unless a pattern asks for them: a look at each is a request.
 
@@ -86,9 +86,9 @@ def walk_listed(prefix: str, patterns: list[list[str]], ignored: Counter[str]) -
             continue  # how a folder is marked
         if any(name.startswith(".") for name in names):
             ignored["hidden"] += 1
-        elif not any(matches(names, glob) for glob in patterns) if patterns else not picture_by_name(relative):
-            bare = not patterns and picture_by_name(relative) is None
-            ignored["without an extension" if bare else "not a picture"] += 1
+        elif not any(matches(names, glob) for glob in patterns) if patterns else not image_by_name(relative):
+            bare = not patterns and image_by_name(relative) is None
+            ignored["without an extension" if bare else "not an image"] += 1
         else:
             yield Item(utf8_path(relative), path, status.size_bytes or 0, status.modified_ns)
 
@@ -99,14 +99,14 @@ def split_glob(glob: str) -> list[str]:
 
 
 class _Known:
-    """The pictures of an earlier walk, gone through beside the one under way."""
+    """The images of an earlier walk, gone through beside the one under way."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._items = iter(items)
         self._next = next(self._items, None)
 
     def status(self, own_id: str) -> tuple[int, int] | None:
-        """Size and time of change of the picture of this id, if it is there; those before it are passed over."""
+        """Size and time of change of the image of this id, if it is there; those before it are passed over."""
         if self._next is None:
             return None
         place = _place(own_id)
@@ -149,7 +149,7 @@ def _listing(path: str, ignored: Counter[str], scratch: Path | None) -> Iterator
 
 def _spilled(records: list[bytes], scratch: Path | None) -> BinaryIO:
     """Records, sorted, in a file without a name. No name of a file has a slash, so that stands for the line's end."""
-    with written(scratch or Path(tempfile.gettempdir())):
+    with translate_os_errors(scratch or Path(tempfile.gettempdir())):
         file = cast("BinaryIO", tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115  closed when it is read
         file.writelines(record.replace(b"\n", b"/") + b"\n" for record in sorted(records))
         file.seek(0)
@@ -163,36 +163,36 @@ def _unspilled(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _why_ignored(relative: str, path: str, kind: bytes, globs: list[list[str]]) -> str | None:
-    """The reason for which what is no folder is passed over; None for a picture."""
+    """The reason for which what is no folder is passed over; None for an image."""
     if kind == UNKNOWN and (reason := _why_special(path)):
         return reason
     if globs:
-        return None if any(matches(relative.split("/"), glob) for glob in globs) else "not a picture"
-    return None if is_picture(path) else "not a picture"
+        return None if any(matches(relative.split("/"), glob) for glob in globs) else "not an image"
+    return None if is_image(path) else "not an image"
 
 
-def is_picture(path: str) -> bool:
+def is_image(path: str) -> bool:
     """By its extension, or without one by its first bytes."""
-    if (by_name := picture_by_name(path)) is not None:
+    if (by_name := image_by_name(path)) is not None:
         return by_name
     try:
-        return looks_like_picture(path)
+        return looks_like_image(path)
     except OSError:
-        return True  # not readable, so perhaps a picture: reading it will fail and leave a failure row
+        return True  # not readable, so perhaps an image: reading it will fail and leave a failure row
 
 
-def picture_by_name(name: str) -> bool | None:
+def image_by_name(name: str) -> bool | None:
     """Whether a name has the extension of a format that Pillow decodes; None where it has no extension."""
     extension = Path(name).suffix.lower()
     return extension in decodable_extensions() if extension else None
 
 
 def _why_special(path: str) -> str | None:
-    """Why a link or a special file is no picture; None for a link to a file, to nothing or in a circle."""
+    """Why a link or a special file is no image; None for a link to a file, to nothing or in a circle."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except OSError:
-        return None  # perhaps a picture: reading it will fail and leave a failure row
+        return None  # perhaps an image: reading it will fail and leave a failure row
     return "link to a folder" if stat.S_ISDIR(mode) else None if stat.S_ISREG(mode) else "not a file"
 
 

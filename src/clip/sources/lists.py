@@ -1,7 +1,7 @@
-"""Lists that name pictures, or are texts: plain lines, CSV, TSV, NDJSON. Knows nothing about what the names lead to.
+"""Lists that name images, or are texts: plain lines, CSV, TSV, NDJSON. Knows nothing about what the names lead to.
 
 Plain lists have a path or URI a line, or, if they hold a NUL, as of `find -print0`, between NULs; of texts each line is
-one, also an empty one. The others have named columns; which one names the pictures, or is the texts, is told, or is the
+one, also an empty one. The others have named columns; which one names the images, or is the texts, is told, or is the
 only one with a usual name. Bytes that are no UTF-8 stay what they are, as paths may have them.
 """
 
@@ -38,7 +38,7 @@ class Line(NamedTuple):
     """An entry of a list or a table."""
 
     id: str | None  # None without an id column
-    entry: str | None  # the path or URI of a picture, or a text; None for a text that is not there
+    entry: str | None  # the path or URI of an image, or a text; None for a text that is not there
     values: tuple[str | None, ...]  # of the columns that go along
 
 
@@ -46,7 +46,7 @@ def lines_in(path: str, columns: Columns) -> Iterator[Line]:
     """The entries of a list, in its order; "-" is a plain list on stdin.
 
     Raises:  InputError for a list that cannot be read, a column that is not there, a line that is no JSON object, and
-             a picture without a path.
+             an image without a path.
     """
     try:
         with _opened(path) as file:
@@ -63,7 +63,12 @@ def lines_in(path: str, columns: Columns) -> Iterator[Line]:
             else:
                 yield from (Line(None, name, ()) for name in _names(file) if name)
     except (OSError, csv.Error) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}), expected a list of {columns.kind}. Check the file.") from exc
+        raise InputError(
+            path,
+            f"cannot be read ({exc})",
+            f"a list of {columns.kind}",
+            "Check the file.",
+        ) from exc
 
 
 @contextmanager
@@ -75,7 +80,12 @@ def _opened(path: str) -> Generator[TextIO]:
     with opened(path) as binary:
         peekable = io.BufferedReader(cast("io.RawIOBase", binary))
         if peekable.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise InputError(f"{path}: found UTF-16, expected UTF-8. Save it as that.")
+            raise InputError(
+                path,
+                "found UTF-16",
+                "UTF-8",
+                "Save it as that.",
+            )
         with io.TextIOWrapper(peekable, "utf-8-sig", "surrogateescape", "") as file:
             yield file
 
@@ -112,9 +122,19 @@ def _rows(path: str, ending: str, file: TextIO, columns: Columns) -> Iterator[di
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as exc:
-                raise InputError(f"{path}: line {number} is no JSON ({exc}), expected an object. Repair it.") from exc
+                raise InputError(
+                    path,
+                    f"line {number} is no JSON ({exc})",
+                    "an object",
+                    "Repair it.",
+                ) from exc
             if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number} is {type(row).__name__}, expected an object. Repair it.")
+                raise InputError(
+                    path,
+                    f"line {number} is {type(row).__name__}",
+                    "an object",
+                    "Repair it.",
+                )
             yield row
 
 
@@ -140,7 +160,10 @@ def _lines(path: str, rows: Iterable[dict[str, Any]], columns: Columns) -> Itera
         yield Line(row[columns.id] if columns.id else None, found if isinstance(found, str) else None, values)
     if missing:
         raise InputError(
-            f"{path}: none of its rows has a column {sorted(missing)[0]!r}, expected one. Name one that is there."
+            path,
+            f"none of its rows has a column {sorted(missing)[0]!r}",
+            "one",
+            "Name one that is there.",
         )
 
 
@@ -153,7 +176,7 @@ def usual_column(path: str, names: Iterable[str], usual: Container[str] = USUAL_
     """The one column with a usual name. Raises: InputError where there is none, or several."""
     found = [name for name in names if str(name).lower() in usual]
     if len(found) != 1:
-        wanted = "name pictures" if usual is USUAL_COLUMNS else "be the texts"
+        wanted = "name images" if usual is USUAL_COLUMNS else "be the texts"
         told = f"{len(found)} columns that may {wanted}" if found else f"no column that seems to {wanted}"
         raise InputError(f"{path}: has {told} among {', '.join(map(str, names))}, expected one. Name it with --column.")
     return found[0]

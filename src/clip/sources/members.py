@@ -9,15 +9,15 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING
 
-from ..images.formats import SNIFF_BYTES, begins_like_picture
+from ..images.formats import SNIFF_BYTES, begins_like_image
 from ..records import Failure, Item, Member, id_hash, utf8_path
-from .folders import matches, picture_by_name
+from .folders import image_by_name, matches
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
 
-    from ..records import Pack
+    from ..records import ContainerPart
 
 CHUNK_BYTES = 1_000_000
 # What the libraries raise over damaged archives, and over those that use what they do not know.
@@ -35,9 +35,9 @@ DAMAGE = (
 
 
 class Members:
-    """Which members of a pack are pictures, under which ids; and how many are not."""
+    """Which members of a pack are images, under which ids; and how many are not."""
 
-    def __init__(self, pack: Pack, globs: list[list[str]], max_bytes: int, ignored: Counter[str]) -> None:
+    def __init__(self, pack: ContainerPart, globs: list[list[str]], max_bytes: int, ignored: Counter[str]) -> None:
         self.max_bytes = max_bytes
         self.ignored = ignored
         self._pack = pack
@@ -45,13 +45,13 @@ class Members:
         self._seen: set[int] = set()
 
     def id_of(self, name: str) -> str | None:
-        """The id of a file of this name; None, and counted, where it is hidden or no picture by its name."""
+        """The id of a file of this name; None, and counted, where it is hidden or no image by its name."""
         name = name.removeprefix("./")
         parts = name.split("/")
         if any(part.startswith(".") and part not in (".", "..") for part in parts):
             self.ignored["hidden"] += 1
-        elif not any(matches(parts, glob) for glob in self._globs) if self._globs else picture_by_name(name) is False:
-            self.ignored["not a picture"] += 1
+        elif not any(matches(parts, glob) for glob in self._globs) if self._globs else image_by_name(name) is False:
+            self.ignored["not an image"] += 1
         else:
             return self.unique(f"{self._pack.name}!{utf8_path(name)}")
         return None
@@ -66,12 +66,12 @@ class Members:
         return found
 
     def read(self, own_id: str, name: str, size_bytes: int, read: Callable[[], bytes]) -> Member | Failure | None:
-        """A member with its bytes; None, and counted, where it has no extension and no picture's first bytes."""
+        """A member with its bytes; None, and counted, where it has no extension and no image's first bytes."""
         if size_bytes > self.max_bytes:
             return self.too_large(own_id, size_bytes)
         data = read()
-        if not self._globs and picture_by_name(name) is None and not begins_like_picture(data[:SNIFF_BYTES]):
-            self.ignored["not a picture"] += 1
+        if not self._globs and image_by_name(name) is None and not begins_like_image(data[:SNIFF_BYTES]):
+            self.ignored["not an image"] += 1
             return None
         return Member(Item(own_id, self._pack.path, len(data), self._pack.modified_ns), data)
 

@@ -1,6 +1,6 @@
-"""Parquet files that hold pictures, name them, or hold texts: columns, row groups, rows. Knows nothing about models.
+"""Parquet files that hold images, name them, or hold texts: columns, row groups, rows. Knows nothing about models.
 
-A column of bytes holds pictures, one of texts names them, and a struct with "bytes" and "path", as datasets of Hugging
+A column of bytes holds images, one of texts names them, and a struct with "bytes" and "path", as datasets of Hugging
 Face have, does either, row by row.
 """
 
@@ -22,11 +22,11 @@ from .remote.client import opened
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from ..records import Columns, Pack
+    from ..records import Columns, ContainerPart
     from .members import Members
 
 PARQUET_ENDINGS = (".parquet", ".pq")
-ROWS_AT_A_TIME = 64  # of pictures that a file holds
+ROWS_AT_A_TIME = 64  # of images that a file holds
 NAMES_AT_A_TIME = 4096
 COLUMN_BUFFER_BYTES = 1_000_000  # read of a column at a time, or the whole row group is held
 DAMAGE = (OSError, pa.ArrowException, EOFError, ValueError)
@@ -34,10 +34,10 @@ DAMAGE = (OSError, pa.ArrowException, EOFError, ValueError)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the pictures of a file stand."""
+    """Where the images of a file stand."""
 
     column: str
-    holds: bool  # the pictures' bytes, rather than their paths
+    holds: bool  # the images' bytes, rather than their paths
     struct: bool
     groups: tuple[int, ...]  # rows of each row group
     types: tuple[str, ...]  # that the kept columns have in an output
@@ -50,7 +50,12 @@ def read_layout(path: str, columns: Columns, already: BinaryIO | None = None) ->
             schema = file.schema_arrow
             groups = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
     except DAMAGE as exc:
-        raise InputError(f"{path}: cannot be read ({exc}), expected Parquet. Check the file.") from exc
+        raise InputError(
+            path,
+            f"cannot be read ({exc})",
+            "Parquet",
+            "Check the file.",
+        ) from exc
     for name in columns.named:
         if schema.names.count(name) != 1:
             found = f"has {schema.names.count(name)} columns" if name in schema.names else "has no column"
@@ -69,8 +74,10 @@ def read_layout(path: str, columns: Columns, already: BinaryIO | None = None) ->
     for name, found, wanted in zip(columns.keep, types, columns.types or types, strict=True):
         if not _fits(found, wanted):
             raise InputError(
-                f"{path}: column {name!r} is of {found}, expected {wanted} as in the first table. Name this one first, "
-                "or leave the column out."
+                path,
+                f"column {name!r} is of {found}",
+                f"{wanted} as in the first table",
+                "Name this one first, or leave the column out.",
             )
     return Layout(column, _holds(kind), pa.types.is_struct(kind), groups, types)
 
@@ -78,7 +85,10 @@ def read_layout(path: str, columns: Columns, already: BinaryIO | None = None) ->
 def _check_type(path: str, field: pa.Field, wanted: str, is_so: bool, flag: str) -> None:
     if not is_so:
         raise InputError(
-            f"{path}: column {field.name!r} is of {field.type}, expected {wanted}. Name another with {flag}."
+            path,
+            f"column {field.name!r} is of {field.type}",
+            f"{wanted}",
+            f"Name another with {flag}.",
         )
 
 
@@ -93,7 +103,10 @@ def _type_in_output(path: str, field: pa.Field) -> str:
     has_text = pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
     if not (_is_text(kind) or (has_text and not pa.types.is_duration(kind) and not pa.types.is_interval(kind))):
         raise InputError(
-            f"{path}: column {field.name!r} is of {kind}, expected texts, numbers or times to keep. Leave it out."
+            path,
+            f"column {field.name!r} is of {kind}",
+            "texts, numbers or times to keep",
+            "Leave it out.",
         )
     return TEXT
 
@@ -127,9 +140,9 @@ def _texts(column: pa.Array) -> list[str | None]:
 
 
 def lines_in_table(path: str, layout: Layout, columns: Columns) -> Iterator[Line]:
-    """The rows of a file that names pictures, or is texts.
+    """The rows of a file that names images, or is texts.
 
-    Raises:  InputError for a picture without a path, a row without an id, and for a damaged file.
+    Raises:  InputError for an image without a path, a row without an id, and for a damaged file.
     """
     number = 0
     wanted = _wanted(layout, columns)
@@ -139,17 +152,27 @@ def lines_in_table(path: str, layout: Layout, columns: Columns) -> Iterator[Line
                 entries = _texts(batch.column(layout.column))
                 for own_id, entry, values in zip(_ids(batch, columns), entries, _taken(batch, columns), strict=True):
                     if (columns.id and own_id is None) or (entry is None and columns.kind != "texts"):
-                        raise InputError(f"{path}: row {number} has no path or id, expected both. Leave it out.")
+                        raise InputError(
+                            path,
+                            f"row {number} has no path or id",
+                            "both",
+                            "Leave it out.",
+                        )
                     yield Line(own_id, entry, values)
                     number += 1
     except (OSError, pa.ArrowException) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}), expected Parquet. Check the file.") from exc
+        raise InputError(
+            path,
+            f"cannot be read ({exc})",
+            "Parquet",
+            "Check the file.",
+        ) from exc
 
 
 def table_members(
-    file: BinaryIO, pack: Pack, layout: Layout, columns: Columns, members: Members
+    file: BinaryIO, pack: ContainerPart, layout: Layout, columns: Columns, members: Members
 ) -> Generator[Member | Failure | Item]:
-    """The pictures in a part of a file's row groups; an Item for a row that only names its picture."""
+    """The images in a part of a file's row groups; an Item for a row that only names its image."""
     try:
         with pq.ParquetFile(file, buffer_size=COLUMN_BUFFER_BYTES, pre_buffer=False) as table:
             groups = range(pack.start, len(layout.groups) if pack.stop is None else pack.stop)
@@ -189,13 +212,13 @@ def _taken(batch: pa.RecordBatch, columns: Columns) -> list[tuple[str | None, ..
 
 
 def _outcome(
-    value: Any, own_id: str, values: tuple[str | None, ...], pack: Pack, layout: Layout, members: Members
+    value: Any, own_id: str, values: tuple[str | None, ...], pack: ContainerPart, layout: Layout, members: Members
 ) -> Member | Failure | Item:
     data, name = ((value or {}).get("bytes"), (value or {}).get("path")) if layout.struct else (value, None)
     if data is None and name:
         return Item(own_id, name, 0, values=values)
     if data is None:
-        message = f"its row has no picture in column {layout.column!r}, expected one. Leave it out."
+        message = f"its row has no image in column {layout.column!r}, expected one. Leave it out."
         return Failure(own_id, pack.path, "read", "InputError", message)
     if len(data) > members.max_bytes:
         return members.too_large(own_id, len(data))

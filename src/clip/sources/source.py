@@ -2,10 +2,10 @@
 
     photos/              a folder: folders.py has its rules
     'photos/**/*.jpg'    a pattern: * ? [] inside a name, ** across folders
-    photo.jpg            a picture
+    photo.jpg            an image
     list.txt, -          paths, a line each; .csv, .tsv, .ndjson by a column; .parquet by a column of texts
     a.tar, b.tar.gz      archives, read from front to back; a shard each
-    c.zip, d.parquet     archives and tables that hold pictures; shards of at most --shard-size, or of a row group
+    c.zip, d.parquet     archives and tables that hold images; shards of at most --shard-size, or of a row group
     '{000..127}.tar'     each of them; so does {a,b}
     s3://, gs://, https://  any of these on a server, but for folders and patterns over HTTP: client.py
 
@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..jobs.options import Guards
-from ..records import STDIN, TEXT, Columns, Failure, Item, Member, Pack, Shard, as_utf8, in_shards, utf8_path
+from ..jobs.options import Limits
+from ..records import STDIN, TEXT, Columns, ContainerPart, Failure, Item, Member, Shard, as_utf8, in_shards, utf8_path
 from .expand import MAGIC, expand_braces, split_pattern
-from .folders import file_status, is_picture, picture_by_name, split_glob, walk, walk_listed
+from .folders import file_status, image_by_name, is_image, split_glob, walk, walk_listed
 from .lists import COLUMN_ENDINGS, PLAIN_ENDINGS, Line, lines_in, resolved
 from .members import CHUNK_BYTES, Members
 from .parquet import PARQUET_ENDINGS, lines_in_table, read_layout, table_members
@@ -63,11 +63,11 @@ class Source:
             if name == STDIN or (MAGIC.search(name) and not Path(name).exists()):
                 continue
             path = Path(name or "\0")
-            known = path.is_dir() or (path.is_file() and (name.lower().endswith(ENDINGS) or is_picture(name)))
+            known = path.is_dir() or (path.is_file() and (name.lower().endswith(ENDINGS) or is_image(name)))
             if not known:
                 found = "nothing that we read" if path.exists() else "no such file"
                 raise InputError(
-                    f"{name or '(empty)'}: {found}, expected a folder, a picture, a list, an archive or a table. "
+                    f"{name or '(empty)'}: {found}, expected a folder, an image, a list, an archive or a table. "
                     "Check the path."
                 )
 
@@ -159,15 +159,17 @@ class Source:
         for name, kind in self.columns.taken:
             if kind != TEXT:
                 raise InputError(
-                    f"{path}: column {name!r} holds texts, as in every list, expected {kind} as in the first table. "
-                    "Name the list first, and all become texts."
+                    path,
+                    f"column {name!r} holds texts, as in every list",
+                    f"{kind} as in the first table",
+                    "Name the list first, and all become texts.",
                 )
         yield from (
             self._of_line(line, path, own_id, number) for number, line in enumerate(lines_in(path, self.columns))
         )
 
     def _of_line(self, line: Line, path: str, own_id: str, number: int) -> Item:
-        """A picture that a list names, or a text, which has no file of its own."""
+        """An image that a list names, or a text, which has no file of its own."""
         if self.columns.kind == "texts":
             size_bytes = len((line.entry or "").encode("utf-8", "surrogatepass"))
             values = (line.entry, *line.values)
@@ -181,13 +183,15 @@ class Source:
         if isinstance(entry, Item) and (asked or self.columns.kind == "texts"):
             wanted = f"column {asked[0]!r}" if asked else "texts"
             raise InputError(
-                f"{entry.path}: found neither a list nor a table, expected {wanted} in one. Leave it out, or pass the "
-                "list or table that names it."
+                entry.path,
+                "found neither a list nor a table",
+                f"{wanted} in one",
+                "Leave it out, or pass the list or table that names it.",
             )
         return entry
 
     def _packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:
-        """The parts of a file that holds pictures, or what it names; None for another file."""
+        """The parts of a file that holds images, or what it names; None for another file."""
         lower = path_of(path).lower()
         if lower.endswith(PARQUET_ENDINGS):
             return self._table_packs(path, own_id, shard_size)
@@ -199,7 +203,7 @@ class Source:
         )
 
     def _tar_pack(self, path: str, own_id: str) -> Iterator[Entry]:
-        yield Pack(own_id, path, *_status(path))
+        yield ContainerPart(own_id, path, *_status(path))
 
     def _zip_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
         status = _status(path)
@@ -210,11 +214,11 @@ class Source:
             yield Failure(own_id, path, "read", type(exc).__name__, f"cannot be read ({exc}). Check its permissions.")
             return
         if members is None:
-            yield Pack(own_id, path, *status)
+            yield ContainerPart(own_id, path, *status)
             return
         for start in range(0, members, shard_size):
             stop = min(start + shard_size, members)
-            yield Pack(own_id, path, *status, start, stop, stop - start)
+            yield ContainerPart(own_id, path, *status, start, stop, stop - start)
 
     def _table_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
         status = _status(path)  # before the layout, so that what is not of this status is noticed
@@ -227,11 +231,11 @@ class Source:
         start = rows = 0
         for index, group_rows in enumerate(layout.groups):
             if rows and rows + group_rows > shard_size:
-                yield Pack(own_id, path, *status, start, index, rows, columns=told)
+                yield ContainerPart(own_id, path, *status, start, index, rows, columns=told)
                 start, rows = index, 0
             rows += group_rows
         if rows:
-            yield Pack(own_id, path, *status, start, len(layout.groups), rows, columns=told)
+            yield ContainerPart(own_id, path, *status, start, len(layout.groups), rows, columns=told)
 
     def shards(
         self,
@@ -244,8 +248,8 @@ class Source:
         """The first `limit` entries (all without one) in shards of `size`; a pack is a shard of its own."""
         yield from in_shards(_first(self.entries(size, ignored, known, scratch), limit), size)
 
-    def read(self, item: Item, max_bytes: int = Guards.max_bytes) -> bytes:
-        """The bytes of a picture. Raises OSError, and InputError for a file of more than `max_bytes`."""
+    def read(self, item: Item, max_bytes: int = Limits.max_bytes) -> bytes:
+        """The bytes of an image. Raises OSError, and InputError for a file of more than `max_bytes`."""
         if is_remote(item.path):
             return client.read(item.path, max_bytes)
         # Without waiting: what was a file when it was listed may be a pipe by now.
@@ -265,7 +269,7 @@ class Source:
             )
         return data
 
-    def members(self, pack: Pack, max_bytes: int, ignored: Counter[str]) -> Iterator[Member | Failure | Item]:
+    def members(self, pack: ContainerPart, max_bytes: int, ignored: Counter[str]) -> Iterator[Member | Failure | Item]:
         """What a pack holds, in its order; an Item for what it only names. Counts what is passed over."""
         members = Members(pack, [split_glob(glob) for glob in self.globs], max_bytes, ignored)
         try:
@@ -308,13 +312,18 @@ def _check_remote(name: str) -> None:
     """Refuse a URL that cannot be an input. Raises: InputError."""
     check(name)
     path = path_of(name)
-    if not (_is_prefix(name) or path.lower().endswith(ENDINGS) or picture_by_name(path) is not False):
-        raise InputError(f"{name}: nothing that we read, expected a picture, a list or an archive. Check the address.")
+    if not (_is_prefix(name) or path.lower().endswith(ENDINGS) or image_by_name(path) is not False):
+        raise InputError(
+            name,
+            "nothing that we read",
+            "an image, a list or an archive",
+            "Check the address.",
+        )
 
 
 def _is_prefix(url: str) -> bool:
     """Whether a URL stands for what is below it: where its server lists, unless it is a file's by its ending."""
-    is_file = url.lower().endswith(ENDINGS) or picture_by_name(url.rpartition("/")[2])
+    is_file = url.lower().endswith(ENDINGS) or image_by_name(url.rpartition("/")[2])
     return lists(url) and (url.endswith("/") or MAGIC.search(url) is not None or not is_file)
 
 
@@ -327,13 +336,13 @@ def _status(path: str) -> tuple[int, int]:
 
 
 def _first(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
-    """At most `limit` pictures. How many a tar holds is not known, so where it may hold as many, nothing follows it."""
+    """At most `limit` images. How many a tar holds is not known, so where it may hold as many, nothing follows it."""
     for entry in entries:
         if limit is None:
             yield entry
         elif limit > 0:
-            yield replace(entry, limit=limit) if isinstance(entry, Pack) else entry
-            limit -= 1 if not isinstance(entry, Pack) else limit if entry.members is None else entry.members
+            yield replace(entry, limit=limit) if isinstance(entry, ContainerPart) else entry
+            limit -= 1 if not isinstance(entry, ContainerPart) else limit if entry.members is None else entry.members
         else:
             return
 
@@ -344,5 +353,5 @@ def _why_nothing(name: str, passed_over: dict[str, int]) -> str:
         return f"{name}: matches no file, expected some. Check it, and quote it, so that the shell leaves it."
     if _is_prefix(name) if is_remote(name) else Path(name).is_dir():
         found = f"nothing but {told}" if told else "empty"
-        return f"{name}: {found}, expected pictures. Check the folder, or take files of other names with --glob."
-    return f"{name}: names no picture, expected some. Check that it is the right file, and its --column."
+        return f"{name}: {found}, expected images. Check the folder, or take files of other names with --glob."
+    return f"{name}: names no image, expected some. Check that it is the right file, and its --column."

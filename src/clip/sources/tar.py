@@ -33,7 +33,7 @@ MAGICS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.o
 
 
 def tar_members(file: BinaryIO, members: Members) -> Generator[Member | Failure]:
-    """The pictures of a tar archive, plain or compressed, read from front to back."""
+    """The images of a tar archive, plain or compressed, read from front to back."""
     ends: list[Exception] = []
     try:
         with _decompressed(file) as plain:

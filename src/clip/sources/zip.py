@@ -15,7 +15,7 @@ from .members import CHUNK_BYTES, DAMAGE, Members
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from ..records import Pack
+    from ..records import ContainerPart
 
 ZIP_ENDINGS = (".zip",)
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip's member: signature, version, flags, method, ..., sizes, lengths
@@ -37,8 +37,8 @@ def _listed(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return [header for header in archive.infolist() if not header.is_dir()]
 
 
-def zip_members(file: BinaryIO, pack: Pack, members: Members) -> Generator[Member | Failure]:
-    """The pictures of a zip archive, or of a part of its list."""
+def zip_members(file: BinaryIO, pack: ContainerPart, members: Members) -> Generator[Member | Failure]:
+    """The images of a zip archive, or of a part of its list."""
     try:
         archive = zipfile.ZipFile(file)
     except DAMAGE as exc:
@@ -69,7 +69,7 @@ def _inflate(archive: zipfile.ZipFile, header: zipfile.ZipInfo) -> bytes:
 
 
 def _salvaged(file: BinaryIO, members: Members, lost: Exception) -> Iterator[Member | Failure]:
-    """The pictures of a zip archive without its list, which stands at the end: by the headers before each member."""
+    """The images of a zip archive without its list, which stands at the end: by the headers before each member."""
     file.seek(0)
     try:
         while len(block := file.read(LOCAL_HEADER.size)) == LOCAL_HEADER.size:

@@ -5,7 +5,7 @@
     csv             vectors.csv: the columns of a row, then e0 to e{D-1}
     safetensors     vectors.safetensors with a tensor "embedding" (N, D), and ids.parquet
 
-Vectors of texts stand where those of pictures do, but for clip-retrieval in text_emb/text_emb_0.npy. Of pairs there are
+Vectors of texts stand where those of images do, but for clip-retrieval in text_emb/text_emb_0.npy. Of pairs there are
 also text_vectors.npy, text_emb/, t0 to t{D-1} and a tensor "text_embedding".
 
 Beside them stands export.json, whose "rows" is null until all is written. Rows are in the order of the parts. Parts are
@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..atomic_files import TEMPORARY, replacing, written
+from ..atomic_files import TEMPORARY, atomic_write, translate_os_errors
 from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.export import ExportReport
 from .manifest import MANIFEST, read_manifest
@@ -70,7 +70,7 @@ def export(job: ExportJob) -> ExportReport:
     target = _Target(Path(job.target))
     target.check(run.store.path, overwrite=job.overwrite)
     run.check_names(job.format)
-    with written(target.path), target.begun({"format": job.format, **run.told(job.format)}):
+    with translate_os_errors(target.path), target.begun({"format": job.format, **run.told(job.format)}):
         WRITERS[job.format](run, target)
         run.check_unchanged()
         target.finish(run.rows)
@@ -85,7 +85,10 @@ class _Run:
         counts = store.manifest.get("counts")
         if counts is None:
             raise StoreError(
-                f"{store.path}: the run is not over, expected a finished one. Run the job again: it goes on."
+                store.path,
+                "the run is not over",
+                "a finished one",
+                "Run the job again: it goes on.",
             )
         rows = {path: count_rows(path) for path in store.parts()}
         self.parts = [path for path, count in rows.items() if count]
@@ -116,8 +119,10 @@ class _Run:
         clashing = [name for name in self.schema.names if name in taken]
         if clashing:
             raise StoreError(
-                f"{self.store.path}: has a column {clashing[0]!r}, expected none of a name that {form} has a use for. "
-                "Choose another format."
+                self.store.path,
+                f"has a column {clashing[0]!r}",
+                f"none of a name that {form} has a use for",
+                "Choose another format.",
             )
 
     def vector_names(self) -> list[str]:
@@ -126,8 +131,8 @@ class _Run:
 
     def retrieval_names(self) -> dict[str, str]:
         """The names that clip-retrieval has for columns."""
-        of_pictures = self.store.manifest.get("kind") != "texts"
-        known = {"text": "caption"} | ({"path": "image_path"} if of_pictures else {})
+        of_images = self.store.manifest.get("kind") != "texts"
+        known = {"text": "caption"} | ({"path": "image_path"} if of_images else {})
         names: list[str] = self.schema.names
         return {name: known.get(name, name) for name in names}
 
@@ -144,8 +149,10 @@ class _Run:
         fields = list(found)
         if not (found.equals(self._found) and all(field in fields for field in self.store.schema)):
             raise StoreError(
-                f"{path}: its columns are {found.names}, expected those of the manifest, of the same types in all "
-                "parts. Run the job again with --overwrite."
+                path,
+                f"its columns are {found.names}",
+                "those of the manifest, of the same types in all parts",
+                "Run the job again with `overwrite=True`.",
             )
         table = read_part(path, [*self.schema.names, *self.columns])
         vectors = {name: matrix(table, self.store.schema, name).astype(self.dtype, copy=False) for name in self.columns}
@@ -154,7 +161,12 @@ class _Run:
     def check_unchanged(self) -> None:
         """Raise StoreError where another job began on the output meanwhile."""
         if read_manifest(self.store.path / MANIFEST) != self.store.manifest:
-            raise StoreError(f"{self.store.path}: changed while it was read, expected no job on it. Export it again.")
+            raise StoreError(
+                self.store.path,
+                "changed while it was read",
+                "no job on it",
+                "Export it again.",
+            )
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
@@ -184,20 +196,35 @@ class _Target:
         Raises:  InputError, StoreMismatchError.
         """
         if self.path.resolve().is_relative_to(output.resolve()):
-            raise InputError(f"target {self.path}: found inside {output}, expected a folder of its own. Pass another.")
+            raise InputError(
+                f"target {self.path}",
+                f"found inside {output}",
+                "a folder of its own",
+                "Pass another.",
+            )
         if not self.path.exists():
             return
         if not self.path.is_dir():
-            raise StoreMismatchError(f"{self.path}: is a file, expected a folder or nothing. Choose another target.")
+            raise StoreMismatchError(
+                self.path,
+                "is a file",
+                "a folder or nothing",
+                "Choose another target.",
+            )
         standing = sorted(path.name for path in self.path.iterdir() if not path.name.endswith(TEMPORARY))
         if standing and not _is_summary(self.path / SUMMARY):
             raise StoreMismatchError(
-                f"{self.path}: holds {standing[0]!r} and no {SUMMARY} of ours, expected an empty folder or nothing. "
-                "Choose another target."
+                self.path,
+                f"holds {standing[0]!r} and no {SUMMARY} of ours",
+                "an empty folder or nothing",
+                "Choose another target.",
             )
         if standing and not overwrite:
             raise StoreMismatchError(
-                f"{self.path}: holds an export, expected an empty folder or nothing. Pass --overwrite to replace it."
+                self.path,
+                "holds an export",
+                "an empty folder or nothing",
+                "Pass `overwrite=True` to replace it.",
             )
 
     @contextmanager
@@ -219,7 +246,7 @@ class _Target:
         """A file that is there once it is whole."""
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             yield file
         self.files.append(name)
 
@@ -229,7 +256,7 @@ class _Target:
         self.files.append(SUMMARY)
 
     def _summarise(self, rows: int | None) -> None:
-        with replacing(self.path / SUMMARY) as file:
+        with atomic_write(self.path / SUMMARY) as file:
             file.write(json.dumps({**self._told, "rows": rows}, indent=2).encode() + b"\n")
 
     def _clear(self) -> None:

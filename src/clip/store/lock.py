@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ..atomic_files import TEMPORARY, remove_temporaries, written
+from ..atomic_files import TEMPORARY, remove_temporaries, translate_os_errors
 from ..errors import StoreBusyError, StoreError
 
 if TYPE_CHECKING:
@@ -49,15 +49,17 @@ class Lock:
 
         Raises:  StoreError where the folder cannot be read.
         """
-        with written(self._path):
+        with translate_os_errors(self._path):
             record = _read(self._path)
             if record is None:
                 self._path.parent.stat()  # where all of the output is gone, that is what is told
         if record is None or record["owner"] != self._owner:
             other = "another job" if record is None else _who(record)
             raise StoreBusyError(
-                f"{self._path.parent}: {other} has taken it over while this job stood still, expected to hold it. "
-                "Run again when that job is done."
+                self._path.parent,
+                f"{other} has taken it over while this job stood still",
+                "to hold it",
+                "Run again when that job is done.",
             )
 
     def _write(self) -> None:
@@ -100,7 +102,7 @@ def locked(folder: Path) -> Generator[Lock]:
     Raises:  StoreBusyError where another job is at work there, StoreError where the folder cannot be written.
     """
     lock = Lock(folder)
-    with written(folder):
+    with translate_os_errors(folder):
         _acquire(lock, folder)
     beat = threading.Thread(target=lock._beat, name="clip-lock", daemon=True)  # pyright: ignore[reportPrivateUsage]
     beat.start()
@@ -129,8 +131,10 @@ def _acquire(lock: Lock, folder: Path) -> None:
             record,
         ):
             raise StoreBusyError(
-                f"{folder}: {_who(record)} is at work there, expected no other job. Wait for it, or choose another "
-                "output."
+                folder,
+                f"{_who(record)} is at work there",
+                "no other job",
+                "Wait for it, or choose another output.",
             )
         if watched is None:
             _log.warning("%s: locked by %s; looking for %.0f s whether it lives", folder, _who(record), STALE_S)

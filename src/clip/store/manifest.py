@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic_files import replacing, written
+from ..atomic_files import atomic_write, translate_os_errors
 from ..errors import StoreMismatchError
 from .parts import (
     EMBEDDINGS,
@@ -48,18 +48,29 @@ def check_room(path: Path) -> None:
 
     Raises:  StoreMismatchError; StoreError where it cannot be looked at.
     """
-    with written(path):
+    with translate_os_errors(path):
         if path.exists() and not path.is_dir():
-            raise StoreMismatchError(f"{path}: is a file, expected a folder or nothing. Choose another output.")
+            raise StoreMismatchError(
+                path,
+                "is a file",
+                "a folder or nothing",
+                "Choose another output.",
+            )
         standing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
         described = (path / MANIFEST).exists()
     if described:
         if read_manifest(path / MANIFEST) is None:
-            raise StoreMismatchError(f"{path}: holds a {MANIFEST} that is not ours. Choose another output, or move it.")
+            raise StoreMismatchError(
+                path,
+                f"holds a {MANIFEST} that is not ours",
+                remedy="Choose another output, or move it.",
+            )
     elif standing:
         raise StoreMismatchError(
-            f"{path}: holds {standing[0]!r} and no {MANIFEST}, expected an empty folder or one of ours. "
-            "Choose another output, or move it away."
+            path,
+            f"holds {standing[0]!r} and no {MANIFEST}",
+            "an empty folder or one of ours",
+            "Choose another output, or move it away.",
         )
 
 
@@ -76,7 +87,7 @@ def read_calibration(path: Path) -> np.ndarray | None:
 
 def write_calibration(path: Path, pixels: np.ndarray) -> None:
     """Keep the pixels in an output. Raises: StoreError where it cannot be written."""
-    with written(path / CALIBRATION), replacing(path / CALIBRATION) as file:
+    with translate_os_errors(path / CALIBRATION), atomic_write(path / CALIBRATION) as file:
         np.save(file, pixels)
 
 

@@ -1,6 +1,6 @@
 """The two Parquet files of a shard: their columns, reading and writing them. Knows nothing about runs or models.
 
-embeddings/part-00000.parquet    of pictures id, path, embedding, width, height, format, size_bytes, sha256 where asked
+embeddings/part-00000.parquet    of images id, path, embedding, width, height, format, size_bytes, sha256 where asked
                                  for; of texts id, path, embedding, text; of pairs all of these and text_embedding;
                                  then the columns that a job keeps of its input
 failures/part-00000.parquet      id, path, stage, error, message
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..atomic_files import replacing, written
+from ..atomic_files import atomic_write, translate_os_errors
 from ..errors import StoreError
 from ..records import Row, as_utf8, listed_id, utf8_path
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EMBEDDINGS, FAILURES = "embeddings", "failures"
 PART = "part-{:05d}.parquet"
-MARK, IGNORED = b"clip.mark", b"clip.ignored"  # in a part's own metadata
+FINGERPRINT, IGNORED = b"clip.mark", b"clip.ignored"  # in a part's own metadata
 EMBEDDING, TEXT_EMBEDDING = "embedding", "text_embedding"  # columns of vectors
 FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "path", "stage", "error", "message")])
 
@@ -39,7 +39,7 @@ FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "path", "stag
 def embedding_schema(manifest: Mapping[str, Any]) -> pa.Schema:
     """Columns of an embeddings part, by the manifest's kind, dim, dtype ("float32" or "float16"), hashes and keep."""
     vector = pa.list_({"float32": pa.float32(), "float16": pa.float16()}[manifest["dtype"]], manifest["dim"])
-    kind: Kind = manifest.get("kind", "pictures")
+    kind: Kind = manifest.get("kind", "images")
     fields = [("id", pa.string()), ("path", pa.string()), (EMBEDDING, vector)]
     if kind == "pairs":
         fields += [(TEXT_EMBEDDING, vector)]
@@ -47,7 +47,7 @@ def embedding_schema(manifest: Mapping[str, Any]) -> pa.Schema:
         fields += [("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("size_bytes", pa.int64())]
     if manifest.get("hashes"):
         fields += [("sha256", pa.string())]
-    if kind != "pictures":
+    if kind != "images":
         fields += [("text", pa.string())]
     return pa.schema(fields + [(name, pa.type_for_alias(of)) for name, of in manifest.get("keep", [])])
 
@@ -74,12 +74,14 @@ class PartWriter:
 
     def _open(self) -> None:
         for folder, path in self._paths.items():
-            with written(path):
+            with translate_os_errors(path):
                 self._writers[folder] = self._opened(folder)
 
     def _opened(self, folder: str) -> pq.ParquetWriter:
-        schema = (self._schema if folder == EMBEDDINGS else FAILURE_SCHEMA).with_metadata({MARK: self._shard.mark})
-        file = self._files[folder].enter_context(replacing(self._paths[folder]))
+        schema = (self._schema if folder == EMBEDDINGS else FAILURE_SCHEMA).with_metadata(
+            {FINGERPRINT: self._shard.fingerprint}
+        )
+        file = self._files[folder].enter_context(atomic_write(self._paths[folder]))
         strings: Any = [field.name for field in schema if field.type == pa.string()]
         # On 100,000 vectors of 512 float32 the file is 16 % smaller and read 2.5x faster than with the defaults.
         encoding = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in vector_columns(schema)} or None
@@ -97,7 +99,7 @@ class PartWriter:
             made = self._with_kept(made)
         for folder, table in made.items():
             if table.num_rows:
-                with written(self._paths[folder]):
+                with translate_os_errors(self._paths[folder]):
                     self._writers[folder].write_table(table)
 
     def _with_kept(self, made: dict[str, pa.Table]) -> dict[str, pa.Table]:
@@ -114,14 +116,16 @@ class PartWriter:
             merged[folder] = both.take(order)
         if standing != places.keys():
             raise StoreError(
-                f"{self._path}: shard {self._shard.index} holds {len(standing)} of the {len(places)} entries it "
-                "should, because a part changed under the job. Run it again."
+                self._path,
+                f"shard {self._shard.index} holds {len(standing)} of the {len(places)} entries it should, "
+                "because a part changed under the job",
+                remedy="Run it again.",
             )
         return merged
 
     def ignored(self, counts: Mapping[str, int]) -> None:
         """Note what was passed over while the shard was read, by reason."""
-        with written(self._paths[EMBEDDINGS]):
+        with translate_os_errors(self._paths[EMBEDDINGS]):
             self._writers[EMBEDDINGS].add_key_value_metadata({IGNORED: json.dumps(counts)})
 
     def __exit__(
@@ -130,7 +134,7 @@ class PartWriter:
         if exc is None:
             try:
                 for folder, path in self._paths.items():
-                    with written(path):
+                    with translate_os_errors(path):
                         self._writers[folder].close()
                         self._files[folder].close()
             except BaseException:
@@ -190,9 +194,9 @@ def read_schema(path: Path) -> pa.Schema:
         return pq.read_schema(file).remove_metadata()
 
 
-def read_mark(path: Path) -> str:
+def read_fingerprint(path: Path) -> str:
     """What tells which entries a part is of; empty where it does not say. Raises: StoreError where it is damaged."""
-    return read_metadata(path).get(MARK, b"").decode()
+    return read_metadata(path).get(FINGERPRINT, b"").decode()
 
 
 def read_metadata(path: Path) -> dict[bytes, bytes]:
@@ -218,8 +222,10 @@ def _readable(path: Path) -> Generator[BinaryIO]:
             yield file
     except (OSError, pa.ArrowException) as exc:
         raise StoreError(
-            f"{path}: cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)}), expected a part as "
-            f"clip embed wrote it. Remove it, and run the job again."
+            path,
+            f"cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)})",
+            "a part as clip embed wrote it",
+            "Remove it, and run the job again.",
         ) from exc
 
 

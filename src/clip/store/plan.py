@@ -25,9 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..atomic_files import replacing, sync_folder, written
+from ..atomic_files import atomic_write, sync_folder, translate_os_errors
 from ..errors import StoreError
-from ..records import Failure, Item, Pack, Shard, id_hash
+from ..records import ContainerPart, Failure, Item, Shard, id_hash
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -61,10 +61,10 @@ HASH_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Outline:
+class ShardSummary:
     """What a shard's file tells without its entries."""
 
-    mark: str
+    fingerprint: str
     entries: int
     kept: int
 
@@ -77,7 +77,7 @@ class Plan:
     shards: int
     entries: int
     packs: int  # of the entries
-    total: int | None  # pictures, as far as they are known; None where an archive does not tell
+    total: int | None  # images, as far as they are known; None where an archive does not tell
     ignored: dict[str, int]  # what was passed over, by reason
     fingerprint: str  # of the ids, sizes and times of change, whatever their order and shards
 
@@ -90,11 +90,11 @@ class Plan:
         kept = frozenset(entry.id for entry, row in zip(entries, rows, strict=True) if row["kept"])
         return Shard(index, entries, table.schema.metadata[b"mark"].decode(), kept)
 
-    def outline(self, index: int) -> Outline:
+    def summary(self, index: int) -> ShardSummary:
         """What is told of a shard without reading it."""
         with self._file(index) as file:
             found = pq.read_metadata(file)
-        return Outline(found.metadata[b"mark"].decode(), found.num_rows, int(found.metadata[b"kept"]))
+        return ShardSummary(found.metadata[b"mark"].decode(), found.num_rows, int(found.metadata[b"kept"]))
 
     @contextmanager
     def _file(self, index: int) -> Generator[BinaryIO]:
@@ -104,13 +104,15 @@ class Plan:
                 yield file
         except (OSError, pa.ArrowException) as exc:
             raise StoreError(
-                f"{path}: cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)}), expected the "
-                f"listing of the run. Remove {self.folder}, and run again: it lists, and keeps what is done."
+                path,
+                f"cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)})",
+                "the listing of the run",
+                f"Remove {self.folder}, and run again: it lists, and keeps what is done.",
             ) from exc
 
-    def outlines(self) -> list[Outline]:
+    def summaries(self) -> list[ShardSummary]:
         """Of all shards, in their order."""
-        return [self.outline(index) for index in range(self.shards)]
+        return [self.summary(index) for index in range(self.shards)]
 
     def repeated(self, hashed: list[np.ndarray]) -> tuple[Entry, Entry] | None:
         """Two entries of the same id, if there are any, by the hashes of all ids that `ids_hashed` collected."""
@@ -132,7 +134,7 @@ class Plan:
         """Give a plan in work its name; an older one goes, when this one has its place."""
         final = self.folder.with_name(PLAN)
         replaced = self.folder.with_name(REPLACED)
-        with written(final):
+        with translate_os_errors(final):
             if final.exists():  # else what was replaced may be the only plan there is
                 shutil.rmtree(replaced, ignore_errors=True)
                 final.rename(replaced)
@@ -156,23 +158,23 @@ def write_plan(output: Path, shards: Iterable[Shard], ignored: Counter[str], nam
     identities = 0
     count = entries = packs = 0
     total: int | None = 0
-    with written(folder):
+    with translate_os_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        with replacing(folder / LISTED) as file:
+        with atomic_write(folder / LISTED) as file:
             file.write(of.encode("utf-8", "surrogateescape"))
         for shard in shards:
-            with replacing(folder / SHARD.format(shard.index)) as file:
+            with atomic_write(folder / SHARD.format(shard.index)) as file:
                 pq.write_table(_table(shard), file, compression="zstd")
             identities += sum(map(_hash_of, shard.entries))
             count, entries = count + 1, entries + len(shard.entries)
-            packs += sum(isinstance(entry, Pack) for entry in shard.entries)
+            packs += sum(isinstance(entry, ContainerPart) for entry in shard.entries)
             told = [members_of(entry) for entry in shard.entries]
             total = None if total is None or None in told else total + sum(filter(None, told))
         # A sum does not depend on the order: an output that was kept up to date has that of a fresh one.
         fingerprint = (identities % 2 ** (8 * HASH_BYTES)).to_bytes(HASH_BYTES, "big").hex()
         plan = Plan(folder, count, entries, packs, total, dict(ignored), fingerprint)
-        with replacing(folder / SUMMARY) as file:
+        with atomic_write(folder / SUMMARY) as file:
             summary = {key: value for key, value in asdict(plan).items() if key != "folder"}
             file.write(json.dumps(summary, indent=2).encode() + b"\n")
     return plan
@@ -198,7 +200,7 @@ def read_plan(output: Path) -> Plan | None:
 def interrupted_listing(output: Path, of: str) -> Iterator[Item]:
     """What a listing of the same that was killed had found, in its order, out of the way of the next."""
     known, newer = output / INTERRUPTED, output / IN_WORK
-    with written(output):
+    with translate_os_errors(output):
         for folder in (known, newer):
             if folder.exists() and _listed(folder) != of:
                 shutil.rmtree(folder)
@@ -210,7 +212,7 @@ def interrupted_listing(output: Path, of: str) -> Iterator[Item]:
 
 def remove_plan(output: Path) -> None:
     """Remove the plan that stands."""
-    with written(output):
+    with translate_os_errors(output):
         for name in (REPLACED, PLAN):
             if (output / name).exists():
                 shutil.rmtree(output / name)
@@ -234,14 +236,14 @@ def _whole_shards(folder: Path) -> int:
     return len(list(folder.glob(SHARD.format(0).replace("00000", "*"))))
 
 
-def mark_of(entries: Iterable[Entry], before: str = "") -> str:
+def compute_fingerprint(entries: Iterable[Entry], before: str = "") -> str:
     """What tells a part of these entries, made from one that was marked `before`, from any other."""
     return hashlib.sha256(before.encode() + b"".join(map(_identity, entries))).hexdigest()[:32]
 
 
 def members_of(entry: Entry) -> int | None:
-    """How many pictures an entry stands for; None where it does not tell."""
-    if not isinstance(entry, Pack):
+    """How many images an entry stands for; None where it does not tell."""
+    if not isinstance(entry, ContainerPart):
         return 1
     return entry.members if entry.limit is None or entry.members is None else min(entry.members, entry.limit)
 
@@ -249,7 +251,7 @@ def members_of(entry: Entry) -> int | None:
 def _identity(entry: Entry) -> bytes:
     """What tells one input from another: an id, a size and a time of change."""
     told = "-" if isinstance(entry, Failure) else f"{entry.size_bytes}\0{entry.modified_ns}"
-    part = f"\0{entry.start}\0{entry.stop}\0{entry.limit}\0{entry.columns}" if isinstance(entry, Pack) else ""
+    part = f"\0{entry.start}\0{entry.stop}\0{entry.limit}\0{entry.columns}" if isinstance(entry, ContainerPart) else ""
     values = f"\0{json.dumps(entry.values)}" if isinstance(entry, Item) and entry.values else ""
     return f"{entry.id}\0{told}{part}{values}\n".encode()
 
@@ -260,7 +262,7 @@ def _hash_of(entry: Entry) -> int:
 
 def _table(shard: Shard) -> pa.Table:
     rows = [{**as_row(entry), "kept": entry.id in shard.kept} for entry in shard.entries]
-    told = {"mark": shard.mark or mark_of(shard.entries), "kept": str(len(shard.kept))}
+    told = {"mark": shard.fingerprint or compute_fingerprint(shard.entries), "kept": str(len(shard.kept))}
     return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(told))
 
 
@@ -270,7 +272,7 @@ def as_row(entry: Entry) -> dict[str, Any]:
     if isinstance(entry, Failure):
         return row | {"error": entry.error, "message": entry.message}
     row |= {"size_bytes": entry.size_bytes, "modified_ns": entry.modified_ns}
-    if isinstance(entry, Pack):
+    if isinstance(entry, ContainerPart):
         return row | {name: getattr(entry, name) for name in PACK_FIELDS} | {"id": entry.name}
     if entry.values:
         row["values"] = json.dumps(entry.values)  # in ASCII: what is not UTF-8 in a list comes through too
@@ -284,6 +286,6 @@ def from_row(row: Mapping[str, Any]) -> Entry:
         return Failure(row["id"], path, "read", row["error"], row["message"])
     if row["start"] is not None:
         pack = (row[name] for name in PACK_FIELDS)
-        return Pack(row["id"], path, row["size_bytes"], row["modified_ns"], *pack)
+        return ContainerPart(row["id"], path, row["size_bytes"], row["modified_ns"], *pack)
     values = tuple(json.loads(row["values"])) if row["values"] else ()
     return Item(row["id"], path, row["size_bytes"], row["modified_ns"], values)

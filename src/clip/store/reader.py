@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ..atomic_files import replacing
+from ..atomic_files import atomic_write
 from ..errors import StoreError
 from .manifest import INDEX, MANIFEST, read_manifest
 from .parts import (
@@ -45,7 +45,10 @@ class Store:
         manifest = read_manifest(self.path / MANIFEST)
         if manifest is None:
             raise StoreError(
-                f"{self.path}: holds no {MANIFEST} of ours, expected the output of clip embed. Check the path."
+                self.path,
+                f"holds no {MANIFEST} of ours",
+                "the output of clip embed",
+                "Check the path.",
             )
         self.manifest: dict[str, Any] = manifest
         self.dim: int = manifest["dim"]
@@ -99,11 +102,11 @@ class Store:
             "fortran_order": False,
             "shape": (stamp["rows"], self.dim),
         }
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for block in self._blocks():
                 file.write(block.tobytes())
-        with replacing(path.with_name(STAMP)) as file:
+        with atomic_write(path.with_name(STAMP)) as file:
             file.write(json.dumps(stamp).encode())
 
     def _blocks(self) -> Iterator[np.ndarray]:

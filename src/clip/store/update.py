@@ -1,6 +1,6 @@
 """An output brought up to date: what stands, compared with what is listed now. Knows nothing about pixels or models.
 
-Shards that nothing happened to keep their mark, and so their parts. In the others what is gone is left out, what has
+Shards that nothing happened to keep their fingerprint, and so their parts. In the others what is gone is left out, what has
 changed is done again in its place, and the rest is kept; what is new follows in shards of its own. The comparison is
 done in a database on the disk: memory holds a shard, and a byte for each listed entry.
 """
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, StoreError
-from ..records import Item, Pack, Shard, in_shards, listed_id
+from ..records import ContainerPart, Item, Shard, in_shards, listed_id
 from .parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, PART, read_standing
-from .plan import MERGED, SCHEMA, as_row, from_row, mark_of, write_plan
+from .plan import MERGED, SCHEMA, as_row, compute_fingerprint, from_row, write_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SCRATCH = "compared.sqlite"
 CACHE_KB = 32_000  # that SQLite may hold in memory
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
-# Failures that another try may not have, beside those of the system; all others follow from the picture's bytes.
+# Failures that another try may not have, beside those of the system; all others follow from the image's bytes.
 TRANSIENT_ERRORS = frozenset({"TimeoutError", "ChildProcessError", "MemoryError"})
 
 
@@ -57,7 +57,10 @@ def updated_plan(
             gone = standing.entries - sum(found.used)
     except sqlite3.Error as exc:
         raise StoreError(
-            f"{listed.folder / SCRATCH}: cannot be written ({exc}), expected a disk with space. Make room, run again."
+            f"{listed.folder / SCRATCH}",
+            f"cannot be written ({exc})",
+            "a disk with space",
+            "Make room, run again.",
         ) from exc
     listed.discard()
     if standing.entries and gone == standing.entries:
@@ -126,7 +129,7 @@ class _Comparison:
 
     def _updated(self, old: Shard) -> Shard:
         """A shard as it has to be, with what of it stands already."""
-        done = self.store.mark(old.index) == old.mark
+        done = self.store.fingerprint(old.index) == old.fingerprint
         rows, failed = _outcomes(self.store, old)
         if not self.retry:
             failed = dict.fromkeys(failed, False)
@@ -139,7 +142,7 @@ class _Comparison:
                 touched = True
                 continue
             entries.append(now)
-            if isinstance(before, Pack):  # a shard of its own, so there is nothing to keep of it
+            if isinstance(before, ContainerPart):  # a shard of its own, so there is nothing to keep of it
                 touched |= before != now or any(failed.values())
                 continue
             stands = (done or before.id in old.kept) and not failed.get(before.id, before.id not in rows)
@@ -148,8 +151,8 @@ class _Comparison:
             else:
                 touched = True
         if not touched:
-            return Shard(old.index, entries, old.mark)
-        return Shard(old.index, entries, mark_of(entries, old.mark), frozenset(kept))
+            return Shard(old.index, entries, old.fingerprint)
+        return Shard(old.index, entries, compute_fingerprint(entries, old.fingerprint), frozenset(kept))
 
     def _unchanged(self, before: Entry, now: Entry, sha256: str | None) -> bool:
         if not isinstance(before, Item) or not isinstance(now, Item):

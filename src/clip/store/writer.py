@@ -4,7 +4,7 @@
     OUT/embeddings/, OUT/failures/       a part for each shard: parts.py
 
 A file is written to a temporary name, synced, renamed, and its folder synced. Of a shard the failures go first and the
-embeddings last: a shard is done when that part stands and carries the mark of the shard's listing.
+embeddings last: a shard is done when that part stands and carries the fingerprint of the shard's listing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..atomic_files import remove_temporaries, replacing, written
+from ..atomic_files import atomic_write, remove_temporaries, translate_os_errors
 from ..errors import StoreMismatchError
 from .manifest import CALIBRATION, FINGERPRINT, INDEX, INPUT, MANIFEST, MAX_SHOWN, check_room, read_manifest
 from .parts import (
@@ -29,7 +29,7 @@ from .parts import (
     PartWriter,
     count_rows,
     embedding_schema,
-    read_mark,
+    read_fingerprint,
     read_metadata,
     shard_number,
 )
@@ -86,7 +86,7 @@ class StoreWriter:
             self._standing = None  # the manifest is written anew, the parts stay
         if self._standing is not None:
             self.manifest = self._standing
-        with written(self.path):
+        with translate_os_errors(self.path):
             if self._overwrite:
                 for folder in (EMBEDDINGS, FAILURES, INDEX):
                     if (self.path / folder).exists():
@@ -106,25 +106,27 @@ class StoreWriter:
             shown = [json.dumps(value)[:MAX_SHOWN] for value in (found, asked)]
             cure = "Pass --update to bring it up to date," if field == INPUT else "Pass"
             raise StoreMismatchError(
-                f"{self.path}: holds a run whose {field} is {shown[0]}, expected {shown[1]} to go on with it. "
-                f"{cure} --overwrite to replace it, or choose another output."
+                self.path,
+                f"holds a run whose {field} is {shown[0]}",
+                f"{shown[1]} to go on with it",
+                f"{cure} `overwrite=True` to replace it, or choose another output.",
             )
 
-    def mark(self, index: int) -> str | None:
-        """The mark of a shard's two parts; None where they do not both stand and agree.
+    def fingerprint(self, index: int) -> str | None:
+        """The fingerprint of a shard's two parts; None where they do not both stand and agree.
 
         Raises:  StoreError for a part that cannot be read.
         """
         paths = [self.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)]
         if not all(path.exists() for path in paths):
             return None
-        marks = set(map(read_mark, paths))
-        return marks.pop() if len(marks) == 1 else None
+        fingerprints = set(map(read_fingerprint, paths))
+        return fingerprints.pop() if len(fingerprints) == 1 else None
 
     def remove_beyond(self, shards: int) -> None:
         """Remove parts of shards that no plan has any more."""
         for folder in (EMBEDDINGS, FAILURES):
-            with written(self.path / folder):
+            with translate_os_errors(self.path / folder):
                 for path in (self.path / folder).glob("part-*.parquet"):
                     if shard_number(path) >= shards:
                         path.unlink()
@@ -167,9 +169,9 @@ class StoreWriter:
     def finish(self, results: dict[str, Any]) -> None:
         """Add what only the end of a run can tell to the manifest."""
         self.manifest = {**self.manifest, **results}
-        with written(self.path):
+        with translate_os_errors(self.path):
             self._write_manifest()
 
     def _write_manifest(self) -> None:
-        with replacing(self.path / MANIFEST) as file:
+        with atomic_write(self.path / MANIFEST) as file:
             file.write(json.dumps(self.manifest, indent=2).encode() + b"\n")

@@ -34,8 +34,10 @@ def token_table(
         if len(ids) > context_length:
             if not truncate:
                 raise TextTooLongError(
-                    f"text {i} of {len(rows)}: found {len(ids)} tokens, expected at most {context_length}: "
-                    f"{text[:40]!r}. Shorten it, or pass truncate=True to drop the tail."
+                    f"text {i} of {len(rows)}",
+                    f"found {len(ids)} tokens",
+                    f"at most {context_length}: {text[:40]!r}",
+                    "Shorten it, or pass truncate=True to drop the tail.",
                 )
             ids = [*ids[: context_length - 1], tokenizer.encoder[END]]
         table[i, : len(ids)] = torch.tensor(ids)
@@ -46,9 +48,11 @@ def check_ids(tokens: torch.Tensor, vocab_size: int) -> None:
     """Raise InputError where a token table has ids that the vocabulary does not."""
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
         raise InputError(
-            f"tokens: found ids from {int(tokens.min())} to {int(tokens.max())}, expected 0 to {vocab_size - 1}, those "
-            "of this model's vocabulary. Make them with model.tokenize(texts) or Encoder.tokenize(texts), of weights "
-            "that bring their vocabulary along."
+            "tokens",
+            f"found ids from {int(tokens.min())} to {int(tokens.max())}",
+            f"0 to {vocab_size - 1}, those of this model's vocabulary",
+            "Make them with model.tokenize(texts) or Encoder.tokenize(texts), of weights that bring "
+            "their vocabulary along.",
         )
 
 
@@ -56,12 +60,20 @@ def _as_list(texts: object) -> list[str]:
     if isinstance(texts, str):
         return [texts]
     if not isinstance(texts, Iterable):
-        raise InputTypeError(f"texts: found {type(texts).__name__}, expected str or a list of str. Pass one of them.")
+        raise InputTypeError(
+            "texts",
+            f"found {type(texts).__name__}",
+            "str or a list of str",
+            "Pass one of them.",
+        )
     rows: list[str] = []
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputTypeError(
-                f"text {i}: found {type(text).__name__}, expected str. Pass a text or a list of texts."
+                f"text {i}",
+                f"found {type(text).__name__}",
+                "str",
+                "Pass a text or a list of texts.",
             )
         rows.append(text)
     return rows

@@ -82,18 +82,29 @@ def _check(job: FetchJob) -> list[Fetched]:
     for name in job.names or RELEASES:
         if name not in RELEASES:
             raise WeightsMissingError(
-                f"{name}: not a released name, expected one of {list(RELEASES)}. The Hub's cache checks its own files."
+                name,
+                "not a released name",
+                f"one of {list(RELEASES)}",
+                "The Hub's cache checks its own files.",
             )
         release = RELEASES[name]
         path = locate.cache_path(release.url, job.download_root)
         if not path.is_file():
             if name in job.names:
-                raise WeightsMissingError(f"{path}: not there, expected the weights of {name}. Run: clip fetch {name}")
+                raise WeightsMissingError(
+                    path,
+                    "not there",
+                    f"the weights of {name}",
+                    f"Run: clip fetch {name}",
+                )
             continue
         found = locate.file_sha256(path)
         if found != release.sha256:
             raise CheckpointError(
-                f"{path}: sha256 {found}, expected {release.sha256}. Remove the file and run: clip fetch {name}"
+                path,
+                f"sha256 {found}",
+                f"{release.sha256}",
+                f"Remove the file and run: clip fetch {name}",
             )
         locate.remember(path, found)
         checked.append(Fetched(name, path, found))

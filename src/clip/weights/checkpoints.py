@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import CheckpointError, UnknownModelError, shown
+from ..errors import CheckpointError, UnknownModelError, quote
 from ..model import CLIP
 from ..network.architecture import drop_archive_buffers, infer_architecture
 from ..network.meta_init import blueprint, check_fit
@@ -66,8 +66,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise exc if named else type(exc)(f"{path}: {exc}") from exc
     except _OF_ANOTHER_MAKE as exc:
         raise CheckpointError(
-            f"{path}: not as its library writes it ({type(exc).__name__}: {shown(str(exc))}), expected weights and "
-            "their configuration. Fetch them again."
+            path,
+            f"not as its library writes it ({type(exc).__name__}: {quote(str(exc))})",
+            "weights and their configuration",
+            "Fetch them again.",
         ) from exc
     return Checkpoint(
         layout.architecture,
@@ -104,7 +106,10 @@ def untrained(name: str, seed: int) -> Checkpoint:
     """
     if name not in RELEASES:
         raise UnknownModelError(
-            f"model {name!r}: not found, expected one of {list(RELEASES)}. Untrained weights need a released name."
+            f"model {name!r}",
+            "not found",
+            f"one of {list(RELEASES)}",
+            "Untrained weights need a released name.",
         )
     architecture = RELEASES[name].architecture
     with torch.random.fork_rng(devices=[]):
@@ -128,7 +133,12 @@ def _weights_in(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     names = set(_read_json(index).get("weight_map", {}).values())
     if not names or any(not isinstance(name, str) or "/" in name or "\\" in name for name in names):
-        raise CheckpointError(f"{index}: names no files beside it, expected a weight_map. Fetch it again.")
+        raise CheckpointError(
+            index,
+            "names no files beside it",
+            "a weight_map",
+            "Fetch it again.",
+        )
     return [index.with_name(name) for name in sorted(names)]
 
 
@@ -137,8 +147,9 @@ def _layout(state_dict: dict[str, torch.Tensor], file: Path) -> Layout:
     if is_transformers(state_dict):
         if not transformers.is_file():
             raise CheckpointError(
-                f"weights of a CLIPModel without their {TRANSFORMERS_CONFIG}, expected it beside them: shapes do "
-                "not tell the activation. Put it there."
+                f"weights of a CLIPModel without their {TRANSFORMERS_CONFIG}, expected it beside them",
+                "shapes do not tell the activation",
+                remedy="Put it there.",
             )
         preprocess = file.with_name(TRANSFORMERS_PREPROCESS)
         settings = _read_json(preprocess) if preprocess.is_file() else None
@@ -147,8 +158,9 @@ def _layout(state_dict: dict[str, torch.Tensor], file: Path) -> Layout:
         return from_open_clip(state_dict, _read_json(open_clip))
     if file.name.startswith(OPEN_CLIP_PREFIX):
         raise CheckpointError(
-            f"weights of an open_clip model without their {OPEN_CLIP_CONFIG}, expected it beside them: shapes do not "
-            "tell the activation. Put it there."
+            f"weights of an open_clip model without their {OPEN_CLIP_CONFIG}, expected it beside them",
+            "shapes do not tell the activation",
+            remedy="Put it there.",
         )
     architecture = infer_architecture(state_dict)
     return Layout(state_dict, architecture, PreprocessSettings(architecture.image_resolution))
@@ -166,7 +178,12 @@ def _read_file(path: Path) -> tuple[dict[str, Any], str | None]:
             return tensors, (file.metadata() or {}).get(HEADER_KEY)
     # Its reader checks the header; torch and Python object to what that lets through, shapes of 0 x 2**63 for one.
     except (SafetensorError, TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as exc:
-        raise CheckpointError(f"{path}: {shown(str(exc))}, expected safetensors. Fetch the file again.") from exc
+        raise CheckpointError(
+            path,
+            f"{quote(str(exc))}",
+            "safetensors",
+            "Fetch the file again.",
+        ) from exc
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -174,10 +191,18 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as exc:
         raise CheckpointError(
-            f"{path}: not JSON ({shown(str(exc))}), expected a configuration. Fetch it again."
+            path,
+            f"not JSON ({quote(str(exc))})",
+            "a configuration",
+            "Fetch it again.",
         ) from exc
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: a {type(content).__name__}, expected an object. Fetch it again.")
+        raise CheckpointError(
+            path,
+            f"a {type(content).__name__}",
+            "an object",
+            "Fetch it again.",
+        )
     return content
 
 
@@ -201,10 +226,10 @@ def _check_tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
         raise CheckpointError("found no entries, expected a state dict. Save the model's state_dict().")
     for key, value in content.items():
         if isinstance(key, str) and (len(key) > MAX_KEY or not key.isprintable()):
-            raise CheckpointError(f"entry {shown(key)} is no name of a weight, expected those of a CLIP. Pass one.")
+            raise CheckpointError(f"entry {quote(key)} is no name of a weight, expected those of a CLIP. Pass one.")
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(
-                f"entry {shown(str(key))} is a {type(value).__name__}, expected a tensor in a state dict, or the state "
+                f"entry {quote(str(key))} is a {type(value).__name__}, expected a tensor in a state dict, or the state "
                 f"dict under one of {WRAPPERS}. Save the model's state_dict()."
             )
     if all(key.startswith(PARALLEL_PREFIX) for key in content):

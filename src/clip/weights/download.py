@@ -76,8 +76,10 @@ def fetch(
             part.replace(target)
     except OSError as exc:
         raise DownloadError(
-            f"{target}: cannot be written ({exc.strerror or exc}), expected a folder with space and permission. "
-            "Make room, or pass another folder as download_root."
+            target,
+            f"cannot be written ({exc.strerror or exc})",
+            "a folder with space and permission",
+            "Make room, or pass another folder as download_root.",
         ) from exc
 
 
@@ -116,8 +118,10 @@ class _Download:
                 idle = 0 if self.done > before else idle + 1
                 if idle >= self.patience.attempts or self.restarts > MAX_RESTARTS:
                     raise DownloadError(
-                        f"{self.url}: the server {problem}, expected the file with sha256 {self.sha256}. "
-                        "Try again later; what came of it is kept and continued."
+                        self.url,
+                        f"the server {problem}",
+                        f"the file with sha256 {self.sha256}",
+                        "Try again later; what came of it is kept and continued.",
                     )
                 bar.reset(self.total)
                 bar.update(self.done)
@@ -174,8 +178,10 @@ class _Download:
                 self._start_over()
             elif exc.code not in RETRIED_STATUS:
                 raise DownloadError(
-                    f"{self.url}: the server answered {exc.code} {exc.reason}, expected the file. "
-                    "Take it from elsewhere, or pass the path of a copy."
+                    self.url,
+                    f"the server answered {exc.code} {exc.reason}",
+                    "the file",
+                    "Take it from elsewhere, or pass the path of a copy.",
                 ) from exc
             raise _RetryError(f"answered {exc.code} {exc.reason}") from exc
         except (OSError, http.client.HTTPException) as exc:

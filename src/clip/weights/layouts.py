@@ -155,8 +155,10 @@ def from_transformers(
     left = [key for key in state_dict if key not in used and not key.endswith(".position_ids")]
     if left:
         raise CheckpointError(
-            f"config.json: tells of {len(names)} tensors, and {len(left)} more were found, such as {left[0]!r}, "
-            "expected none. Pass the config.json of these weights."
+            "config.json",
+            f"tells of {len(names)} tensors, and {len(left)} more were found, such as {left[0]!r}",
+            "none",
+            "Pass the config.json of these weights.",
         )
     architecture = infer_architecture(
         weights,
@@ -187,7 +189,12 @@ def from_transformers(
 def to_transformers(state_dict: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """OpenAI's names -> those of a CLIPModel; for the ViTs, as transformers has no ModifiedResNet."""
     if isinstance(architecture.vision_layers, tuple):
-        raise CheckpointError("weights: of a ModifiedResNet, expected a ViT. transformers has no such model.")
+        raise CheckpointError(
+            "weights",
+            "of a ModifiedResNet",
+            "a ViT",
+            "transformers has no such model.",
+        )
     theirs: dict[str, Tensor] = {}
     for ours, kept in _transformers_names(architecture.vision_layers, architecture.transformer_layers).items():
         tensor = state_dict[ours].T if kept.transposed else state_dict[ours]
@@ -211,7 +218,12 @@ def from_open_clip(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lay
     """
     model = config.get("model_cfg")
     if not isinstance(model, dict):
-        raise CheckpointError("open_clip_config.json: has no model_cfg, expected one. Pass that of an open_clip model.")
+        raise CheckpointError(
+            "open_clip_config.json",
+            "has no model_cfg",
+            "one",
+            "Pass that of an open_clip model.",
+        )
     vision, text = model.get("vision_cfg") or {}, model.get("text_cfg") or {}
     _check_settings(model, OPEN_CLIP_MODEL, {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"})
     vision_keys = {
@@ -273,7 +285,10 @@ def from_header(state_dict: dict[str, Tensor], header: dict[str, Any]) -> Layout
         settings = PreprocessSettings(**preprocess)
     except (KeyError, TypeError, ValueError) as exc:
         raise CheckpointError(
-            f"header: not one that clip-turbo wrote ({exc}), expected architecture and preprocess. Export them again."
+            "`header`",
+            f"not one that clip-turbo wrote ({exc})",
+            "architecture and preprocess",
+            "Export them again.",
         ) from exc
     if told.activation not in ACTIVATIONS or settings.interpolation not in INTERPOLATIONS.values():
         raise _refused("header", "activation, interpolation", (told.activation, settings.interpolation), "known ones")
@@ -285,7 +300,10 @@ def from_header(state_dict: dict[str, Tensor], header: dict[str, Any]) -> Layout
     )
     if architecture != told:
         raise CheckpointError(
-            f"header: tells of {told}, and the weights of {architecture}, expected the same. Export them again."
+            "`header`",
+            f"tells of {told}, and the weights of {architecture}",
+            "the same",
+            "Export them again.",
         )
     merges = header.get("merges")
     tokenizer = None if merges is None else tokenizer_of_merges(merges, architecture.vocab_size)
@@ -303,8 +321,10 @@ def _check_settings(found: dict[str, Any], only: dict[str, Any], read: set[str])
 
 def _refused(file: str, key: str, found: object, expected: object) -> CheckpointError:
     return CheckpointError(
-        f"{file}: {key[:MAX_SHOWN]} is {reprlib.repr(found)}, expected {expected!r}. This is another network or "
-        "transform than CLIP's: use the library it comes from."
+        file,
+        f"{key[:MAX_SHOWN]} is {reprlib.repr(found)}",
+        f"{expected!r}",
+        "This is another network or transform than CLIP's: use the library it comes from.",
     )
 
 
@@ -317,8 +337,10 @@ def _agree(file: str, architecture: Architecture, told: dict[str, Any]) -> None:
     for key, value in told.items():
         if shapes[key] != value:
             raise CheckpointError(
-                f"{file}: {key} is {reprlib.repr(value)}, and the weights' shapes tell {shapes[key]}, expected them to "
-                "agree. Pass the configuration of these weights."
+                file,
+                f"{key} is {reprlib.repr(value)}, and the weights' shapes tell {shapes[key]}",
+                "them to agree",
+                "Pass the configuration of these weights.",
             )
 
 

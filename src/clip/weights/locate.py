@@ -4,7 +4,7 @@ A released name resolves through the caches, OpenAI's host and the Hugging Face 
 it wins. An archive of OpenAI's is known by its sha256, a copy on the Hub by repository and revision. The sketch model
 lies in the package.
 
-Knows nothing about devices, pictures, or what is in the files.
+Knows nothing about devices, images, or what is in the files.
 """
 
 from __future__ import annotations
@@ -76,7 +76,12 @@ def locate(
         return _released(name, urls[name], download_root, download or cached_file)
     if name == SKETCH:
         if not SKETCH_FILE.is_file():
-            raise WeightsMissingError(f"{SKETCH_FILE}: not there, expected it in the package. Install it again.")
+            raise WeightsMissingError(
+                SKETCH_FILE,
+                "not there",
+                "it in the package",
+                "Install it again.",
+            )
         return SKETCH_FILE
     if isinstance(name, str) and name.startswith(HUB_PREFIX):
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
@@ -85,8 +90,10 @@ def locate(
     # os.path answers False where Path raises, for a name that is too long; a pipe could make us wait for ever.
     if not os.fspath(name) or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
         raise UnknownModelError(
-            f"model {os.fspath(name)[:MAX_SHOWN]!r}: not found, expected the path of weights, {HUB_PREFIX}ORG/NAME, "
-            f"{SKETCH!r}, or one of {list(urls)}. Use one of these names, or check the path."
+            f"model {os.fspath(name)[:MAX_SHOWN]!r}",
+            "not found",
+            f"the path of weights, {HUB_PREFIX}ORG/NAME, {SKETCH!r}, or one of {list(urls)}",
+            "Use one of these names, or check the path.",
         )
     return path
 
@@ -232,7 +239,10 @@ def _hub_snapshot(repository: str, revision: str | None, *, cached_only: bool = 
                     return found.parent
     where = "the local cache" if cached_only or offline() else "the Hugging Face Hub"
     raise DownloadError(
-        f"{repository}: {where} has no open_clip model and no CLIPModel of this name, expected one. Check the name."
+        repository,
+        f"{where} has no open_clip model and no CLIPModel of this name",
+        "one",
+        "Check the name.",
     )
 
 

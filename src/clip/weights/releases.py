@@ -26,7 +26,7 @@ class Release:
     sha256: str  # of the archive; its identity, wherever it was fetched from
     size_bytes: int
     parameters: int  # both towers
-    gflops: float  # of one picture, counted as two a multiplication; open_clip docs/model_profile.csv
+    gflops: float  # of one image, counted as two a multiplication; open_clip docs/model_profile.csv
     architecture: Architecture
     hub: tuple[HubCopy, ...]  # other places of the same numbers, the first one tried first
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import MAX_SHOWN, CheckpointError, UnsafeCheckpointError, shown
+from ..errors import MAX_SHOWN, CheckpointError, UnsafeCheckpointError, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +151,7 @@ def _resolve(module: str, name: str) -> object:
     if module.startswith("__torch__"):
         return _ScriptClass(full)
     raise UnsafeCheckpointError(
-        f"it holds {shown(full)}, expected only tensors and plain values. "
+        f"it holds {quote(full)}, expected only tensors and plain values. "
         "Save the model's state_dict() alone, or as safetensors."
     )
 
@@ -296,7 +296,7 @@ class _Machine:
 
 def _unexpected(verb: str, found: object) -> str:
     kind = found if isinstance(found, type) else type(found)
-    what = shown(found) if isinstance(found, str) else f"a {kind.__name__}"
+    what = quote(found) if isinstance(found, str) else f"a {kind.__name__}"
     return (
         f"its pickle {verb} {what}, expected only tensors and plain values. "
         "Save the model's state_dict() alone, or as safetensors."
@@ -326,5 +326,8 @@ def _run(machine: _Machine, stream: BytesIO) -> Any:
             machine.step(opcode.name, arg)
     # What a stream that is no pickle, or a damaged one, makes of the parser and of the stack.
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, EOFError) as exc:
-        raise CheckpointError(f"its pickle is damaged ({type(exc).__name__}: {shown(str(exc))})") from exc
+        raise CheckpointError(
+            f"its pickle is damaged ({type(exc).__name__}",
+            f"{quote(str(exc))})",
+        ) from exc
     raise CheckpointError("its pickle has no end")

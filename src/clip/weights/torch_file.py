@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quote
 from .restricted_pickle import MAX_DIMENSIONS, MAX_KEY, ScriptObject, Storage, TensorLayout, read_pickle
 
 if TYPE_CHECKING:
@@ -85,7 +85,10 @@ def read_torch_file(path: Path) -> Any:
             raise type(exc)(f"{path}: {exc}") from exc
         except _DAMAGE as exc:
             raise CheckpointError(
-                f"{path}: the file is damaged ({shown(str(exc))}), expected PyTorch weights. Fetch it again."
+                path,
+                f"the file is damaged ({quote(str(exc))})",
+                "PyTorch weights",
+                "Fetch it again.",
             ) from exc
 
 
@@ -113,7 +116,7 @@ def _read_zip(file: BinaryIO) -> Any:
             name = f"{root}/data/{storage.key}"
             if name not in records:
                 raise CheckpointError(
-                    f"record {shown(name)} is missing, though a tensor lies in it. Fetch the file again."
+                    f"record {quote(name)} is missing, though a tensor lies in it. Fetch the file again."
                 )
             return _record_region(file, records[name])
 
@@ -126,7 +129,7 @@ def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> 
     """A record's bytes. Read with a limit, or zipfile would inflate all there is before it looks at the stated size."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > most:
         raise CheckpointError(
-            f"record {shown(info.filename)} is {info.file_size:,} bytes, compressed by method {info.compress_type}, "
+            f"record {quote(info.filename)} is {info.file_size:,} bytes, compressed by method {info.compress_type}, "
             f"expected at most {most:,}, deflated or stored. Fetch the file again."
         )
     with archive.open(info) as record:
@@ -137,7 +140,7 @@ def _record_region(file: BinaryIO, info: zipfile.ZipInfo) -> _Region:
     """Where a record's bytes are, read from its local header and held against the file's size."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
         raise CheckpointError(
-            f"record {shown(info.filename)} is compressed or encrypted, expected it stored as PyTorch does. "
+            f"record {quote(info.filename)} is compressed or encrypted, expected it stored as PyTorch does. "
             "Save the file again with torch.save."
         )
     if info.filename.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
@@ -149,7 +152,7 @@ def _record_region(file: BinaryIO, info: zipfile.ZipInfo) -> _Region:
     size = file.seek(0, io.SEEK_END)
     if header[0] != b"PK\x03\x04" or info.file_size != info.compress_size or offset + info.file_size > size:
         raise CheckpointError(
-            f"record {shown(info.filename)} ends beyond the file's {size:,} bytes, expected it inside. Fetch it again."
+            f"record {quote(info.filename)} ends beyond the file's {size:,} bytes, expected it inside. Fetch it again."
         )
     return _Region(offset, info.file_size)
 
@@ -183,7 +186,7 @@ def _read_legacy(file: BinaryIO) -> Any:
         (numel,) = LEGACY_NUMEL.unpack(file.read(LEGACY_NUMEL.size))
         if numel != stated[key].numel:
             raise CheckpointError(
-                f"storage {shown(key)} has {numel:,} elements, expected the {stated[key].numel:,} its tensors tell of. "
+                f"storage {quote(key)} has {numel:,} elements, expected the {stated[key].numel:,} its tensors tell of. "
                 "Fetch the file again."
             )
         starts[key] = position = position + LEGACY_NUMEL.size
@@ -194,7 +197,7 @@ def _read_legacy(file: BinaryIO) -> Any:
         size = storage.numel * storage.dtype.itemsize
         if storage.key not in starts or size < 0 or starts[storage.key] + size > file_bytes:
             raise CheckpointError(
-                f"storage {shown(storage.key)} reaches beyond the file's {file_bytes:,} bytes, expected it inside. "
+                f"storage {quote(storage.key)} reaches beyond the file's {file_bytes:,} bytes, expected it inside. "
                 "Fetch it again."
             )
         return _Region(starts[storage.key], size)

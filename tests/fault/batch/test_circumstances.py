@@ -1,4 +1,4 @@
-"""What happens around a run: another job, pictures that change, clocks, locales, masks, kills. Nothing is lost."""
+"""What happens around a run: another job, images that change, clocks, locales, masks, kills. Nothing is lost."""
 
 import json
 import os
@@ -26,7 +26,7 @@ COMMAND = str(Path(sys.executable).with_name("clip"))
 LIMIT_S = 60.0
 PICTURES, SHARD_SIZE = 7, 4
 GOOD = [f"{n:02}.png" for n in range(PICTURES)]
-MIDDLE = SHARD_SIZE + 1  # the first picture of the second shard
+MIDDLE = SHARD_SIZE + 1  # the first image of the second shard
 FLAGS = ["--shard-size", str(SHARD_SIZE), "--threads", "1"]
 
 
@@ -42,7 +42,7 @@ def photos(folder: Path) -> Path:
     photos.mkdir()
     for n, name in enumerate(GOOD):
         formula.picture(n, 40, 40).save(photos / name)
-    (photos / "05.broken.jpg").write_bytes(b"no picture")
+    (photos / "05.broken.jpg").write_bytes(b"no image")
     return photos
 
 
@@ -180,7 +180,7 @@ def replace_by_another_picture(path: Path) -> None:
 
 
 def replace_by_text(path: Path) -> None:
-    path.write_text("no picture")
+    path.write_text("no image")
 
 
 def replace_by_a_folder(path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_lock_of_another_time_is_kept_while_its_job_lives(
 def test_files_of_another_time_change_nothing(
     server: forks.Server, photos: Path, weights: Path, whole: Content, tmp_path: Path, modified: int
 ) -> None:
-    """Pictures and what a killed run left, its lock among it, were last written in 1935, 1970 or 2242."""
+    """Images and what a killed run left, its lock among it, were last written in 1935, 1970 or 2242."""
     shutil.copytree(photos, tmp_path / "photos")
     command: list[str | Path] = [tmp_path / "photos", "-m", weights, *FLAGS, "-o", tmp_path / "out"]
     for path in (tmp_path / "photos").iterdir():
@@ -332,7 +332,7 @@ def test_files_of_another_time_change_nothing(
     assert not (tmp_path / "out/.lock").exists()
 
 
-ODD = [  # names as bytes; what begins with "bad" is no picture
+ODD = [  # names as bytes; what begins with "bad" is no image
     "é.png".encode(),
     "e\N{COMBINING ACUTE ACCENT}.png".encode(),
     b"not utf8 \xff.png",
@@ -355,7 +355,7 @@ def test_the_locale_shows_in_nothing_that_is_written(weights: Path, tmp_path: Pa
     for name in ODD:
         path = Path(os.fsdecode(os.fsencode(photos) + b"/" + name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"no picture" if name.startswith(b"bad") else png.read_bytes())
+        path.write_bytes(b"no image" if name.startswith(b"bad") else png.read_bytes())
 
     def run(out: str, locale: dict[str, str], *flags: str) -> subprocess.CompletedProcess[bytes]:
         command = [COMMAND, "embed", str(photos), "-o", str(tmp_path / out), "-m", str(weights), *FLAGS, *flags]
@@ -384,7 +384,7 @@ def test_the_locale_shows_in_nothing_that_is_written(weights: Path, tmp_path: Pa
     assert f"; {len(ODD)} by an earlier run; ".encode() in again.stderr
     stopped = run("stopped", plain, "--on-failure", "stop")
     assert stopped.returncode == 1
-    assert b"pictures failed" in stopped.stderr
+    assert b"images failed" in stopped.stderr
 
 
 @pytest.mark.parametrize(("began", "went_on"), [(0o077, 0o000), (0o000, 0o077)], ids=["closed", "open"])

@@ -82,7 +82,7 @@ def photos(folder: Path) -> Path:
     photos.mkdir()
     for n, name in enumerate(GOOD):
         formula.picture(n, 40, 40).save(photos / name)
-    (photos / "01.broken.jpg").write_bytes(b"no picture")
+    (photos / "01.broken.jpg").write_bytes(b"no image")
     return photos
 
 
@@ -266,7 +266,7 @@ def disturb():
 
 
 def test_an_output_that_is_removed_under_the_job_fails_it(job: Job, folder: Path, whole: Found) -> None:
-    """At each picture, among them the first and the last of a shard."""
+    """At each image, among them the first and the last of a shard."""
     for moment in range(1, COUNTS["read"] + 1):
         out = folder / f"removed at {moment}"
         ended = job.run(out, AT + REMOVE, MOMENT=moment, OUT=str(out))

@@ -1,4 +1,4 @@
-"""A folder of all that goes wrong with pictures, through the installed command: nothing lost, nothing stops it."""
+"""A folder of all that goes wrong with images, through the installed command: nothing lost, nothing stops it."""
 
 import io
 import json
@@ -89,7 +89,7 @@ BAD = {  # name: content, stage and error as the failure rows must have them
     "no pixels.png": (PNG[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)) + PNG[33:], None, None),
     "text bomb.png": (PNG[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27))) + PNG[33:], None, "ValueError"),
     "empty.jpg": (b"", "open", "ImageError"),
-    "text.jpg": (b"A text that somebody named a picture.", "open", "ImageError"),
+    "text.jpg": (b"A text that somebody named an image.", "open", "ImageError"),
     "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "open", "ImageError"),
     "thinner.png": (encoded(Image.new("1", (1, 300_000)), "png"), "decode", "ImageError"),
 }
@@ -154,9 +154,9 @@ def test_the_run_ends_with_a_summary_and_the_code_that_says_there_are_failures(o
     assert outcome.stdout == ""
     listed, summary = outcome.stderr.splitlines()  # and no warning, no traceback
     failed = len(BAD) + 3
-    assert listed.startswith(f"listed {len(GOOD) + failed} pictures, the first ")
+    assert listed.startswith(f"listed {len(GOOD) + failed} images, the first ")
     assert summary.startswith(f"read {len(GOOD) + failed} = written {len(GOOD)}, failed {failed} (see ")
-    assert summary.endswith("; ignored: 1 hidden, 1 link to a folder, 2 not a file, 4 not a picture")
+    assert summary.endswith("; ignored: 1 hidden, 1 link to a folder, 2 not a file, 4 not an image")
 
 
 def test_whatever_stands_in_the_folder_is_one_row_one_failure_or_counted_as_ignored(outcome: Outcome) -> None:
@@ -227,10 +227,10 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
     Image.fromarray(noise).save(tmp_path / "noise.jpg")
     weights = checkpoints.write(tmp_path)
 
-    def peak_bytes(pictures: int) -> int:
-        photos = tmp_path / f"photos{pictures}"
+    def peak_bytes(images: int) -> int:
+        photos = tmp_path / f"photos{images}"
         photos.mkdir()
-        for n in range(pictures):
+        for n in range(images):
             os.link(tmp_path / "noise.jpg", photos / f"{n}.jpg")
         flags = ["-m", str(weights), "--decode-budget-bytes", "50000000", "--workers", "2"]
         command = [
@@ -240,11 +240,11 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
             "embed",
             str(photos),
             "-o",
-            str(tmp_path / f"out{pictures}"),
+            str(tmp_path / f"out{images}"),
             *flags,
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-        assert (done.returncode, f"read {pictures} = written {pictures}" in done.stderr) == (0, True), done.stderr
+        assert (done.returncode, f"read {images} = written {images}" in done.stderr) == (0, True), done.stderr
         return int(done.stdout)
 
     assert peak_bytes(100) - peak_bytes(10) < 60_000_000

@@ -1,4 +1,4 @@
-"""A decoder that crashes, hangs or eats memory on one picture: that one is a failure row, all others are done.
+"""A decoder that crashes, hangs or eats memory on one image: that one is a failure row, all others are done.
 
 The decoder is a plugin of Pillow's, as a user may have one: tests/hostile.py.
 """
@@ -17,7 +17,7 @@ from kit import checkpoints, formula, hostile
 
 from clip.batch.decode import Decoding
 from clip.batch.isolate import IsolatedDecoder
-from clip.jobs.options import Guards, Policies
+from clip.jobs.options import DecodeOptions, Limits
 from clip.network.records import PreprocessSettings
 from clip.records import Item, Pixels
 from clip.sources.source import Source
@@ -30,7 +30,7 @@ DEEDS = {
     "hang-with-the-lock": ("decode", "TimeoutError", "not decoded after 4 s"),
     "eat": ("decode", "MemoryError", "needs more than 512,160,000 bytes of memory"),
 }
-PICTURES = 12
+IMAGES = 12
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
 
 
-def pictures(folder: Path) -> list[str]:
+def images(folder: Path) -> list[str]:
     folder.mkdir()
-    names = [f"{n:02}.png" for n in range(PICTURES)]
+    names = [f"{n:02}.png" for n in range(IMAGES)]
     for n, name in enumerate(names):
         formula.picture(n, 40, 30).save(folder / name)
     return names
@@ -66,7 +66,7 @@ def contents(output: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
 def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_have_vectors(
     plugin: Path, weights: Path, tmp_path: Path
 ) -> None:
-    names = pictures(tmp_path / "photos")
+    names = images(tmp_path / "photos")
     for place, (deed, when) in enumerate((deed, when) for deed in DEEDS for when in ("open", "load")):
         (tmp_path / "photos" / f"{place:02}.{deed}-{when}.hostile").write_bytes(hostile.picture(deed, when))
     flags = ["--isolate", "--max-seconds", "4", "--max-pixels", "10000", "--shard-size", "5", "--workers", "3"]
@@ -86,17 +86,17 @@ def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_hav
         deed = row["id"].split(".")[1].rpartition("-")[0]
         _, error, words = DEEDS[deed]
         assert (row["error"], row["stage"] in ("open", "decode"), words in row["message"]) == (error, True, True), row
-    assert f"read {PICTURES + 12} = written {PICTURES}, failed 12" in ran.stderr
+    assert f"read {IMAGES + 12} = written {IMAGES}, failed 12" in ran.stderr
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    pictures(tmp_path / "photos")
+    images(tmp_path / "photos")
     return tmp_path / "photos"
 
 
 def isolated(photos: Path, max_seconds: float = 20.0) -> IsolatedDecoder:
-    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), Policies(), hashes=True)
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Limits(), DecodeOptions(), hashes=True)
     return IsolatedDecoder(decoding, max_seconds)
 
 
@@ -105,8 +105,8 @@ def item(photos: Path, name: str) -> Item:
 
 
 def test_pixels_and_failures_are_those_of_the_thread_itself(photos: Path) -> None:
-    (photos / "broken.png").write_bytes(b"no picture")
-    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), Policies(), hashes=True)
+    (photos / "broken.png").write_bytes(b"no image")
+    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Limits(), DecodeOptions(), hashes=True)
     decoder = isolated(photos)
     try:
         for name in ("00.png", "broken.png", "missing.png", "01.png"):
@@ -134,7 +134,9 @@ def test_frames_come_from_a_process_one_at_a_time_and_are_those_of_the_thread_it
         yield
         held.pop()
 
-    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Guards(), Policies(frames="all"), hashes=True)
+    decoding = Decoding(
+        Source((str(photos),)), PreprocessSettings(32), Limits(), DecodeOptions(frames="all"), hashes=True
+    )
     decoder = IsolatedDecoder(decoding, 20.0, reserve)
     try:
         found, expected = decoder(item(photos, "pages.tiff")), decoding(item(photos, "pages.tiff"))
@@ -169,11 +171,11 @@ import os, signal, sys, threading, time
 from clip.batch import isolate
 isolate.WORK = "from clip.batch import isolate; isolate.ORPHAN_S = 0.5; " + isolate.WORK
 from clip.batch.decode import Decoding
-from clip.jobs import Guards, Policies
+from clip.jobs import Limits, DecodeOptions
 from clip.network.records import PreprocessSettings
 from clip.records import Item
 from clip.sources.source import Source
-decoding = Decoding(Source(({str(photos)!r},)), PreprocessSettings(32), Guards(), Policies())
+decoding = Decoding(Source(({str(photos)!r},)), PreprocessSettings(32), Limits(), DecodeOptions())
 decoder = isolate.IsolatedDecoder(decoding, 1.5)
 def tell():
     while not decoder._processes:

@@ -2,7 +2,7 @@
 
 One process imports everything once and forks a child for each run, so that a kill costs half a second. Points are found
 by wrapping what the operating system is asked for; nothing in the package knows of them. The same for an update of an
-output whose pictures were added, changed and removed. `make soak` kills a thousand times at random instead of 12.
+output whose images were added, changed and removed. `make soak` kills a thousand times at random instead of 12.
 """
 
 import json
@@ -125,7 +125,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
     photos.mkdir()
     for n, name in enumerate(GOOD):
         formula.picture(n, 40, 40).save(photos / name)
-    (photos / "05.broken.jpg").write_bytes(b"no picture")
+    (photos / "05.broken.jpg").write_bytes(b"no image")
     shutil.copytree(photos, folder / "changed")
     formula.picture(60, 40, 40).save(folder / "changed/01.png")  # in the first shard
     (folder / "changed/02.png").unlink()

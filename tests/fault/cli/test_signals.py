@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a picture hangs its decoder, twice, and while libraries are being imported."""
+"""Ctrl-C and SIGTERM while an image hangs its decoder, twice, and while libraries are being imported."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Six pictures, and one that hangs."""
+    """Six images, and one that hangs."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for n in range(6):
@@ -40,7 +40,7 @@ def photos(tmp_path: Path) -> Path:
 
 @contextmanager
 def running(plugin: Path, photos: Path, weights: Path, out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """A run in a process of its own, when two shards of two pictures are written and the third hangs."""
+    """A run in a process of its own, when two shards of two images are written and the third hangs."""
     command = [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(out), "-m", str(weights), *flags]
     environment = hostile.environment(plugin)
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it

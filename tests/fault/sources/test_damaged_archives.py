@@ -195,7 +195,7 @@ def test_names_lead_nowhere_and_what_is_no_file_is_counted(tmp_path: Path) -> No
     expected = ["/absolute.png", "../up.png", "dot.png", "a/../b.png", "new\nline.png", "\\xe9.png", "é" * 60 + ".png"]
     assert list(found) == [f"a.tar!{name}" for name in expected]
     assert failures == []
-    assert ignored == {"link to a file": 2, "not a file": 2, "hidden": 2, "not a picture": 2}
+    assert ignored == {"link to a file": 2, "not a file": 2, "hidden": 2, "not an image": 2}
 
 
 def test_a_link_in_a_zip_is_not_followed(tmp_path: Path) -> None:

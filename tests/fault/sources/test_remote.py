@@ -28,7 +28,7 @@ from clip.sources.source import Source
 
 PATIENCE_S = 10.0  # what is promised for Ctrl-C
 QUICK = Patience(attempts=3, silence_s=0.5, first_wait_s=0.01, grace_s=0.3)
-PICTURE = "/bucket/photos/09.jpg"
+IMAGE = "/bucket/photos/09.jpg"
 BASES = {"http": "{url}/bucket", "s3": "s3://bucket", "gs": "gs://bucket"}
 
 
@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the server has: pictures, and archives of them."""
+    """What the server has: images, and archives of them."""
     folder = tmp_path_factory.mktemp("held")
     photos = forms.draw(folder / "photos")
     forms.write_tar(photos, folder / "a.tar")
@@ -73,7 +73,7 @@ def url_of(cloud: Cloud, scheme: str, name: str) -> str:
 
 
 def outcome(url: str, max_bytes: int = 10**6) -> bytes | str:
-    """What becomes of a picture: its bytes, or the failure."""
+    """What becomes of an image: its bytes, or the failure."""
     (found,) = prefetched([Item("id", url, 0)], max_bytes, 2)
     return found.data if isinstance(found, Member) else f"{found.stage} {found.error}: {found.message}"
 
@@ -86,8 +86,8 @@ PASSING = ["503", "500", "429", "408", "slow down", "cut", "reset", "stall", "si
     [(scheme, word) for scheme in ("http", "s3") for word in PASSING] + [("gs", "503"), ("gs", "cut")],
 )
 def test_what_passes_is_tried_again_and_the_picture_is_whole(cloud: Cloud, scheme: str, word: str) -> None:
-    cloud.scripts[PICTURE] = [word, word]
-    assert outcome(url_of(cloud, scheme, "photos/09.jpg")) == cloud.files[PICTURE]
+    cloud.scripts[IMAGE] = [word, word]
+    assert outcome(url_of(cloud, scheme, "photos/09.jpg")) == cloud.files[IMAGE]
     assert len(cloud.requests) == 3
 
 
@@ -101,7 +101,7 @@ def test_what_passes_is_tried_again_and_the_picture_is_whole(cloud: Cloud, schem
     ],
 )
 def test_patience_ends_in_a_failure_that_another_run_may_not_have(cloud: Cloud, word: str, found: str) -> None:
-    cloud.scripts[PICTURE] = [word] * 9
+    cloud.scripts[IMAGE] = [word] * 9
     told = outcome(url_of(cloud, "http", "photos/09.jpg"))
     assert isinstance(told, str)
     assert told.startswith(found)
@@ -114,7 +114,7 @@ def test_patience_ends_in_a_failure_that_another_run_may_not_have(cloud: Cloud, 
     ("word", "error"), [("404", "FileNotFoundError"), ("403", "PermissionError"), ("400", "OSError")]
 )
 def test_what_does_not_pass_is_asked_once(cloud: Cloud, scheme: str, word: str, error: str) -> None:
-    cloud.scripts[PICTURE] = [word] * 9
+    cloud.scripts[IMAGE] = [word] * 9
     told = outcome(url_of(cloud, scheme, "photos/09.jpg"))
     assert isinstance(told, str)
     assert told.startswith(f"read {error}: the server answered {word}")
@@ -124,15 +124,15 @@ def test_what_does_not_pass_is_asked_once(cloud: Cloud, scheme: str, word: str, 
 @pytest.mark.parametrize("scheme", ["http", "s3", "gs"])
 def test_a_body_is_never_read_beyond_the_cap_whatever_its_length_is_said_to_be(cloud: Cloud, scheme: str) -> None:
     url = url_of(cloud, scheme, "photos/09.jpg")
-    cloud.files[PICTURE] = bytes(1000)
+    cloud.files[IMAGE] = bytes(1000)
     assert outcome(url, 1000) == bytes(1000)
     assert outcome(url, 999) == (
         "read InputError: 1,000 bytes, expected at most 999. Leave it out, or raise --max-bytes."
     )
-    cloud.scripts[PICTURE] = ["claims most"]
+    cloud.scripts[IMAGE] = ["claims most"]
     assert "1,000,000,000,000 bytes, expected at most 5,000" in str(outcome(url, 5000))
     if scheme == "http":
-        cloud.scripts[PICTURE] = ["endless"]
+        cloud.scripts[IMAGE] = ["endless"]
         assert "more than 500,000 bytes, expected at most 500,000" in str(outcome(url, 500_000))
 
 
@@ -171,14 +171,14 @@ def test_other_places_keep_to_the_cap_and_to_one_version(monkeypatch: pytest.Mon
 
 
 def test_redirects_are_followed_and_encoded_bodies_are_decoded(cloud: Cloud) -> None:
-    cloud.scripts[PICTURE] = ["redirect"]
-    assert outcome(url_of(cloud, "http", "photos/09.jpg")) == cloud.files[PICTURE]
+    cloud.scripts[IMAGE] = ["redirect"]
+    assert outcome(url_of(cloud, "http", "photos/09.jpg")) == cloud.files[IMAGE]
     cloud.always = {"gzip"}
-    assert outcome(url_of(cloud, "http", "photos/09.jpg")) == cloud.files[PICTURE]
-    cloud.files[PICTURE] = bytes(10**7)  # 10 kB as it travels
+    assert outcome(url_of(cloud, "http", "photos/09.jpg")) == cloud.files[IMAGE]
+    cloud.files[IMAGE] = bytes(10**7)  # 10 kB as it travels
     assert "more than 1,000,000 bytes" in str(outcome(url_of(cloud, "http", "photos/09.jpg")))
-    cloud.files[PICTURE] = b"x" * 1000
-    cloud.scripts[PICTURE] = ["cut"] * 9
+    cloud.files[IMAGE] = b"x" * 1000
+    cloud.scripts[IMAGE] = ["cut"] * 9
     assert "the server" in str(outcome(url_of(cloud, "http", "photos/09.jpg")))
 
 
@@ -322,8 +322,8 @@ def test_local_entries_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_closing_ends_what_hangs_at_once(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PATIENCE", Patience(silence_s=60))
-    cloud.scripts[PICTURE] = ["silence"]
-    items = [Item("0", f"{cloud.url}/bucket/photos/00.png", 0), Item("1", f"{cloud.url}{PICTURE}", 0)]
+    cloud.scripts[IMAGE] = ["silence"]
+    items = [Item("0", f"{cloud.url}/bucket/photos/00.png", 0), Item("1", f"{cloud.url}{IMAGE}", 0)]
     found = prefetched(items * 20, 10**6, 8)
     next(found)
     deadline = time.monotonic() + 20
@@ -339,7 +339,7 @@ def test_closing_ends_what_hangs_at_once(cloud: Cloud, monkeypatch: pytest.Monke
 
 
 def under_way() -> list[object]:
-    """The requests for pictures that nobody has ended."""
+    """The requests for images that nobody has ended."""
     return [task for task in asyncio.all_tasks(get_loop()) if "_Requests" in repr(task)]
 
 
@@ -351,7 +351,7 @@ def test_a_library_that_ends_a_body_early_without_a_word_is_not_believed(
 
     monkeypatch.setattr(schemes._Streamed, "read", ended)
     told = outcome(url_of(cloud, "http", "photos/09.jpg"))
-    assert f"the server sent 0 of {len(cloud.files[PICTURE]):,} bytes 3 times" in str(told)
+    assert f"the server sent 0 of {len(cloud.files[IMAGE]):,} bytes 3 times" in str(told)
 
 
 @pytest.mark.parametrize("form", ["list", "a.tar"])
@@ -360,7 +360,7 @@ def test_ctrl_c_ends_a_run_whose_server_hangs(cloud: Cloud, weights: Path, tmp_p
     if form == "list":
         (tmp_path / "list.txt").write_text("\n".join(f"{cloud.url}/bucket/photos/{name}" for name in ALL))
         url = str(tmp_path / "list.txt")
-        cloud.scripts[PICTURE] = ["silence"]
+        cloud.scripts[IMAGE] = ["silence"]
     else:
         cloud.scripts["/bucket/a.tar"] = ["", "silence"]
     command = [sys.executable, "-m", "clip", "embed", url, "-o", str(tmp_path / "out"), "-m", str(weights)]
@@ -371,7 +371,7 @@ def test_ctrl_c_ends_a_run_whose_server_hangs(cloud: Cloud, weights: Path, tmp_p
     finally:
         signal.signal(signal.SIGINT, inherited)
     deadline = time.monotonic() + 60
-    while cloud.under_way == 0 or cloud.scripts.get(PICTURE if form == "list" else "/bucket/a.tar"):
+    while cloud.under_way == 0 or cloud.scripts.get(IMAGE if form == "list" else "/bucket/a.tar"):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -74,7 +74,7 @@ PLAUSIBLE_TO_NOBODY = {
     "an image tower 6 million wide": ("vit", {"visual.conv1.weight": bytes_of(6_400_000, 1, 1, 1)}),
     "a text tower 64 million wide": ("vit", {"ln_final.weight": bytes_of(64_000_000)}),
     "patches of a million pixels": ("vit", {"visual.conv1.weight": bytes_of(64, 1, 1, 1_000_000)}),
-    "pictures of 320,000 pixels": ("rn", {"visual.attnpool.positional_embedding": bytes_of(10_000**2 // 4 + 1, 1)}),
+    "images of 320,000 pixels": ("rn", {"visual.attnpool.positional_embedding": bytes_of(10_000**2 // 4 + 1, 1)}),
     "vectors of 50 million": ("vit", {"text_projection": bytes_of(1, 50_000_000)}),
     "a vocabulary of 50 million": ("vit", {"token_embedding.weight": bytes_of(50_000_000, 1)}),
 }

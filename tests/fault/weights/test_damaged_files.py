@@ -108,7 +108,7 @@ OTHER_FILES = {
     "a byte": b"\x80",
     "a text": b"the quick brown fox\n" * 100,
     "a page": b"<!DOCTYPE html><html><body>404</body></html>",
-    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "an image": b"\x89PNG\r\n\x1a\n" + bytes(100),
     "random bytes": random.Random(0).randbytes(10_000),
     "random bytes that start as a pickle": b"\x80\x02" + random.Random(1).randbytes(10_000),
     "random bytes that start as a zip": b"PK\x03\x04" + random.Random(2).randbytes(10_000),

@@ -28,7 +28,7 @@ CONFIG = {
     },
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
 }
-# Each call prints the features of one picture, or the error, as a line of JSON; the network's names lead nowhere.
+# Each call prints the features of one image, or the error, as a line of JSON; the network's names lead nowhere.
 CHILD = """
 import dataclasses, json, sys, torch
 import clip, clip.download, clip.weights as w

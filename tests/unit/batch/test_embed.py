@@ -54,11 +54,11 @@ def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven pictures, two that are none, and a text file."""
+    """Eleven images, two that are none, and a text file."""
     folder = tmp_path_factory.mktemp("photos")
     for n, name in enumerate(GOOD):
         formula.picture(n, 40 + n, 30).save(folder / name)
-    (folder / "05.broken.jpg").write_bytes(b"no picture")
+    (folder / "05.broken.jpg").write_bytes(b"no image")
     (folder / "zz.empty.gif").touch()
     (folder / "notes.txt").touch()
     return folder
@@ -105,7 +105,7 @@ def test_no_setting_of_the_run_shows_in_what_is_written(
 ) -> None:
     shard_size = choice.get("shard_size", 13)
     report = clip.embed(job(photos, tmp_path, weights_path, **choice))
-    assert dataclasses.replace(report, seconds=0) == EmbedReport(tmp_path, 13, 11, 2, {"not a picture": 1}, 0)
+    assert dataclasses.replace(report, seconds=0) == EmbedReport(tmp_path, 13, 11, 2, {"not an image": 1}, 0)
     assert [row["id"] for row in rows(tmp_path)] == GOOD
     assert [row["id"] for row in rows(tmp_path, "failures")] == ["05.broken.jpg", "zz.empty.gif"]
     assert np.abs(vectors(tmp_path) - expected).max() < TOLERANCE
@@ -158,7 +158,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "text_column": None,
         "tuned": None,
         "calibration": None,
-        "kind": "pictures",
+        "kind": "images",
         "long_text": None,
         "keep": [],
         "root": "",
@@ -200,7 +200,7 @@ def test_progress_is_told_after_each_picture(photos: Path, weights_path: Path, t
     clip.embed(job(photos, tmp_path, weights_path, shard_size=4), told.append)
     listing = [told.pop(0).listing for _ in range(5)]
     assert listing[:4] == [Listing(count) for count in (4, 8, 12, 13)]
-    assert listing[4] == Listing(13, 0, f"'00.png' ({photos / '00.png'})", {"not a picture": 1})
+    assert listing[4] == Listing(13, 0, f"'00.png' ({photos / '00.png'})", {"not an image": 1})
     assert [progress.shard for progress in told] == [0] * 4 + [1] * 4 + [2] * 4 + [3]
     assert {progress.shards for progress in told} == {4}
     assert [progress.read for progress in told] == list(range(1, 14))
@@ -247,11 +247,11 @@ def test_no_more_is_read_ahead_than_two_batches_and_a_picture_a_thread(
 
 def test_an_input_that_yields_nothing_is_refused_with_the_likely_cause(weights_path: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(InputError, match=r"in: empty, expected pictures"):
+    with pytest.raises(InputError, match=r"in: empty, expected images"):
         clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
     (tmp_path / "in/notes.txt").touch()
     (tmp_path / "in/.hidden.jpg").touch()
-    with pytest.raises(InputError, match=r"in: nothing but 1 hidden, 1 not a picture, expected pictures.* --glob"):
+    with pytest.raises(InputError, match=r"in: nothing but 1 hidden, 1 not an image, expected images.* --glob"):
         clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -395,7 +395,7 @@ def test_a_run_that_is_over_is_not_done_again(photos: Path, weights_path: Path, 
     before = {path: path.stat().st_ino for path in tmp_path.glob("*/part-*.parquet")}
     told: list[Progress] = []
     again = clip.embed(job(photos, tmp_path, weights_path, shard_size=4), told.append)
-    assert {progress.total for progress in told} == {0}, "a picture was read"
+    assert {progress.total for progress in told} == {0}, "an image was read"
     assert dataclasses.replace(again, seconds=0) == dataclasses.replace(first, seconds=0, resumed=13)
     assert {path: path.stat().st_ino for path in before} == before
 
@@ -422,7 +422,7 @@ def test_a_listing_that_was_interrupted_is_gone_on_with_in_a_first_run_only(
     assert asked_for(tmp_path / "a") == rest, "the first shard was written"
     with pytest.raises(KeyboardInterrupt):
         clip.embed(job(photos, tmp_path / "a", weights_path, shard_size=4, update=True), interrupt)
-    assert len(asked_for(tmp_path / "a", update=True)) == 13, "a picture may have changed since"
+    assert len(asked_for(tmp_path / "a", update=True)) == 13, "an image may have changed since"
     assert sorted(path.name for path in (tmp_path / "a").glob("_plan*")) == ["_plan"]
 
 
@@ -477,9 +477,7 @@ def test_a_run_stops_when_more_fail_than_it_allows(
     if not stops:
         assert clip.embed(asked).failed == 2
         return
-    with pytest.raises(
-        TooManyFailuresError, match=r"of 13 pictures failed.*the last was '(05.broken.jpg|zz.empty.gif)'"
-    ):
+    with pytest.raises(TooManyFailuresError, match=r"of 13 images failed.*the last was '(05.broken.jpg|zz.empty.gif)'"):
         clip.embed(asked)
     assert (tmp_path / "embeddings/part-00000.parquet").exists()
     report = clip.embed(dataclasses.replace(asked, max_failures=None, on_failure="record"))  # and may go on

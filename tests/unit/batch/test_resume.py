@@ -17,7 +17,7 @@ import pytest
 from kit import checkpoints, formula
 
 import clip
-from clip.atomic_files import replacing
+from clip.atomic_files import atomic_write
 from clip.batch import embed as embed_module
 from clip.batch import run as run_module
 from clip.batch.decode import Decoding
@@ -182,9 +182,9 @@ def test_a_run_that_is_done_again_is_not_over_meanwhile(
 
 
 def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
-    with replacing(tmp_path / "file") as first:
+    with atomic_write(tmp_path / "file") as first:
         first.write(b"first")
-        with replacing(tmp_path / "file") as second:
+        with atomic_write(tmp_path / "file") as second:
             second.write(b"2")
     assert (tmp_path / "file").read_bytes() == b"first"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
@@ -311,7 +311,7 @@ def test_a_plain_run_over_what_was_updated_has_nothing_to_do(
     run(photos, out, weights_path, hashes=True)
     draw(photos, 1, first=60, prefix="more")
     run(photos, out, weights_path, hashes=True, update=True)
-    monkeypatch.setattr(Decoding, "__call__", lambda *_: pytest.fail("a picture was read"))
+    monkeypatch.setattr(Decoding, "__call__", lambda *_: pytest.fail("an image was read"))
     monkeypatch.setattr(embed_module, "_content_hash", lambda *_: pytest.fail("a file was hashed"))
     assert run(photos, out, weights_path, hashes=True).resumed == 6
 

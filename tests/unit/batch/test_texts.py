@@ -1,4 +1,4 @@
-"""Texts, pairs of picture and text, kept columns: the vectors that the encoder gives, and nothing lost on the way."""
+"""Texts, pairs of image and text, kept columns: the vectors that the encoder gives, and nothing lost on the way."""
 
 import csv
 import json
@@ -56,12 +56,12 @@ def encoder(weights: Path) -> Encoder:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture for each text, of which the last is none."""
+    """An image for each text, of which the last is none."""
     folder = tmp_path_factory.mktemp("pairs") / "photos"
     folder.mkdir()
     for n in range(len(TEXTS)):
         formula.picture(n, 40 + n, 30).save(folder / f"{n}.png")
-    (folder / f"{len(TEXTS) - 1}.png").write_bytes(b"no picture")
+    (folder / f"{len(TEXTS) - 1}.png").write_bytes(b"no image")
     return folder
 
 
@@ -188,7 +188,7 @@ def test_pairs_have_the_vectors_of_their_pictures_and_of_their_texts(
         tmp_path / f"a.{ending}", {"image": image, "key": list(map(str, range(len(TEXTS)))), "said": texts}
     )
     rows, failures = embedded(tmp_path / "out", weights, path, column="image", text_column="said", id_column="key")
-    last = len(TEXTS) - 1  # which is no picture
+    last = len(TEXTS) - 1  # which is no image
     bad = [3, last] if form == "csv" else [3, 5, last]
     assert [int(row["id"]) for row in failures] == bad
     good = [n for n in range(len(TEXTS)) if n not in bad]
@@ -425,7 +425,7 @@ def test_half_a_character_in_json_is_a_failure_row_or_spelt_out(weights: Path, p
     assert [row["id"] for row in failures] == ["\\xed\\xa0\\x80", "c"], "a list is no text"
     rows, failures = embedded(tmp_path / "pairs", weights, tmp_path / "a.ndjson", text_column="text", **given)
     assert rows.num_rows == 0
-    rows, failures = embedded(tmp_path / "pictures", weights, tmp_path / "a.ndjson", column="path", **given)
+    rows, failures = embedded(tmp_path / "images", weights, tmp_path / "a.ndjson", column="path", **given)
     assert rows.column("tag").to_pylist() == ["\\xed\\xbf\\xbf", "\0"]
     assert [row["id"] for row in failures] == ["b"]
 

@@ -56,7 +56,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for n in range(PICTURES):
         formula.picture(n, 50 + n, 40).save(folder / f"{n:02}.png")
-    (folder / "00.broken.png").write_bytes(b"no picture")
+    (folder / "00.broken.png").write_bytes(b"no image")
     return folder
 
 
@@ -135,7 +135,7 @@ def test_where_nothing_fast_stays_within_the_bound_it_is_exact_and_says_so(
         told.extend([progress.told] if progress.told else [])
 
     clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99), note)
-    assert told == ["nothing faster stays within a cosine of 0.999 on 16 pictures: exact"]
+    assert told == ["nothing faster stays within a cosine of 0.999 on 16 images: exact"]
     manifest = clip.Store(tmp_path / "out").manifest
     assert (manifest["precision"], manifest["decode"]) == ("reference", "exact")
 
@@ -167,7 +167,7 @@ def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photo
         print("one,two", *(f"x,{path.name}" for path in sorted(photos.iterdir())), sep="\n", file=file)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(photos, "photos")
-    given: dict[str, Any] = {"model": str(weights), "threads": 1, "workers": 1, "pictures": 16}
+    given: dict[str, Any] = {"model": str(weights), "threads": 1, "workers": 1, "images": 16}
     for source, more in ((tmp_path / "a.csv", {"column": "two", "root": str(photos)}), (tmp_path / "a.tar", {})):
         assert tune(TuneJob(source=source, **given, **more)).pictures == 16
     job = EmbedJob(
@@ -207,7 +207,7 @@ def test_what_cannot_be_measured_is_embedded_exactly(weights: Path, tmp_path: Pa
         source=tmp_path / "photos", output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.9, isolate=True
     )
     assert clip.embed(job, lambda progress: told.append(progress.told)).written == 1
-    assert any("exact, as nothing could be measured: " in line and "found 1 pictures" in line for line in told)
+    assert any("exact, as nothing could be measured: " in line and "found 1 images" in line for line in told)
     assert clip.Store(tmp_path / "out").manifest["decode"] == "exact"
 
 
@@ -241,12 +241,12 @@ def test_bounds_that_make_no_sense(choices: dict[str, Any], told: str) -> None:
 
 
 def test_too_few_pictures_are_told(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="pictures: found 3, expected at least 16"):
+    with pytest.raises(InputError, match="images: found 3, expected at least 16"):
         TuneJob(source=tmp_path, pictures=3)
     with pytest.raises(InputError, match="workers: found -1, expected at least 1"):
         TuneJob(source=tmp_path, workers=-1)
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"no picture that can be decoded|found 0 pictures"):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"no image that can be decoded|found 0 images"):
         tune(TuneJob(source=tmp_path, model=str(weights), threads=1))
 
 
@@ -260,7 +260,7 @@ def test_the_command_prints_a_table_or_json(weights: Path, photos: Path) -> None
     assert lines[0].startswith("precision")
     assert lines[1].startswith("reference  exact")
     assert lines[-1].startswith(("took ", "nothing faster"))
-    assert "measuring reference, exact pixels, on 16 pictures" in ran.stderr
+    assert "measuring reference, exact pixels, on 16 images" in ran.stderr
     found = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
-    assert found["pictures"] == 16
+    assert found["images"] == 16
     assert found["rows"][0]["min_cosine"] == 1

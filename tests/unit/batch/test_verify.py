@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for n, name in enumerate(GOOD):
         formula.picture(n, 40, 40).save(folder / "photos" / name)
-    (folder / "photos/02.broken.png").write_bytes(b"no picture")
+    (folder / "photos/02.broken.png").write_bytes(b"no image")
     weights = checkpoints.write(folder, texts=False)
     clip.embed(
         clip.EmbedJob(
@@ -139,7 +139,7 @@ def test_a_sample_finds_pictures_that_changed_since(folder: Path, tmp_path: Path
     weights = next(folder.glob("*.pt"))
     job = clip.EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1)
     clip.embed(job)
-    (photos / "00.png").write_bytes(b"no picture any more")
+    (photos / "00.png").write_bytes(b"no image any more")
     (photos / "02.broken.png").write_bytes((photos / "01.png").read_bytes())
     problems = verify(VerifyJob(output=tmp_path / "out", sample=100)).problems
     assert [problem.where for problem in problems] == ["00.png", "02.broken.png"]

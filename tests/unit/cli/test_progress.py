@@ -39,7 +39,7 @@ def test_json_lines_have_numbers_for_programs(clock: list[float], capsys: pytest
     clock[0] += 5
     told.update(Progress(51, 200, 2))
     assert [json.loads(line) for line in capsys.readouterr().err.splitlines()] == [
-        {"event": "listing", "pictures": 20_000, "archives": 0},
+        {"event": "listing", "images": 20_000, "archives": 0},
         {
             "event": "progress",
             "read": 51,
@@ -56,7 +56,7 @@ def test_json_lines_have_numbers_for_programs(clock: list[float], capsys: pytest
 def test_what_was_listed_is_told_at_once_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     found = Listing(1, 2, "'a.jpg' (photos/a.jpg)", {"hidden": 3})
     for style, line in {
-        "plain": "listed 1 picture and 2 archives, the first 'a.jpg' (photos/a.jpg); ignored: 3 hidden",
+        "plain": "listed 1 image and 2 archives, the first 'a.jpg' (photos/a.jpg); ignored: 3 hidden",
         "json": json.dumps({"event": "listed", **vars(found)}),
         "none": "",
     }.items():
@@ -80,7 +80,7 @@ def test_archives_that_do_not_tell_are_counted_by_shards(
 def test_none_says_nothing_and_auto_asks_the_terminal(
     clock: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for style, words in (("none", ""), ("auto", "listed 20,000 pictures\n")):
+    for style, words in (("none", ""), ("auto", "listed 20,000 images\n")):
         told = Reporter(style)
         clock[0] += 5
         told.update(Progress(0, 0, 0, listing=Listing(20_000)))
@@ -92,7 +92,7 @@ def test_none_says_nothing_and_auto_asks_the_terminal(
     bar.update(Progress(5, 5, 1, 2))
     bar.close()
     drawn = capsys.readouterr().err
-    assert "500 pictures listed" in drawn
+    assert "500 images listed" in drawn
     assert "5/5" in drawn
     assert "failed=1" in drawn
 

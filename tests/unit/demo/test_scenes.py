@@ -1,4 +1,4 @@
-"""The drawn world: what a caption says is true of its scene, and the picture shows it."""
+"""The drawn world: what a caption says is true of its scene, and the image shows it."""
 
 import itertools
 from random import Random

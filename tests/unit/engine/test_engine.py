@@ -54,7 +54,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module", params=["tiny-vit", "tiny-rn"])
 def shared(request: pytest.FixtureRequest) -> tuple[Engine, torch.Tensor, torch.Tensor]:
-    """An engine, twelve pictures, and their features one by one."""
+    """An engine, twelve images, and their features one by one."""
     made = make_engine(request.param, batch_size=5)
     images = pictures(12, made.settings.resolution_px)
     return made, images, torch.cat([made.encode_pixels(image[None]) for image in images])

@@ -1,4 +1,4 @@
-"""int8: quantised by the user's own pictures, the same way each time, and never without."""
+"""int8: quantised by the user's own images, the same way each time, and never without."""
 
 import logging
 import sys
@@ -40,7 +40,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for n in range(12):
         formula.picture(n, 50 + n, 40).save(folder / f"{n:02}.png")
-    (folder / "00.broken.png").write_bytes(b"no picture")
+    (folder / "00.broken.png").write_bytes(b"no image")
     return folder
 
 
@@ -88,12 +88,12 @@ def test_normalised_pictures_and_texts_go_through_an_int8_encoder_too(vit: Path,
 
 
 def test_pictures_that_cannot_be_quantised_by_are_refused(vit: Path, photos: Path) -> None:
-    with pytest.raises(InputError, match="no picture was shown"):
+    with pytest.raises(InputError, match="no image was shown"):
         encoder(vit).embed(paths(photos))
     for images in ([], np.zeros((3, 31, 31, 3), np.uint8), np.zeros((3, 32, 32, 3), np.float32)):
         with pytest.raises(InputError, match=r"images: found .* expected some, uint8 \(N, 32, 32, 3\)"):
             encoder(vit).calibrate(images)
-    with pytest.raises(InputError, match="pictures for another precision, expected int8"):
+    with pytest.raises(InputError, match="images for another precision, expected int8"):
         Encoder(str(vit), device="cpu").calibrate(paths(photos))
     one = encoder(vit)
     one.calibrate(paths(photos)[:2])
@@ -130,7 +130,7 @@ def test_a_run_is_quantised_by_its_first_pictures_and_gone_on_with_by_the_same(
     found = embedded(photos, tmp_path / "out", vit)
     manifest = clip.Store(tmp_path / "out").manifest
     assert manifest["computed_in"].startswith("int8+")
-    assert manifest["calibration"]["pictures"] == 12
+    assert manifest["calibration"]["images"] == 12
     assert len(np.load(tmp_path / "out" / CALIBRATION)) == 12
     (tmp_path / "out/embeddings/part-00001.parquet").unlink()
     assert embedded(photos, tmp_path / "out", vit) == found
@@ -180,6 +180,6 @@ def test_options_that_do_not_go_together(choices: dict[str, Any], told: str) -> 
 
 
 def test_an_input_without_pictures_cannot_be_quantised_by(vit: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="no picture that can be decoded among the first 1, expected some"):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="no image that can be decoded among the first 1, expected some"):
         clip.embed(EmbedJob(source=tmp_path, output=tmp_path / "out", model=str(vit), precision="int8"))

@@ -21,7 +21,7 @@ from clip.errors import ImageError, InputError, StoreMismatchError
 from clip.images import decode as px
 from clip.images import fast as fast_module
 from clip.images import geometry, transform
-from clip.jobs.options import Decode, Guards, Orient, Policies
+from clip.jobs.options import Decode, DecodeOptions, Limits, Orient
 from clip.jobs.verify import VerifyJob
 from clip.network.records import Interpolation, PreprocessSettings, ResizeMode
 from clip.records import Failure, Item, Pixels
@@ -62,7 +62,7 @@ def photos() -> list[Path]:
 
 
 def mosaic(width: int, height: int, soft: int = 1) -> Image.Image:
-    """A large picture of photos in their own size, or so many times as soft: as sharp as a camera's, or sharper."""
+    """A large image of photos in their own size, or so many times as soft: as sharp as a camera's, or sharper."""
     names = ("astronaut", "chelsea", "coffee", "ihc", "motorcycle_left")
     tiles = [Image.open(PHOTOS / f"{name}.png").convert("RGB") for name in names]
     whole = Image.new("RGB", (width // soft, height // soft))
@@ -76,7 +76,7 @@ def mosaic(width: int, height: int, soft: int = 1) -> Image.Image:
 
 
 def by_steps(image: Image.Image, settings: PreprocessSettings) -> np.ndarray:
-    """The reference's way, which resizes all of a picture."""
+    """The reference's way, which resizes all of an image."""
     for step in transform.pixel_steps(settings):
         image = step(image)
     return np.asarray(image)
@@ -152,7 +152,7 @@ def test_vectors_of_photos_have_a_cosine_of_at_least_0_9998(weights_file: Path) 
 def test_large_jpegs_as_soft_as_a_cameras_are_within_two_levels_in_999_of_1000_values(size: tuple[int, int]) -> None:
     data = encoded(mosaic(*size, soft=2), quality=90)
     with Image.open(io.BytesIO(data)) as image:
-        assert fast_module.shrink(image, 224, Policies()) == {3000: 4, 1081: 1, 1603: 2}[size[1]]
+        assert fast_module.shrink(image, 224, DecodeOptions()) == {3000: 4, 1081: 1, 1603: 2}[size[1]]
     assert (levels_off(data) > 2).mean() < 0.001
 
 
@@ -199,7 +199,7 @@ def test_a_divided_picture_stays_in_its_place_whatever_is_left_over(width: int, 
     slopes = np.stack([x * 255 / width, y * 255 / height, (x + y) * 255 / (width + height)], axis=-1)
     data = encoded(Image.fromarray(slopes.astype(np.uint8)), quality=100, subsampling=0)
     with Image.open(io.BytesIO(data)) as image:
-        assert fast_module.shrink(image, 8, Policies()) == 8
+        assert fast_module.shrink(image, 8, DecodeOptions()) == 8
     assert levels_off(data, PreprocessSettings(8)).max() <= 2
 
 
@@ -207,7 +207,7 @@ def test_a_jpeg_is_divided_by_as_much_as_leaves_three_times_what_is_needed() -> 
     found = {}
     for side in (191, 192, 383, 384, 767, 768, 4000):
         with Image.open(io.BytesIO(encoded(Image.new("L", (side + 500, side))))) as image:
-            found[side] = fast_module.shrink(image, 32, Policies())
+            found[side] = fast_module.shrink(image, 32, DecodeOptions())
             assert image.size == (-(-(side + 500) // found[side]), -(-side // found[side]))
     assert found == {191: 1, 192: 2, 383: 2, 384: 4, 767: 4, 768: 8, 4000: 8}
 
@@ -227,7 +227,7 @@ def test_a_picture_of_the_callers_own_is_left_as_it_is() -> None:
 
 
 def outcome(data: bytes, how: Decode, orient: Orient = "none") -> Pixels | Failure:
-    [found] = px.decode(ITEM, data, SMALL, policies=Policies(orient=orient), how=how)
+    [found] = px.decode(ITEM, data, SMALL, policies=DecodeOptions(orient=orient), how=how)
     return found
 
 
@@ -250,12 +250,14 @@ def test_turned_pictures_have_the_rows_of_exact_ones(
 def test_frames_of_a_file_of_several_are_those_of_the_exact_way() -> None:
     frames = [formula.quarters(40, 30).resize((400, 300)), formula.quarters(30, 40).resize((300, 400))]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
-    exact, fast = (px.decode(ITEM, data, SMALL, policies=Policies(frames="all"), how=how) for how in ("exact", "fast"))
+    exact, fast = (
+        px.decode(ITEM, data, SMALL, policies=DecodeOptions(frames="all"), how=how) for how in ("exact", "fast")
+    )
     with Image.open(io.BytesIO(data)) as image:
-        assert fast_module.shrink(image, 32, Policies(frames="all")) == 1, (
+        assert fast_module.shrink(image, 32, DecodeOptions(frames="all")) == 1, (
             "as it could not be undone for the next frame"
         )
-        assert fast_module.shrink(image, 32, Policies()) == 2
+        assert fast_module.shrink(image, 32, DecodeOptions()) == 2
     for one, other in zip(exact, fast, strict=True):
         assert isinstance(one, Pixels)
         assert isinstance(other, Pixels)
@@ -294,7 +296,7 @@ def test_what_cannot_be_decoded_fast_is_decoded_exactly(monkeypatch: pytest.Monk
 
 
 def test_a_process_that_decodes_gives_the_same_fast_pixels() -> None:
-    decoding = Decoding(Source((str(PHOTOS),)), SMALL, Guards(), Policies(), how="fast")
+    decoding = Decoding(Source((str(PHOTOS),)), SMALL, Limits(), DecodeOptions(), how="fast")
     retina = PHOTOS / "retina.jpg"
     item = Item("retina.jpg", str(retina), retina.stat().st_size)
     isolated = IsolatedDecoder(decoding, 60.0)

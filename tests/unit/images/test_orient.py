@@ -1,4 +1,4 @@
-"""Policies beside the same done by hand with numpy: orientation, background, 16 bit, frames. docs/pictures.md tells."""
+"""DecodeOptions beside the same done by hand with numpy: orientation, background, 16 bit, frames. docs/images.md tells."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from clip.batch.decode import Decoding
 from clip.images import decode as px
 from clip.images import formats, heif
 from clip.images import orient as pol
-from clip.jobs.options import Background, Frames, Guards, Orient, Policies
+from clip.jobs.options import Background, DecodeOptions, Frames, Limits, Orient
 from clip.network.records import PreprocessSettings
 from clip.records import Failure, Item, Pixels
 from clip.sources.source import Source
@@ -33,7 +33,7 @@ HEIC = ROOT / "tests" / "golden" / "heic"
 SETTINGS = PreprocessSettings(16)
 SIZE = (47, 31)  # of the HEIC files, and odd, so that half a pixel too much shows
 ORIENTATIONS = range(1, 9)
-# What shows a stored picture (H, W, C) upright, and what stores an upright one, by orientation.
+# What shows a stored image (H, W, C) upright, and what stores an upright one, by orientation.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -52,7 +52,7 @@ LOSSY = {"JPEG": {"quality": 90}, "MPO": {}, "AVIF": {"quality": 90}, "WEBP": {"
 def encoded(
     images: Image.Image | list[Image.Image], name: str, orientation: int | None = None, **options: object
 ) -> bytes:
-    """A picture, or several as frames, in a format."""
+    """An image, or several as frames, in a format."""
     if orientation is not None:
         exif = Image.Exif()
         exif[274] = orientation
@@ -63,9 +63,9 @@ def encoded(
     return buffer.getvalue()
 
 
-def outcomes(data: bytes, guards: Guards | None = None, **policies: str) -> list[Pixels | Failure]:
-    asked = Policies(**policies)  # type: ignore[arg-type]
-    return px.decode(Item("a", "/b/a", 7), data, SETTINGS, guards=guards or Guards(), policies=asked)
+def outcomes(data: bytes, limits: Limits | None = None, **policies: str) -> list[Pixels | Failure]:
+    asked = DecodeOptions(**policies)  # type: ignore[arg-type]
+    return px.decode(Item("a", "/b/a", 7), data, SETTINGS, limits=limits or Limits(), policies=asked)
 
 
 def decoded(data: bytes, **policies: str) -> Pixels:
@@ -75,7 +75,7 @@ def decoded(data: bytes, **policies: str) -> Pixels:
 
 
 def same(found: Pixels, image: Image.Image | np.ndarray) -> bool:
-    """Whether these are the reference's pixels of a picture, and its size."""
+    """Whether these are the reference's pixels of an image, and its size."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
     return (found.row.width, found.row.height) == picture.size and np.array_equal(
         found.array, px.to_pixels(picture, SETTINGS)
@@ -101,7 +101,7 @@ def golden_rows() -> list[dict[str, object]]:
 @pytest.mark.parametrize("row", golden_rows(), ids=lambda row: f"{row['mode']}-{row['size']}-{row['resolution']}")
 def test_without_policies_a_file_gives_the_pixels_of_openai_bit_for_bit(row: dict[str, object]) -> None:
     mode = str(row["mode"])
-    image = formula.picture_in_mode(row["picture"], *row["size"], mode)  # type: ignore[misc]
+    image = formula.picture_in_mode(row["image"], *row["size"], mode)  # type: ignore[misc]
     data = encoded(image, "PNG" if mode in ("RGB", "L", "LA", "RGBA", "P", "1", "I;16") else "TIFF", **{})
     assert Image.open(io.BytesIO(data)).mode == mode
     [outcome] = px.decode(Item("a", "a", 7), data, PreprocessSettings(int(str(row["resolution"]))))
@@ -113,9 +113,9 @@ def test_without_policies_a_file_gives_the_pixels_of_openai_bit_for_bit(row: dic
 def test_a_picture_that_no_policy_concerns_is_not_touched() -> None:
     for mode in ("RGB", "L", "P", "CMYK", "1", "YCbCr", "I;16", "RGBA"):
         image = formula.picture_in_mode(0, 9, 7, mode)
-        assert pol.by_policy(image, Policies()) is image
+        assert pol.by_policy(image, DecodeOptions()) is image
         if mode not in ("I;16", "RGBA"):
-            assert pol.by_policy(image, Policies("exif", "white", "scale")) is image
+            assert pol.by_policy(image, DecodeOptions("exif", "white", "scale")) is image
 
 
 # Orientation
@@ -182,7 +182,7 @@ def test_a_heic_has_the_same_pixels_by_path_by_bytes_and_in_a_job(tmp_path: Path
     file.write_bytes(heic(6))
     wanted = decoded(heic(6)).array
     for form in (file, file.read_bytes()):
-        assert np.array_equal(px.to_pixels(px.open_picture(form), SETTINGS), wanted)
+        assert np.array_equal(px.to_pixels(px.open_image(form), SETTINGS), wanted)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(ORIENTATIONS), st.sampled_from(["RGB", "L", "P", "RGBA"]))
@@ -264,7 +264,7 @@ def test_changing_the_boxes_of_a_damaged_heic_never_raises(tail: bytes, place: i
 
 
 def test_a_heic_that_its_decoder_turned_is_not_turned_again() -> None:
-    image = px.open_picture(heic(1))
+    image = px.open_image(heic(1))
     exif = Image.Exif()
     exif[274] = 6
     image.info["exif"] = exif.tobytes()
@@ -484,13 +484,13 @@ FRAMES = [formula.picture(i, 40, 30) for i in range(3)]
 ANIMATIONS: dict[str, bytes] = {
     "GIF": encoded(FRAMES, "GIF"),
     "APNG": encoded(FRAMES, "PNG"),
-    "APNG with a picture of its own": encoded(FRAMES, "PNG", default_image=True),
+    "APNG with an image of its own": encoded(FRAMES, "PNG", default_image=True),
     "WebP": encoded(FRAMES, "WEBP", lossless=True),
     "AVIF": encoded(FRAMES, "AVIF"),
     "TIFF": encoded(FRAMES, "TIFF"),
     "TIFF, LZW": encoded(FRAMES, "TIFF", compression="tiff_lzw"),
     "MPO": encoded(FRAMES, "MPO"),
-    "HEIC": (HEIC / "three-pictures.heic").read_bytes(),
+    "HEIC": (HEIC / "three-images.heic").read_bytes(),
 }
 FIRST = {kind: 1 if kind == "HEIC" else 0 for kind in ANIMATIONS}  # the one that is shown where one is
 
@@ -582,7 +582,7 @@ def test_all_frames_of_an_animation_are_turned_by_its_orientation(name: str) -> 
 
 
 def test_only_what_its_container_turns_is_turned_in_a_heic_of_several() -> None:
-    data = (HEIC / "three-pictures.heic").read_bytes()
+    data = (HEIC / "three-images.heic").read_bytes()
     sizes = {
         orient: [
             (o.row.width, o.row.height) for o in outcomes(data, frames="all", orient=orient) if isinstance(o, Pixels)
@@ -648,37 +648,37 @@ def test_frames_that_are_announced_and_not_there_are_a_failure(monkeypatch: pyte
 
 @pytest.mark.parametrize("kind", ANIMATIONS)
 def test_frames_beyond_the_limit_are_one_failure(kind: str) -> None:
-    found = outcomes(ANIMATIONS[kind], Guards(max_frames=2), frames="all")
+    found = outcomes(ANIMATIONS[kind], Limits(max_frames=2), frames="all")
     assert ids(found) == ["a#0", "a#1", "a#2"]
     assert [isinstance(outcome, Pixels) for outcome in found] == [True, True, False]
     assert isinstance(last := found[-1], Failure)
     assert (last.stage, last.error) == ("open", "ImageError")
     assert "more than 2 frames, expected fewer. Raise --max-frames." in last.message
-    assert ids(outcomes(ANIMATIONS[kind], Guards(max_frames=3), frames="all")) == ["a#0", "a#1", "a#2"]
-    assert isinstance(outcomes(ANIMATIONS[kind], Guards(max_frames=3), frames="all")[-1], Pixels)
-    assert isinstance(outcomes(ANIMATIONS[kind], Guards(max_frames=1))[0], Pixels), "one frame is asked for"
+    assert ids(outcomes(ANIMATIONS[kind], Limits(max_frames=3), frames="all")) == ["a#0", "a#1", "a#2"]
+    assert isinstance(outcomes(ANIMATIONS[kind], Limits(max_frames=3), frames="all")[-1], Pixels)
+    assert isinstance(outcomes(ANIMATIONS[kind], Limits(max_frames=1))[0], Pixels), "one frame is asked for"
 
 
 def test_each_frame_passes_the_guards_by_itself() -> None:
     pages = [formula.picture(0, 40, 30), formula.picture(1, 40, 31), formula.picture(2, 40, 30)]
-    found = outcomes(encoded(pages, "TIFF"), Guards(max_pixels=1200), frames="all")
+    found = outcomes(encoded(pages, "TIFF"), Limits(max_pixels=1200), frames="all")
     assert ids(found) == ["a#0", "a#1"]
     assert isinstance(last := found[-1], Failure)
     assert (last.stage, "40 x 31 px" in last.message) == ("open", True)
 
 
 @pytest.mark.parametrize(
-    ("policies", "pictures"),
+    ("policies", "images"),
     [
-        (Policies(), 1),
-        (Policies(orient="exif"), 2),
-        (Policies(background="white"), 3),
-        (Policies("exif", "white", "scale"), 4),
+        (DecodeOptions(), 1),
+        (DecodeOptions(orient="exif"), 2),
+        (DecodeOptions(background="white"), 3),
+        (DecodeOptions("exif", "white", "scale"), 4),
     ],
 )
 @pytest.mark.parametrize("frames", ["first", "all"])
 def test_each_frame_is_reserved_by_itself_with_what_the_policies_hold(
-    policies: Policies, pictures: int, frames: Frames
+    policies: DecodeOptions, pictures: int, frames: Frames
 ) -> None:
     asked: list[int] = []
     held: list[int] = []
@@ -691,7 +691,7 @@ def test_each_frame_is_reserved_by_itself_with_what_the_policies_hold(
         yield
         held.pop()
 
-    policies = Policies(policies.orient, policies.background, policies.sixteen_bit, frames)
+    policies = DecodeOptions(policies.orient, policies.background, policies.sixteen_bit, frames)
     px.decode(Item("a", "a", 1), ANIMATIONS["TIFF"], SETTINGS, reserve, policies=policies)
     resized = px.resized_size(40, 30, 16)
     assert asked == [4 * (pictures * 40 * 30 + resized[0] * resized[1])] * (3 if frames == "all" else 1)
@@ -709,7 +709,7 @@ def test_the_layers_of_a_psd_are_no_frames() -> None:
 
 def test_all_outcomes_of_a_file_have_its_hash(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(ANIMATIONS["GIF"])
-    decoding = Decoding(Source((str(tmp_path),)), SETTINGS, Guards(), Policies(frames="all"), hashes=True)
+    decoding = Decoding(Source((str(tmp_path),)), SETTINGS, Limits(), DecodeOptions(frames="all"), hashes=True)
     found = decoding(Item("a", str(tmp_path / "a"), 1))
     sha256 = hashlib.sha256(ANIMATIONS["GIF"]).hexdigest()
     assert [o.row.sha256 for o in found if isinstance(o, Pixels)] == [sha256] * 3
@@ -724,7 +724,7 @@ def test_no_policy_makes_decode_raise(noise: bytes, kind: str, orient: Orient, p
     data[place : place + len(noise)] = noise
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = outcomes(bytes(data), Guards(max_pixels=10_000), frames="all", orient=orient, background="white")
+        found = outcomes(bytes(data), Limits(max_pixels=10_000), frames="all", orient=orient, background="white")
     assert found
     assert all(isinstance(outcome, (Pixels, Failure)) for outcome in found)
 
@@ -736,7 +736,7 @@ def test_heic_files_are_pictures_where_the_extra_is_installed(tmp_path: Path) ->
     assert "HEIF" in formats.decodable_formats()
     assert {".heic", ".heif", ".hif"} <= formats.decodable_extensions()
     (tmp_path / "nameless").write_bytes(heic(1))
-    assert formats.looks_like_picture(str(tmp_path / "nameless"))
+    assert formats.looks_like_image(str(tmp_path / "nameless"))
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1"])
@@ -750,7 +750,7 @@ def test_a_heic_is_one_by_its_content_whatever_its_brand(brand: bytes) -> None:
 def test_a_damaged_heic_says_so() -> None:
     [outcome] = outcomes(heic(1)[:-300])
     assert isinstance(outcome, Failure)
-    assert outcome.message == "picture: a damaged HEIC, expected a whole one. Restore it from where it came."
+    assert outcome.message == "image: a damaged HEIC, expected a whole one. Restore it from where it came."
 
 
 def test_without_the_extra_a_heic_is_no_picture_and_its_failure_tells_how_to_get_it() -> None:
@@ -763,7 +763,7 @@ from clip.network.records import PreprocessSettings
 from clip.records import Item
 assert "HEIF" not in formats.decodable_formats()
 assert ".heic" not in formats.decodable_extensions()
-assert not formats.looks_like_picture({str(HEIC / "orientation-1.heic")!r})
+assert not formats.looks_like_image({str(HEIC / "orientation-1.heic")!r})
 data = open({str(HEIC / "orientation-1.heic")!r}, "rb").read()
 print(decode.decode(Item("a", "a", 1), data, PreprocessSettings(16))[0].message)
 """
@@ -776,7 +776,7 @@ print(decode.decode(Item("a", "a", 1), data, PreprocessSettings(16))[0].message)
 
 
 def corners(found: Pixels) -> str:
-    """The four quarters of a decoded picture, by the letters of `formula.quarters`."""
+    """The four quarters of a decoded image, by the letters of `formula.quarters`."""
     colours = np.array([(215, 55, 55), (55, 175, 55), (55, 55, 215), (215, 215, 55)])
     quarter = SETTINGS.resolution_px // 4
     points = [(y, x) for y in (quarter, 3 * quarter) for x in (quarter, 3 * quarter)]
@@ -787,9 +787,7 @@ def corners(found: Pixels) -> str:
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "WebP", "AVIF", "TIFF", "HEIC"])
 @pytest.mark.parametrize("orient", ["none", "exif"])
 def test_the_table_of_orientations_is_what_decode_gives(name: str, orient: str) -> None:
-    lines = [
-        line for line in (ROOT / "docs" / "pictures.md").read_text().splitlines() if re.match(r"\| [1-8] \|", line)
-    ]
+    lines = [line for line in (ROOT / "docs" / "images.md").read_text().splitlines() if re.match(r"\| [1-8] \|", line)]
     assert len(lines) == 8
     for orientation, line in enumerate(lines, 1):
         none, exif, tiff = (cell.strip(" `") for cell in line.split("|")[3:6])
@@ -799,6 +797,6 @@ def test_the_table_of_orientations_is_what_decode_gives(name: str, orient: str) 
 
 
 def test_the_code_on_the_page_prints_what_the_page_shows() -> None:
-    code, printed = re.findall(r"```(?:python)?\n(.*?)```", (ROOT / "docs" / "pictures.md").read_text(), re.DOTALL)
+    code, printed = re.findall(r"```(?:python)?\n(.*?)```", (ROOT / "docs" / "images.md").read_text(), re.DOTALL)
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout == printed

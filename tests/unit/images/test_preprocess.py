@@ -1,4 +1,4 @@
-"""The transform beside a slow reference, and the forms a picture may come in. Golden pixels: tests/parity."""
+"""The transform beside a slow reference, and the forms an image may come in. Golden pixels: tests/parity."""
 
 import io
 import re
@@ -17,7 +17,7 @@ from clip.errors import ImageError, InputTypeError
 from clip.images import decode as px
 from clip.images import formats, geometry, transform
 from clip.images import preprocess as pre
-from clip.jobs.options import Guards
+from clip.jobs.options import Limits
 from clip.network.records import OPENAI_MEAN, OPENAI_STD, PreprocessSettings
 from clip.records import Failure, Item, Pixels
 
@@ -108,7 +108,7 @@ def test_what_is_no_picture_is_a_type_error_that_tells_what_was_found(wrong: obj
 def test_a_canvas_over_256_megapixels_is_refused_with_its_size_before_it_is_made() -> None:
     with pytest.raises(ImageError, match=re.escape("1 x 100000 px would be resized to 224 x 22400000")):
         pre.make_preprocess(PreprocessSettings(224))(Image.new("1", (1, 100_000)))
-    assert geometry.MAX_CANVAS_PX > 224 * 1_120_000, "a 1 x 5000 picture still passes"
+    assert geometry.MAX_CANVAS_PX > 224 * 1_120_000, "a 1 x 5000 image still passes"
 
 
 def test_a_picture_without_pixels_is_an_image_error() -> None:
@@ -154,7 +154,7 @@ def test_decode_gives_the_transforms_pixels_and_what_the_original_was() -> None:
 @pytest.mark.parametrize(
     ("data", "stage", "message"),
     [
-        (b"", "open", "picture: empty"),
+        (b"", "open", "image: empty"),
         (b"just a text", "open", "starts with b'just a text'"),
         (encoded(formula.picture(0, 64, 64), "JPEG")[:400], "open", "Truncated"),
         (encoded(formula.picture(0, 64, 64), "PNG")[:900], "decode", "truncated"),
@@ -173,7 +173,7 @@ def test_decode_gives_a_failure_with_stage_and_reason(data: bytes, stage: str, m
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
     data = encoded(Image.new("1", (300, 200)), "PNG")
-    [outcome] = px.decode(Item("a", "a", 7), data, PreprocessSettings(224), guards=Guards(max_pixels=59_999))
+    [outcome] = px.decode(Item("a", "a", 7), data, PreprocessSettings(224), limits=Limits(max_pixels=59_999))
     assert isinstance(outcome, Failure)
     assert (outcome.stage, "300 x 200 px, expected at most 59,999 pixels" in outcome.message) == ("open", True)
 
@@ -193,6 +193,6 @@ def test_extensions_are_those_of_formats_pillow_decodes_by_itself() -> None:
 def test_content_is_recognised_without_a_name(tmp_path: Path, name: str) -> None:
     file = tmp_path / "nameless"
     file.write_bytes(encoded(formula.picture(0, 9, 9), name))
-    assert formats.looks_like_picture(str(file))
+    assert formats.looks_like_image(str(file))
     file.write_bytes(b"#!/bin/sh\necho hello\n")
-    assert not formats.looks_like_picture(str(file))
+    assert not formats.looks_like_image(str(file))

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n, name in enumerate(["cat/0.png", "cat/1.png", "dog/2.png", "elk/3.png", "4.png"]):
         (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         formula.picture(n, 40, 40 + n).save(folder / "photos" / name)
-    (folder / "photos/dog/bad.png").write_bytes(b"no picture")
+    (folder / "photos/dog/bad.png").write_bytes(b"no image")
     model = str(checkpoints.write(folder))
     clip.embed(clip.EmbedJob(source=folder / "photos", output=folder / "out", model=model, threads=1))
     return folder
@@ -47,7 +47,7 @@ def by_id(report: clip.ClassifyReport) -> dict[str, dict[str, float]]:
 
 
 def drop_in(folder: Path, texts: list[str]) -> dict[str, dict[str, float]]:
-    """`model(image, text)[0].softmax(-1)`, a picture at a time."""
+    """`model(image, text)[0].softmax(-1)`, an image at a time."""
     model, preprocess = clip.load(folder / "tiny-vit.pt", device="cpu")
     found: dict[str, dict[str, float]] = {}
     for path in sorted((folder / "photos").rglob("[0-9].png")):
@@ -270,7 +270,7 @@ def test_the_command_classifies_pictures_and_names_what_is_mistaken_most(run: Ru
 
 
 def test_vectors_alone_decide(folder: Path) -> None:
-    """A label's own vector, stored as a picture's, is taken for that label."""
+    """A label's own vector, stored as an image's, is taken for that label."""
     encoder = clip.Encoder(folder / "tiny-vit.pt", device="cpu")
     features = encoder.encode_text([TEMPLATE.replace("{}", label) for label in LABELS]).numpy()
     assert encoder.logit_scale == pytest.approx(np.exp(4.6052), rel=1e-6)

@@ -1,4 +1,4 @@
-"""clip.Index and `clip search`: queries of texts, pictures and vectors, and what the command makes of the hits."""
+"""clip.Index and `clip search`: queries of texts, images and vectors, and what the command makes of the hits."""
 
 import csv
 import dataclasses
@@ -81,14 +81,14 @@ def test_a_text_finds_the_rows_of_the_highest_cosine(folder: Path, index: clip.I
     assert list(of(index.search(text="a red boat", k=3))) == list(found)[:3]
 
 
-@pytest.mark.parametrize("form", ["path", "text", "bytes", "picture", "array"])
+@pytest.mark.parametrize("form", ["path", "text", "bytes", "image", "array"])
 def test_a_picture_finds_itself(folder: Path, index: clip.Index, form: str) -> None:
     path = folder / "photos/3.png"
     forms: dict[str, Any] = {
         "path": path,
         "text": str(path),
         "bytes": path.read_bytes(),
-        "picture": formula.picture(3, 64, 40),
+        "image": formula.picture(3, 64, 40),
         "array": np.asarray(formula.picture(3, 64, 40)),
     }
     hit = index.search(image=forms[form], k=1)[0]
@@ -132,8 +132,8 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a score that is none": ({"text": "x", "min_score": float("nan")}, InputError, "min_score: found nan"),
     "a text too long": ({"text": "word " * 99}, TextTooLongError, "text 0 of 1: found 101 tokens"),
     "a column that is not there": ({"text": "x", "where": "height_px > 3"}, InputError, '"height_px" not found'),
-    "no such picture": ({"image": "no.jpg"}, InputError, "no.jpg: cannot be read"),
-    "an unreadable picture": ({"image": b"no picture"}, ImageError, "picture: starts with b'no picture'"),
+    "no such image": ({"image": "no.jpg"}, InputError, "no.jpg: cannot be read"),
+    "an unreadable image": ({"image": b"no image"}, ImageError, "image: starts with b'no image'"),
     "a vector of NaN": ({"vector": [float("nan")] * 32}, InputError, "vector: has a norm of nan"),
     "an infinite vector": ({"vector": [float("inf")] * 32}, InputError, "vector: has a norm of"),
     "a vector of zeros": ({"vector": [0] * 32}, InputError, "vector: has a norm of 0.0"),
@@ -156,7 +156,7 @@ def test_a_picture_whose_end_is_missing_is_told(index: clip.Index, folder: Path,
     half.write_bytes((folder / "photos/5.png").read_bytes()[:-900])
     with pytest.raises(ImageError, match=r"half\.png: .*truncated"):
         index.search(image=half)
-    with Image.open(half) as image, pytest.raises(ImageError, match=r"picture: cannot be decoded \(.*truncated"):
+    with Image.open(half) as image, pytest.raises(ImageError, match=r"image: cannot be decoded \(.*truncated"):
         index.search(image=image)
 
 
@@ -171,7 +171,7 @@ def test_vectors_of_any_length_are_cosines_all_the_same(folder: Path, tmp_path: 
 
 def test_an_output_without_rows_is_told(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/bad.png").write_bytes(b"no picture")
+    (tmp_path / "in/bad.png").write_bytes(b"no image")
     clip.embed(clip.EmbedJob(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
     with pytest.raises(StoreError, match="holds no vectors, expected some to search"):
         clip.Index(tmp_path / "out")
@@ -235,7 +235,7 @@ REFUSED = {
     "no hits": (["-t", "x", "-n", "0"], 2, "k: found 0"),
     "no such column": (["-t", "x", "--where", "nope"], 2, '"nope" not found'),
     "a text too long": (["-t", "word " * 99], 2, "found 101 tokens"),
-    "an unreadable picture": (["-i", __file__], 2, "expected a format that Pillow decodes"),
+    "an unreadable image": (["-i", __file__], 2, "expected a format that Pillow decodes"),
     "no vector": (["--vector", __file__], 2, "cannot be read"),
     "a vector that is none": (["--vector", "/dev/null"], 2, "cannot be read"),
     "a sheet of no format": (["-t", "x", "--contact-sheet", "x.doc"], 2, "contact_sheet: found 'x.doc'"),
@@ -318,13 +318,13 @@ def test_texts_and_pairs_with_what_they_keep_can_be_searched(run: Run, folder: P
     assert best["score"] == pytest.approx(1, abs=1e-6)
     code, said, _ = run("search", tmp_path / "p", "-i", folder / "photos/0.png", *query[2:])
     best, other = map(json.loads, said.splitlines())
-    assert (code, best["id"], other["id"]) == (0, "0.png", "2.png")  # by the pictures
+    assert (code, best["id"], other["id"]) == (0, "0.png", "2.png")  # by the images
     assert best["score"] == pytest.approx(1, abs=1e-4)
     sheet = ("--contact-sheet", tmp_path / "x.png")
     assert run("search", tmp_path / "p", "-t", "x", *sheet)[2].endswith("x.png: 3 hits\n")
     code, said, error = run("search", tmp_path / "t", "-t", "x", *sheet)
     assert (code, said) == (2, "")
-    assert "holds texts, expected pictures" in error
+    assert "holds texts, expected images" in error
 
 
 def test_the_command_makes_the_index_and_says_whether_it_had_to(run: Run, folder: Path, tmp_path: Path) -> None:

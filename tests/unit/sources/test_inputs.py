@@ -1,4 +1,4 @@
-"""The same pictures as a folder, a list, an archive, a table: the same vectors and failures, under the ids promised."""
+"""The same images as a folder, a list, an archive, a table: the same vectors and failures, under the ids promised."""
 
 import os
 import subprocess
@@ -84,7 +84,7 @@ def test_tar_archives(photos: Path, weights: Path, expected: Contents, tmp_path:
     path = write_tar(photos, tmp_path / f"a.{ending}", mode, prefix="./")
     check_same(embedded(tmp_path / "out", weights, path), expected, lambda name: f"a.{ending}!{name}")
     counts = clip.Store(tmp_path / "out").manifest["counts"]
-    assert counts == {"read": 31, "written": 30, "failed": 1, "ignored": {"not a picture": 1}}
+    assert counts == {"read": 31, "written": 30, "failed": 1, "ignored": {"not an image": 1}}
     assert len(list((tmp_path / "out/embeddings").iterdir())) == 1, "a tar is a shard"
 
 

@@ -1,4 +1,4 @@
-"""Pictures on servers: the same vectors, failures and ids as beside us, whatever the server and the form."""
+"""Images on servers: the same vectors, failures and ids as beside us, whatever the server and the form."""
 
 import sys
 import tarfile
@@ -19,7 +19,7 @@ from clip.batch.verify import verify
 from clip.errors import InputError
 from clip.jobs.embed import EmbedJob
 from clip.jobs.verify import VerifyJob
-from clip.records import Item, Pack
+from clip.records import ContainerPart, Item
 from clip.sources.remote import client
 from clip.sources.remote.schemes import server_of
 from clip.sources.source import Source
@@ -42,7 +42,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def archives(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pictures in files that hold them."""
+    """The same images in files that hold them."""
     folder = tmp_path_factory.mktemp("archives")
     forms.write_tar(photos, folder / "a.tar", names=ALL)
     forms.write_tar(photos, folder / "a.tar.gz", "w:gz", names=ALL)
@@ -73,7 +73,7 @@ def running() -> Iterator[Cloud]:
 
 @pytest.fixture
 def cloud(running: Cloud, photos: Path, archives: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """The pictures, and the files that hold them, on a server; s3:// and gs:// lead to it."""
+    """The images, and the files that hold them, on a server; s3:// and gs:// lead to it."""
     monkeypatch.setattr(client, "PATIENCE", QUICK)
     running.reset()
     running.put(photos, "/bucket/photos")
@@ -82,7 +82,7 @@ def cloud(running: Cloud, photos: Path, archives: Path, monkeypatch: pytest.Monk
 
 
 def own_ids(form: str, base: str) -> Callable[[str], str]:
-    """The id that a form gives to a picture."""
+    """The id that a form gives to an image."""
     numbers = {name: number for number, name in enumerate(ALL)}
     return {
         "folder": str,
@@ -169,19 +169,19 @@ def test_a_prefix_is_listed_page_by_page_by_the_rules_of_a_folder(cloud: Cloud) 
     for scheme in ("s3", "gs"):
         entries, ignored = listed(f"{scheme}://b/p")
         assert [entry.id for entry in entries] == ["a.jpg", *(f"d/{n:02} +é&?#.PNG" for n in range(20))]
-        assert ignored == {"hidden": 2, "without an extension": 1, "not a picture": 1}
+        assert ignored == {"hidden": 2, "without an extension": 1, "not an image": 1}
         assert [entry.size_bytes for entry in entries] == [4, *range(20)]
         assert [len(Source(()).read(entry)) for entry in entries] == [4, *range(20)]
         assert {entry.modified_ns // 10**9 for entry in entries} == {clouds.TIME_S}
         assert [entry.id for entry in listed(f"{scheme}://b/p/", globs=("x", "*.txt"))[0]] == ["t.txt", "x"]
-        with pytest.raises(InputError, match="nothing but 20 not a picture, expected pictures"):
+        with pytest.raises(InputError, match="nothing but 20 not an image, expected images"):
             listed(f"{scheme}://b/p/d", globs=("*.gif",))
 
 
 @pytest.mark.usefixtures("cloud")
 def test_archives_below_a_prefix_are_read_where_a_glob_asks_for_them() -> None:
     entries, _ = listed("s3://bucket/few", globs=("*.tar", "*.zip"))
-    assert [type(entry) for entry in entries] == [Pack] * len(entries)
+    assert [type(entry) for entry in entries] == [ContainerPart] * len(entries)
     assert [entry.name for entry in entries] == ["a.tar", "a.zip"]
     entries, _ = listed("s3://bucket/few/*.{tar,zip}")
     assert [entry.name for entry in entries] == ["a.tar", "a.zip"]

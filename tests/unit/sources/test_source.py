@@ -1,4 +1,4 @@
-"""What of a folder is a picture, in which order, under which name; and that nothing is passed over uncounted."""
+"""What of a folder is an image, in which order, under which name; and that nothing is passed over uncounted."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kit import formula
 
 from clip.errors import InputError, StoreError
-from clip.jobs.options import Guards
+from clip.jobs.options import Limits
 from clip.records import Failure, Item, utf8_path
 from clip.sources import folders
 from clip.sources.folders import split_glob
@@ -65,7 +65,7 @@ def test_the_extension_of_a_format_we_decode_makes_a_picture_in_any_case(tmp_pat
 )
 def test_other_extensions_are_ignored_and_counted(tmp_path: Path, name: str) -> None:
     plant(tmp_path, name)
-    assert walk(tmp_path) == ([], {"not a picture": 1})
+    assert walk(tmp_path) == ([], {"not an image": 1})
 
 
 def test_without_an_extension_the_content_decides(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_without_an_extension_the_content_decides(tmp_path: Path) -> None:
     (tmp_path / "postscript").write_text("%!PS-Adobe-3.0 EPSF-3.0\n")
     entries, ignored = walk(tmp_path)
     assert [entry.id for entry in entries] == ["jpeg", "png"]
-    assert ignored == {"not a picture": 3}
+    assert ignored == {"not an image": 3}
 
 
 def test_an_extensionless_file_that_cannot_be_sniffed_is_left_to_fail_on_reading(
@@ -86,7 +86,7 @@ def test_an_extensionless_file_that_cannot_be_sniffed_is_left_to_fail_on_reading
         raise PermissionError(13, "Permission denied", path)
 
     plant(tmp_path, "locked")
-    monkeypatch.setattr(folders, "looks_like_picture", refuse)
+    monkeypatch.setattr(folders, "looks_like_image", refuse)
     assert ids(tmp_path) == ["locked"]
 
 
@@ -132,7 +132,7 @@ def test_a_link_that_leads_nowhere_is_a_picture_that_fails_on_reading(tmp_path: 
 def test_pipes_sockets_and_devices_are_ignored_without_being_opened_behind_links_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "looks_like_picture", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(folders, "looks_like_image", lambda path: pytest.fail(f"{path} was opened"))
     monkeypatch.chdir(tmp_path)  # the name of a socket must be short
     os.mkfifo("pipe.jpg")
     os.mkfifo("pipe")
@@ -155,11 +155,11 @@ def test_a_picture_that_became_a_pipe_since_it_was_listed_is_not_opened(
 
 def test_a_file_too_large_to_read_at_once_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "a.tif").open("wb") as file:
-        file.truncate(Guards.max_bytes + 1)  # a hole, which takes no room
+        file.truncate(Limits.max_bytes + 1)  # a hole, which takes no room
     source = Source((str(tmp_path),))
     (item,) = walk_folder(str(tmp_path), [], Counter())
     assert isinstance(item, Item)
-    assert item.size_bytes == Guards.max_bytes + 1
+    assert item.size_bytes == Limits.max_bytes + 1
     with pytest.raises(InputError, match=r"2,147,483,648 bytes, expected at most 2,147,483,647"):
         source.read(item)
 
@@ -203,7 +203,7 @@ GLOB_TREE = (
     [
         (("*.jpg",), "[1].jpg a.jpg sub^d.jpg sub/a.jpg sub/deep/d.jpg"),  # without a slash: a name, wherever it is
         (("*.JPG",), ""),
-        (("b.txt",), "b.txt"),  # a glob takes what has no picture's extension
+        (("b.txt",), "b.txt"),  # a glob takes what has no image's extension
         (("sub/*",), "sub/a.jpg sub/c.png"),  # * stays inside a name, and hidden files stay hidden
         (("*/a.jpg",), "sub/a.jpg"),
         (("/a.jpg",), ""),
@@ -235,7 +235,7 @@ def test_globs_take_the_files_they_match_and_no_others(tmp_path: Path, globs: tu
     plant(tmp_path, *GLOB_TREE)
     entries, ignored = walk(tmp_path, *globs)
     assert [entry.id for entry in entries] == expected.split()
-    assert len(entries) + ignored.get("not a picture", 0) == len(GLOB_TREE) - 1
+    assert len(entries) + ignored.get("not an image", 0) == len(GLOB_TREE) - 1
 
 
 @pytest.mark.parametrize(
@@ -267,9 +267,9 @@ def test_shards_are_full_but_for_the_last_and_hold_the_walk_in_order(
 def test_a_folder_without_pictures_has_no_shards(tmp_path: Path) -> None:
     plant(tmp_path, "x.txt")
     ignored: Counter[str] = Counter()
-    with pytest.raises(InputError, match="nothing but 1 not a picture, expected pictures"):
+    with pytest.raises(InputError, match="nothing but 1 not an image, expected images"):
         list(Source((str(tmp_path),)).shards(3, ignored))
-    assert ignored == {"not a picture": 1}
+    assert ignored == {"not an image": 1}
 
 
 def test_each_hostile_name_has_an_id_of_its_own_and_its_own_bytes(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_any_earlier_walk_will_do(names: list[str], data: st.DataObject) -> None
 
 
 entry_names = st.sampled_from(["a.jpg", "b.PNG", "c.txt", "d", ".e.jpg", "f.d", "g.eps", "h\n.gif"])
-files = st.sampled_from(["picture", "text", "link to a file", "link to a folder", "link to nothing", "pipe"])
+files = st.sampled_from(["image", "text", "link to a file", "link to a folder", "link to nothing", "pipe"])
 trees = st.recursive(
     st.dictionaries(entry_names, files), lambda below: st.dictionaries(entry_names, files | below), max_leaves=12
 )
@@ -409,10 +409,10 @@ def grow(folder: Path, tree: dict[str, Any], picture: Path) -> None:
         path = folder / name
         if isinstance(kind, dict):
             grow(path, kind, picture)
-        elif kind == "picture":
+        elif kind == "image":
             os.link(picture, path)
         elif kind == "text":
-            path.write_text("no picture")
+            path.write_text("no image")
         elif kind == "pipe":
             os.mkfifo(path)
         else:
@@ -423,7 +423,7 @@ def grow(folder: Path, tree: dict[str, Any], picture: Path) -> None:
 @given(trees)
 def test_whatever_stands_in_a_tree_is_a_picture_or_counted_as_ignored(tree: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        root, picture = Path(folder, "root"), Path(folder, "picture.png")
+        root, picture = Path(folder, "root"), Path(folder, "image.png")
         PNG.save(picture)
         grow(root, tree, picture)
         entries, ignored = walk(root)

@@ -591,11 +591,11 @@ def test_after_a_kill_no_file_is_half_and_the_next_export_makes_room(tmp_path: P
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What clip embed writes of seven pictures and one that is none: raw float16, with hashes, in parts of three."""
+    """What clip embed writes of seven images and one that is none: raw float16, with hashes, in parts of three."""
     folder = tmp_path_factory.mktemp("photos")
     for n in range(7):
         formula.picture(n, 40, 30).save(folder / f"{n}\n.png")
-    (folder / "3.png").write_bytes(b"no picture")
+    (folder / "3.png").write_bytes(b"no image")
     return folder
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from clip.errors import StoreError
 from clip.records import Failure, Item, Shard, utf8_path
 from clip.store import plan
-from clip.store.plan import interrupted_listing, mark_of, read_plan, write_plan
+from clip.store.plan import compute_fingerprint, interrupted_listing, read_plan, write_plan
 
 NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name)
 ENTRIES = st.builds(
@@ -118,11 +118,11 @@ def test_a_shard_carries_its_mark_and_what_it_keeps(tmp_path: Path) -> None:
     a, b = Item("a", "x/a", 1), Item("b", "x/b", 2)
     fresh, given_marks = Shard(0, [a, b]), Shard(1, [a, b], "given", frozenset({"b"}))
     made = write_plan(tmp_path, iter([fresh, given_marks]), Counter()).adopt()
-    assert made.shard(0).mark == mark_of([a, b]) != mark_of([b, a])
-    assert mark_of([a, b], "given") != mark_of([a, b])
+    assert made.shard(0).fingerprint == compute_fingerprint([a, b]) != compute_fingerprint([b, a])
+    assert compute_fingerprint([a, b], "given") != compute_fingerprint([a, b])
     assert made.shard(1) == given_marks
-    assert [(told.mark, told.entries, told.kept) for told in made.outlines()] == [
-        (mark_of([a, b]), 2, 0),
+    assert [(told.fingerprint, told.entries, told.kept) for told in made.summaries()] == [
+        (compute_fingerprint([a, b]), 2, 0),
         ("given", 2, 1),
     ]
 

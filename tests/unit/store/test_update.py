@@ -38,12 +38,12 @@ def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Eleven pictures and one that is none, in three shards of four."""
+    """Eleven images and one that is none, in three shards of four."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for n, name in enumerate(NAMES):
         draw(folder / name, n)
-    (folder / "05.broken.jpg").write_bytes(b"no picture")
+    (folder / "05.broken.jpg").write_bytes(b"no image")
     return folder
 
 
@@ -199,7 +199,7 @@ def test_a_source_that_is_not_there_removes_nothing(
     before = contents(tmp_path / "out")
     for path in photos.iterdir():
         path.unlink() if gone == "all" else path.rename(photos / f"x{path.name}")
-    with pytest.raises(InputError, match=r"none of its 12 pictures is listed any more|photos: empty"):
+    with pytest.raises(InputError, match=r"none of its 12 images is listed any more|photos: empty"):
         clip.embed(asked)
     assert contents(tmp_path / "out") == before
     assert not (tmp_path / "out/_plan.merged").exists()

@@ -281,7 +281,7 @@ def test_a_run_that_is_gone_on_with_keeps_its_parts_and_its_manifest(tmp_path: P
     (tmp_path / "failures/part-00001.parquet").write_bytes(b"its failures were written before")
     before = {name: (tmp_path / name).stat().st_ino for name in files(tmp_path) if "00001" not in name}
     second = writer(tmp_path, started="second")
-    assert [second.mark(index) for index in range(4)] == ["mark", None, "mark", None]
+    assert [second.fingerprint(index) for index in range(4)] == ["mark", None, "mark", None]
     assert second.counts({0, 2}) == (5, 1)
     assert second.manifest["started"] == "first"
     second.commit(Shard(1, [], "mark"), rows(1), vectors(1), [])

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from ...errors import InputError
-from .protocol import TroubleError
+from .protocol import TransportError
 from .schemes import CHUNK_BYTES, HTTP, SILENCE_S, scheme_of, server_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ def check(url: str) -> None:
     prepare(url)
     if not lists(url) and (path_of(url).endswith("/") or PATTERN_IN_URL.search(urlsplit(url).path)):
         raise InputError(
-            f"{url}: a web server lists nothing, expected the address of a file. Name a list of addresses."
+            url,
+            "a web server lists nothing",
+            "the address of a file",
+            "Name a list of addresses.",
         )
 
 
@@ -90,7 +93,12 @@ def status(url: str) -> Status:
     try:
         return wait_for(_patiently(lambda: _spoken(server_of(scheme_of(url)).status(url))))
     except OSError as exc:
-        raise InputError(f"{url}: {exc}, expected a file. Check the address, or try again later.") from exc
+        raise InputError(
+            url,
+            f"{exc}",
+            "a file",
+            "Check the address, or try again later.",
+        ) from exc
 
 
 def listed(prefix: str) -> Iterator[tuple[str, Status]]:
@@ -104,7 +112,12 @@ def listed(prefix: str) -> Iterator[tuple[str, Status]]:
             if token is None:
                 return
     except OSError as exc:
-        raise InputError(f"{prefix}: cannot be listed ({exc}), expected names. Check it, or try again later.") from exc
+        raise InputError(
+            prefix,
+            f"cannot be listed ({exc})",
+            "names",
+            "Check it, or try again later.",
+        ) from exc
 
 
 def read(url: str, max_bytes: int) -> bytes:
@@ -178,7 +191,7 @@ async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await attempt()
-        except TroubleError as trouble:
+        except TransportError as trouble:
             if not trouble.passes or number >= PATIENCE.attempts:
                 times = f" {number} times" if number > 1 else ""
                 raise trouble.as_error(trouble.said + times) from trouble
@@ -193,7 +206,7 @@ async def _spoken(answer: Awaitable[T]) -> T:
         async with asyncio.timeout(PATIENCE.silence_s):
             return await answer
     except TimeoutError as exc:
-        raise TroubleError(f"the server was silent for {PATIENCE.silence_s:g} s", passes=True) from exc
+        raise TransportError(f"the server was silent for {PATIENCE.silence_s:g} s", passes=True) from exc
 
 
 async def _received(answer: Answer, take: Callable[[int, bytes], Awaitable[None]]) -> int:
@@ -201,7 +214,7 @@ async def _received(answer: Answer, take: Callable[[int, bytes], Awaitable[None]
     decoder = None
     if answer.encoding:
         if answer.encoding not in ENCODINGS:
-            raise TroubleError(f"the server encodes it ({answer.encoding}), though asked not to")
+            raise TransportError(f"the server encodes it ({answer.encoding}), though asked not to")
         decoder = zlib.decompressobj(zlib.MAX_WBITS | 32 if answer.encoding == "gzip" else zlib.MAX_WBITS)
     came = given = 0
     begin = time.monotonic()
@@ -212,7 +225,7 @@ async def _received(answer: Answer, take: Callable[[int, bytes], Awaitable[None]
             came += len(piece)
             spent_s = time.monotonic() - begin - waited_s
             if spent_s > PATIENCE.grace_s and came < spent_s * PATIENCE.least_bytes_per_s:
-                raise TroubleError(f"the server sent {came:,} bytes in {spent_s:.0f} s", passes=True)
+                raise TransportError(f"the server sent {came:,} bytes in {spent_s:.0f} s", passes=True)
             turn = time.monotonic()
             while piece:
                 part = decoder.decompress(piece, CHUNK_BYTES) if decoder else piece
@@ -221,11 +234,11 @@ async def _received(answer: Answer, take: Callable[[int, bytes], Awaitable[None]
                 await take(0, part)
             waited_s += time.monotonic() - turn
     except zlib.error as exc:
-        raise TroubleError(f"what the server encoded is damaged ({exc})", passes=True) from exc
+        raise TransportError(f"what the server encoded is damaged ({exc})", passes=True) from exc
     finally:
         answer.close()
     if (answer.length is not None and came != answer.length) or (decoder is not None and not decoder.eof):
-        raise TroubleError(f"the server sent {came:,} of {answer.length or 0:,} bytes", passes=True)
+        raise TransportError(f"the server sent {came:,} of {answer.length or 0:,} bytes", passes=True)
     return given
 
 
@@ -257,7 +270,7 @@ class _Parts(io.RawIOBase):
             raise OSError(CHANGED)
         if answer.start != start:
             answer.close()
-            raise TroubleError("the server sends another part than the one asked for", passes=True)
+            raise TransportError("the server sends another part than the one asked for", passes=True)
         await self._take(answer, start, stop)
 
     async def _take(self, answer: Answer, start: int, stop: int) -> None:
@@ -268,12 +281,12 @@ class _Parts(io.RawIOBase):
             nonlocal taken
             taken += len(part)
             if taken > stop - start:
-                raise TroubleError("the server sends another part than the one asked for", passes=True)
+                raise TransportError("the server sends another part than the one asked for", passes=True)
             parts.append(part)
 
         await _received(answer, take)
         if taken != stop - start:
-            raise TroubleError(f"the server sent {taken:,} of {stop - start:,} bytes", passes=True)
+            raise TransportError(f"the server sent {taken:,} of {stop - start:,} bytes", passes=True)
         self._held = [*self._held[1 - PARTS_HELD :], (start, b"".join(parts))]
 
     def _part(self) -> tuple[int, bytes]:

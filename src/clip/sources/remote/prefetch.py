@@ -1,4 +1,4 @@
-"""Pictures on servers, read ahead of the decoders: items in, members with their bytes out, in the same order.
+"""Images on servers, read ahead of the decoders: items in, members with their bytes out, in the same order.
 
 Many requests are under way at a time, for what they take is waiting; they need no threads of their own. What they hold
 is bounded by a budget, which the oldest may exceed, so that it is never waited for in vain. Entries that are here
@@ -88,7 +88,7 @@ class _Requests:
         finally:
             future.cancel()
         begun(self._budget.release())
-        if error is not None:  # whatever it is: what becomes of one picture never ends a run
+        if error is not None:  # whatever it is: what becomes of one image never ends a run
             return Failure(entry.id, entry.path, "read", type(error).__name__, str(error))
         return Member(entry, future.result())
 

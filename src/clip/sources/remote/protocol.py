@@ -33,7 +33,7 @@ class Status:
         return max(-MAX_TIME_NS, min(self.modified_s * 10**9 + trace, MAX_TIME_NS))
 
 
-class TroubleError(Exception):
+class TransportError(Exception):
     """What a server did instead of giving what was asked for; `passes` if it may do better the next time."""
 
     def __init__(self, said: str, *, code: int = 0, passes: bool = False, wait_s: float = 0.0) -> None:
@@ -70,7 +70,7 @@ class Answer(Protocol):
 
 
 class Server(Protocol):
-    """Where files of one scheme are. All raise TroubleError."""
+    """Where files of one scheme are. All raise TransportError."""
 
     async def get(self, url: str, start: int, stop: int | None) -> Answer:
         """A file, or a part of it if either end is given."""
@@ -99,13 +99,13 @@ def seconds(told: Any) -> int:
         return 0
 
 
-def refusal(code: int, said: str, retry_after: str = "") -> TroubleError:
+def refusal(code: int, said: str, retry_after: str = "") -> TransportError:
     """What a status of HTTP means."""
     wait_s = float(retry_after) if retry_after.isdigit() else 0.0
     passes = code in RETRIED_STATUS or not code
     said = "" if said == str(code) else said  # an answer without a body, as S3's libraries tell it
     told = f"the server answered {code} {said[:MAX_SAID]}".strip()
-    return TroubleError(told, code=code, passes=passes, wait_s=wait_s)
+    return TransportError(told, code=code, passes=passes, wait_s=wait_s)
 
 
 def said_of(exc: BaseException) -> str:

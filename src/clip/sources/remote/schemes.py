@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from ...errors import InputError
-from .protocol import FORBIDDEN, GONE, Status, TroubleError, refusal, said_of, seconds
+from .protocol import FORBIDDEN, GONE, Status, TransportError, refusal, said_of, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,12 @@ def server_of(scheme: str) -> Server:
     import fsspec
 
     if scheme in ("file", "local"):
-        raise InputError(f"{scheme}://: is on this machine, expected a path. Name it without {scheme}://.")
+        raise InputError(
+            f"{scheme}://",
+            "is on this machine",
+            "a path",
+            f"Name it without {scheme}://.",
+        )
     try:
         if scheme in HTTP:
             return _Http(_configured("http", {"client_kwargs": {"auto_decompress": False, "trust_env": True}}))
@@ -59,10 +64,18 @@ def server_of(scheme: str) -> Server:
         fsspec.get_filesystem_class(scheme)
     except ImportError as exc:
         raise InputError(
-            f"{scheme}://: {exc}, expected what reads from there. Run: pip install 'clip-turbo[remote]'"
+            f"{scheme}://",
+            f"{exc}",
+            "what reads from there",
+            "Run: pip install 'clip-turbo[remote]'",
         ) from exc
     except ValueError as exc:
-        raise InputError(f"{scheme}://: {exc}, expected one that fsspec has. Check the address.") from exc
+        raise InputError(
+            f"{scheme}://",
+            f"{exc}",
+            "one that fsspec has",
+            "Check the address.",
+        ) from exc
     return _Other()
 
 
@@ -101,7 +114,7 @@ class _Streamed:
         try:
             return await self._response.content.read(CHUNK_BYTES)
         except (aiohttp.ClientError, OSError) as exc:
-            raise TroubleError(f"the server broke off ({said_of(exc)})", passes=True) from exc
+            raise TransportError(f"the server broke off ({said_of(exc)})", passes=True) from exc
 
     def close(self) -> None:
         self._response.close()  # where all was read, the connection has gone back already
@@ -129,10 +142,10 @@ class _Http:
             address = yarl.URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
             response = await session.get(address, headers=headers)
         except (aiohttp.InvalidURL, ValueError) as exc:
-            raise TroubleError(f"the address is none ({said_of(exc)})") from exc
+            raise TransportError(f"the address is none ({said_of(exc)})") from exc
         except (aiohttp.ClientError, OSError) as exc:
             lasting = isinstance(exc, aiohttp.TooManyRedirects) or _is_unknown(exc)
-            raise TroubleError(f"the server cannot be reached ({said_of(exc)})", passes=not lasting) from exc
+            raise TransportError(f"the server cannot be reached ({said_of(exc)})", passes=not lasting) from exc
         if response.status == NO_SUCH_RANGE and not start:
             response.close()
             return _Empty(Status(0, response.headers.get("ETag", "")))
@@ -147,7 +160,12 @@ class _Http:
         return answer.status
 
     async def page(self, url: str, token: Any) -> tuple[list[tuple[str, Status]], Any]:  # noqa: ARG002
-        raise InputError(f"{url}: a web server lists nothing, expected a file. Name a list of addresses.")
+        raise InputError(
+            url,
+            "a web server lists nothing",
+            "a file",
+            "Name a list of addresses.",
+        )
 
 
 class _Gs(_Http):
@@ -177,7 +195,7 @@ class _Gs(_Http):
         try:
             told = json.loads(b"".join(parts))
         except ValueError as exc:
-            raise TroubleError(f"the server sent what is no JSON ({said_of(exc)})", passes=True) from exc
+            raise TransportError(f"the server sent what is no JSON ({said_of(exc)})", passes=True) from exc
         found = [
             (
                 f"{self._scheme}://{bucket}/{item['name']}",
@@ -208,16 +226,16 @@ class _S3:
                 told, code = response.get("Error", {}), response["ResponseMetadata"].get("HTTPStatusCode", 0)
                 raise refusal(code, told.get("Code", "")) from exc
             if any(isinstance(cause, exceptions.NoCredentialsError) for cause in causes):
-                raise TroubleError("no credentials (AWS_ACCESS_KEY_ID..., or FSSPEC_S3='{\"anon\": true}')") from exc
+                raise TransportError("no credentials (AWS_ACCESS_KEY_ID..., or FSSPEC_S3='{\"anon\": true}')") from exc
             lasting = isinstance(exc, exceptions.BotoCoreError) and not isinstance(exc, exceptions.HTTPClientError)
-            raise TroubleError(f"the server cannot be reached ({said_of(exc)})", passes=not lasting) from exc
+            raise TransportError(f"the server cannot be reached ({said_of(exc)})", passes=not lasting) from exc
 
     async def get(self, url: str, start: int, stop: int | None) -> Answer:
         bucket, key = _split(url)
         asked = _range(start, stop)
         try:
             found = await self._call("get_object", Bucket=bucket, Key=key, **asked)
-        except TroubleError as trouble:
+        except TransportError as trouble:
             if trouble.code == NO_SUCH_RANGE and not start:
                 return _Empty(await self.status(url))
             raise
@@ -260,7 +278,7 @@ class _S3Answer:
         try:
             return await self._body.read(CHUNK_BYTES)
         except (OSError, BotoCoreError, ClientError) as exc:
-            raise TroubleError(f"the server broke off ({said_of(exc)})", passes=True) from exc
+            raise TransportError(f"the server broke off ({said_of(exc)})", passes=True) from exc
 
     def close(self) -> None:
         self._body.close()
@@ -295,16 +313,16 @@ class _Other:
         try:
             return await asyncio.to_thread(ask)
         except FileNotFoundError as exc:
-            raise TroubleError(said_of(exc), code=GONE[0]) from exc
+            raise TransportError(said_of(exc), code=GONE[0]) from exc
         except PermissionError as exc:
-            raise TroubleError(said_of(exc), code=FORBIDDEN[1]) from exc
+            raise TransportError(said_of(exc), code=FORBIDDEN[1]) from exc
         except OSError as exc:
-            raise TroubleError(said_of(exc), passes=True) from exc
+            raise TransportError(said_of(exc), passes=True) from exc
 
     async def get(self, url: str, start: int, stop: int | None) -> Answer:
         status = await self.status(url)
         if status.size_bytes is None:
-            raise TroubleError("its size is not told")
+            raise TransportError("its size is not told")
         return _InPieces(self, url, status, start, status.size_bytes if stop is None else min(stop, status.size_bytes))
 
     async def piece(self, url: str, start: int, stop: int) -> bytes:
@@ -348,9 +366,9 @@ class _InPieces:
         self._next = stop
         piece = await self._server.piece(self._url, start, stop)
         if len(piece) != stop - start:
-            raise TroubleError(f"the server sent {len(piece):,} of {stop - start:,} bytes", passes=True)
+            raise TransportError(f"the server sent {len(piece):,} of {stop - start:,} bytes", passes=True)
         if stop == self._stop and await self._server.status(self._url) != self.status:
-            raise TroubleError("it changed while it was read", passes=True)
+            raise TransportError("it changed while it was read", passes=True)
         return piece
 
     def close(self) -> None:
