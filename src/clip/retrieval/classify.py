@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..batch.embed import embed
-from ..batch.replay import encoder_of
+from ..batch.replay import load_run_encoder
 from ..encoder import Encoder
 from ..errors import InputError, StoreError
 from ..jobs.classify import FOLDER_NAMES, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob
+from ..jobs.options import ModelOptions
 from ..store.manifest import MANIFEST, read_manifest
 from ..store.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, read_part, read_schema, read_standing
 from ..store.reader import Store, matrix
@@ -60,18 +61,16 @@ def classify(
                 "that one",
                 "Drop it.",
             )
-        classifier = _Classifier(encoder_of(store, job.model, job.device), labels, templates)
+        classifier = _Classifier(load_run_encoder(store, job.model, job.device), labels, templates)
         return _classified(job, store, classifier, each)
-    model = job.model or EmbedJob.model
+    model = job.model or ModelOptions.name
     classifier = _Classifier(Encoder(model, device=job.device, untrained=job.untrained), labels, templates)
     with tempfile.TemporaryDirectory(prefix="clip-classify-") as folder:
         output = Path(folder) / "out"
         asked = EmbedJob(
             source=job.source,
             output=output,
-            model=model,
-            device=job.device,
-            untrained=job.untrained,
+            model=ModelOptions(model, job.untrained, job.device),
             duplicate_ids="keep",
         )
         embed(asked, progress)
@@ -134,8 +133,8 @@ def _classified(
         failed=failed,
         labels=classifier.labels,
         rows=tuple(kept),
-        judged=sum(truth.confusion.values()),
-        right=sum(count for right, taken, count in confusion if right == taken),
+        evaluated=sum(truth.confusion.values()),
+        correct=sum(count for right, taken, count in confusion if right == taken),
         unknown=tuple(truth.unknown),
         confusion=confusion,
     )

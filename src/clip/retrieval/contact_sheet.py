@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from ..atomic_files import atomic_write, translate_os_errors
-from ..batch.replay import decoding_of, entries_again
+from ..batch.replay import open_run_source, replay_entries
 from ..errors import ClipError
 from ..network.records import PreprocessSettings
 from ..records import Failure
@@ -75,13 +75,13 @@ def _images(store: Store, wanted: set[str]) -> dict[str, Image.Image | str]:
         plan = read_plan(store.path)
         if plan is None:
             return dict.fromkeys(wanted, "the run's listing is not there any more")
-        decoding = decoding_of(store, PreprocessSettings(TILE_PX))
+        decoding = open_run_source(store, PreprocessSettings(TILE_PX))
         for path in store.parts():
             ids = read_part(path, ["id"]).column("id")
             here = (wanted & set(ids.to_pylist())) - found.keys()
             if not here:
                 continue
-            for outcome in entries_again(plan.shard(shard_number(path)), here, decoding, decoding):
+            for outcome in replay_entries(plan.shard(shard_number(path)), here, decoding, decoding):
                 if isinstance(outcome, Failure):
                     found[outcome.id] = outcome.message.removeprefix("image: ")
                 else:

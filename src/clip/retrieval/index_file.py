@@ -203,7 +203,7 @@ def _write(file: BinaryIO, store: Store) -> None:
 
 def _sections_written(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool:
     """Whether there were as many rows as the stamp says."""
-    dtype, total = np.dtype(store.manifest["dtype"]), stamp["rows"]
+    dtype, total = np.dtype(store.manifest.dtype), stamp["rows"]
     row_bytes = store.dim * dtype.itemsize
     writer = SectionWriter(file)
     codes = writer.section("codes", CODES_BLOCK, total * store.dim * 2)

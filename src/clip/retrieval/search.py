@@ -22,7 +22,6 @@ import numpy as np
 from ..errors import ImageError, InputError, StoreError
 from ..images.decode import decode, read_pixels
 from ..jobs.index import IndexReport
-from ..jobs.options import DecodeOptions
 from ..jobs.search import Hit, SearchReport, check_search
 from ..records import STDIN, Failure, Item
 from ..store.manifest import INDEX
@@ -84,9 +83,9 @@ class Index:
     @cached_property
     def encoder(self) -> Encoder:
         """The model of the run. Raises: what Encoder does; StoreMismatchError where the weights found are others."""
-        from ..batch.replay import encoder_of  # here, because it brings torch, which a vector needs not
+        from ..batch.replay import load_run_encoder  # here, because it brings torch, which a vector needs not
 
-        return encoder_of(self.store, self._model, self._device)
+        return load_run_encoder(self.store, self._model, self._device)
 
     def search(
         self,
@@ -196,9 +195,9 @@ class Index:
             name = "image"
         settings = self.encoder.settings
         if isinstance(image, bytes):
-            policies = replace(DecodeOptions(**self.store.manifest["policies"]), frames="first")
+            options = replace(self.store.manifest.decode, frames="first", pixels=self.encoder.decode)
             item = Item(name, name, len(image))
-            (found,) = decode(item, image, settings, policies=policies, how=self.encoder.decode)
+            (found,) = decode(item, image, settings, options=options)
             if isinstance(found, Failure):
                 raise ImageError(f"{name}: {found.message.removeprefix('image: ')}")
             array = found.array
@@ -228,7 +227,7 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
     vector = None if job.vector is None else _vector_in(job.vector)
     images = [sys.stdin.buffer.read() if name == STDIN else name for name in job.images]
     searched = Index(job.output, model=job.model, device=job.device, tell=tell)
-    if job.contact_sheet is not None and searched.store.manifest.get("kind") == "texts":
+    if job.contact_sheet is not None and searched.store.manifest.kind == "texts":
         raise InputError(
             "`contact_sheet`",
             f"{searched.store.path} holds texts",
@@ -239,7 +238,7 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
         text=job.texts,
         image=images,
         vector=vector,
-        without=job.without,
+        without=job.negative,
         k=job.k,
         min_score=job.min_score,
         where=job.where,
@@ -255,7 +254,7 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
 def _told(job: SearchJob) -> str:
     """A query in words."""
     wanted = [*map(repr, job.texts), *(Path(name).name for name in job.images), *(["a vector"] if job.vector else [])]
-    return " + ".join(wanted) + "".join(f" - {text!r}" for text in job.without)
+    return " + ".join(wanted) + "".join(f" - {text!r}" for text in job.negative)
 
 
 def _vector_in(name: str) -> Any:

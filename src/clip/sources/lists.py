@@ -24,7 +24,7 @@ from .remote.client import opened, path_of
 if TYPE_CHECKING:
     from collections.abc import Container, Generator, Iterable, Iterator
 
-    from ..records import Columns
+    from ..jobs.options import Columns
 
 PLAIN_ENDINGS = (".txt", ".lst", ".list")
 COLUMN_ENDINGS = (".csv", ".tsv", ".ndjson", ".jsonl")

@@ -22,7 +22,8 @@ from .remote.client import opened
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from ..records import Columns, ContainerPart
+    from ..jobs.options import Columns
+    from ..records import ContainerPart
     from .members import Members
 
 PARQUET_ENDINGS = (".parquet", ".pq")

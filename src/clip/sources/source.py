@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..jobs.options import Limits
-from ..records import STDIN, TEXT, Columns, ContainerPart, Failure, Item, Member, Shard, as_utf8, in_shards, utf8_path
+from ..jobs.options import Columns, Limits
+from ..records import STDIN, TEXT, ContainerPart, Failure, Item, Member, Shard, as_utf8, in_shards, utf8_path
 from .expand import MAGIC, expand_braces, split_pattern
 from .folders import file_status, image_by_name, is_image, split_glob, walk, walk_listed
 from .lists import COLUMN_ENDINGS, PLAIN_ENDINGS, Line, lines_in, resolved

@@ -82,7 +82,7 @@ class _Run:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        counts = store.manifest.get("counts")
+        counts = store.manifest.counts
         if counts is None:
             raise StoreError(
                 store.path,
@@ -104,11 +104,12 @@ class _Run:
         left = [field.name for field in self._found if field.name not in {*self.schema.names, *self.columns}]
         if left:
             _log.warning("%s: columns %s are not exported, as they hold no plain values", store.path, left)
-        self.dtype = np.dtype(store.manifest["dtype"]).newbyteorder("<")
+        self.dtype = np.dtype(store.manifest.dtype).newbyteorder("<")
 
     def told(self, form: ExportFormat) -> dict[str, Any]:
         """What to say of the vectors."""
-        told = {name: self.store.manifest.get(name) for name in TOLD}
+        manifest = self.store.manifest.to_json()
+        told = {name: manifest[name] for name in TOLD}
         return told | {"normalised": True, "dtype": CLIP_RETRIEVAL_DTYPE} if form == "clip-retrieval" else told
 
     def check_names(self, form: ExportFormat) -> None:
@@ -131,7 +132,7 @@ class _Run:
 
     def retrieval_names(self) -> dict[str, str]:
         """The names that clip-retrieval has for columns."""
-        of_images = self.store.manifest.get("kind") != "texts"
+        of_images = self.store.manifest.kind != "texts"
         known = {"text": "caption"} | ({"path": "image_path"} if of_images else {})
         names: list[str] = self.schema.names
         return {name: known.get(name, name) for name in names}
@@ -334,13 +335,13 @@ def _clip_retrieval(run: _Run, target: _Target) -> None:
     """
     digits = len(str(len(run.parts)))
     names = list(run.retrieval_names().values())
-    of_texts = run.store.manifest.get("kind") == "texts"
+    of_texts = run.store.manifest.kind == "texts"
     folders = {name: TEXTS if of_texts or name == TEXT_EMBEDDING else IMAGES for name in run.columns}
     for number, (rows, blocks) in enumerate(run.read()):
         with target.file(f"{METADATA}/{METADATA}_{number:0{digits}}.parquet") as file:
             pq.write_table(rows.rename_columns(names), file)
         for name, folder in folders.items():
-            unit = blocks[name] if run.store.manifest.get("normalised") else _of_unit_length(blocks[name])
+            unit = blocks[name] if run.store.manifest.normalised else _of_unit_length(blocks[name])
             with target.file(f"{folder}/{folder}_{number:0{digits}}.npy") as file:
                 np.save(file, unit.astype("<f2"))
 

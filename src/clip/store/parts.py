@@ -27,29 +27,31 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from types import TracebackType
 
-    from ..records import Failure, Kind, Shard
+    from ..records import Failure, Shard
+    from .manifest import Manifest
 
 EMBEDDINGS, FAILURES = "embeddings", "failures"
 PART = "part-{:05d}.parquet"
-FINGERPRINT, IGNORED = b"clip.mark", b"clip.ignored"  # in a part's own metadata
+# In the metadata of an embeddings part: the fingerprint of the shard's listing; what was passed over while it was
+# read, by reason; how many entries, of files with several frames how many frames, were read.
+FINGERPRINT, IGNORED, READ = b"clip.mark", b"clip.ignored", b"clip.read"
 EMBEDDING, TEXT_EMBEDDING = "embedding", "text_embedding"  # columns of vectors
 FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "path", "stage", "error", "message")])
 
 
-def embedding_schema(manifest: Mapping[str, Any]) -> pa.Schema:
-    """Columns of an embeddings part, by the manifest's kind, dim, dtype ("float32" or "float16"), hashes and keep."""
-    vector = pa.list_({"float32": pa.float32(), "float16": pa.float16()}[manifest["dtype"]], manifest["dim"])
-    kind: Kind = manifest.get("kind", "images")
+def embedding_schema(manifest: Manifest) -> pa.Schema:
+    """Return the columns of an embeddings part, by what the manifest says of the vectors and the input."""
+    vector = pa.list_({"float32": pa.float32(), "float16": pa.float16()}[manifest.dtype], manifest.dim)
     fields = [("id", pa.string()), ("path", pa.string()), (EMBEDDING, vector)]
-    if kind == "pairs":
+    if manifest.kind == "pairs":
         fields += [(TEXT_EMBEDDING, vector)]
-    if kind != "texts":
+    if manifest.kind != "texts":
         fields += [("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("size_bytes", pa.int64())]
-    if manifest.get("hashes"):
+    if manifest.hashes:
         fields += [("sha256", pa.string())]
-    if kind != "images":
+    if manifest.kind != "images":
         fields += [("text", pa.string())]
-    return pa.schema(fields + [(name, pa.type_for_alias(of)) for name, of in manifest.get("keep", [])])
+    return pa.schema(fields + [(name, pa.type_for_alias(kind)) for name, kind in manifest.columns.kept])
 
 
 def vector_columns(schema: pa.Schema) -> list[str]:
@@ -68,6 +70,7 @@ class PartWriter:
         self._paths = {folder: path / folder / PART.format(shard.index) for folder in (FAILURES, EMBEDDINGS)}
         self._files = {folder: ExitStack() for folder in self._paths}
         self._writers: dict[str, pq.ParquetWriter] = {}
+        self._carried_over = 0  # rows and failures of the parts that this one replaces
 
     def __enter__(self) -> PartWriter:
         return self  # files are opened when there is something to write: a shard may take hours to be decoded
@@ -110,6 +113,7 @@ class PartWriter:
             old = read_standing(self._paths[folder], new.schema)
             kept = [listed_id(name, places) in self._shard.kept for name in old.column("id").to_pylist()]
             both = pa.concat_tables([old.filter(pa.array(kept, pa.bool_())), new])
+            self._carried_over += sum(kept)
             entries = [listed_id(name, places) for name in both.column("id").to_pylist()]
             order = np.argsort([places[name] for name in entries], kind="stable")
             standing |= set(entries)
@@ -123,10 +127,11 @@ class PartWriter:
             )
         return merged
 
-    def ignored(self, counts: Mapping[str, int]) -> None:
-        """Note what was passed over while the shard was read, by reason."""
+    def note(self, read: int, ignored: Mapping[str, int]) -> None:
+        """Write into the part how many entries were read, and what was passed over meanwhile."""
+        noted = {READ: str(read + self._carried_over), **({IGNORED: json.dumps(ignored)} if ignored else {})}
         with translate_os_errors(self._paths[EMBEDDINGS]):
-            self._writers[EMBEDDINGS].add_key_value_metadata({IGNORED: json.dumps(counts)})
+            self._writers[EMBEDDINGS].add_key_value_metadata(noted)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

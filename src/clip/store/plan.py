@@ -169,7 +169,7 @@ def write_plan(output: Path, shards: Iterable[Shard], ignored: Counter[str], nam
             identities += sum(map(_hash_of, shard.entries))
             count, entries = count + 1, entries + len(shard.entries)
             packs += sum(isinstance(entry, ContainerPart) for entry in shard.entries)
-            told = [members_of(entry) for entry in shard.entries]
+            told = [count_members(entry) for entry in shard.entries]
             total = None if total is None or None in told else total + sum(filter(None, told))
         # A sum does not depend on the order: an output that was kept up to date has that of a fresh one.
         fingerprint = (identities % 2 ** (8 * HASH_BYTES)).to_bytes(HASH_BYTES, "big").hex()
@@ -241,7 +241,7 @@ def compute_fingerprint(entries: Iterable[Entry], before: str = "") -> str:
     return hashlib.sha256(before.encode() + b"".join(map(_identity, entries))).hexdigest()[:32]
 
 
-def members_of(entry: Entry) -> int | None:
+def count_members(entry: Entry) -> int | None:
     """How many images an entry stands for; None where it does not tell."""
     if not isinstance(entry, ContainerPart):
         return 1

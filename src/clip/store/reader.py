@@ -50,8 +50,8 @@ class Store:
                 "the output of clip embed",
                 "Check the path.",
             )
-        self.manifest: dict[str, Any] = manifest
-        self.dim: int = manifest["dim"]
+        self.manifest = manifest
+        self.dim = manifest.dim
         self.schema = embedding_schema(manifest)
 
     def parts(self, folder: str = EMBEDDINGS) -> list[Path]:
@@ -115,7 +115,7 @@ class Store:
             yield matrix(read_part(path, ["embedding"]), self.schema)
 
     def _numpy_dtype(self) -> Any:
-        return np.dtype(self.manifest["dtype"])
+        return np.dtype(self.manifest.dtype)
 
     def stamp(self) -> dict[str, Any]:
         """What tells whether the parts are those that a file was made of.

@@ -66,7 +66,7 @@ def updated_plan(
     if standing.entries and gone == standing.entries:
         plan.discard()
         raise InputError(
-            f"{store.path}: none of its {standing.entries:,} {store.manifest['kind']} is listed any more, expected "
+            f"{store.path}: none of its {standing.entries:,} {store.manifest.kind} is listed any more, expected "
             "some to bring it up to date. Check that the source is there, or pass --overwrite."
         )
     return plan, gone

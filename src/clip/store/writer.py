@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..atomic_files import atomic_write, remove_temporaries, translate_os_errors
+from ..atomic_files import remove_temporaries, translate_os_errors
 from ..errors import StoreMismatchError
-from .manifest import CALIBRATION, FINGERPRINT, INDEX, INPUT, MANIFEST, MAX_SHOWN, check_room, read_manifest
+from .manifest import CALIBRATION, INDEX, MANIFEST, Manifest, read_manifest, write_manifest
 from .parts import (
     EMBEDDING,
     EMBEDDINGS,
@@ -39,50 +40,82 @@ if TYPE_CHECKING:
 
     from ..records import Failure, Row, Shard
 
+MAX_SHOWN = 60  # characters of a value in an error
+
+
+def check_room(path: Path) -> None:
+    """Refuse a folder that holds what a run must not mix with, or must not remove.
+
+    Raises:  StoreMismatchError; StoreError where it cannot be looked at.
+    """
+    with translate_os_errors(path):
+        if path.exists() and not path.is_dir():
+            raise StoreMismatchError(
+                path,
+                "is a file",
+                "a folder or nothing",
+                "Choose another output.",
+            )
+        standing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
+        described = (path / MANIFEST).exists()
+    if described:
+        if read_manifest(path / MANIFEST) is None:
+            raise StoreMismatchError(
+                path,
+                f"holds a {MANIFEST} that is not ours",
+                remedy="Choose another output, or move it.",
+            )
+    elif standing:
+        raise StoreMismatchError(
+            path,
+            f"holds {standing[0]!r} and no {MANIFEST}",
+            "an empty folder or one of ours",
+            "Choose another output, or move it away.",
+        )
+
 
 class StoreWriter:
     """Writes one run into a folder, or goes on with one that was interrupted there."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], *, overwrite: bool = False) -> None:
-        """Look at what stands in the folder; nothing is written before `begin`.
+    def __init__(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> None:
+        """Look at what the folder holds; nothing is written before `begin`.
 
-        The manifest must hold "dim" and "dtype". A run that stands there is gone on with if its manifest agrees in
-        FINGERPRINT, unless `overwrite` removes it.
+        A run in it is resumed if its manifest agrees in FINGERPRINT, unless `overwrite` removes it.
 
         Raises:  StoreMismatchError where the folder holds another run, or files of these names that no manifest
                  describes.
         """
         self.path = path
-        self.manifest: dict[str, Any] = json.loads(json.dumps(manifest))  # as it will be read back: no tuples
+        self.manifest = manifest
         self.schema = embedding_schema(manifest)
         self._overwrite = overwrite
         check_room(path)
-        self._standing: dict[str, Any] | None = None
+        self._standing: Manifest | None = None
         if (path / MANIFEST).exists() and not overwrite:
             self._standing = read_manifest(path / MANIFEST)
-            by_name = () if manifest.get("weights_sha256") else ("weights_source",)
-            for field in (*by_name, *FINGERPRINT):
-                self._check_same(field)
+            if self._standing and (difference := self._standing.first_difference(manifest)):
+                raise self._mismatch(*difference)
 
     @property
     def is_new(self) -> bool:
-        """Whether no run stands there, or none that is to stay."""
+        """Whether there is no earlier run that stays."""
         return self._standing is None
 
     def is_of(self, input_fingerprint: str) -> bool:
-        """Whether the run that stands there, if any does, is of this input."""
-        return self._standing is None or self._standing.get(INPUT) == input_fingerprint
+        """Return whether the earlier run, if there is one, has this input."""
+        return self._standing is None or self._standing.input_fingerprint == input_fingerprint
 
     def begin(self, input_fingerprint: str, *, update: bool = False) -> None:
-        """Make the folder and write the manifest, or go on with the run that stands there.
+        """Make the folder and write the manifest, or resume the run that is there.
 
-        Raises:  StoreMismatchError where that run's input was another and is not to be updated; StoreError where it
+        Raises:  StoreMismatchError where that run has another input and is not to be updated; StoreError where it
                  cannot be written.
         """
-        self.manifest = {**self.manifest, INPUT: input_fingerprint}
-        if not self.is_of(input_fingerprint):
+        self.manifest = replace(self.manifest, input_fingerprint=input_fingerprint)
+        if self._standing is not None and not self.is_of(input_fingerprint):
             if not update:
-                self._check_same(INPUT)
+                key = "input_fingerprint"
+                raise self._mismatch(key, self._standing.input_fingerprint, input_fingerprint)
             self._standing = None  # the manifest is written anew, the parts stay
         if self._standing is not None:
             self.manifest = self._standing
@@ -94,23 +127,22 @@ class StoreWriter:
                 (self.path / CALIBRATION).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             if self._standing is None:
-                self._write_manifest()  # before the folders, which nobody would know for ours without it
+                write_manifest(self.path, self.manifest)  # before the folders: without it nobody knows them for ours
             remove_temporaries(self.path, MANIFEST)
             for folder in (EMBEDDINGS, FAILURES):
                 (self.path / folder).mkdir(exist_ok=True)
                 remove_temporaries(self.path / folder, "part-")
 
-    def _check_same(self, field: str) -> None:
-        found, asked = ((manifest or {}).get(field) for manifest in (self._standing, self.manifest))
-        if found != asked:
-            shown = [json.dumps(value)[:MAX_SHOWN] for value in (found, asked)]
-            cure = "Pass --update to bring it up to date," if field == INPUT else "Pass"
-            raise StoreMismatchError(
-                self.path,
-                f"holds a run whose {field} is {shown[0]}",
-                f"{shown[1]} to go on with it",
-                f"{cure} `overwrite=True` to replace it, or choose another output.",
-            )
+    def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:
+        there, wanted = (json.dumps(value)[:MAX_SHOWN] for value in values)
+        of_input = key == "input_fingerprint"
+        remedy = "Pass `update=True` to bring it up to date," if of_input else "Pass"
+        return StoreMismatchError(
+            self.path,
+            f"holds a run whose {key} is {there}",
+            f"{wanted} to resume it",
+            f"{remedy} `overwrite=True` to replace it, or choose another output.",
+        )
 
     def fingerprint(self, index: int) -> str | None:
         """The fingerprint of a shard's two parts; None where they do not both stand and agree.
@@ -133,8 +165,8 @@ class StoreWriter:
 
     def reopen(self) -> None:
         """Note that the run is not over."""
-        if self.manifest.get("counts") is not None:
-            self.finish({"counts": None})
+        if self.manifest.counts is not None:
+            self.finish(None)
 
     def ignored(self, shards: Iterable[int]) -> Counter[str]:
         """What was passed over while these shards were read, by reason. Raises: StoreError as `counts`."""
@@ -166,12 +198,8 @@ class StoreWriter:
         """
         return PartWriter(self.path, self.schema, shard)
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Add what only the end of a run can tell to the manifest."""
-        self.manifest = {**self.manifest, **results}
+    def finish(self, counts: dict[str, Any] | None) -> None:
+        """Write into the manifest what the run counted; None for a run that is not over."""
+        self.manifest = replace(self.manifest, counts=counts)
         with translate_os_errors(self.path):
-            self._write_manifest()
-
-    def _write_manifest(self) -> None:
-        with atomic_write(self.path / MANIFEST) as file:
-            file.write(json.dumps(self.manifest, indent=2).encode() + b"\n")
+            write_manifest(self.path, self.manifest)
