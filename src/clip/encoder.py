@@ -19,7 +19,7 @@ from .engine.quantize import Calibration
 from .errors import ClipError, ImageError, InputError, InputTypeError
 from .foreign_distribution import warn_of_foreign_distribution
 from .images.decode import read_pixels
-from .jobs.options import PixelMode
+from .jobs.options import CALIBRATED_PRECISIONS, PixelMode
 from .model import CLIP, QuickGELU, VisionTransformer
 from .network.architecture import infer_architecture
 from .network.meta_init import blueprint
@@ -122,6 +122,11 @@ class Encoder:
     def batch_size(self) -> int:
         """Images that run at a time; fewer after memory ran out."""
         return self._engine.batch_size
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the precision is quantised by images, which `calibrate` takes."""
+        return self.precision in CALIBRATED_PRECISIONS
 
     @property
     def context_length(self) -> int:

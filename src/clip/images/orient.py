@@ -1,4 +1,4 @@
-"""DecodeOptions: an image turned, scaled to 8 bit, laid on a colour, each where asked. Knows nothing about models or files.
+"""Decode options: an image turned, scaled to 8 bit, laid on a colour, each where asked. Knows nothing about models or files.
 
 Pure functions from image to image, and from an encoded HEIC to one that decodes as stored. What is done, and why it
 is done so, for each format: docs/images.md.

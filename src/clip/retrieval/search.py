@@ -93,7 +93,7 @@ class Index:
         text: str | Sequence[str] = (),
         image: ImageLike | Sequence[ImageLike] = (),
         vector: ArrayLike | None = None,
-        without: str | Sequence[str] = (),
+        negative: str | Sequence[str] = (),
         k: int = 10,
         min_score: float | None = None,
         where: str | None = None,
@@ -109,7 +109,7 @@ class Index:
         """
         check_search(k, min_score)
         rows = None if where is None else matching(self._indexed.rows, where)
-        query = self._query(_several(text), _several(image), vector, _several(without))
+        query = self._query(_several(text), _several(image), vector, _several(negative))
         found = self._indexed.nearest(query, k, rows=rows, engine=self._engine)
         ids, paths = (self._indexed.rows.column(name) for name in ("id", "path"))
         # The shortest decimal that is the fp32 number: what is shown, compared and written is the same.
@@ -117,14 +117,14 @@ class Index:
         return [hit for hit in hits if min_score is None or hit.score >= min_score]
 
     def _query(
-        self, texts: Sequence[str], images: Sequence[ImageLike], vector: ArrayLike | None, without: Sequence[str]
+        self, texts: Sequence[str], images: Sequence[ImageLike], vector: ArrayLike | None, negative: Sequence[str]
     ) -> np.ndarray:
         """Shapes: float64 (D,), of unit length."""
         wanted = [] if vector is None else [self._unit("vector", vector)[None]]
         if images:
             wanted.append(np.stack([self._unit("image", self._features(image)) for image in images]))
-        if texts or without:
-            features = self.encoder.encode_text([*texts, *without]).float().cpu().numpy()
+        if texts or negative:
+            features = self.encoder.encode_text([*texts, *negative]).float().cpu().numpy()
             units = np.stack([self._unit("text", row) for row in features])
             wanted.append(units[: len(texts)])
             unwanted = units[len(texts) :]
@@ -238,7 +238,7 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
         text=job.texts,
         image=images,
         vector=vector,
-        without=job.negative,
+        negative=job.negative,
         k=job.k,
         min_score=job.min_score,
         where=job.where,

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
+from kit.jobs import embed_job
 
 import clip
 from clip.batch.verify import verify
 from clip.encoder import Encoder
 from clip.engine import backend_openvino, quantize
 from clip.errors import DeviceError, InputError, StoreError, StoreMismatchError
-from clip.jobs.embed import EmbedJob
 from clip.jobs.verify import VerifyJob
 from clip.store.manifest import CALIBRATION
 
@@ -116,7 +116,7 @@ def test_without_nncf_int8_is_not_offered_and_says_what_to_install(
 
 
 def embedded(photos: Path, output: Path, weights: Path, **choices: Any) -> dict[str, list[float]]:
-    job = EmbedJob(
+    job = embed_job(
         source=photos, output=output, model=str(weights), precision="int8", threads=1, shard_size=5, **choices
     )
     report = clip.embed(job)
@@ -160,10 +160,10 @@ def test_an_update_keeps_the_calibration_though_the_first_pictures_are_others(vi
     for n in range(4):
         formula.picture(n, 50, 40).save(photos / f"{n}.png")
     job: dict[str, Any] = {"source": photos, "output": tmp_path / "out", "model": str(vit), "precision": "int8"}
-    clip.embed(EmbedJob(**job))
+    clip.embed(embed_job(**job))
     before = clip.Store(tmp_path / "out").manifest["calibration"]
     formula.picture(9, 50, 40).save(photos / "0.png")
-    assert clip.embed(EmbedJob(**job, update=True)).read == 4
+    assert clip.embed(embed_job(**job, update=True)).read == 4
     assert clip.Store(tmp_path / "out").manifest["calibration"] == before
 
 
@@ -176,10 +176,10 @@ def test_an_update_keeps_the_calibration_though_the_first_pictures_are_others(vi
 )
 def test_options_that_do_not_go_together(choices: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        EmbedJob(source="a", output="out", **choices)
+        embed_job(source="a", output="out", **choices)
 
 
 def test_an_input_without_pictures_cannot_be_quantised_by(vit: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="no image that can be decoded among the first 1, expected some"):
-        clip.embed(EmbedJob(source=tmp_path, output=tmp_path / "out", model=str(vit), precision="int8"))
+        clip.embed(embed_job(source=tmp_path, output=tmp_path / "out", model=str(vit), precision="int8"))

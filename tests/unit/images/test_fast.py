@@ -11,6 +11,7 @@ import skimage
 from hypothesis import given
 from hypothesis import strategies as st
 from kit import checkpoints, formula
+from kit.jobs import embed_job
 from PIL import Image
 
 import clip
@@ -315,9 +316,7 @@ def test_a_run_tells_that_it_was_fast_and_is_gone_on_with_only_so(tmp_path: Path
     formula.picture(1, 700, 500).save(photo)
 
     def run(how: Decode) -> clip.EmbedReport:
-        return clip.embed(
-            clip.EmbedJob(source=photo.parent, output=tmp_path / "out", model=str(weights_file), decode=how)
-        )
+        return clip.embed(embed_job(source=photo.parent, output=tmp_path / "out", model=str(weights_file), decode=how))
 
     assert run("fast").written == 1
     store = clip.Store(tmp_path / "out")
@@ -330,7 +329,7 @@ def test_a_run_tells_that_it_was_fast_and_is_gone_on_with_only_so(tmp_path: Path
 
 
 def job(word: str) -> clip.EmbedJob:
-    return clip.EmbedJob(source="a", output="b", decode=word)  # type: ignore[arg-type]
+    return embed_job(source="a", output="b", decode=word)  # type: ignore[arg-type]
 
 
 def encoder(word: str) -> clip.Encoder:

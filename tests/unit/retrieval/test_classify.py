@@ -13,6 +13,7 @@ import pytest
 import torch
 from kit import checkpoints, formula
 from kit.in_process import Run, runner
+from kit.jobs import change_job, embed_job
 from PIL import Image
 
 import clip
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         formula.picture(n, 40, 40 + n).save(folder / "photos" / name)
     (folder / "photos/dog/bad.png").write_bytes(b"no image")
     model = str(checkpoints.write(folder))
-    clip.embed(clip.EmbedJob(source=folder / "photos", output=folder / "out", model=model, threads=1))
+    clip.embed(embed_job(source=folder / "photos", output=folder / "out", model=model, threads=1))
     return folder
 
 
@@ -138,8 +139,8 @@ def test_a_picture_that_is_listed_twice_has_two_rows(folder: Path, tmp_path: Pat
 
 
 def test_raw_vectors_in_fp16_give_the_same(folder: Path, tmp_path: Path) -> None:
-    job = clip.EmbedJob(source=folder / "photos", output=tmp_path, model=str(folder / "tiny-vit.pt"), threads=1)
-    clip.embed(clip.EmbedJob(**{**vars(job), "normalize": False, "dtype": "float16"}))
+    job = embed_job(source=folder / "photos", output=tmp_path, model=str(folder / "tiny-vit.pt"), threads=1)
+    clip.embed(change_job(job, **{"normalize": False, "dtype": "float16"}))
     report = clip.classify(clip.ClassifyJob(source=tmp_path, labels=LABELS))
     assert_close({k: dict(sorted(v.items())) and v for k, v in by_id(report).items()}, by_id(classify(folder)), 0.05)
 
@@ -149,10 +150,10 @@ def test_the_truth_of_folders_is_counted(folder: Path) -> None:
     truths = {row.id: row.truth for row in report.rows}
     assert truths["cat/0.png"] == "cat"
     assert (truths["elk/3.png"], truths["4.png"], truths["dog/bad.png"]) == ("elk", None, None)
-    assert (report.judged, report.unknown) == (3, ("elk",))
+    assert (report.evaluated, report.unknown) == (3, ("elk",))
     taken = {row.id: row.top[0][0] for row in report.rows if row.top}
     right = sum(taken[own_id] == own_id.split("/")[0] for own_id in ("cat/0.png", "cat/1.png", "dog/2.png"))
-    assert (report.right, report.accuracy) == (right, right / 3)
+    assert (report.correct, report.accuracy) == (right, right / 3)
     assert sum(count for _, _, count in report.confusion) == 3
     assert ("dog", taken["dog/2.png"], 1) in report.confusion
     assert classify(folder).accuracy is None
@@ -164,7 +165,7 @@ def test_the_truth_of_archives_is_the_folder_inside(folder: Path, tmp_path: Path
     report = clip.classify(
         clip.ClassifyJob(source=tmp_path / "a.zip", labels=LABELS, truth="folder-names", model=model)
     )
-    assert (report.read, report.judged, report.unknown) == (6, 3, ("elk",))
+    assert (report.read, report.evaluated, report.unknown) == (6, 3, ("elk",))
 
 
 def test_the_truth_may_be_a_column(folder: Path, tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_the_truth_may_be_a_column(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(part).append_column("kind", kinds), part)
     report = clip.classify(clip.ClassifyJob(source=tmp_path / "out", labels=LABELS, truth="kind"))
     assert [row.truth for row in report.rows] == ["cat", None, "boat", "fish", "dog", None]
-    assert (report.judged, report.unknown) == (3, ("fish",))
+    assert (report.evaluated, report.unknown) == (3, ("fish",))
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[ClipError], str]] = {
@@ -245,7 +246,7 @@ def test_the_command_writes_a_line_a_picture_and_a_table(run: Run, folder: Path)
     counts = {(truth, taken): count for truth, taken, count in report.confusion}
     for line, truth in zip(lines[3:6], LABELS, strict=True):
         assert line.split() == [truth, *(str(counts.get((truth, label), 0)) for label in LABELS)]
-    assert lines[6] == f"right {report.right} of 3: {report.accuracy:.2%}"
+    assert lines[6] == f"right {report.correct} of 3: {report.accuracy:.2%}"
     told = json.loads(run("classify", folder / "out", *flags, "--json")[2])
     assert (told["read"], told["accuracy"], told["labels"]) == (6, report.accuracy, list(LABELS))
     assert [tuple(found) for found in told["confusion"]] == list(report.confusion)

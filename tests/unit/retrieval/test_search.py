@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from kit import checkpoints, formula
 from kit.in_process import Run, runner
+from kit.jobs import embed_job
 from PIL import Image
 
 import clip
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exif = Image.Exif()
     exif[0x0112] = 6
     formula.quarters(40, 32).save(folder / "photos/turned.png", exif=exif)
-    job = clip.EmbedJob(
+    job = embed_job(
         source=folder / "photos", output=folder / "out", model=str(checkpoints.write(folder)), threads=1, orient="exif"
     )
     assert clip.embed(job).written == 7
@@ -110,7 +111,7 @@ def test_several_are_averaged_and_what_is_not_wanted_is_subtracted(
     vector = np.arange(1.0, 33)
     query = (cat + dog + photo + unit(vector)) / 4 - (car + bus) / 2
     found = index.search(
-        text=["a cat", "a dog"], image=[folder / "photos/2.png"], vector=vector, without=("a car", "a bus"), k=7
+        text=["a cat", "a dog"], image=[folder / "photos/2.png"], vector=vector, negative=("a car", "a bus"), k=7
     )
     assert of(found) == pytest.approx(expected(folder, query), abs=1e-6)
 
@@ -161,7 +162,7 @@ def test_a_picture_whose_end_is_missing_is_told(index: clip.Index, folder: Path,
 
 
 def test_vectors_of_any_length_are_cosines_all_the_same(folder: Path, tmp_path: Path) -> None:
-    job = clip.EmbedJob(
+    job = embed_job(
         source=folder / "photos", output=tmp_path, model=str(folder / "tiny-vit.pt"), threads=1, orient="exif"
     )
     clip.embed(dataclasses.replace(job, normalize=False, dtype="float16"))
@@ -172,7 +173,7 @@ def test_vectors_of_any_length_are_cosines_all_the_same(folder: Path, tmp_path: 
 def test_an_output_without_rows_is_told(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/bad.png").write_bytes(b"no image")
-    clip.embed(clip.EmbedJob(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
+    clip.embed(embed_job(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
     with pytest.raises(StoreError, match="holds no vectors, expected some to search"):
         clip.Index(tmp_path / "out")
 
@@ -214,7 +215,7 @@ def test_the_command_takes_all_that_a_query_has(
     (tmp_path / "v.json").write_text(json.dumps(vector.tolist()))
     np.save(tmp_path / "v.npy", vector[None].astype(np.float32))
     path = folder / "photos/1.png"
-    expected = index.search(text="a cat", image=path, vector=vector, without="a dog", k=7, where="width > 50")
+    expected = index.search(text="a cat", image=path, vector=vector, negative="a dog", k=7, where="width > 50")
     for name in ("v.json", "v.npy"):
         flags = ("-t", "a cat", "-i", path, "--vector", tmp_path / name, "--not", "a dog", "--where", "width > 50")
         code, said, error = run("search", folder / "out", *flags, "--json", "--device", "cpu")
@@ -264,7 +265,7 @@ def test_the_command_refuses_what_is_no_output_or_other_weights(run: Run, folder
 def test_names_do_nothing_to_a_terminal(run: Run, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     shutil.copy(folder / "photos/1.png", tmp_path / "in/\x1b[2Jé\n.png")
-    clip.embed(clip.EmbedJob(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
+    clip.embed(embed_job(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
     lines = run("search", tmp_path / "out", "-t", "x")[1].splitlines()
     assert len(lines) == 2
     assert lines[1].split()[1] == r"\x1b[2Jé\n.png"
@@ -278,7 +279,7 @@ def test_a_contact_sheet_shows_the_hits_and_what_cannot_be_read(run: Run, folder
         tar.add(tmp_path / "in/green.png", "green.png")
     (tmp_path / "in/green.png").unlink()
     source = [tmp_path / "in", tmp_path / "in.tar"]
-    clip.embed(clip.EmbedJob(source=source, output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
+    clip.embed(embed_job(source=source, output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
     (tmp_path / "in/gone.png").unlink()
     query = ("search", tmp_path / "out", "-t", "x", "--json", "--contact-sheet", tmp_path / "hits.png")
     code, said, error = run(*query)
@@ -298,11 +299,9 @@ def test_texts_and_pairs_with_what_they_keep_can_be_searched(run: Run, folder: P
     lines = [f"{n}.png,{text},{n}" for n, text in enumerate(["a cat", "a dog", "a boat"])]
     (tmp_path / "list.csv").write_text("\n".join(["file,caption,year", *lines]))
     model = {"model": str(folder / "tiny-vit.pt"), "keep": ("year",), "id_column": "file"}
+    clip.embed(embed_job(source=tmp_path / "list.csv", output=tmp_path / "t", texts=True, column="caption", **model))
     clip.embed(
-        clip.EmbedJob(source=tmp_path / "list.csv", output=tmp_path / "t", texts=True, column="caption", **model)
-    )
-    clip.embed(
-        clip.EmbedJob(
+        embed_job(
             source=tmp_path / "list.csv",
             output=tmp_path / "p",
             column="file",

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
 from kit.in_process import Run, runner
+from kit.jobs import embed_job
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -603,7 +604,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedded(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     weights = str(checkpoints.write(folder, texts=False))
-    job = clip.EmbedJob(
+    job = embed_job(
         source=photos, output=folder / "out", model=weights, normalize=False, dtype="float16", hashes=True, shard_size=3
     )
     assert clip.embed(job).failed == 1

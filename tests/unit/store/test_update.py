@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import checkpoints, formula
+from kit.jobs import embed_job
 
 import clip
 from clip.batch import embed as embed_module
@@ -53,7 +54,7 @@ def draw(path: Path, number: int) -> None:
 
 def job(photos: Path, output: Path, weights_path: Path, **choices: Any) -> EmbedJob:
     choices = {"threads": 1, "shard_size": SHARD_SIZE} | choices
-    return EmbedJob(source=str(photos), output=output, model=str(weights_path), **choices)
+    return embed_job(source=str(photos), output=output, model=str(weights_path), **choices)
 
 
 def parts(output: Path) -> dict[str, int]:
