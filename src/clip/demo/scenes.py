@@ -209,8 +209,8 @@ _TURNED: dict[Relation | None, tuple[str, ...]] = {
     None: ("{1} and {0}", "{1} and {0}", "{1} with {0}"),
 }
 _OPENINGS = (
-    *("{}", "{}", "{}", "{}", "a photo of {}", "an image of {}", "a drawing of {}", "an image of {}"),
-    *("there is {}", "this is {}", "{}.", "a photo of {}.", "an image of {}."),
+    *("{}", "{}", "{}", "{}", "a photo of {}", "a picture of {}", "a drawing of {}", "an image of {}"),
+    *("there is {}", "this is {}", "{}.", "a photo of {}.", "a picture of {}."),
 )
 _OF_ONE = ("there is {}", "this is {}")
 _GROUNDS = ("on a {} background", "on {}", "in front of a {} background", "with a {} background")
