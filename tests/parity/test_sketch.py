@@ -53,9 +53,9 @@ def seen() -> World:
 def saved(world: World, folder: Path) -> list[Path]:
     """The images as files, JPEGs and PNGs in turns."""
     paths: list[Path] = []
-    for number, picture in enumerate(world.images):
+    for number, image in enumerate(world.images):
         paths.append(folder / f"{number:04}.{'png' if number % 2 else 'jpg'}")
-        picture.save(paths[-1], **({} if number % 2 else {"quality": 90}))
+        image.save(paths[-1], **({} if number % 2 else {"quality": 90}))
     return paths
 
 
@@ -69,12 +69,12 @@ PRECISIONS = [p for p in get_args(Precision) if p in ("reference", *usable_preci
 
 @pytest.mark.parametrize("decode", get_args(PixelMode))
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_captions_find_their_pictures(precision: Precision, decode: PixelMode, paths: list[Path]) -> None:
+def test_captions_find_their_images(precision: Precision, decode: PixelMode, paths: list[Path]) -> None:
     encoder = encoder_for(precision, decode)
     world = seen()
 
-    def of_images(pictures: list[Image.Image]) -> np.ndarray:
-        return encoder.embed(paths if pictures is world.images else pictures)
+    def of_images(images: list[Image.Image]) -> np.ndarray:
+        return encoder.embed(paths if images is world.images else images)
 
     figures = measuring.measure(world, of_images, texts_by(encoder))
     assert reached(figures, FLOOR), figures
@@ -91,15 +91,15 @@ def inputs() -> dict[int, torch.Tensor]:
     """What the drop-in model reads of each list of images, by the list's identity."""
     _, preprocess = clip.load("sketch", device="cpu")
     lists = (seen().images, seen().decoys, seen().singles)
-    return {id(pictures): torch.stack(list(map(preprocess, pictures))) for pictures in lists}
+    return {id(images): torch.stack(list(map(preprocess, images))) for images in lists}
 
 
 def eager(model: CLIP, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Figures:
     """The figures of the drop-in model, with its input changed."""
 
-    def of_images(pictures: list[Image.Image]) -> np.ndarray:
+    def of_images(images: list[Image.Image]) -> np.ndarray:
         with torch.no_grad():
-            return model.encode_image(change(inputs()[id(pictures)])).numpy()
+            return model.encode_image(change(inputs()[id(images)])).numpy()
 
     def of_texts(texts: list[str]) -> np.ndarray:
         with torch.no_grad():
@@ -176,7 +176,7 @@ def test_a_gross_mistake_in_the_network_is_seen(break_it: Callable[[CLIP], None]
         pytest.param(lambda x: x.roll(1, dims=0), {"recall_1": CHANCE, "shape": 0.3}, id="the neighbour's image"),
     ],
 )
-def test_a_gross_mistake_with_the_pictures_is_seen(
+def test_a_gross_mistake_with_the_images_is_seen(
     change: Callable[[torch.Tensor], torch.Tensor], at_most: dict[str, float]
 ) -> None:
     model, _ = clip.load("sketch", device="cpu")
@@ -199,18 +199,18 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def test_stored_features_hold() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
-    with golden() as (pictures, captions, images, texts):
-        assert len(pictures) == len(captions) == len(images) == 20
-        assert distance(encoder.embed(pictures, normalize=False), images) < NEAR
+    with golden() as (files, captions, images, texts):
+        assert len(files) == len(captions) == len(images) == 20
+        assert distance(encoder.embed(files, normalize=False), images) < NEAR
         assert distance(encoder.encode_text(captions).numpy(), texts) < NEAR
 
 
 def test_another_resize_filter_is_seen() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
-    with golden() as (pictures, _, images, _):
+    with golden() as (files, _, images, _):
         for resample in Image.Resampling:
             pixels: list[np.ndarray] = []
-            for path in pictures:
+            for path in files:
                 image, side = Image.open(path).convert("RGB"), encoder.resolution_px
                 size = [max(side, int(length * side / min(image.size))) for length in image.size]
                 pixels.append(read_pixels(image.resize(size, resample), encoder.settings))

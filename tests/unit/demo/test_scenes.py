@@ -154,7 +154,7 @@ def test_of_distinct_scenes_no_caption_is_true_of_another() -> None:
 @example(127)
 @example(249)
 @example(772)
-def test_a_picture_is_the_same_for_the_same_seed_and_lies_in_the_crop(seed: int) -> None:
+def test_an_image_is_the_same_for_the_same_seed_and_lies_in_the_crop(seed: int) -> None:
     rng = Random(seed)
     scene = compose(rng)
     state = rng.getstate()
@@ -172,7 +172,7 @@ def test_a_picture_is_the_same_for_the_same_seed_and_lies_in_the_crop(seed: int)
             assert np.abs(strip - np.median(strip, axis=(0, 1))).max() < 100
 
 
-def test_a_picture_shows_its_colours_where_they_should_be() -> None:
+def test_an_image_shows_its_colours_where_they_should_be() -> None:
     for seed in range(20):
         image = draw(Random(seed), PAIR).convert("RGB")
         pixels = np.asarray(image, np.int32)
