@@ -194,10 +194,10 @@ def test_a_heic_has_the_same_pixels_by_path_by_bytes_and_in_a_job(tmp_path: Path
 def test_images_of_any_size_and_mode_are_turned_as_numpy_does(w: int, h: int, orientation: int, mode: str) -> None:
     image = formula.picture_in_mode(2, w, h, mode)
     shown = Image.open(io.BytesIO(encoded(image, "PNG", orientation)))
-    found = turn_upright(shown)
-    assert found.mode == mode
+    result = turn_upright(shown)
+    assert result.mode == mode
     expected = UPRIGHT[orientation](np.asarray(image.convert("RGBA")))
-    assert np.array_equal(np.asarray(found.convert("RGBA")), expected)
+    assert np.array_equal(np.asarray(result.convert("RGBA")), expected)
 
 
 def test_an_orientation_in_xmp_alone_counts() -> None:
@@ -228,8 +228,8 @@ def test_damaged_exif_data_is_no_failure(changes: list[tuple[int, int]]) -> None
     data = encoded(formula.quarters(*SIZE), "PNG", exif=bytes(exif))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = decoded(data, orient="exif")
-    assert any(same(found, UPRIGHT[n](np.asarray(formula.quarters(*SIZE)))) for n in ORIENTATIONS)
+        result = decoded(data, orient="exif")
+    assert any(same(result, UPRIGHT[n](np.asarray(formula.quarters(*SIZE)))) for n in ORIENTATIONS)
 
 
 def test_exif_data_that_cannot_be_read_leaves_the_image_as_stored() -> None:
@@ -319,9 +319,9 @@ def laid_by_hand(rgba: np.ndarray, background: str) -> np.ndarray:
 def test_alpha_is_laid_on_the_colour_as_numpy_does(w: int, h: int, random: object, background: Background) -> None:
     seed = random.getrandbits(32)  # type: ignore[attr-defined]
     rgba = np.random.RandomState(seed).randint(0, 256, (h, w, 4)).astype(np.uint8)
-    found = lay_on_background(Image.fromarray(rgba), background)
-    assert found.mode == "RGB"
-    assert np.array_equal(np.asarray(found), laid_by_hand(rgba, background))
+    result = lay_on_background(Image.fromarray(rgba), background)
+    assert result.mode == "RGB"
+    assert np.array_equal(np.asarray(result), laid_by_hand(rgba, background))
 
 
 def transparent_files() -> dict[str, tuple[bytes, np.ndarray]]:
@@ -379,8 +379,8 @@ def test_modes_that_few_files_have_are_laid_on_the_colour_too(mode: str, backgro
         rgba = np.asarray(image.convert("RGBA"))
     else:
         image = (image.convert("LA") if mode == "La" else image).convert(mode)
-    found = np.asarray(lay_on_background(image, background))
-    assert np.abs(found.astype(int) - laid_by_hand(rgba, background)).max() <= 2
+    result = np.asarray(lay_on_background(image, background))
+    assert np.abs(result.astype(int) - laid_by_hand(rgba, background)).max() <= 2
 
 
 @pytest.mark.parametrize("name", ["WEBP", "GIF", "PNG"])
@@ -390,8 +390,8 @@ def test_a_frame_of_an_animation_is_laid_on_the_colour(name: str) -> None:
         for n, frame in enumerate(frames):
             frame.putalpha(Image.fromarray(np.tri(30, 40, n - 9, np.uint8) * 255))
     data = encoded(frames, name, **({"lossless": True, "exact": True} if name == "WEBP" else {"disposal": 2}))
-    found = outcomes(data, frames="all", background="white")
-    for outcome, frame in zip(found, frames_by_hand(data), strict=True):
+    results = outcomes(data, frames="all", background="white")
+    for outcome, frame in zip(results, frames_by_hand(data), strict=True):
         rgba = np.asarray(frame.convert("RGBA"))
         assert (rgba[..., 3] < 255).any()
         assert isinstance(outcome, Pixels)
@@ -420,10 +420,10 @@ def deep(mode: str, values: np.ndarray) -> Image.Image:
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N", "I", "F"])
 def test_every_value_of_16_bits_is_scaled_and_rounded(mode: str) -> None:
     values = np.arange(65536).reshape(256, 256)
-    found = scale_to_8_bit(deep(mode, values))
-    assert found.mode == "L"
-    assert np.array_equal(np.asarray(found), eight_bit_by_hand(values))
-    assert np.asarray(found)[-1, -1] == 255
+    result = scale_to_8_bit(deep(mode, values))
+    assert result.mode == "L"
+    assert np.array_equal(np.asarray(result), eight_bit_by_hand(values))
+    assert np.asarray(result)[-1, -1] == 255
 
 
 def test_what_lies_outside_the_range_is_black_or_white() -> None:
@@ -479,8 +479,8 @@ def test_all_options_together_turn_then_scale_then_lay() -> None:
     data = encoded(deep("I;16", values), "PNG", 6, transparency=30_000)
     grey = eight_bit_by_hand(values)
     rgba = np.dstack([grey, grey, grey, np.where(values == 30_000, 0, 255).astype(np.uint8)])
-    found = decoded(data, orient="exif", sixteen_bit="scale", background="white")
-    assert same(found, UPRIGHT[6](laid_by_hand(rgba, "white")))
+    result = decoded(data, orient="exif", sixteen_bit="scale", background="white")
+    assert same(result, UPRIGHT[6](laid_by_hand(rgba, "white")))
 
 
 # Frames
@@ -511,23 +511,23 @@ def frames_by_hand(data: bytes) -> list[Image.Image]:
     return frames
 
 
-def ids(found: list[Pixels | Failure]) -> list[str]:
-    return [outcome.row.id if isinstance(outcome, Pixels) else outcome.id for outcome in found]
+def ids(results: list[Pixels | Failure]) -> list[str]:
+    return [outcome.row.id if isinstance(outcome, Pixels) else outcome.id for outcome in results]
 
 
 @pytest.mark.parametrize("kind", ANIMATIONS)
 def test_each_frame_is_a_separate_image(kind: str) -> None:
     data = ANIMATIONS[kind]
-    found = outcomes(data, frames="all", orient="exif")
-    assert ids(found) == ["a#0", "a#1", "a#2"]
-    for outcome, frame in zip(found, frames_by_hand(data), strict=True):
+    results = outcomes(data, frames="all", orient="exif")
+    assert ids(results) == ["a#0", "a#1", "a#2"]
+    for outcome, frame in zip(results, frames_by_hand(data), strict=True):
         assert isinstance(outcome, Pixels)
         assert same(outcome, frame)
         assert (outcome.row.path, outcome.row.size_bytes) == ("/b/a", len(data))
-    assert len({outcome.array.tobytes() for outcome in found if isinstance(outcome, Pixels)}) == 3
+    assert len({outcome.array.tobytes() for outcome in results if isinstance(outcome, Pixels)}) == 3
     alone = decoded(data, orient="exif")
     assert alone.row.id == "a"
-    first = found[FIRST[kind]]
+    first = results[FIRST[kind]]
     assert isinstance(first, Pixels)
     assert np.array_equal(first.array, alone.array)
 
@@ -552,9 +552,9 @@ def test_each_image_of_an_mpo_has_its_own_size_and_orientation() -> None:
     data = parts[0] + b"".join(tag + bytes([n]) + part for n, part in zip(orientations, parts[1:], strict=True))
     stored, turned = outcomes(data, frames="all"), outcomes(data, frames="all", orient="exif")
     for n, frame in enumerate(frames_by_hand(data)):
-        assert isinstance(found := stored[n], Pixels)
+        assert isinstance(result := stored[n], Pixels)
         assert isinstance(upright := turned[n], Pixels)
-        assert same(found, frame)
+        assert same(result, frame)
         assert same(upright, UPRIGHT[orientations[n]](np.asarray(frame)))
     assert [o.row.width for o in stored if isinstance(o, Pixels)] == [40, 41, 42]
 
@@ -571,10 +571,10 @@ def tiff_of(*orientations: int) -> bytes:
 
 @pytest.mark.parametrize("orient", ["none", "exif"])
 def test_each_page_of_a_tiff_is_turned_by_its_own_orientation(orient: str) -> None:
-    found = outcomes(tiff_of(1, 6, 3, 8), frames="all", orient=orient)
-    assert ids(found) == ["a#0", "a#1", "a#2", "a#3"]
+    results = outcomes(tiff_of(1, 6, 3, 8), frames="all", orient=orient)
+    assert ids(results) == ["a#0", "a#1", "a#2", "a#3"]
     for n, orientation in enumerate((1, 6, 3, 8)):
-        assert isinstance(outcome := found[n], Pixels)
+        assert isinstance(outcome := results[n], Pixels)
         assert same(outcome, UPRIGHT[orientation](np.asarray(formula.quarters(40 + n, 30))))
 
 
@@ -609,27 +609,27 @@ def test_what_a_cut_file_holds_before_the_cut_is_kept(kind: str, share: float) -
     whole = outcomes(data, frames="all")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = outcomes(data[:cut], frames="all")
-    kept = [outcome for outcome in found if isinstance(outcome, Pixels)]
-    failures = [outcome for outcome in found if isinstance(outcome, Failure)]
+        results = outcomes(data[:cut], frames="all")
+    kept = [outcome for outcome in results if isinstance(outcome, Pixels)]
+    failures = [outcome for outcome in results if isinstance(outcome, Failure)]
     assert len(failures) <= 1
-    # From the last byte of a GIF's frame to the end of the next one's control extension nothing shows that more follows.
+    # From a GIF frame's last byte to the end of the next control extension nothing shows that more follows.
     extension = data.rfind(b"\x21\xf9\x04", 0, cut + 4)
     between_frames = kind == "GIF" and bool(kept) and -1 <= cut - extension <= 8
-    assert found == [*kept, *failures] if failures else cut > len(data) - 32 or between_frames
+    assert results == [*kept, *failures] if failures else cut > len(data) - 32 or between_frames
     for outcome, before in zip(kept, whole, strict=False):
         assert isinstance(before, Pixels)
         assert np.array_equal(outcome.array, before.array)
-    assert ids(found) in ([f"a#{n}" for n in range(len(found))], ["a"])
-    assert len(found) == 1 or ids(found) != ["a"]
+    assert ids(results) in ([f"a#{n}" for n in range(len(results))], ["a"])
+    assert len(results) == 1 or ids(results) != ["a"]
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("APNG", 1), ("TIFF", 1), ("GIF", 1), ("APNG", 0), ("TIFF", 0)])
 def test_a_damaged_frame_is_one_failure_with_its_own_id(kind: str, kept: int) -> None:
-    found = outcomes(ANIMATIONS[kind][: len(ANIMATIONS[kind]) * (2 * kept + 1) // 6], frames="all")
-    assert ids(found) == [f"a#{n}" for n in range(kept + 1)]
-    assert [isinstance(outcome, Pixels) for outcome in found] == [True] * kept + [False]
-    assert isinstance(last := found[-1], Failure)
+    results = outcomes(ANIMATIONS[kind][: len(ANIMATIONS[kind]) * (2 * kept + 1) // 6], frames="all")
+    assert ids(results) == [f"a#{n}" for n in range(kept + 1)]
+    assert [isinstance(outcome, Pixels) for outcome in results] == [True] * kept + [False]
+    assert isinstance(last := results[-1], Failure)
     assert last.path == "/b/a"
     assert "truncated" in last.message
 
@@ -650,18 +650,18 @@ def test_frames_that_are_announced_and_not_there_are_a_failure(monkeypatch: pyte
     [nothing] = outcomes(ANIMATIONS["WebP"], frames="all")
     assert isinstance(nothing, Failure)
     monkeypatch.setattr(WebPImagePlugin.WebPImageFile, "seek", ends)
-    found = outcomes(ANIMATIONS["WebP"], frames="all")
-    assert ids(found) == ["a#0", "a#1", "a#2"]
-    assert isinstance(last := found[-1], Failure)
+    results = outcomes(ANIMATIONS["WebP"], frames="all")
+    assert ids(results) == ["a#0", "a#1", "a#2"]
+    assert isinstance(last := results[-1], Failure)
     assert "ends before frame 2 of 3, expected all" in last.message
 
 
 @pytest.mark.parametrize("kind", ANIMATIONS)
 def test_frames_beyond_the_limit_are_one_failure(kind: str) -> None:
-    found = outcomes(ANIMATIONS[kind], Limits(max_frames=2), frames="all")
-    assert ids(found) == ["a#0", "a#1", "a#2"]
-    assert [isinstance(outcome, Pixels) for outcome in found] == [True, True, False]
-    assert isinstance(last := found[-1], Failure)
+    results = outcomes(ANIMATIONS[kind], Limits(max_frames=2), frames="all")
+    assert ids(results) == ["a#0", "a#1", "a#2"]
+    assert [isinstance(outcome, Pixels) for outcome in results] == [True, True, False]
+    assert isinstance(last := results[-1], Failure)
     assert (last.stage, last.error) == ("open", "ImageError")
     assert "more than 2 frames, expected fewer. Raise max_frames." in last.message
     assert ids(outcomes(ANIMATIONS[kind], Limits(max_frames=3), frames="all")) == ["a#0", "a#1", "a#2"]
@@ -671,9 +671,9 @@ def test_frames_beyond_the_limit_are_one_failure(kind: str) -> None:
 
 def test_each_frame_has_to_keep_the_limits_by_itself() -> None:
     pages = [formula.picture(0, 40, 30), formula.picture(1, 40, 31), formula.picture(2, 40, 30)]
-    found = outcomes(encoded(pages, "TIFF"), Limits(max_pixels=1200), frames="all")
-    assert ids(found) == ["a#0", "a#1"]
-    assert isinstance(last := found[-1], Failure)
+    results = outcomes(encoded(pages, "TIFF"), Limits(max_pixels=1200), frames="all")
+    assert ids(results) == ["a#0", "a#1"]
+    assert isinstance(last := results[-1], Failure)
     assert (last.stage, "40 x 31 px" in last.message) == ("open", True)
 
 
@@ -709,19 +709,19 @@ def test_each_frame_is_reserved_by_itself_with_what_the_options_hold(
 def test_the_layers_of_a_psd_are_no_frames() -> None:
     planes = np.asarray(FRAMES[0]).transpose(2, 0, 1).tobytes()
     head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, 30, 40, 8, 3)
-    [found] = outcomes(head + bytes(4) * 3 + bytes(2) + planes, frames="all")
-    assert isinstance(found, Pixels)
-    assert found.row.id == "a"
-    assert same(found, FRAMES[0])
+    [result] = outcomes(head + bytes(4) * 3 + bytes(2) + planes, frames="all")
+    assert isinstance(result, Pixels)
+    assert result.row.id == "a"
+    assert same(result, FRAMES[0])
     assert {*formats.decodable_formats(), "MPO"} >= FORMATS_WITH_FRAMES
 
 
 def test_all_outcomes_of_a_file_have_its_hash(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(ANIMATIONS["GIF"])
     decoding = Decoding(Source((str(tmp_path),)), SETTINGS, Limits(), DecodeOptions(frames="all"), hashes=True)
-    found = decoding(Item("a", str(tmp_path / "a"), 1))
+    results = decoding(Item("a", str(tmp_path / "a"), 1))
     sha256 = hashlib.sha256(ANIMATIONS["GIF"]).hexdigest()
-    assert [o.row.sha256 for o in found if isinstance(o, Pixels)] == [sha256] * 3
+    assert [o.row.sha256 for o in results if isinstance(o, Pixels)] == [sha256] * 3
 
 
 @given(
@@ -733,9 +733,9 @@ def test_no_option_makes_decode_raise(noise: bytes, kind: str, orient: Orient, p
     data[place : place + len(noise)] = noise
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = outcomes(bytes(data), Limits(max_pixels=10_000), frames="all", orient=orient, background="white")
-    assert found
-    assert all(isinstance(outcome, (Pixels, Failure)) for outcome in found)
+        results = outcomes(bytes(data), Limits(max_pixels=10_000), frames="all", orient=orient, background="white")
+    assert results
+    assert all(isinstance(outcome, (Pixels, Failure)) for outcome in results)
 
 
 # HEIC as an extra
@@ -784,12 +784,12 @@ print(decode.decode(Item("a", "a", 1), data, PreprocessSettings(16))[0].message)
 # The page
 
 
-def corners(found: Pixels) -> str:
+def corners(result: Pixels) -> str:
     """The four quarters of a decoded image, by the letters of `formula.quarters`."""
     colours = np.array([(215, 55, 55), (55, 175, 55), (55, 55, 215), (215, 215, 55)])
     quarter = SETTINGS.resolution_px // 4
     points = [(y, x) for y in (quarter, 3 * quarter) for x in (quarter, 3 * quarter)]
-    letters = ["ABCD"[int(np.abs(colours - found.array[y, x].astype(int)).sum(1).argmin())] for y, x in points]
+    letters = ["ABCD"[int(np.abs(colours - result.array[y, x].astype(int)).sum(1).argmin())] for y, x in points]
     return f"{letters[0]}{letters[1]} / {letters[2]}{letters[3]}"
 
 

@@ -1,6 +1,8 @@
 """The transform beside a slow reference, and the forms an image may come in. Golden pixels: tests/parity."""
 
+import hashlib
 import io
+import itertools
 import re
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
@@ -197,3 +199,26 @@ def test_content_is_recognised_without_a_name(tmp_path: Path, name: str) -> None
     assert formats.looks_like_image(str(file))
     file.write_bytes(b"#!/bin/sh\necho hello\n")
     assert not formats.looks_like_image(str(file))
+
+
+# PREPROCESS_ID
+
+# sha256 of `to_pixels` of the images below. Whoever changes a pixel adds a line; the lines above it stay.
+PIXELS_BY_ID = {"openai-clip": "8a71c71e85c24deb787c4eab9072d0268e6214b2c6a5406b47fa2191c9cb02fb"}
+SIZES = [(640, 427), (333, 500), (227, 224), (31, 47), (50, 400), (650, 900)]
+MODES = ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK", "I;16"]
+
+
+def test_whoever_changes_a_pixel_gives_the_transform_another_id() -> None:
+    """Images by formula, so that no decoder has a part in it. Fast pixels are held to these in test_fast.py."""
+    variants = [PreprocessSettings(224), PreprocessSettings(32), PreprocessSettings(48, interpolation="bilinear")]
+    variants.append(PreprocessSettings(32, resize_mode="squash"))
+    digest = hashlib.sha256()
+    for number, ((width, height), mode) in enumerate(itertools.product(SIZES, MODES)):
+        image = formula.picture_in_mode(number, width, height, mode)
+        for settings in variants:
+            digest.update(to_pixels(image, settings).tobytes())
+    assert PIXELS_BY_ID.get(transform.PREPROCESS_ID) == digest.hexdigest(), (
+        f"Pixels under the id {transform.PREPROCESS_ID!r} have changed, so vectors of old and new runs must not mix: "
+        f"give PREPROCESS_ID in clip/images/transform.py a new name, and add a line NAME: {digest.hexdigest()!r} here."
+    )
