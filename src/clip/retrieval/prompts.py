@@ -62,7 +62,7 @@ def read_templates(single: tuple[str, ...], set_name: str | None) -> tuple[str, 
         raise InputError(str(set_name), "is empty", "one template per line", "Write some into it.")
     for template in templates:
         if PLACEHOLDER not in template:
-            raise InputError(f"template {template!r}", f"has no {PLACEHOLDER}", remedy="Put it where the label goes.")
+            raise InputError("`template`", f"{template!r} has no {PLACEHOLDER}", remedy="Put it where the label goes.")
     return templates
 
 

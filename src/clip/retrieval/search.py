@@ -115,9 +115,9 @@ class Index:
         self, texts: Sequence[str], images: Sequence[ImageLike], vector: ArrayLike | None, negative: Sequence[str]
     ) -> np.ndarray:
         """Return the direction to search in. Shapes: float64 (D,), of unit length."""
-        positive = [] if vector is None else [self._normalise("vector", vector)[None]]
+        positive = [] if vector is None else [self._normalise("`vector`", vector)[None]]
         if images:
-            positive.append(np.stack([self._normalise("image", self._encode_image(image)) for image in images]))
+            positive.append(np.stack([self._normalise("`image`", self._encode_image(image)) for image in images]))
         if texts or negative:
             features = self.encoder.encode_text([*texts, *negative]).float().cpu().numpy()
             units = np.stack([self._normalise("text", row) for row in features])
@@ -162,7 +162,7 @@ class Index:
             except (OSError, ValueError) as exc:
                 raise InputError(name, f"cannot be read ({exc})", "an image", "Check the path.") from exc
         else:
-            name = "image"
+            name = "`image`"
         settings = self.encoder.settings
         if isinstance(image, bytes):
             options = replace(self.store.manifest.decode, frames="first", pixels=self.encoder.decode)
@@ -224,7 +224,7 @@ def _read_vector(name: str) -> Any:
         value = np.load(io.BytesIO(data), allow_pickle=False) if data.startswith(NPY_MAGIC) else json.loads(data)
     except (OSError, ValueError, EOFError, RecursionError, MemoryError) as exc:
         raise InputError(
-            f"vector {name}", f"cannot be read ({exc})", "a JSON list or a .npy file", "Pass one of them."
+            "`vector`", f"{name!r} cannot be read ({exc})", "a JSON list or a .npy file", "Pass one of them."
         ) from exc
     return value[0] if isinstance(value, np.ndarray) and value.ndim == 2 and len(value) == 1 else value
 

@@ -35,7 +35,7 @@ def write(path: Path, shards: list[tuple[list[str], np.ndarray]], dtype: str = "
     number = 0
     for index, (ids, vectors) in enumerate(shards):
         rows = [Row(own_id, f"in/{own_id}", number + n, 480, "JPEG", 100) for n, own_id in enumerate(ids)]
-        writer.commit(Shard(index, [], "mark"), rows, vectors.astype(np.float32), [])
+        writer.commit(Shard(index, [], "fingerprint"), rows, vectors.astype(np.float32), [])
         number += len(ids)
     return writer
 
@@ -115,7 +115,7 @@ def test_cosines_near_0_are_ranked_as_in_exact_arithmetic(
             assert index.search(vector=query, k=k, min_score=float(str(hit.score)))[-1].score == hit.score
 
 
-def test_an_id_that_stands_twice_is_found_twice(tmp_path: Path) -> None:
+def test_an_id_that_appears_twice_is_found_twice(tmp_path: Path) -> None:
     write(tmp_path, [(["a", "b"], np.eye(2)), (["a"], np.eye(2)[:1])])
     assert [hit.id for hit in clip.Index(tmp_path).search(vector=[1, 0], k=3)] == ["a", "a", "b"]
 
@@ -127,7 +127,9 @@ def test_the_index_is_made_once_and_again_when_parts_change(tmp_path: Path) -> N
     before = clip.Index(tmp_path)
     assert not check_index(store)[1]
     assert path.stat().st_ino == inode
-    writer.commit(Shard(0, [], "mark"), [Row("new", "in/new", 1, 1, "JPEG", 1)], np.ones((1, DIM), np.float32), [])
+    writer.commit(
+        Shard(0, [], "fingerprint"), [Row("new", "in/new", 1, 1, "JPEG", 1)], np.ones((1, DIM), np.float32), []
+    )
     after = clip.Index(tmp_path)
     assert path.stat().st_ino != inode
     assert after.search(vector=np.ones(DIM), k=1) == [clip.Hit("new", "in/new", 1.0)]
@@ -144,7 +146,7 @@ def test_an_index_of_another_version_is_made_again(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "_index" / FILE).stat().st_ino != inode
 
 
-def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_build_are_removed(tmp_path: Path) -> None:
     three(tmp_path)
     (tmp_path / "_index").mkdir()
     (tmp_path / "_index" / f".{FILE}.0123.tmp").write_bytes(b"half")
@@ -161,18 +163,18 @@ def test_parts_that_change_while_they_are_read_are_read_again(tmp_path: Path, mo
         if changes[0]:
             changes[0] -= 1
             row = Row(f"new{changes[0]}", "in/new", 1, 1, "JPEG", 1)
-            writer.commit(Shard(0, [], "mark"), [row], np.ones((1, DIM), np.float32), [])
+            writer.commit(Shard(0, [], "fingerprint"), [row], np.ones((1, DIM), np.float32), [])
         return done
 
     monkeypatch.setattr(module, "_write_sections", disturbed)
     assert clip.Index(tmp_path).search(vector=np.ones(DIM), k=1)[0].id == "new0"
     changes[0] = 99
-    writer.commit(Shard(0, [], "mark"), [Row("x", "x", 1, 1, "JPEG", 1)], np.ones((1, DIM), np.float32), [])
+    writer.commit(Shard(0, [], "fingerprint"), [Row("x", "x", 1, 1, "JPEG", 1)], np.ones((1, DIM), np.float32), [])
     with pytest.raises(StoreBusyError, match=r"its parts change while they are read\. Wait for the job"):
         clip.Index(tmp_path)
 
 
-def test_searching_while_parts_are_replaced_finds_what_stood_at_one_moment(tmp_path: Path) -> None:
+def test_searching_while_parts_are_replaced_finds_the_rows_of_one_moment(tmp_path: Path) -> None:
     """All rows of a moment have one vector, so hits of two moments would differ in score."""
 
     def rows(of: int) -> list[Row]:
@@ -185,7 +187,7 @@ def test_searching_while_parts_are_replaced_finds_what_stood_at_one_moment(tmp_p
         turn = 0
         while not over.wait(0.02):
             turn += 1
-            writer.commit(Shard(0, [], "mark"), rows(turn), np.eye(DIM, dtype=np.float32)[[turn % DIM] * 3], [])
+            writer.commit(Shard(0, [], "fingerprint"), rows(turn), np.eye(DIM, dtype=np.float32)[[turn % DIM] * 3], [])
 
     job = threading.Thread(target=update)
     job.start()
@@ -206,7 +208,7 @@ def test_searching_while_parts_are_replaced_finds_what_stood_at_one_moment(tmp_p
     assert found
 
 
-def test_two_that_make_it_at_a_time_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_that_need_it_at_a_time_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three(tmp_path)
     made: list[None] = []
     write_index = module._write

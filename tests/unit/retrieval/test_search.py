@@ -83,7 +83,7 @@ def test_a_text_finds_the_rows_of_the_highest_cosine(folder: Path, index: clip.I
 
 
 @pytest.mark.parametrize("form", ["path", "text", "bytes", "image", "array"])
-def test_a_picture_finds_itself(folder: Path, index: clip.Index, form: str) -> None:
+def test_an_image_finds_itself(folder: Path, index: clip.Index, form: str) -> None:
     path = folder / "photos/3.png"
     forms: dict[str, Any] = {
         "path": path,
@@ -97,13 +97,13 @@ def test_a_picture_finds_itself(folder: Path, index: clip.Index, form: str) -> N
     assert hit.score == pytest.approx(1, abs=1e-6)
 
 
-def test_a_picture_is_read_as_the_run_read_its_own(folder: Path, index: clip.Index) -> None:
+def test_an_image_is_read_as_the_run_read_its_images(folder: Path, index: clip.Index) -> None:
     hit = index.search(image=folder / "photos/turned.png", k=1)[0]
     assert (hit.id, hit.score) == ("turned.png", pytest.approx(1, abs=1e-6))
     assert of(index.search(image=formula.quarters(40, 32), k=7))["turned.png"] < 0.9999
 
 
-def test_several_are_averaged_and_what_is_not_wanted_is_subtracted(
+def test_several_are_averaged_and_negative_texts_are_subtracted(
     folder: Path, index: clip.Index, encoder: clip.Encoder
 ) -> None:
     cat, dog, car, bus = texts(encoder, "a cat", "a dog", "a car", "a bus")
@@ -145,14 +145,14 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("what", list(WRONG))
-def test_a_query_that_makes_no_sense_is_told_in_one_line(index: clip.Index, what: str) -> None:
+def test_a_wrong_query_is_refused_in_one_line(index: clip.Index, what: str) -> None:
     query, error, words = WRONG[what]
-    with pytest.raises(error, match=words) as told:
+    with pytest.raises(error, match=words) as caught:
         index.search(**query)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_picture_whose_end_is_missing_is_told(index: clip.Index, folder: Path, tmp_path: Path) -> None:
+def test_a_truncated_image_is_refused(index: clip.Index, folder: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.png"
     half.write_bytes((folder / "photos/5.png").read_bytes()[:-900])
     with pytest.raises(ImageError, match=r"half\.png: .*truncated"):
@@ -169,7 +169,7 @@ def test_vectors_of_any_length_are_cosines_all_the_same(folder: Path, tmp_path: 
     assert found == pytest.approx(of(clip.Index(folder / "out", device="cpu").search(text="a cat", k=7)), abs=2e-3)
 
 
-def test_an_output_without_rows_is_told(tmp_path: Path, folder: Path) -> None:
+def test_an_output_without_rows_is_refused(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/bad.png").write_bytes(b"no image")
     clip.embed(embed_job(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
@@ -253,7 +253,9 @@ def test_the_command_refuses_in_one_line(run: Run, folder: Path, what: str) -> N
     assert "Traceback" not in error
 
 
-def test_the_command_refuses_what_is_no_output_or_other_weights(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_the_command_refuses_a_folder_that_is_no_output_and_other_weights(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
     code, _, error = run("search", tmp_path, "-t", "x")
     assert (code, "holds no manifest.json of ours" in error) == (1, True)
     other = checkpoints.write(tmp_path, projection=0.5)
@@ -270,7 +272,7 @@ def test_names_do_nothing_to_a_terminal(run: Run, folder: Path, tmp_path: Path) 
     assert lines[1].split()[1] == r"\x1b[2Jé\n.png"
 
 
-def test_a_contact_sheet_shows_the_hits_and_what_cannot_be_read(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_a_contact_sheet_shows_the_hits_and_names_those_it_cannot_read(run: Run, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, colour in {"red.png": (250, 0, 0), "green.png": (0, 250, 0), "gone.png": (0, 0, 250)}.items():
         Image.new("RGB", (50, 40), colour).save(tmp_path / "in" / name)
@@ -294,7 +296,7 @@ def test_a_contact_sheet_shows_the_hits_and_what_cannot_be_read(run: Run, folder
     assert "hits.png: 0 hits\n" in run(*query, "--min-score", "2")[2]
 
 
-def test_texts_and_pairs_with_what_they_keep_can_be_searched(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_texts_and_pairs_with_kept_columns_can_be_searched(run: Run, folder: Path, tmp_path: Path) -> None:
     lines = [f"{n}.png,{text},{n}" for n, text in enumerate(["a cat", "a dog", "a boat"])]
     (tmp_path / "list.csv").write_text("\n".join(["file,caption,year", *lines]))
     model = {"model": str(folder / "tiny-vit.pt"), "keep": ("year",), "id_column": "file"}
@@ -338,9 +340,9 @@ def test_the_command_makes_the_index_and_says_whether_it_had_to(run: Run, folder
     assert error.startswith(f"{tmp_path}/out/_index/exact.index: 7 rows, 0.0 MB, made in ")
     code, said, error = run("index", tmp_path / "out", "--json")
     assert error == f"{tmp_path}/out/_index/exact.index: 7 rows, 0.0 MB, whole and up to date\n"
-    told = json.loads(said)
-    assert (told["rows"], told["made"]) == (7, False)
-    assert told["size_bytes"] == (tmp_path / "out/_index/exact.index").stat().st_size
+    report = json.loads(said)
+    assert (report["rows"], report["made"]) == (7, False)
+    assert report["size_bytes"] == (tmp_path / "out/_index/exact.index").stat().st_size
 
 
 def test_each_field_of_a_job_has_a_flag_and_each_flag_a_field() -> None:

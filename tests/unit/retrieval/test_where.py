@@ -61,11 +61,11 @@ def test_many_rows_keep_their_places() -> None:
         ("id = '\udcff'", "surrogate"),
     ],
 )
-def test_what_is_no_condition_is_told_in_one_line(condition: str, words: str) -> None:
-    with pytest.raises(InputError, match=r"expected a condition on the columns id, width, row, a name, the") as told:
+def test_another_text_than_a_condition_is_refused_in_one_line(condition: str, words: str) -> None:
+    with pytest.raises(InputError, match=r"expected a condition on the columns id, width, row, a name, the") as caught:
         filter_rows(TABLE, condition)
-    assert words in str(told.value)
-    assert "\n" not in str(told.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
