@@ -106,14 +106,14 @@ class ChecksummedFile:
         try:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as exc:
-            raise self._damage("empty") from exc
+            raise self._report_damage("empty") from exc
         end = len(self._map) - TRAILER.size
         length, check, magic = TRAILER.unpack(self._map[end:]) if end >= 0 else (0, 0, b"")
         if magic != MAGIC or self._map[: len(MAGIC)] != MAGIC or length > end:
-            raise self._damage("its end is missing")
+            raise self._report_damage("its end is missing")
         content = self._map[end - length : end]
         if zlib.crc32(content) != check:
-            raise self._damage("its header is not as it was written")
+            raise self._report_damage("its header is not as it was written")
         self.header: dict[str, Any] = json.loads(content)  # valid, as its checksum is right
         self._sections: dict[str, dict[str, Any]] = self.header.pop("sections")
 
@@ -134,7 +134,7 @@ class ChecksummedFile:
         size, checks = self._sections[name]["block_bytes"], self._sections[name]["checks"]
         data = self.view(name)[block * size : (block + 1) * size]
         if zlib.crc32(data) != checks[block]:
-            raise self._damage(f"block {block} of its {name} is not as it was written")
+            raise self._report_damage(f"block {block} of its {name} is not as it was written")
         return data
 
     def release(self, name: str, blocks: Iterable[int]) -> None:
@@ -146,5 +146,5 @@ class ChecksummedFile:
             start = (offset + block * size) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, min(offset + (block + 1) * size, len(self._map)) - start)
 
-    def _damage(self, detail: str) -> StoreError:
+    def _report_damage(self, detail: str) -> StoreError:
         return StoreError(self._name, f"damaged ({detail})", "it as it was written", "Run clip index to remake it.")

@@ -69,13 +69,15 @@ def find_candidates(
         _import_faiss()  # before the threads, which would all import it at once
         scan = _scan_with_faiss
 
-    def chunk(start: int) -> np.ndarray:
+    def read_chunk(start: int) -> np.ndarray:
         stop = min(start + CHUNK_ROWS, total)
         return codes[start:stop] if rows is None else codes[rows[start:stop]]
 
     starts = range(0, total, CHUNK_ROWS)
     workers = available_cores()
-    best = list(map_ahead(lambda start: scan(chunk(start), query, keep), starts, workers=workers, ahead=2 * workers))
+    best = list(
+        map_ahead(lambda start: scan(read_chunk(start), query, keep), starts, workers=workers, ahead=2 * workers)
+    )
     values = np.concatenate([value for value, _ in best])
     kth = float(np.partition(values, len(values) - k)[len(values) - k])
     # Rounded down, as fp32 values are compared with it.
@@ -83,7 +85,7 @@ def find_candidates(
     near: list[np.ndarray] = []
     for start, (value, place) in zip(starts, best, strict=True):
         if len(value) == keep and value.min() >= bound:  # the chunk may hold more of them
-            place = np.flatnonzero(_scan_all(chunk(start), query) >= bound)
+            place = np.flatnonzero(_scan_all(read_chunk(start), query) >= bound)
         else:
             place = place[value >= bound]
         near.append(start + place)
