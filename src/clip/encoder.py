@@ -22,7 +22,7 @@ from .images.decode import read_pixels
 from .jobs.options import PixelMode
 from .model import CLIP, QuickGELU, VisionTransformer
 from .network.architecture import infer_architecture
-from .network.meta_init import blueprint
+from .network.meta_init import build_on_meta
 from .network.records import Checkpoint, PreprocessSettings
 from .parallel import available_cores, map_ahead
 from .text.tokens import token_table
@@ -284,7 +284,7 @@ def _checkpoint_of(model: CLIP) -> Checkpoint:
         vision_heads=heads,
         transformer_heads=block.attn.num_heads,
     )
-    usual = {name: type(module) for name, module in blueprint(lambda: CLIP(**vars(architecture))).named_modules()}
+    usual = {name: type(module) for name, module in build_on_meta(lambda: CLIP(**vars(architecture))).named_modules()}
     found = dict(model.named_modules())
     for name in usual.keys() | found.keys():
         module = found.get(name)

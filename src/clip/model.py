@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .network.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
-from .network.meta_init import blueprint, fill
+from .network.meta_init import build_on_meta, fill
 from .simple_tokenizer import shared_tokenizer
 from .text.tokens import check_ids, token_table
 
@@ -515,7 +515,7 @@ def load_weights(
 
     Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit the architecture.
     """
-    model = blueprint(lambda: CLIP(**vars(architecture)))
+    model = build_on_meta(lambda: CLIP(**vars(architecture)))
     if mixed_fp16:
         convert_weights(model)
     return fill(model, state_dict, device)

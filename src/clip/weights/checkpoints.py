@@ -15,7 +15,7 @@ import torch
 from ..errors import CheckpointError, UnknownModelError, quote
 from ..model import CLIP
 from ..network.architecture import drop_archive_buffers, infer_architecture
-from ..network.meta_init import blueprint, check_fit
+from ..network.meta_init import build_on_meta, check_fit
 from ..network.records import HEADER_KEY, Checkpoint, PreprocessSettings
 from .layouts import Layout, from_header, from_open_clip, from_transformers, is_transformers
 from .releases import RELEASES
@@ -60,7 +60,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state_dict = drop_archive_buffers(_check_tensors(content))
         _check_aliases(state_dict, sum(file.stat().st_size for file in files))
         layout = from_header(state_dict, json.loads(header)) if header else _layout(state_dict, files[0])
-        check_fit(layout.state_dict, blueprint(lambda: CLIP(**vars(layout.architecture))).state_dict())
+        check_fit(layout.state_dict, build_on_meta(lambda: CLIP(**vars(layout.architecture))).state_dict())
     except CheckpointError as exc:
         named = str(exc).startswith(str(path))
         raise exc if named else type(exc)(f"{path}: {exc}") from exc
