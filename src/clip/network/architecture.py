@@ -135,7 +135,7 @@ def vision_heads(architecture: Architecture) -> int:
 
 
 def _attention_width(architecture: Architecture) -> int:
-    """Return the channels that the image tower's attention reads: in a ResNet's pool 32 times those of its first layer."""
+    """Return the channels that the image tower's attention reads: 32 times its first layer's in a ResNet's pool."""
     return architecture.vision_width * (POOL_STRIDE if isinstance(architecture.vision_layers, tuple) else 1)
 
 

@@ -301,7 +301,11 @@ LONG = "z" * 1_000_000
         ("vit", {"visual.conv1.weight": zeros(63, 3, 16, 16)}, "entries do not fit"),
         ("vit", {"visual.conv1.weight": zeros(64, 3)}, "has shape (64, 3), expected 4 sizes above 0"),
         ("vit", {"visual.conv1.weight": zeros(64, 3, 0, 0)}, "has shape (64, 3, 0, 0)"),
-        ("vit", {"visual.transformer.resblocks.0.attn.in_proj_weight": None}, "the vision depth is 0, by the weights' shapes"),
+        (
+            "vit",
+            {"visual.transformer.resblocks.0.attn.in_proj_weight": None},
+            "the vision depth is 0, by the weights' shapes",
+        ),
         ("vit", {"ln_final.bias": None}, "missing ln_final.bias"),
         ("vit", {"logit_scale": zeros(1)}, "logit_scale is (1,) and should be ()"),
         ("vit", {"visual.ln_pre.bias": zeros(32)}, "visual.ln_pre.bias is (32,) and should be (64,)"),
