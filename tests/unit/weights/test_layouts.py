@@ -200,8 +200,9 @@ def test_weights_without_the_configuration_that_they_need_are_refused(tmp_path: 
 def test_a_broken_configuration_is_named(content: bytes, tmp_path: Path) -> None:
     open_clip_folder(tmp_path)
     (tmp_path / "open_clip_config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"open_clip_config\.json (is not JSON|holds a list)"):
+    with pytest.raises(CheckpointError, match=r"open_clip_config\.json (is not JSON|holds a list)") as caught:
         read_checkpoint(tmp_path)
+    assert caught.value.item == str(tmp_path)
 
 
 def test_weights_in_several_files_are_read_through_their_index(tmp_path: Path) -> None:
@@ -216,6 +217,11 @@ def test_weights_in_several_files_are_read_through_their_index(tmp_path: Path) -
     checkpoint = read_checkpoint(tmp_path)
     assert all(torch.equal(checkpoint.state_dict[key], WEIGHTS[key]) for key in WEIGHTS)
     assert len(checkpoint.files) == 2
+    broken = tmp_path / "model-00002-of-00002.safetensors"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path)
+    assert caught.value.item == str(broken), "which of the files it is"
     index.write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
     with pytest.raises(CheckpointError, match="names no files of its folder"):
         read_checkpoint(tmp_path)

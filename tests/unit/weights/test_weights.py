@@ -234,6 +234,7 @@ def test_untrained_weights_follow_from_the_seed_alone(small_release: str) -> Non
     assert all(torch.equal(first.state_dict[key], again.state_dict[key]) for key in first.state_dict)
     assert not torch.equal(first.state_dict["text_projection"], other.state_dict["text_projection"])
     assert (first.source, other.source) == ("untrained:1", "untrained:2")
+    assert (first.seed, other.seed) == (1, 2)
     assert first.architecture == SMALLEST["vit"] == infer_architecture(first.state_dict)
 
 
@@ -262,6 +263,7 @@ def refusal_of(content: object, path: Path) -> CheckpointError:
     with pytest.raises(CheckpointError) as caught:
         clip.load(path, device="cpu")
     assert isinstance(caught.value, RuntimeError)
+    assert caught.value.item == str(path), "the path once, in place of what the inner error was about"
     assert str(caught.value).startswith(f"{path}: ")
     return caught.value
 
