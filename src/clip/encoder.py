@@ -27,8 +27,7 @@ from .network.records import Checkpoint, PreprocessSettings
 from .parallel import available_cores, map_ahead
 from .text.tokens import token_table
 from .weights import locate
-from .weights.checkpoints import read_checkpoint
-from .weights.checkpoints import untrained as untrained_checkpoint
+from .weights.checkpoints import draw_checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -100,7 +99,7 @@ class Encoder:
             if untrained is None:
                 checkpoint = read_checkpoint(locate.locate(model, download_root))
             else:
-                checkpoint = untrained_checkpoint(self.model_name, untrained)
+                checkpoint = draw_checkpoint(self.model_name, untrained)
         self.source, self._files = checkpoint.source, checkpoint.files
         self.tokenizer = checkpoint.tokenizer  # of a vocabulary of its own; None for that of the released models
         self.settings = checkpoint.preprocess

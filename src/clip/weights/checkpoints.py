@@ -95,7 +95,7 @@ def export(checkpoint: Checkpoint, path: Path, notes: Mapping[str, str] | None =
     save_file(tensors, path, metadata={**(notes or {}), HEADER_KEY: json.dumps(header)})
 
 
-def untrained(name: str, seed: int) -> Checkpoint:
+def draw_checkpoint(name: str, seed: int) -> Checkpoint:
     """Draw the weights of a released architecture at random: the same for the same seed and version of torch.
 
     Raises:  UnknownModelError (a RuntimeError) for a name that was not released.
@@ -105,7 +105,7 @@ def untrained(name: str, seed: int) -> Checkpoint:
             f"model {name!r}",
             "not found",
             f"one of {list(RELEASES)}",
-            "Untrained weights need a released name.",
+            "Pass a released name to draw its weights.",
         )
     architecture = RELEASES[name].architecture
     with torch.random.fork_rng(devices=[]):

@@ -89,7 +89,7 @@ class _Theirs:
     transposed: bool = False
 
 
-def _transformers_names(vision_layers: int, text_layers: int) -> dict[str, _Theirs]:
+def _map_names(vision_layers: int, text_layers: int) -> dict[str, _Theirs]:
     """Return transformers' names for each of OpenAI's keys."""
     names = {
         "logit_scale": _Theirs(("logit_scale",)),
@@ -148,7 +148,7 @@ def from_transformers(
     if text["hidden_act"] not in ACTIVATIONS or text["hidden_act"] != vision["hidden_act"]:
         both = (text["hidden_act"], vision["hidden_act"])
         raise _refusal("config.json", "hidden_act of text and vision", both, "quick_gelu or gelu, the same for both")
-    names = _transformers_names(vision["num_hidden_layers"], text["num_hidden_layers"])
+    names = _map_names(vision["num_hidden_layers"], text["num_hidden_layers"])
     weights = {
         ours: _join(state_dict, theirs) for ours, theirs in names.items() if set(theirs.names) <= set(state_dict)
     }
@@ -193,7 +193,7 @@ def to_transformers(state_dict: Mapping[str, Tensor], architecture: Architecture
         found = "a ModifiedResNet, which transformers does not have"
         raise CheckpointError("weights", found, "a ViT", "Pass the weights of a ViT.")
     theirs: dict[str, Tensor] = {}
-    for ours, place in _transformers_names(architecture.vision_layers, architecture.transformer_layers).items():
+    for ours, place in _map_names(architecture.vision_layers, architecture.transformer_layers).items():
         tensor = state_dict[ours].T if place.transposed else state_dict[ours]
         pieces = tensor.chunk(len(place.names)) if len(place.names) > 1 else (tensor,)
         theirs |= dict(zip(place.names, pieces, strict=True))

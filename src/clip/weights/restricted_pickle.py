@@ -163,7 +163,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.copied = 0  # elements of containers that were copied; one opcode can copy all there are
 
-    def items_from_mark(self) -> list[Any]:
+    def pop_to_mark(self) -> list[Any]:
         items: list[Any] = []
         while not isinstance(top := self.stack.pop(), _Mark):
             items.append(top)
@@ -194,11 +194,11 @@ class _Machine:
         if not isinstance(function, _Function) or not isinstance(arguments, tuple):
             raise _unexpected("calls", function)
         if function is _FUNCTIONS["collections.OrderedDict"] and arguments:
-            self.stack.append(self.ordered_dict(arguments[0]))
+            self.stack.append(self.make_dict(arguments[0]))
         else:
             self.stack.append(function.run(*arguments))
 
-    def ordered_dict(self, pairs: object) -> dict[Any, Any]:
+    def make_dict(self, pairs: object) -> dict[Any, Any]:
         if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
             raise CheckpointError("weights", "its pickle fills an OrderedDict with other things than pairs")
         self.count_copy(len(pairs))
@@ -209,7 +209,7 @@ class _Machine:
         if self.copied > MAX_OPCODES:
             raise CheckpointError("weights", f"its pickle copies over {MAX_OPCODES:,} elements", "fewer")
 
-    def new(self) -> None:
+    def make_object(self) -> None:
         arguments, cls = self.stack.pop(), self.stack.pop()
         if isinstance(cls, _ScriptClass) and arguments == ():
             self.stack.append(ScriptObject(cls.name))
@@ -227,7 +227,7 @@ class _Machine:
             # An OrderedDict's state is the _metadata of a state dict, which holds version numbers only.
             raise _unexpected("sets the state of", target)
 
-    def persistent(self) -> None:
+    def load_storage(self) -> None:
         match self.stack.pop():
             case ("storage", _StorageType(dtype), str(key), str(), int(numel), *view) if view in ([], [None]):
                 self.stack.append(Storage(key, dtype, numel))
@@ -254,7 +254,7 @@ class _Machine:
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
                 stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
             case "TUPLE":
-                stack.append(tuple(self.items_from_mark()))
+                stack.append(tuple(self.pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 self.make_tuple(int(name[-1]))
             case "BINPUT" | "LONG_BINPUT":
@@ -266,11 +266,11 @@ class _Machine:
             case "SETITEM":
                 self.set_items([stack.pop(), stack.pop()][::-1])
             case "SETITEMS":
-                self.set_items(self.items_from_mark())
+                self.set_items(self.pop_to_mark())
             case "APPEND":
                 self.append([stack.pop()])
             case "APPENDS":
-                self.append(self.items_from_mark())
+                self.append(self.pop_to_mark())
             case "GLOBAL":
                 stack.append(_resolve(*arg.split(" ", 1)))
             case "STACK_GLOBAL":
@@ -281,11 +281,11 @@ class _Machine:
             case "REDUCE":
                 self.reduce()
             case "NEWOBJ":
-                self.new()
+                self.make_object()
             case "BUILD":
                 self.build()
             case "BINPERSID":
-                self.persistent()
+                self.load_storage()
             case _:
                 raise UnsafeCheckpointError(
                     "weights", f"it uses the pickle opcode {name}", "those of tensors and plain values", SAVE_AGAIN

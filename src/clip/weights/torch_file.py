@@ -108,7 +108,7 @@ def _read_zip(file: BinaryIO) -> Any:
         _locate_record(file, records[f"{root}/data.pkl"])  # raises for a compressed one
         value = read_pickle(io.BytesIO(_read_record(archive, records[f"{root}/data.pkl"], MAX_PICKLE_BYTES)))
 
-        def region(storage: Storage) -> _Region:
+        def locate(storage: Storage) -> _Region:
             name = f"{root}/data/{storage.key}"
             if name not in records:
                 raise CheckpointError(
@@ -117,8 +117,8 @@ def _read_zip(file: BinaryIO) -> Any:
             return _locate_record(file, records[name])
 
         if isinstance(value, ScriptObject):
-            value = dict(_script_tensors(value, _ScriptSources(archive, root, records)))
-        return _with_tensors(value, _Mapper(file, _storages(value), region))
+            value = dict(_find_script_tensors(value, _ScriptSources(archive, root, records)))
+        return _put_tensors(value, _Mapper(file, _find_storages(value), locate))
 
 
 def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
@@ -161,7 +161,7 @@ def _read_legacy(file: BinaryIO) -> Any:
     """Read the format before torch 1.6: magic number, version, system, value, storage keys, then the storages."""
     position = 0
 
-    def next_pickle() -> Any:
+    def read_next() -> Any:
         nonlocal position
         file.seek(position)
         stream = io.BytesIO(file.read(MAX_PICKLE_BYTES))
@@ -169,14 +169,14 @@ def _read_legacy(file: BinaryIO) -> Any:
         position += stream.tell()
         return value
 
-    if next_pickle() != LEGACY_MAGIC:
+    if read_next() != LEGACY_MAGIC:
         raise CheckpointError(
             "weights",
             "a pickle without PyTorch's magic number",
             "a file of torch.save",
             "Save the model's state_dict() with torch.save, or as safetensors.",
         )
-    _version, system, value, keys = (next_pickle() for _ in range(4))
+    _version, system, value, keys = (read_next() for _ in range(4))
     if not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
         raise CheckpointError(
             "weights",
@@ -184,7 +184,7 @@ def _read_legacy(file: BinaryIO) -> Any:
             remedy="Save the weights again on such a machine.",
         )
     starts: dict[str, int] = {}
-    stated = {storage.key: storage for storage in _storages(value)}
+    stated = {storage.key: storage for storage in _find_storages(value)}
     for key in keys:
         if not isinstance(key, str) or key not in stated:
             raise CheckpointError("weights", "a storage has no tensor in it", remedy="Save the weights again.")
@@ -201,14 +201,14 @@ def _read_legacy(file: BinaryIO) -> Any:
         position += max(numel, 0) * stated[key].dtype.itemsize
     file_bytes = file.seek(0, io.SEEK_END)
 
-    def region(storage: Storage) -> _Region:
+    def locate(storage: Storage) -> _Region:
         size = storage.numel * storage.dtype.itemsize
         if storage.key not in starts or size < 0 or starts[storage.key] + size > file_bytes:
             found = f"storage {quote(storage.key)} ends beyond the file's {file_bytes:,} bytes"
             raise CheckpointError("weights", found, "it inside", FETCH_AGAIN)
         return _Region(starts[storage.key], size)
 
-    return _with_tensors(value, _Mapper(file, _storages(value), region))
+    return _put_tensors(value, _Mapper(file, _find_storages(value), locate))
 
 
 class _ScriptSources:
@@ -221,7 +221,7 @@ class _ScriptSources:
         self.known: dict[str, dict[str, set[str]]] = {}  # by module: the entries of each of its classes
         self.left_bytes = MAX_CODE_BYTES
 
-    def entries(self, type_name: str) -> set[str] | None:
+    def list_entries(self, type_name: str) -> set[str] | None:
         """Return the names of the parameters and buffers of a class; None where its source does not list them."""
         module, _, cls = type_name.rpartition(".")
         if module not in self.known:
@@ -244,12 +244,12 @@ class _ScriptSources:
         return entries
 
 
-def _script_tensors(root: ScriptObject, sources: _ScriptSources) -> Iterator[tuple[str, object]]:
+def _find_script_tensors(root: ScriptObject, sources: _ScriptSources) -> Iterator[tuple[str, object]]:
     """Yield the state dict of a module: its parameters and buffers, named by their path, and no other attributes."""
     seen = {id(root)}
     pending: list[tuple[str, ScriptObject]] = [("", root)]
     for prefix, module in pending:
-        entries = sources.entries(module.type_name)
+        entries = sources.list_entries(module.type_name)
         for name, value in module.attributes.items():
             path = f"{prefix}{name}"
             if len(path) > MAX_KEY:
@@ -272,23 +272,23 @@ class _Mapper:
     1,353 tensors. A mapping is freed with its last tensor.
     """
 
-    def __init__(self, file: BinaryIO, storages: Iterable[Storage], region: Callable[[Storage], _Region]) -> None:
+    def __init__(self, file: BinaryIO, storages: Iterable[Storage], locate: Callable[[Storage], _Region]) -> None:
         self.file_bytes = file.seek(0, io.SEEK_END)
         self.used_bytes = 0
         self.regions: dict[str, _Region] = {}
         for storage in dict.fromkeys(storages):
-            place = region(storage)
+            place = locate(storage)
             if place.size >= self.regions.get(storage.key, place).size:
                 self.regions[storage.key] = place
         self.mapped: dict[str, tuple[mmap.mmap, int]] = {}  # by key: its mapping, and where the storage begins in it
-        for group in _groups(self.regions):
+        for group in _group_regions(self.regions):
             first, last = self.regions[group[0]], self.regions[group[-1]]
             start = first.offset - first.offset % mmap.ALLOCATIONGRANULARITY
             mapping = mmap.mmap(file.fileno(), last.offset + last.size - start, access=mmap.ACCESS_COPY, offset=start)
             for key in group:
                 self.mapped[key] = mapping, self.regions[key].offset - start
 
-    def tensor(self, layout: TensorLayout) -> torch.Tensor:
+    def make_tensor(self, layout: TensorLayout) -> torch.Tensor:
         """Return a view of the layout's part of the file. Raises CheckpointError where it exceeds its storage."""
         storage, region = layout.storage, self.regions[layout.storage.key]
         itemsize = storage.dtype.itemsize
@@ -321,10 +321,10 @@ class _Mapper:
             )
         if numel == 0:
             return torch.empty(layout.shape, dtype=storage.dtype)
-        flat = self._flat(storage, first, last - first + 1)
+        flat = self._make_flat(storage, first, last - first + 1)
         return flat.as_strided(layout.shape, layout.stride)
 
-    def _flat(self, storage: Storage, first: int, count: int) -> torch.Tensor:
+    def _make_flat(self, storage: Storage, first: int, count: int) -> torch.Tensor:
         mapping, start = self.mapped[storage.key]
         start += first * storage.dtype.itemsize
         if start % storage.dtype.itemsize:  # legacy files do not align their storages
@@ -333,7 +333,7 @@ class _Mapper:
         return torch.frombuffer(mapping, dtype=storage.dtype, count=count, offset=start)
 
 
-def _groups(regions: dict[str, _Region]) -> Iterator[list[str]]:
+def _group_regions(regions: dict[str, _Region]) -> Iterator[list[str]]:
     """Yield the keys of neighbouring regions in at most MAX_MAPPINGS groups of about the same size."""
     share = sum(region.size for region in regions.values()) // MAX_MAPPINGS
     group: list[str] = []
@@ -350,7 +350,7 @@ def _groups(regions: dict[str, _Region]) -> Iterator[list[str]]:
         yield group
 
 
-def _with_tensors(value: Any, mapper: _Mapper) -> Any:
+def _put_tensors(value: Any, mapper: _Mapper) -> Any:
     """Return the value with a tensor in place of each layout."""
     done: dict[int, Any] = {}  # by id, so that a shared value is converted once, however many references it has
 
@@ -361,7 +361,7 @@ def _with_tensors(value: Any, mapper: _Mapper) -> Any:
             return value
         if id(value) not in done:
             if isinstance(value, TensorLayout):
-                done[id(value)] = mapper.tensor(value)
+                done[id(value)] = mapper.make_tensor(value)
             elif isinstance(value, dict):
                 done[id(value)] = {key: convert(item, depth + 1) for key, item in value.items()}
             else:
@@ -371,7 +371,7 @@ def _with_tensors(value: Any, mapper: _Mapper) -> Any:
     return convert(value, 0)
 
 
-def _storages(value: Any) -> Iterator[Storage]:
+def _find_storages(value: Any) -> Iterator[Storage]:
     pending = [value]
     seen: set[int] = set()
     while pending:

@@ -22,7 +22,7 @@ from clip.errors import CheckpointError, CheckpointKeyError, UnknownModelError, 
 from clip.model import CLIP, build_model, convert_weights
 from clip.network.architecture import infer_architecture
 from clip.network.records import Architecture
-from clip.weights.checkpoints import untrained
+from clip.weights.checkpoints import draw_checkpoint
 from clip.weights.releases import RELEASES, Release
 
 TINY = ("tiny-vit", "tiny-rn")
@@ -228,9 +228,9 @@ def small_release(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_untrained_weights_follow_from_the_seed_alone(small_release: str) -> None:
-    first, other = untrained(small_release, 1), untrained(small_release, 2)
+    first, other = draw_checkpoint(small_release, 1), draw_checkpoint(small_release, 2)
     torch.manual_seed(7)
-    again = untrained(small_release, 1)
+    again = draw_checkpoint(small_release, 1)
     assert all(torch.equal(first.state_dict[key], again.state_dict[key]) for key in first.state_dict)
     assert not torch.equal(first.state_dict["text_projection"], other.state_dict["text_projection"])
     assert (first.source, other.source) == ("untrained:1", "untrained:2")
@@ -240,13 +240,13 @@ def test_untrained_weights_follow_from_the_seed_alone(small_release: str) -> Non
 
 def test_untrained_weights_leave_torchs_random_numbers_alone(small_release: str) -> None:
     before = torch.get_rng_state()
-    untrained(small_release, 3)
+    draw_checkpoint(small_release, 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_untrained_weights_need_a_released_name() -> None:
     with pytest.raises(UnknownModelError, match="'tiny': not found"):
-        untrained("tiny", 0)
+        draw_checkpoint("tiny", 0)
 
 
 # What is read off the shapes.
