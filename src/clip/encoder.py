@@ -22,13 +22,12 @@ from .images.decode import read_pixels
 from .jobs.options import CALIBRATED_PRECISIONS, PixelMode
 from .model import CLIP, QuickGELU, VisionTransformer
 from .network.architecture import infer_architecture
-from .network.meta_init import blueprint
+from .network.meta_init import build_on_meta
 from .network.records import Checkpoint, PreprocessSettings
 from .parallel import available_cores, map_ahead
 from .text.tokens import token_table
 from .weights import locate
-from .weights.checkpoints import read_checkpoint
-from .weights.checkpoints import untrained as untrained_checkpoint
+from .weights.checkpoints import draw_checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -100,7 +99,7 @@ class Encoder:
             if untrained is None:
                 checkpoint = read_checkpoint(locate.locate(model, download_root))
             else:
-                checkpoint = untrained_checkpoint(self.model_name, untrained)
+                checkpoint = draw_checkpoint(self.model_name, untrained)
         self.source, self._files = checkpoint.source, checkpoint.files
         self.tokenizer = checkpoint.tokenizer  # of a vocabulary of its own; None for that of the released models
         self.settings = checkpoint.preprocess
@@ -289,7 +288,7 @@ def _checkpoint_of(model: CLIP) -> Checkpoint:
         vision_heads=heads,
         transformer_heads=block.attn.num_heads,
     )
-    usual = {name: type(module) for name, module in blueprint(lambda: CLIP(**vars(architecture))).named_modules()}
+    usual = {name: type(module) for name, module in build_on_meta(lambda: CLIP(**vars(architecture))).named_modules()}
     found = dict(model.named_modules())
     for name in usual.keys() | found.keys():
         module = found.get(name)

@@ -25,7 +25,7 @@ def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
         from ..engine.devices import devices as list_devices
         from ..weights import catalog
 
-    rows = list_devices() if devices else [*catalog.models(download_root), catalog.sketch()]
+    rows = list_devices() if devices else [*catalog.list_models(download_root), catalog.describe_sketch()]
     if as_json:
         for row in rows:
             click.echo(json.dumps(asdict(row)))
