@@ -30,11 +30,7 @@ def table(name: str) -> Any:
     return json.loads((GOLDEN / name).read_text())
 
 
-<<<<<<< HEAD
 def image_row_id(row: dict[str, Any]) -> str:
-=======
-def picture_row_id(row: dict[str, Any]) -> str:
->>>>>>> room-weights
     return f"{row['picture']}-{row['size'][0]}x{row['size'][1]}-{row['mode']}-{row['resolution']}"
 
 
