@@ -73,7 +73,7 @@ def test_the_lean_graph_points_where_fp32_on_a_cpu_does(name: str, precision: An
     found, expected = engine(name, CUDA, precision, batch_size=6), engine(name, CPU)
     least = COSINE["fp16" if precision == "reference" else precision]
     images = pixels(13, found.settings.resolution_px)
-    floats = clip.preprocess.normalize_pixels(images, found.settings)
+    floats = normalize_pixels(images, found.settings)
     of_images = expected.encode_pixels(images)
     assert least_cosine(found.encode_pixels(images), of_images) >= least
     assert least_cosine(found.encode_pixels(images[:1]), of_images[:1]) >= least

@@ -14,9 +14,9 @@ from kit import checkpoints, formula
 from PIL import EpsImagePlugin, Image
 
 import clip
-from clip import encoder as encoder_module
 from clip.engine.devices import limit_threads
 from clip.errors import DeviceError, ImageError, InputError, InputTypeError, UnknownModelError
+from clip.parallel import available_cores
 from clip.weights import releases
 
 TOLERANCE = 1e-5  # of a vector's RMS; the order of summation differs between batches
@@ -195,7 +195,7 @@ def test_pictures_are_taken_as_they_are_needed(weights_path: Path) -> None:
 
     with pytest.raises(ImageError, match="image 5"):
         encoder.embed(endless())
-    assert pulled <= 6 + 2 + encoder_module.available_cores() + 1
+    assert pulled <= 6 + 2 + available_cores() + 1
 
 
 def test_pixels_may_be_mirrored_or_read_only_but_not_floats(encoder: clip.Encoder) -> None:

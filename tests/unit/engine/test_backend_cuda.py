@@ -135,7 +135,7 @@ def test_where_the_compiler_fails_the_graph_runs_uncompiled(
     batch = inputs(4)
     assert torch.equal(graph(*batch), recorder.compute(*batch))
     assert [record.message for record in caplog.records] == [
-        "torch.compile failed (Failed to find C compiler); the graph runs uncompiled"
+        "torch.compile failed (RuntimeError: Failed to find C compiler); the graph runs uncompiled"
     ]
 
 
