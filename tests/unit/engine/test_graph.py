@@ -105,6 +105,16 @@ def test_texts_cut_behind_the_longest(name: str, lengths: list[int]) -> None:
         assert error(found, model.encode_text(tokens)) < TOLERANCE
 
 
+def test_the_inputs_of_texts_have_their_dtypes_whatever_torchs_default_is() -> None:
+    tokens = texts([3, 5])
+    torch.set_default_dtype(torch.float64)
+    try:
+        inputs = make_text_inputs(tokens, tokens.argmax(dim=-1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [x.dtype for x in inputs] == [torch.int32, torch.int32, torch.int32, torch.float32]
+
+
 TEXT_TOWERS: dict[str, Any] = {}
 
 
