@@ -21,7 +21,7 @@ from torch import nn
 import clip
 from clip.engine.devices import usable_precisions
 from clip.images.decode import read_pixels
-from clip.jobs.options import Decode, Precision
+from clip.jobs.options import PixelMode, Precision
 from clip.model import CLIP
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sketch"
@@ -35,9 +35,9 @@ def reached(figures: Found, floor: Found) -> bool:
     return all(vars(figures)[name] >= least for name, least in vars(floor).items())
 
 
-def encoder_for(precision: Precision, decode: Decode) -> clip.Encoder:
+def encoder_for(precision: Precision, decode: PixelMode) -> clip.Encoder:
     encoder = clip.Encoder("sketch", device="cpu", precision=precision, decode=decode)
-    if precision == "int8":
+    if encoder.needs_calibration:
         encoder.calibrate(measuring.world("to quantise by", scenes=256, singles=0).pictures)
     return encoder
 
@@ -67,14 +67,14 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 PRECISIONS = [p for p in get_args(Precision) if p in ("reference", *usable_precisions(torch.device("cpu")))]
 
 
-@pytest.mark.parametrize("decode", get_args(Decode))
+@pytest.mark.parametrize("decode", get_args(PixelMode))
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_captions_find_their_pictures(precision: Precision, decode: Decode, paths: list[Path]) -> None:
+def test_captions_find_their_pictures(precision: Precision, decode: PixelMode, paths: list[Path]) -> None:
     encoder = encoder_for(precision, decode)
     world = seen()
 
     def of_images(pictures: list[Image.Image]) -> np.ndarray:
-        return encoder.embed(paths if pictures is world.pictures else pictures)
+        return encoder.embed_images(paths if pictures is world.pictures else pictures)
 
     figures = measuring.found(world, of_images, texts_by(encoder))
     assert reached(figures, FLOOR), figures
@@ -82,7 +82,7 @@ def test_captions_find_their_pictures(precision: Precision, decode: Decode, path
 
 def test_pairs_of_colour_and_shape_that_were_never_drawn_are_found_too() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
-    figures = measuring.found(measuring.world("tests", unseen=True), encoder.embed, texts_by(encoder))
+    figures = measuring.found(measuring.world("tests", unseen=True), encoder.embed_images, texts_by(encoder))
     assert reached(figures, FLOOR_UNSEEN), figures
 
 
@@ -116,7 +116,7 @@ def test_the_drop_in_model_finds_them() -> None:
 def test_shuffled_captions_find_what_chance_finds() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
     order = np.random.default_rng(0).permutation(measuring.SCENES)
-    figures = measuring.found(seen(), encoder.embed, texts_by(encoder), right=order.tolist())
+    figures = measuring.found(seen(), encoder.embed_images, texts_by(encoder), right=order.tolist())
     assert figures.recall_1 <= CHANCE
 
 
@@ -201,7 +201,7 @@ def test_stored_features_hold() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
     with golden() as (pictures, captions, images, texts):
         assert len(pictures) == len(captions) == len(images) == 20
-        assert distance(encoder.embed(pictures, normalize=False), images) < NEAR
+        assert distance(encoder.embed_images(pictures, normalize=False), images) < NEAR
         assert distance(encoder.encode_text(captions).numpy(), texts) < NEAR
 
 

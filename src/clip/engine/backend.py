@@ -42,7 +42,7 @@ class Backend(Protocol):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether `calibrate` must be called before a graph of images is asked for."""
+        """Whether `calibrate` must be called before `image_graph`."""
         return False
 
     def calibrate(self, calibration: Calibration) -> None:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""Read the weights of a model that `clip.load` returned, for an engine of its own."""
+"""Read the weights of a model that `clip.load` returned, so that an engine can run them."""
 
 from __future__ import annotations
 
