@@ -31,7 +31,7 @@ def table(name: str) -> Any:
 
 
 def picture_row_id(row: dict[str, Any]) -> str:
-    return f"{row['image']}-{row['size'][0]}x{row['size'][1]}-{row['mode']}-{row['resolution']}"
+    return f"{row['picture']}-{row['size'][0]}x{row['size'][1]}-{row['mode']}-{row['resolution']}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def test_lean_features_in_bf16_point_where_those_of_openai_do(case: Case) -> Non
 
 @pytest.mark.parametrize("row", table("preprocess.json")["rows"], ids=picture_row_id)
 def test_pixels_equal_those_of_openai_bit_for_bit(row: dict[str, Any]) -> None:
-    image = formula.picture_in_mode(row["image"], *row["size"], row["mode"])
+    image = formula.picture_in_mode(row["picture"], *row["size"], row["mode"])
     assert hashlib.sha256(image.tobytes()).hexdigest() == row["sha256_source"], "the image was rebuilt wrongly"
     preprocess = clip.clip._transform(row["resolution"])
     step = image
