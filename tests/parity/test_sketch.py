@@ -37,7 +37,7 @@ def reached(figures: Figures, floor: Figures) -> bool:
 
 def encoder_for(precision: Precision, decode: PixelMode) -> clip.Encoder:
     encoder = clip.Encoder("sketch", device="cpu", precision=precision, decode=decode)
-    if precision == "int8":
+    if encoder.needs_calibration:
         encoder.calibrate(measuring.world("to quantise by", scenes=256, singles=0).images)
     return encoder
 
@@ -74,7 +74,7 @@ def test_captions_find_their_images(precision: Precision, decode: PixelMode, pat
     world = seen()
 
     def of_images(images: list[Image.Image]) -> np.ndarray:
-        return encoder.embed(paths if images is world.images else images)
+        return encoder.embed_images(paths if images is world.images else images)
 
     figures = measuring.measure(world, of_images, texts_by(encoder))
     assert reached(figures, FLOOR), figures
@@ -82,7 +82,7 @@ def test_captions_find_their_images(precision: Precision, decode: PixelMode, pat
 
 def test_pairs_of_colour_and_shape_that_were_never_drawn_are_found_too() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
-    figures = measuring.measure(measuring.world("tests", unseen=True), encoder.embed, texts_by(encoder))
+    figures = measuring.measure(measuring.world("tests", unseen=True), encoder.embed_images, texts_by(encoder))
     assert reached(figures, FLOOR_UNSEEN), figures
 
 
@@ -116,7 +116,7 @@ def test_the_drop_in_model_finds_them() -> None:
 def test_shuffled_captions_find_what_chance_finds() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
     order = np.random.default_rng(0).permutation(measuring.SCENES)
-    figures = measuring.measure(seen(), encoder.embed, texts_by(encoder), targets=order.tolist())
+    figures = measuring.measure(seen(), encoder.embed_images, texts_by(encoder), targets=order.tolist())
     assert figures.recall_1 <= CHANCE
 
 
@@ -201,7 +201,7 @@ def test_stored_features_hold() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
     with golden() as (files, captions, images, texts):
         assert len(files) == len(captions) == len(images) == 20
-        assert distance(encoder.embed(files, normalize=False), images) < NEAR
+        assert distance(encoder.embed_images(files, normalize=False), images) < NEAR
         assert distance(encoder.encode_text(captions).numpy(), texts) < NEAR
 
 
