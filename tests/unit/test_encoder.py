@@ -154,7 +154,7 @@ def test_untrained_weights_are_those_of_their_seed_and_draw_nothing_from_the_use
     assert np.array_equal(first, again)
     assert error(first, other) > 0.1
     assert torch.equal(torch.random.get_rng_state(), state)
-    with pytest.raises(UnknownModelError, match="Untrained weights need a released name"):
+    with pytest.raises(UnknownModelError, match="Pass a released name to draw its weights"):
         clip.Encoder("large", untrained=1)
 
 

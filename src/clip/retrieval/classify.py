@@ -24,6 +24,7 @@ from ..jobs.options import ModelOptions
 from ..store.manifest import MANIFEST, read_manifest
 from ..store.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, read_part, read_schema, read_standing
 from ..store.reader import Store, matrix
+from ..vectors import unit_vectors
 from .prompts import PLACEHOLDER, read_labels, read_templates
 
 if TYPE_CHECKING:
@@ -86,23 +87,21 @@ class _Classifier:
             batch = labels[start : start + group]
             texts = [template.replace(PLACEHOLDER, label) for label in batch for template in templates]
             features = encoder.encode_text(texts).float().cpu().numpy()
-            units = _normalise(features).reshape(len(batch), len(templates), -1)  # (labels, templates, D)
-            vectors.append(_normalise(units.mean(axis=1)))
+            units = unit_vectors(features.astype(np.float64)).reshape(
+                len(batch), len(templates), -1
+            )  # (labels, templates, D)
+            vectors.append(unit_vectors(units.mean(axis=1).astype(np.float64)))
         self._vectors = np.concatenate(vectors)  # (L, D)
 
     def predict(self, vectors: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the probabilities of images for each label, in batches. Shapes: float (N, D) -> float64 (n, L)."""
         rows = max(1, BATCH_CELLS // len(self.labels))
         for start in range(0, len(vectors), rows):
-            logits = self._logit_scale * (_normalise(vectors[start : start + rows]) @ self._vectors.T)
+            logits = self._logit_scale * (
+                unit_vectors(vectors[start : start + rows].astype(np.float64)) @ self._vectors.T
+            )
             raised = np.exp(logits - logits.max(axis=1, keepdims=True))
             yield raised / raised.sum(axis=1, keepdims=True)
-
-
-def _normalise(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors at unit length. Shapes: float (N, D) -> float64 (N, D)."""
-    wide = vectors.astype(np.float64)
-    return wide / np.linalg.norm(wide, axis=-1, keepdims=True)
 
 
 def _classify_store(

@@ -27,6 +27,7 @@ from ..errors import StoreBusyError, StoreError
 from ..store.manifest import INDEX
 from ..store.parts import read_part, read_schema
 from ..store.reader import Store, matrix
+from ..vectors import usable_norms
 from .checksummed_file import ChecksummedFile, SectionWriter
 from .scan import choose_engine, compute_scores, find_candidates, make_codes
 
@@ -236,7 +237,7 @@ def _is_vector(field: pa.Field) -> bool:
 
 def _check_norms(path: Path, ids: pa.ChunkedArray, vectors: np.ndarray) -> None:
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    for place in np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[:1]:
+    for place in np.flatnonzero(~usable_norms(norms))[:1]:
         raise StoreError(
             path,
             f"{ids[place].as_py()!r} has a vector of norm {norms[place]}",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..parallel import available_cores, map_ahead
+from ..vectors import unit_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ EXTRA_ROWS = 32  # rows beyond k that the scan of a chunk returns; with more nea
 def make_codes(vectors: np.ndarray) -> np.ndarray:
     """Return the vectors at unit length, rounded once. Shapes: float (N, D) -> float16 (N, D)."""
     wide = vectors.astype(np.float64)
-    return (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float16)
+    return unit_vectors(wide).astype(np.float16)
 
 
 def bound_scan_error(dim: int) -> float:

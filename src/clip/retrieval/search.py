@@ -26,6 +26,7 @@ from ..jobs.search import Hit, SearchReport, check_search
 from ..records import STDIN, Failure, Item
 from ..store.manifest import INDEX
 from ..store.reader import Store
+from ..vectors import usable_norms
 from .index_file import FILE, check_index, open_index
 from .where import filter_rows
 
@@ -149,7 +150,7 @@ class Index:
         with np.errstate(over="ignore"):
             scaled = wide / largest if np.isfinite(largest := np.abs(wide).max()) and largest else wide
             norm = np.linalg.norm(scaled)
-        if not (np.isfinite(norm) and norm > 0):
+        if not usable_norms(norm):
             raise InputError(name, f"has a norm of {norm}", "one above 0, and finite", "Pass another.")
         return scaled / norm
 

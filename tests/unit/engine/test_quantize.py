@@ -129,8 +129,9 @@ def test_a_run_is_quantised_by_its_first_pictures_and_gone_on_with_by_the_same(
 ) -> None:
     found = embedded(photos, tmp_path / "out", vit)
     manifest = clip.Store(tmp_path / "out").manifest
-    assert manifest["computed_in"].startswith("int8+")
-    assert manifest["calibration"]["images"] == 12
+    assert manifest.computed_in.startswith("int8+")
+    assert manifest.calibration is not None
+    assert manifest.calibration["pictures"] == 12
     assert len(np.load(tmp_path / "out" / CALIBRATION)) == 12
     (tmp_path / "out/embeddings/part-00001.parquet").unlink()
     assert embedded(photos, tmp_path / "out", vit) == found
@@ -161,10 +162,10 @@ def test_an_update_keeps_the_calibration_though_the_first_pictures_are_others(vi
         formula.picture(n, 50, 40).save(photos / f"{n}.png")
     job: dict[str, Any] = {"source": photos, "output": tmp_path / "out", "model": str(vit), "precision": "int8"}
     clip.embed(embed_job(**job))
-    before = clip.Store(tmp_path / "out").manifest["calibration"]
+    before = clip.Store(tmp_path / "out").manifest.calibration
     formula.picture(9, 50, 40).save(photos / "0.png")
     assert clip.embed(embed_job(**job, update=True)).read == 4
-    assert clip.Store(tmp_path / "out").manifest["calibration"] == before
+    assert clip.Store(tmp_path / "out").manifest.calibration == before
 
 
 @pytest.mark.parametrize(
