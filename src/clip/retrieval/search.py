@@ -150,7 +150,7 @@ class Index:
         with np.errstate(over="ignore"):
             scaled = wide / largest if np.isfinite(largest := np.abs(wide).max()) and largest else wide
             norm = np.linalg.norm(scaled)
-        if not usable_norms(norm):
+        if not usable_norms(np.asarray(norm)):
             raise InputError(name, f"has a norm of {norm}", "one above 0, and finite", "Pass another.")
         return scaled / norm
 
