@@ -31,12 +31,13 @@ from clip.cli import main
 from clip.errors import InputError, StoreError, StoreMismatchError
 from clip.jobs.export import ExportJob
 from clip.jobs.options import ExportFormat
+from clip.store.manifest import Manifest
 from clip.store.writer import StoreWriter
 
 DIM = 5
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 ODD = ["a\nb.jpg", "a\r\nb.jpg", "a\rb.jpg", 'say "x", y.jpg', "ä😀\u2028.jpg", " lead.jpg", "x\\\\y.jpg", "#1;\t'.jpg"]
-TOLD = {
+TOLD: dict[str, Any] = {
     "model": "ViT-B/32",
     "weights_sha256": "ab" * 32,
     "weights_source": "/weights.pt",
@@ -384,11 +385,11 @@ def assert_refused(error: type[Exception], words: str, out: Path, target: Path, 
 
 
 def test_a_run_that_is_not_over_is_refused(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path / "out", {**TOLD, "dim": DIM, "dtype": "float32", "counts": None})
+    writer = StoreWriter(tmp_path / "out", Manifest(**TOLD, dim=DIM))
     writer.begin("input")
     words = "the run is not over, expected a finished one. Run the job again"
     assert_refused(StoreError, words, tmp_path / "out", tmp_path / "to")
-    writer.finish({"counts": {"read": 0, "written": 0, "failed": 0}})
+    writer.finish({"read": 0, "written": 0, "failed": 0})
     assert export(tmp_path / "out", tmp_path / "to", "npy").rows == 0
 
 
@@ -442,7 +443,7 @@ def test_an_earlier_export_goes_when_it_may_be_overwritten(tmp_path: Path, first
         target = tmp_path / f"to-{form}"
         export(many, target, first)
         (target / "notes.txt").touch()
-        with pytest.raises(StoreMismatchError, match=r"holds an export, expected .* Pass --overwrite to replace it"):
+        with pytest.raises(StoreMismatchError, match=r"holds an export, expected .* Pass overwrite=True to replace it"):
             export(out, target, form)
         assert summary(target)["rows"] == 12
         report = export(out, target, form, overwrite=True)
@@ -581,7 +582,7 @@ def test_after_a_kill_no_file_is_half_and_the_next_export_makes_room(tmp_path: P
     left = [name for name in found_files(tmp_path / "to") if not Path(name).name.startswith(".")]
     whole = ["img_emb/img_emb_0.npy", "metadata/metadata_0.parquet"] if form == "clip-retrieval" else []
     assert left == ["export.json", *whole]
-    with pytest.raises(StoreMismatchError, match="Pass --overwrite to replace it"):
+    with pytest.raises(StoreMismatchError, match="Pass overwrite=True to replace it"):
         export(out, tmp_path / "to", form)
     report = export(out, tmp_path / "to", form, overwrite=True)
     assert found_files(tmp_path / "to") == sorted(report.files)
@@ -676,7 +677,7 @@ def test_each_field_of_the_job_has_an_argument() -> None:
 
 def test_an_export_needs_no_torch(tmp_path: Path) -> None:
     out = write_run(tmp_path / "out", three_parts()[0])
-    script = "import sys\nfrom clip.cli import main\\ntry: main.main(sys.argv[1:])\n"
+    script = "import sys\nfrom clip.cli import main\ntry: main.main(sys.argv[1:])\n"
     script += "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
     command = [sys.executable, "-c", script, "export", str(out), str(tmp_path / "to"), "--format", "npy"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)

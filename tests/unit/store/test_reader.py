@@ -11,6 +11,7 @@ import pytest
 import clip
 from clip.errors import StoreError
 from clip.records import Failure, Row, Shard
+from clip.store.manifest import Manifest
 from clip.store.writer import StoreWriter
 
 DIM = 4
@@ -26,7 +27,7 @@ def rows(count: int, shard: int) -> list[Row]:
 
 def written(path: Path, dtype: str = "float32") -> StoreWriter:
     """Three shards of 2, 0 and 3 rows, and a failure."""
-    writer = StoreWriter(path, {"dim": DIM, "dtype": dtype, "model": "m"})
+    writer = StoreWriter(path, Manifest(dim=DIM, dtype=dtype, model="m"))
     writer.begin("input")
     for shard, count in ((0, 2), (1, 0), (2, 3)):
         failures = [Failure("bad.jpg", "in/bad.jpg", "decode", "OSError", "broken")] if shard == 1 else []
@@ -50,11 +51,11 @@ def test_rows_vectors_and_failures_come_back_in_input_order(tmp_path: Path, dtyp
     assert not mapped.flags.writeable
     assert store.table(["id", "width"]).column_names == ["id", "width"]
     assert store.failures().column("id").to_pylist() == ["bad.jpg"]
-    assert (store.dim, store.manifest["model"]) == (DIM, "m")
+    assert (store.dim, store.manifest.model) == (DIM, "m")
 
 
 def test_an_empty_run_has_empty_tables(tmp_path: Path) -> None:
-    StoreWriter(tmp_path, {"dim": DIM, "dtype": "float32"}).begin("input")
+    StoreWriter(tmp_path, Manifest(dim=DIM)).begin("input")
     store = clip.Store(tmp_path)
     assert store.table().num_rows == store.failures().num_rows == 0
     assert store.table().schema == store.schema

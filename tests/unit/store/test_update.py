@@ -1,6 +1,5 @@
 """Bringing an output up to date: the result is a fresh run's, and what nothing happened to is not touched."""
 
-import dataclasses
 import os
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import checkpoints, formula
-from kit.jobs import embed_job
+from kit.jobs import change_job, embed_job
 
 import clip
 from clip.batch import embed as embed_module
@@ -72,15 +71,15 @@ def contents(output: Path) -> tuple[dict[str, list[float]], dict[str, str]]:
 
 
 def check_equals_a_fresh_run(updated: Path, fresh: Path, asked: EmbedJob) -> None:
-    clip.embed(dataclasses.replace(asked, output=fresh, update=False))
+    clip.embed(change_job(asked, output=fresh, update=False))
     (found, failed), (expected, expected_failed) = contents(updated), contents(fresh)
     assert found.keys() == expected.keys()
     assert failed == expected_failed
     for name, vector in expected.items():
         assert np.abs(np.subtract(found[name], vector)).max() < TOLERANCE, name
     manifests = [clip.Store(output).manifest for output in (updated, fresh)]
-    assert manifests[0]["counts"] == manifests[1]["counts"]
-    assert manifests[0]["input_fingerprint"] == manifests[1]["input_fingerprint"]
+    assert manifests[0].counts == manifests[1].counts
+    assert manifests[0].input_fingerprint == manifests[1].input_fingerprint
     report = verify(VerifyJob(output=updated, sample=3))
     assert report.problems == ()
 
@@ -96,7 +95,7 @@ def test_only_the_difference_is_embedded_and_untouched_parts_stay(
     photos: Path, weights_path: Path, tmp_path: Path
 ) -> None:
     asked = job(photos, tmp_path / "out", weights_path, update=True)
-    clip.embed(dataclasses.replace(asked, update=False))
+    clip.embed(change_job(asked, update=False))
     before = parts(tmp_path / "out")
     change(photos)
     told: list[Progress] = []
@@ -112,7 +111,7 @@ def test_only_the_difference_is_embedded_and_untouched_parts_stay(
     untouched = parts(tmp_path / "out")
     again = clip.embed(asked)
     assert (again.resumed, again.removed) == (13, 0)
-    assert clip.embed(dataclasses.replace(asked, update=False)).resumed == 13, "nor is it another input now"
+    assert clip.embed(change_job(asked, update=False)).resumed == 13, "nor is it another input now"
     assert parts(tmp_path / "out") == untouched
 
 
@@ -122,10 +121,10 @@ def test_without_being_asked_a_changed_input_is_refused_with_the_cure(
     asked = job(photos, tmp_path / "out", weights_path)
     clip.embed(asked)
     change(photos)
-    with pytest.raises(StoreMismatchError, match="Pass --update to bring it up to date, --overwrite"):
+    with pytest.raises(StoreMismatchError, match="Pass update=True to bring it up to date, overwrite=True"):
         clip.embed(asked)
     with pytest.raises(InputError, match="found overwrite too"):
-        dataclasses.replace(asked, update=True, overwrite=True)
+        change_job(asked, update=True, overwrite=True)
 
 
 def test_an_output_that_is_not_there_is_made(photos: Path, weights_path: Path, tmp_path: Path) -> None:
@@ -179,7 +178,7 @@ def test_failures_that_another_try_may_not_have_are_tried_again_and_others_are_n
     monkeypatch.setattr(Decoding, "__call__", refuse)
     assert clip.embed(asked).failed == 3
     monkeypatch.undo()
-    assert clip.embed(dataclasses.replace(asked, update=False)).failed == 3, "without --update the run is over"
+    assert clip.embed(change_job(asked, update=False)).failed == 3, "without --update the run is over"
     read: list[str] = []
 
     def counted(self: Decoding, item: Item, *reserve: Any) -> Any:
@@ -215,7 +214,7 @@ def test_a_source_that_moved_is_the_same_and_its_new_paths_are_used(
     clip.embed(asked)
     photos.rename(tmp_path / "moved")
     draw(tmp_path / "moved/more.png", 50)
-    report = clip.embed(dataclasses.replace(asked, source=tmp_path / "moved"))
+    report = clip.embed(change_job(asked, source=tmp_path / "moved"))
     assert (report.read, report.resumed, report.failed) == (14, 13, 1)
 
 
@@ -241,7 +240,7 @@ def test_an_interrupted_update_is_gone_on_with_and_keeps_what_it_kept(
         if commits == 0:
             copy = tmp_path / "copy"
             shutil.copytree(tmp_path / "out", copy)
-            assert clip.embed(dataclasses.replace(asked, output=copy, update=False)).resumed == resumed
+            assert clip.embed(change_job(asked, output=copy, update=False)).resumed == resumed
     assert clip.embed(asked).resumed == resumed
     check_equals_a_fresh_run(tmp_path / "out", tmp_path / "fresh", asked)
 
