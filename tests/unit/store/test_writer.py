@@ -246,7 +246,9 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_ours(
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     writer(tmp_path, precision="fp32").commit(Shard(0, [], "mark"), rows(1), vectors(1), [])
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
-    with pytest.raises(StoreMismatchError, match=r'precision is "fp32", expected "bf16" to resume it. Pass overwrite=True'):
+    with pytest.raises(
+        StoreMismatchError, match=r'precision is "fp32", expected "bf16" to resume it. Pass overwrite=True'
+    ):
         writer(tmp_path, precision="bf16")
     with pytest.raises(StoreMismatchError, match=r'input_fingerprint is "the input.s hash", expected "another"'):
         StoreWriter(tmp_path, Manifest(dim=DIM, precision="fp32")).begin("another")
