@@ -22,8 +22,8 @@ from ..jobs.classify import FOLDER_NAMES, Classified, ClassifyJob, ClassifyRepor
 from ..jobs.embed import EmbedJob
 from ..jobs.options import ModelOptions
 from ..store.manifest import MANIFEST, read_manifest
-from ..store.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, read_part, read_schema, read_standing
-from ..store.reader import Store, matrix
+from ..store.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, read_part, read_part_or_empty, read_schema
+from ..store.reader import Store, stack_vectors
 from .prompts import PLACE, read_labels, read_templates
 
 if TYPE_CHECKING:
@@ -146,13 +146,13 @@ def _rows(job: ClassifyJob, store: Store, classifier: _Classifier, truth: _Truth
         ids, paths = (table.column(name).to_pylist() for name in ("id", "path"))
         truths = truth.of(ids, [table.column(name).to_pylist() for name in truth.columns])
         place = 0
-        for block in classifier.probabilities(matrix(table, store.schema)):
+        for block in classifier.probabilities(stack_vectors(table, store.schema)):
             best = np.argsort(-block, axis=1, kind="stable")[:, : job.k]  # equal ones in the labels' order
             for row, order in zip(block, best.tolist(), strict=True):
                 top = tuple((classifier.labels[label], float(row[label])) for label in order)
                 yield Classified(ids[place], paths[place], top, truths[place])
                 place += 1
-        for failed in read_standing(store.path / FAILURES / path.name, FAILURE_SCHEMA).to_pylist():
+        for failed in read_part_or_empty(store.path / FAILURES / path.name, FAILURE_SCHEMA).to_pylist():
             yield Classified(**failed)
 
 

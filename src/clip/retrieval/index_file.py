@@ -26,7 +26,7 @@ from ..atomic_files import atomic_write, remove_temporaries, translate_os_errors
 from ..errors import StoreBusyError, StoreError
 from ..store.manifest import INDEX
 from ..store.parts import read_part, read_schema
-from ..store.reader import Store, matrix
+from ..store.reader import Store, stack_vectors
 from .checksummed_file import Sections, SectionWriter
 from .scan import candidates, cosines, scan_engine, unit_codes
 
@@ -211,7 +211,7 @@ def _sections_written(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bo
     parts = store.parts()
     for path in parts:
         table = read_part(path, ["id", "embedding"])
-        block = matrix(table, store.schema)
+        block = stack_vectors(table, store.schema)
         for start in range(0, len(block), CONVERTED_ROWS):
             some = block[start : start + CONVERTED_ROWS]
             _check_usable(path, table.column("id").slice(start), some)

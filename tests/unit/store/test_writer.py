@@ -1,4 +1,4 @@
-"""The output folder: its columns, that its files are whole or absent, and what it refuses to touch."""
+"""The output folder: its columns, files that are complete or absent, and what it refuses to touch."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def failures(count: int) -> list[Failure]:
 
 
 def files(path: Path) -> list[str]:
-    return sorted(str(found.relative_to(path)) for found in path.rglob("*") if not found.is_dir())
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
 
 
 @pytest.mark.parametrize(("dtype", "element"), [("float32", pa.float32()), ("float16", pa.float16())])
@@ -54,7 +54,7 @@ def test_an_embeddings_part_holds_the_rows_and_vectors_it_was_given(
     tmp_path: Path, dtype: str, element: pa.DataType
 ) -> None:
     expected = vectors(3)
-    writer(tmp_path, dtype).commit(Shard(7, [], "mark"), rows(3), expected, [])
+    writer(tmp_path, dtype).commit(Shard(7, [], "fingerprint"), rows(3), expected, [])
     table = pq.read_table(tmp_path / "embeddings/part-00007.parquet")
     assert table.schema.equals(
         pa.schema(
@@ -82,14 +82,14 @@ def test_an_embeddings_part_holds_the_rows_and_vectors_it_was_given(
 
 
 def test_a_failures_part_holds_the_failures_it_was_given(tmp_path: Path) -> None:
-    writer(tmp_path).commit(Shard(0, [], "mark"), [], vectors(0), failures(2))
+    writer(tmp_path).commit(Shard(0, [], "fingerprint"), [], vectors(0), failures(2))
     table = pq.read_table(tmp_path / "failures/part-00000.parquet")
     assert table.schema.equals(pa.schema([(name, pa.string()) for name in ("id", "path", "stage", "error", "message")]))
     assert [Failure(**row) for row in table.to_pylist()] == failures(2)
 
 
 def test_parts_without_rows_keep_their_columns(tmp_path: Path) -> None:
-    writer(tmp_path).commit(Shard(0, [], "mark"), [], vectors(0), [])
+    writer(tmp_path).commit(Shard(0, [], "fingerprint"), [], vectors(0), [])
     embeddings, failed = (pq.read_table(tmp_path / name / "part-00000.parquet") for name in ("embeddings", "failures"))
     assert (embeddings.num_rows, failed.num_rows) == (0, 0)
     assert embeddings.schema.equals(parts.embedding_schema(Manifest(dim=DIM)))
@@ -99,7 +99,7 @@ def test_parts_without_rows_keep_their_columns(tmp_path: Path) -> None:
 def test_a_path_that_is_not_utf8_is_stored_as_text(tmp_path: Path) -> None:
     path = os.fsdecode(b"in/\xff.jpg")
     row, failure = Row("a", path, 1, 1, "PNG", 1), Failure("b", path, "read", "OSError", "gone")
-    writer(tmp_path, source=(path,)).commit(Shard(0, [], "mark"), [row], vectors(1), [failure])
+    writer(tmp_path, source=(path,)).commit(Shard(0, [], "fingerprint"), [row], vectors(1), [failure])
     for folder in ("embeddings", "failures"):
         assert pq.read_table(tmp_path / folder)["path"].to_pylist() == ["in/\\xff.jpg"]
     assert json.loads((tmp_path / "manifest.json").read_text())["source"] == [path]
@@ -108,7 +108,7 @@ def test_a_path_that_is_not_utf8_is_stored_as_text(tmp_path: Path) -> None:
 def test_nothing_but_whole_files_under_final_names_is_left(tmp_path: Path) -> None:
     out = writer(tmp_path / "new/out", model="m")
     for index in range(2):
-        out.commit(Shard(index, [], "mark"), rows(2), vectors(2), failures(1))
+        out.commit(Shard(index, [], "fingerprint"), rows(2), vectors(2), failures(1))
     out.finish({"read": 6})
     parts = [f"{folder}/part-0000{index}.parquet" for folder in ("embeddings", "failures") for index in range(2)]
     assert files(tmp_path / "new/out") == [*parts, "manifest.json"]
@@ -134,7 +134,7 @@ def test_failures_go_before_embeddings_and_each_file_is_synced_before_its_rename
     out = writer(tmp_path)
     monkeypatch.setattr("os.fsync", seen_fsync)
     monkeypatch.setattr(Path, "replace", seen_replace)
-    out.commit(Shard(3, [], "mark"), rows(1), vectors(1), failures(1))
+    out.commit(Shard(3, [], "fingerprint"), rows(1), vectors(1), failures(1))
     assert events == [
         *("sync file", "rename to failures/part-00003.parquet", "sync folder"),
         *("sync file", "rename to embeddings/part-00003.parquet", "sync folder"),
@@ -160,7 +160,7 @@ def test_an_error_while_writing_leaves_no_file_and_names_the_one_it_was_about(
     out = writer(tmp_path)
     monkeypatch.setattr(name, BREAKAGES[name])
     with pytest.raises(StoreError, match=r"part-00000\.parquet: cannot be written \(No space left on device\)"):
-        out.commit(Shard(0, [], "mark"), rows(1), vectors(1), failures(1))
+        out.commit(Shard(0, [], "fingerprint"), rows(1), vectors(1), failures(1))
     assert files(tmp_path) == ["manifest.json"]
 
 
@@ -177,7 +177,7 @@ def test_an_error_in_the_embeddings_leaves_the_failures_whole_and_no_embeddings(
     out = writer(tmp_path)
     monkeypatch.setattr("pyarrow.parquet.ParquetWriter.close", fail_second)
     with pytest.raises(StoreError, match=r"embeddings/part-00000\.parquet"):
-        out.commit(Shard(0, [], "mark"), rows(1), vectors(1), failures(1))
+        out.commit(Shard(0, [], "fingerprint"), rows(1), vectors(1), failures(1))
     assert files(tmp_path) == ["failures/part-00000.parquet", "manifest.json"]
     assert pq.read_table(tmp_path / "failures").num_rows == 1
 
@@ -191,7 +191,7 @@ def test_an_interrupt_while_writing_leaves_no_file_and_comes_through(
     out = writer(tmp_path)
     monkeypatch.setattr("os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        out.commit(Shard(0, [], "mark"), rows(1), vectors(1), [])
+        out.commit(Shard(0, [], "fingerprint"), rows(1), vectors(1), [])
     assert files(tmp_path) == ["manifest.json"]
 
 
@@ -208,12 +208,12 @@ def disk_full_after(size_bytes: int) -> Iterator[None]:
 
 def test_a_disk_that_fills_up_under_a_part_is_an_error_of_ours_and_leaves_no_file(tmp_path: Path) -> None:
     out = writer(tmp_path)
-    out.commit(Shard(0, [], "mark"), rows(1), vectors(1), [])
+    out.commit(Shard(0, [], "fingerprint"), rows(1), vectors(1), [])
     before = files(tmp_path)
     with disk_full_after(16_384), pytest.raises(StoreError, match=r"embeddings/part-00001\.parquet: cannot be written"):
-        out.commit(Shard(1, [], "mark"), rows(5000), vectors(5000), [])
+        out.commit(Shard(1, [], "fingerprint"), rows(5000), vectors(5000), [])
     assert files(tmp_path) == before
-    out.commit(Shard(1, [], "mark"), rows(5000), vectors(5000), [])
+    out.commit(Shard(1, [], "fingerprint"), rows(5000), vectors(5000), [])
     assert pq.read_table(tmp_path / "embeddings").num_rows == 5001
 
 
@@ -229,7 +229,7 @@ def test_a_manifest_that_cannot_be_finished_stays_as_it_was(tmp_path: Path) -> N
 def test_a_run_that_could_not_even_write_its_manifest_can_be_repeated(tmp_path: Path) -> None:
     with disk_full_after(10), pytest.raises(StoreError, match="cannot be written"):
         writer(tmp_path / "out")
-    writer(tmp_path / "out").commit(Shard(0, [], "mark"), rows(1), vectors(1), [])
+    writer(tmp_path / "out").commit(Shard(0, [], "fingerprint"), rows(1), vectors(1), [])
     assert pq.read_table(tmp_path / "out/embeddings").num_rows == 1
 
 
@@ -244,7 +244,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_ours(
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    writer(tmp_path, precision="fp32").commit(Shard(0, [], "mark"), rows(1), vectors(1), [])
+    writer(tmp_path, precision="fp32").commit(Shard(0, [], "fingerprint"), rows(1), vectors(1), [])
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
     with pytest.raises(
         StoreMismatchError, match=r'precision is "fp32", expected "bf16" to resume it. Pass overwrite=True'
@@ -319,16 +319,16 @@ def test_weights_without_a_file_are_known_by_where_they_came_from(tmp_path: Path
 
 def test_a_run_that_is_resumed_keeps_its_parts_and_its_manifest(tmp_path: Path) -> None:
     first = writer(tmp_path, device="first")
-    first.commit(Shard(0, [], "mark"), rows(2), vectors(2), failures(1))
-    first.commit(Shard(2, [], "mark"), rows(3), vectors(3), [])
+    first.commit(Shard(0, [], "fingerprint"), rows(2), vectors(2), failures(1))
+    first.commit(Shard(2, [], "fingerprint"), rows(3), vectors(3), [])
     (tmp_path / "embeddings/.part-00001.parquet.99.tmp").write_bytes(b"half")  # as a killed process leaves it
     (tmp_path / "failures/part-00001.parquet").write_bytes(b"its failures were written before")
     before = {name: (tmp_path / name).stat().st_ino for name in files(tmp_path) if "00001" not in name}
     second = writer(tmp_path, device="second")
-    assert [second.fingerprint(index) for index in range(4)] == ["mark", None, "mark", None]
+    assert [second.fingerprint(index) for index in range(4)] == ["fingerprint", None, "fingerprint", None]
     assert second.counts({0, 2}) == (5, 1)
     assert second.manifest.device == "first"
-    second.commit(Shard(1, [], "mark"), rows(1), vectors(1), [])
+    second.commit(Shard(1, [], "fingerprint"), rows(1), vectors(1), [])
     assert second.counts(range(3)) == (6, 1)
     assert {name: (tmp_path / name).stat().st_ino for name in before} == before
     assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
@@ -336,7 +336,7 @@ def test_a_run_that_is_resumed_keeps_its_parts_and_its_manifest(tmp_path: Path) 
 
 def test_a_part_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     made = writer(tmp_path)
-    made.commit(Shard(0, [], "mark"), rows(1), vectors(1), [])
+    made.commit(Shard(0, [], "fingerprint"), rows(1), vectors(1), [])
     (tmp_path / "embeddings/part-00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(StoreError, match=r"embeddings/part-00000.parquet: cannot be read .* Remove it"):
         made.counts({0})
@@ -345,12 +345,12 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_overwriting_replaces_our_files_and_leaves_all_others(tmp_path: Path) -> None:
     out = writer(tmp_path, model="first")
     for index in range(3):
-        out.commit(Shard(index, [], "mark"), rows(1), vectors(1), failures(1))
+        out.commit(Shard(index, [], "fingerprint"), rows(1), vectors(1), failures(1))
     foreign = ["notes.txt", "photos/embeddings/a.jpg", "embeddings.bak/a.parquet"]
     for name in ["_index/vectors.bin", *foreign]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    writer(tmp_path, model="second", overwrite=True).commit(Shard(0, [], "mark"), rows(2), vectors(2), [])
+    writer(tmp_path, model="second", overwrite=True).commit(Shard(0, [], "fingerprint"), rows(2), vectors(2), [])
     parts = ["embeddings/part-00000.parquet", "failures/part-00000.parquet"]
     assert files(tmp_path) == sorted([*foreign, *parts, "manifest.json"])
     assert json.loads((tmp_path / "manifest.json").read_text())["model"] == "second"
