@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from clip.records import Row, Shard
+from clip.store.manifest import Manifest
 from clip.store.writer import StoreWriter
 
 PART, CENTRES, SPREAD = 10_000, 300, 0.8
@@ -75,7 +76,7 @@ def write(out: Path, rows: int, dim: int) -> None:
     """An output as clip embed writes it."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CENTRES, dim)).astype(np.float32)
-    writer = StoreWriter(out, {"dim": dim, "dtype": "float32", "model": "none", "normalised": True})
+    writer = StoreWriter(out, Manifest(dim=dim, model="none"))
     writer.begin("input")
     for index, start in enumerate(range(0, rows, PART)):
         count = min(PART, rows - start)

@@ -21,6 +21,7 @@ import clip
 from clip.errors import StoreMismatchError
 from clip.jobs import EmbedReport, ExportJob, SearchJob, VerifyJob
 from clip.store.manifest import Manifest
+from clip.store.plan import read_plan
 
 PHOTOS = [
     "0-white-heart-left-of-green-square.jpg",
@@ -91,11 +92,14 @@ def test_its_manifest_is_read_and_written_back_key_by_key() -> None:
 
 def test_it_is_opened_and_exported() -> None:
     store = clip.Store("out")
-    table, vectors = store.table(), store.vectors()
+    table, vectors, plan = store.table(), store.vectors(), read_plan(store.path)
     assert table.column("id").to_pylist() == [*PHOTOS, *MEMBERS]
     assert store.failures().column("id").to_pylist() == [BROKEN]
     assert (vectors.shape, vectors.dtype) == ((8, 256), np.float32)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert plan is not None
+    assert (plan.shards, plan.entries, plan.containers, plan.total) == (3, 7, 1, None)
+    assert plan.to_json() == json.loads(Path("out/_plan/plan.json").read_bytes())
     assert clip.export(ExportJob(output="out", target="npy", format="npy")).rows == 8
     assert np.array_equal(np.load("npy/vectors.npy"), vectors)
 

@@ -82,6 +82,14 @@ def test_a_new_plan_takes_an_olds_place_when_it_is_adopted_and_not_before(tmp_pa
     assert not (tmp_path / "_plan.new").exists()
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"shards": 1, "packs": 0}', '{"shards": 1, "more": 2}'])
+def test_a_damaged_plan_is_none(tmp_path: Path, content: str) -> None:
+    write_plan(tmp_path, shards([Item("a", "a", 1)]), Counter()).adopt()
+    assert read_plan(tmp_path) is not None
+    (tmp_path / "_plan/plan.json").write_text(content)
+    assert read_plan(tmp_path) is None
+
+
 def test_shards_are_taken_one_at_a_time_and_written_before_the_next(tmp_path: Path) -> None:
     def listed() -> Iterator[Shard]:
         for index in range(3):
