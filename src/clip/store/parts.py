@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 EMBEDDINGS, FAILURES = "embeddings", "failures"
 PART = "part-{:05d}.parquet"
 # In the metadata of an embeddings part: the fingerprint of the shard's listing; what was passed over while it was
-# read, by reason; how many entries, of files with several frames how many frames, were read.
-FINGERPRINT, IGNORED, READ = b"clip.mark", b"clip.ignored", b"clip.read"
+# read, by reason; how many entries, of files with several frames how many frames, were read; and how many of these are
+# frames beyond the first of their file, where there are any.
+FINGERPRINT, IGNORED, READ, FRAMES = b"clip.mark", b"clip.ignored", b"clip.read", b"clip.frames"
 EMBEDDING, TEXT_EMBEDDING = "embedding", "text_embedding"  # columns of vectors
 FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "path", "stage", "error", "message")])
 
@@ -127,9 +128,12 @@ class PartWriter:
             )
         return merged
 
-    def note(self, read: int, ignored: Mapping[str, int]) -> None:
-        """Write into the part how many entries were read, and what was passed over meanwhile."""
-        noted = {READ: str(read + self._carried_over), **({IGNORED: json.dumps(ignored)} if ignored else {})}
+    def note(self, read: int, ignored: Mapping[str, int], frames: int = 0) -> None:
+        """Write into the part how many entries were read, how many frames beyond their first, and what was ignored."""
+        carried_over = sum(entry.id in self._shard.kept for entry in self._shard.entries)
+        frames += max(0, self._carried_over - carried_over)
+        noted = {READ: str(read + carried_over + frames), **({IGNORED: json.dumps(ignored)} if ignored else {})}
+        noted |= {FRAMES: str(frames)} if frames else {}
         with translate_os_errors(self._paths[EMBEDDINGS]):
             self._writers[EMBEDDINGS].add_key_value_metadata(noted)
 
