@@ -74,13 +74,13 @@ class EmbedJob:
     long_text: LongText = "fail"
     """A text of more tokens than the model reads becomes a failure row (fail), or loses its tail (cut)."""
     min_cosine: float | None = None
-    """Measure first, and take the fastest precision and pixels whose vectors have at least this cosine to exact ones."""
+    """Measure first; take the fastest precision and pixels whose vectors have at least this cosine to exact ones."""
     calibration: str | Path | None = None
     """Folder of images to quantise int8 by; default: the first images of the input."""
     workers: int | None = None
     """Threads that decode; default: one per core."""
     readers: int = 32
-    """Images to request from servers at the same time."""
+    """Images to request from servers at the same time, at most 100."""
     decode_budget_bytes: int = 400_000_000
     """Bytes of decoded images that threads may hold at the same time."""
     isolate: bool = False

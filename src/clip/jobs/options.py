@@ -68,11 +68,11 @@ class Limits:
     """What an image may cost; one beyond a limit becomes a failure row before it is decoded."""
 
     max_bytes: int = 2**31 - 1  # no format that is decoded gains from more
-    """Bytes a file may have."""
+    """Largest file in bytes; a larger one becomes a failure row."""
     max_pixels: int = 100_000_000
-    """Pixels an image may have, width times height; Pillow itself refuses 179 million and more."""
+    """Largest image in pixels, width times height; Pillow itself refuses 179 million and more."""
     max_aspect: float | None = None
-    """Longer side over the shorter an image may have; default: any, if its resized canvas is within 256 megapixels."""
+    """Largest ratio of the longer side to the shorter; default: any, if the resized canvas has up to 256 megapixels."""
     max_frames: int = 1000
     """Frames to take of a file, where all are wanted; the rest becomes one failure row."""
 
