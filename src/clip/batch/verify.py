@@ -174,6 +174,9 @@ class _Reader:
             yield Problem(MANIFEST, "the run is not finished. Run the job again to resume it.")
         elif {key: manifest.counts[key] for key in counts} != counts:
             yield Problem(MANIFEST, f"counts {manifest.counts}, expected {counts}. Run the job again.")
+        if self.read != self.written + self.failed:
+            outcomes = f"{self.written:,} rows and {self.failed:,} failures"
+            yield Problem(EMBEDDINGS, f"holds {outcomes}, expected {self.read:,} together. Run the job again.")
 
 
 def _check_sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:

@@ -24,7 +24,7 @@ import clip
 from clip.batch import run as run_module
 from clip.batch.count import Count, Expected
 from clip.batch.verify import verify
-from clip.errors import StoreError
+from clip.errors import InputError, StoreError
 from clip.jobs.verify import VerifyJob
 from clip.records import Failure, Pixels
 
@@ -317,29 +317,32 @@ def test_members_that_are_no_images_are_not_missing(
 def test_an_archive_that_ends_early_has_one_failure_for_the_rest(
     form: str, shard_size: int, limit: int | None, weights: Path, tmp_path: Path
 ) -> None:
-    contents = {f"{n}.png": encode(n) for n in range(8)}
-    source, _ = write_input(form, tmp_path, contents)
-    job = embed_job(
-        source=source, output=tmp_path / "out", model=str(weights), threads=1, shard_size=shard_size, limit=limit
-    )
-    whole = clip.embed(job)
-    assert (whole.read, whole.failed) == (min(limit or 8, 8), 0)
-    data = source.read_bytes()
-    for cut in (len(data) // 3, len(data) // 2, len(data) - 30):
-        # Of the same size and time, as a disk spoils files: an archive of another size would be another input.
-        status = source.stat()
-        source.write_bytes(data[:cut] + bytes(len(data) - cut))
+    source, _ = write_input(form, tmp_path, {f"{n}.png": encode(n) for n in range(8)})
+    data, status = source.read_bytes(), source.stat()
+
+    def spoil(cut: int) -> None:
+        """Keep size and time, as a disk does that spoils a file."""
+        source.write_bytes(data[:cut] + b"\xff" * (len(data) - cut))  # zeros would end a tar in order
         os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
-        for part in (tmp_path / "out/embeddings").iterdir():
-            part.unlink()
-        try:
-            report = clip.embed(job)
-        except clip.errors.ClipError as exc:
-            assert "together" not in str(exc)
-            continue
-        assert report.read == report.written + report.failed
-        problems = [problem.what for problem in verify(VerifyJob(output=tmp_path / "out")).problems]
-        assert not [what for what in problems if "holds" in what], problems
+
+    failed = 0
+    for number, cut in enumerate((len(data) // 3, len(data) // 2, len(data) - 30, len(data))):
+        for spoilt_when in ("before", "after the listing"):
+            out = tmp_path / f"{number} {spoilt_when}"
+            job = embed_job(
+                source=source, output=out, model=str(weights), threads=1, shard_size=shard_size, limit=limit
+            )
+            spoil(cut if spoilt_when == "before" else len(data))
+            try:
+                report = clip.embed(job, lambda progress, cut=cut: spoil(cut) if progress.listing else None)
+            except InputError as exc:
+                assert (form, spoilt_when) == ("parquet", "before"), exc
+                continue
+            failed += report.failed
+            assert report.read == report.written + report.failed
+            assert report.failed > 0 or cut == len(data) or limit is not None or form == "tar"
+            assert verify(VerifyJob(output=out)).problems == ()
+    assert failed or limit == 2
 
 
 def test_a_list_that_names_an_image_twice_has_both_rows(weights: Path, tmp_path: Path) -> None:
