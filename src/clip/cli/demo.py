@@ -16,7 +16,7 @@ from ..jobs.demo import DemoJob
 from .signals import undisturbed
 
 if TYPE_CHECKING:
-    from ..demo.folder import Drawn
+    from ..demo.folder import Drawing
 
 OUTPUT_HELP = "Folder to write; an earlier demo in it is replaced, files of others stop the demo."
 HITS = 5
@@ -73,7 +73,7 @@ def demo(context: click.Context, **options: Any) -> None:
     click.echo(CLOSING.format(shapes=shapes, colours=colours, output=table.parent))
 
 
-def _choose_queries(scenes: list[Drawn], rng: Random) -> list[Drawn]:
+def _choose_queries(scenes: list[Drawing], rng: Random) -> list[Drawing]:
     """Return a scene of each kind, whose caption is then searched for."""
     kinds = [
         [drawn for drawn in scenes if drawn.scene.relation == "left of"],

@@ -20,7 +20,9 @@ from .signals import undisturbed
     "--format", type=click.Choice(get_args(ExportFormat)), required=True, help="Format of the files in TARGET."
 )
 @click.option(
-    "--overwrite", is_flag=True, help="Replace an earlier export in TARGET; files of others are never removed."
+    "--overwrite",
+    is_flag=True,
+    help="Replace an earlier export in TARGET; files that it did not write are never removed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write the summary as one JSON object, also to stdout.")
 def export(*, as_json: bool, **options: Any) -> None:

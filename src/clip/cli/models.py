@@ -10,13 +10,14 @@ import click
 from ..jobs.models import DeviceRow, ModelRow
 from .signals import undisturbed
 
+DEVICES_HELP = "List the devices of this machine instead, with their libraries and precisions; reference means the first precision."
 MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached"
 DEVICES_HEAD = f"{'device':<10}{'back end':<20}{'precisions':<24}name"
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per line.")
-@click.option("--devices", is_flag=True, help="List the devices of this machine and their precisions instead.")
+@click.option("--devices", is_flag=True, help=DEVICES_HELP)
 @click.option("--download-root", metavar="DIR", help="Folder with cached weights.  [default: ~/.cache/clip]")
 def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
     """List the models that OpenAI released, and the small one that is included; or the devices of this machine.
@@ -24,10 +25,10 @@ def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
     The last column has the path of the weights, where they are on this machine.
     """
     with undisturbed():
-        from ..engine.devices import devices as list_devices
+        from ..engine.devices import list_devices
         from ..weights import catalog
 
-    rows = list_devices() if devices else [*catalog.models(download_root), catalog.sketch()]
+    rows = list_devices() if devices else [*catalog.list_models(download_root), catalog.describe_sketch()]
     if as_json:
         for row in rows:
             click.echo(json.dumps(asdict(row)))

@@ -23,8 +23,12 @@ TEXT_HELP = "Text to find images of. May be repeated: all texts, images and the 
 IMAGE_HELP = "Image file to find similar images to; - is stdin. May be repeated."
 VECTOR_HELP = "File with a vector to find, as a JSON list or .npy; - is stdin. Needs no model."
 NOT_HELP = "Text to avoid: its vector is subtracted. May be repeated."
-WHERE_HELP = "Condition on the columns of OUT, in SQL: \"width > 1000 AND format = 'JPEG'\". Needs DuckDB."
-PLAIN_HELP = "Write only the paths, one per line; a path may hold a line feed, which --json escapes."
+WHERE_HELP = (
+    "Condition on the columns of OUT but the vectors, in SQL: \"width > 1000 AND format = 'JPEG'\". Needs DuckDB."
+)
+PLAIN_HELP = (
+    "Write only the paths, one per line, for members of an archive its path; only --json shows line feeds in paths."
+)
 SHEET_HELP = "Also write the hits, at most 1,000, as one image."
 MODEL_HELP = "Where the run's weights are.  [default: as in the manifest]"
 
