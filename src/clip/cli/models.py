@@ -10,7 +10,7 @@ import click
 from ..jobs.models import DeviceRow, ModelRow
 from .signals import undisturbed
 
-DEVICES_HELP = "List the devices of this machine instead, with their libraries and precisions; reference means the first precision."
+DEVICES_HELP = "List this machine's devices instead, with libraries and precisions; the first is what reference means."
 MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached"
 DEVICES_HEAD = f"{'device':<10}{'back end':<20}{'precisions':<24}name"
 
