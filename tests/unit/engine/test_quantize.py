@@ -172,7 +172,7 @@ def test_an_update_keeps_the_calibration_though_the_first_pictures_are_others(vi
     ("choices", "told"),
     [
         ({"precision": "int8", "texts": True}, "precision: found int8 for texts"),
-        ({"precision": "bf16", "calibration": "photos"}, "calibration: found it with precision bf16"),
+        ({"precision": "bf16", "calibration": "photos"}, "calibration: found precision bf16, expected int8"),
     ],
 )
 def test_options_that_do_not_go_together(choices: dict[str, Any], told: str) -> None:
@@ -182,5 +182,5 @@ def test_options_that_do_not_go_together(choices: dict[str, Any], told: str) -> 
 
 def test_an_input_without_pictures_cannot_be_quantised_by(vit: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="no image that can be decoded among the first 1, expected some"):
+    with pytest.raises(InputError, match="none of the first 1 entries can be decoded, expected images to quantise by"):
         clip.embed(embed_job(source=tmp_path, output=tmp_path / "out", model=str(vit), precision="int8"))
