@@ -23,7 +23,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from clip.sources.remote.schemes import server_of
+from clip.sources.remote.schemes import get_server
 from kit import loopback
 
 TIME_S = 1_700_000_000
@@ -229,6 +229,6 @@ def running() -> Iterator[Cloud]:
     with pytest.MonkeyPatch.context() as patch, loopback.running(Cloud()) as cloud:
         for name, value in environment(cloud).items():
             patch.setenv(name, value)
-        server_of.cache_clear()
+        get_server.cache_clear()
         yield cloud
-        server_of.cache_clear()
+        get_server.cache_clear()

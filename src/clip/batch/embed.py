@@ -110,7 +110,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
 
 def source_of(job: EmbedJob) -> Source:
     """What the job names as input. Raises: InputError for what is not there."""
-    return Source(job.inputs, job.globs, job.columns, job.root).typed()
+    return Source(job.inputs, job.globs, job.columns, job.root).with_types()
 
 
 def count(job: EmbedJob) -> Listing:

@@ -19,7 +19,7 @@ from ..jobs.embed import EmbedJob, Progress
 from ..jobs.options import DECODE_SECONDS
 from ..parallel import ByteBudget, available_cores, map_ahead, read_ahead
 from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens
-from ..sources.remote.prefetch import prefetched
+from ..sources.remote.prefetch import prefetch
 from ..store.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_standing
 from ..text.tokens import Tokenizing
 from .decode import Decoding
@@ -140,7 +140,7 @@ class Run:
         ahead = workers if job.frames == "all" else 2 * batch + workers
         listed = self._entries(indices)
         entries: Generator[Item | Member | Failure | Shard | _End] = (
-            listed if job.kind == "texts" else prefetched(listed, job.max_bytes, job.readers)
+            listed if job.kind == "texts" else prefetch(listed, job.max_bytes, job.readers)
         )
         with closing(entries), closing(map_ahead(outcomes, entries, workers=workers, ahead=ahead, stop=stop)) as found:
             for several in found:

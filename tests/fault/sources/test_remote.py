@@ -23,7 +23,7 @@ from clip.errors import InputError
 from clip.records import Failure, Item, Member
 from clip.sources.remote import client, schemes
 from clip.sources.remote.client import Patience
-from clip.sources.remote.prefetch import prefetched
+from clip.sources.remote.prefetch import prefetch
 from clip.sources.source import Source
 
 PATIENCE_S = 10.0  # what is promised for Ctrl-C
@@ -74,7 +74,7 @@ def url_of(cloud: Cloud, scheme: str, name: str) -> str:
 
 def outcome(url: str, max_bytes: int = 10**6) -> bytes | str:
     """What becomes of an image: its bytes, or the failure."""
-    (found,) = prefetched([Item("id", url, 0)], max_bytes, 2)
+    (found,) = prefetch([Item("id", url, 0)], max_bytes, 2)
     return found.data if isinstance(found, Member) else f"{found.stage} {found.error}: {found.message}"
 
 
@@ -105,7 +105,7 @@ def test_patience_ends_in_a_failure_that_another_run_may_not_have(cloud: Cloud, 
     told = outcome(url_of(cloud, "http", "photos/09.jpg"))
     assert isinstance(told, str)
     assert told.startswith(found)
-    assert told.endswith("Try again later, with --update.")
+    assert told.endswith("Try again later, with update=True.")
     assert len(cloud.requests) == 3
 
 
@@ -127,7 +127,7 @@ def test_a_body_is_never_read_beyond_the_cap_whatever_its_length_is_said_to_be(c
     cloud.files[IMAGE] = bytes(1000)
     assert outcome(url, 1000) == bytes(1000)
     assert outcome(url, 999) == (
-        "read InputError: 1,000 bytes, expected at most 999. Leave it out, or raise --max-bytes."
+        "read InputError: 1,000 bytes, expected at most 999. Leave it out, or raise max_bytes."
     )
     cloud.scripts[IMAGE] = ["claims most"]
     assert "1,000,000,000,000 bytes, expected at most 5,000" in str(outcome(url, 5000))
@@ -301,11 +301,10 @@ def test_a_part_of_a_zip_whose_server_fails_never_gives_the_other_parts(cloud: C
     assert {one.id for one in found if isinstance(one, Member)} <= {one.id for one in members(packs[1])}
 
 
-def test_what_is_read_ahead_is_bounded_and_in_order(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clip.sources.remote.prefetch.HELD_BYTES", 3_000_000)
+def test_what_is_read_ahead_is_bounded_and_in_order(cloud: Cloud) -> None:
     cloud.files = {f"/bucket/{n}.jpg": bytes([n]) * (5_000_000 if n == 3 else 1_000_000) for n in range(20)}
     items = [Item(str(n), f"{cloud.url}/bucket/{n}.jpg", 0) for n in range(20)]
-    found = prefetched(items, 10**7, 8)
+    found = prefetch(items, 10**7, 8, held_bytes=3_000_000)
     taken = [next(found)]
     time.sleep(0.5)
     assert len(cloud.requests) <= 1 + 4 + 8, "what was taken, what is held, and readers that wait for their turn"
@@ -314,9 +313,9 @@ def test_what_is_read_ahead_is_bounded_and_in_order(cloud: Cloud, monkeypatch: p
 
 
 def test_local_entries_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clip.sources.remote.prefetch.begun", lambda _: pytest.fail("asked for something"))
+    monkeypatch.setattr("clip.sources.remote.prefetch.start", lambda _: pytest.fail("asked for something"))
     items = [Item(str(n), f"/here/{n}.jpg", 0) for n in range(300)]
-    taken = prefetched(iter(items), 10, 8)
+    taken = prefetch(iter(items), 10, 8)
     assert [next(taken), *taken] == items
 
 
@@ -324,7 +323,7 @@ def test_closing_ends_what_hangs_at_once(cloud: Cloud, monkeypatch: pytest.Monke
     monkeypatch.setattr(client, "PATIENCE", Patience(silence_s=60))
     cloud.scripts[IMAGE] = ["silence"]
     items = [Item("0", f"{cloud.url}/bucket/photos/00.png", 0), Item("1", f"{cloud.url}{IMAGE}", 0)]
-    found = prefetched(items * 20, 10**6, 8)
+    found = prefetch(items * 20, 10**6, 8)
     next(found)
     deadline = time.monotonic() + 20
     while len(under_way()) < 2:  # which begin in a thread of their own
@@ -349,7 +348,7 @@ def test_a_library_that_ends_a_body_early_without_a_word_is_not_believed(
     async def ended(_: object) -> bytes:
         return b""
 
-    monkeypatch.setattr(schemes._Streamed, "read", ended)
+    monkeypatch.setattr(schemes._HttpAnswer, "read", ended)
     told = outcome(url_of(cloud, "http", "photos/09.jpg"))
     assert f"the server sent 0 of {len(cloud.files[IMAGE]):,} bytes 3 times" in str(told)
 
@@ -386,7 +385,7 @@ def test_ctrl_c_ends_a_run_whose_server_hangs(cloud: Cloud, weights: Path, tmp_p
 DYING = """
 import os, signal
 from clip import records
-from clip.sources import members, parquet
+from clip.sources import members
 from clip.sources.remote import prefetch
 calls = [0]
 class Dying(records.Member):
@@ -396,7 +395,7 @@ class Dying(records.Member):
         if calls[0] == {place}:
             os.kill(os.getpid(), signal.SIGKILL)
         records.Member.__init__(self, *values)
-members.Member = parquet.Member = prefetch.Member = Dying
+members.Member = prefetch.Member = Dying
 """
 
 

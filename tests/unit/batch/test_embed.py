@@ -251,7 +251,7 @@ def test_an_input_that_yields_nothing_is_refused_with_the_likely_cause(weights_p
         clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
     (tmp_path / "in/notes.txt").touch()
     (tmp_path / "in/.hidden.jpg").touch()
-    with pytest.raises(InputError, match=r"in: nothing but 1 hidden, 1 not an image, expected images.* --glob"):
+    with pytest.raises(InputError, match=r"in: nothing but 1 hidden, 1 not an image, expected images.* globs"):
         clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -444,7 +444,7 @@ def test_pictures_that_changed_are_no_part_of_the_same_run(photos: Path, weights
     [
         ({"max_pixels": 45 * 30}, 5, "46 x 30 px, expected at most 1,350 pixels"),
         ({"max_aspect": 1.5}, 5, "46 x 30 px, expected sides of at most 1.5 to 1"),
-        ({"max_bytes": 1}, 11, " bytes, expected at most 1. Leave it out, or raise --max-bytes."),
+        ({"max_bytes": 1}, 11, " bytes, expected at most 1. Leave it out, or raise max_bytes."),
         ({"max_pixels": 50 * 30, "max_aspect": 50 / 30}, 0, ""),
     ],
 )

@@ -21,7 +21,7 @@ from clip.jobs.embed import EmbedJob
 from clip.jobs.verify import VerifyJob
 from clip.records import ContainerPart, Item
 from clip.sources.remote import client
-from clip.sources.remote.schemes import server_of
+from clip.sources.remote.schemes import get_server
 from clip.sources.source import Source
 
 NAMES = [f"{'sub/' if n % 3 else ''}{n:03}.{'jpg' if n % 2 else 'png'}" for n in range(499)]
@@ -230,7 +230,7 @@ def test_what_is_not_there_is_refused_or_a_failure_row(cloud: Cloud, weights: Pa
 
 @pytest.mark.parametrize(("scheme", "library"), [("s3", "s3fs"), ("gs", "gcsfs"), ("http", "aiohttp")])
 def test_a_library_that_is_not_installed_is_named(scheme: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clip.sources.remote.client.server_of", server_of.__wrapped__)
+    monkeypatch.setattr("clip.sources.remote.client.get_server", get_server.__wrapped__)
     for name in [
         name for name in sys.modules if name.split(".")[0] == library or name == "fsspec.implementations.http"
     ]:

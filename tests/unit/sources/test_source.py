@@ -341,13 +341,13 @@ def test_names_of_a_large_folder_are_sorted_on_the_disk_and_come_in_the_same_ord
     plant(tmp_path / "root", *MANY, ".hidden", *(f"g{n:02}/a.jpg" for n in range(15)))
     in_memory = walk(tmp_path / "root")
     spilled: list[int] = []
-    spill = folders._spilled
+    spill = folders._spill
 
     def counted(records: list[bytes], scratch: Path | None) -> Any:
         spilled.append(len(records))
         return spill(records, scratch)
 
-    monkeypatch.setattr(folders, "_spilled", counted)
+    monkeypatch.setattr(folders, "_spill", counted)
     monkeypatch.setattr(folders, "SORTED_IN_MEMORY", 7)
     assert walk(tmp_path / "root") == in_memory
     assert len(in_memory[0]) == len(MANY) + 15
@@ -370,14 +370,14 @@ def test_what_an_earlier_walk_found_is_not_asked_for_again(tmp_path: Path, monke
     plant(tmp_path, "000.new.jpg", "f1/new.jpg", "f9/new.jpg")
     (tmp_path / "020.jpg").unlink()
     asked: list[str] = []
-    status = folders.file_status
+    status = folders.stat_here
 
     def counted(path: str) -> tuple[int, int]:
         asked.append(os.path.relpath(path, tmp_path))
         return status(path)
 
     fresh = again()
-    monkeypatch.setattr(folders, "file_status", counted)
+    monkeypatch.setattr(folders, "stat_here", counted)
     assert again(before[:-2]) == fresh
     assert asked == ["000.new.jpg", "f1/a\n.jpg", "f1/new.jpg", "f2\n/a.jpg", "f9/new.jpg"]
     moved = [replace(item, size_bytes=5, modified_ns=7, path="elsewhere") for item in before]
