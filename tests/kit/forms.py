@@ -16,8 +16,8 @@ import clip
 from clip.jobs.embed import EmbedJob
 from kit import formula
 
-PICTURES = 30
-NAMES = [f"{'sub/' if n % 3 else ''}{n:02}.{'jpg' if n % 2 else 'png'}" for n in range(PICTURES)]
+IMAGES = 30
+NAMES = [f"{'sub/' if n % 3 else ''}{n:02}.{'jpg' if n % 2 else 'png'}" for n in range(IMAGES)]
 BAD = "17.broken.png"
 ALL = [*NAMES, BAD]
 
