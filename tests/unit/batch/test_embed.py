@@ -404,8 +404,8 @@ def test_a_listing_that_was_interrupted_is_gone_on_with_in_a_first_run_only(
     photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    status = folders.file_status
-    monkeypatch.setattr(folders, "file_status", lambda path: (asked.append(os.path.basename(path)), status(path))[1])
+    status = folders.stat_here
+    monkeypatch.setattr(folders, "stat_here", lambda path: (asked.append(os.path.basename(path)), status(path))[1])
 
     def interrupt(progress: Progress) -> None:
         if progress.listing == Listing(8):
