@@ -42,7 +42,7 @@ bench: install
 # About an hour: a thousand kills, and a job of a million pictures. Figures go into LOG.md.
 SOAK ?= /tmp/clip-turbo-soak
 soak: install
-	CLIP_SOAK_KILLS=1000 $(BIN)/pytest tests/fault/test_kill.py
+	CLIP_SOAK_KILLS=1000 $(BIN)/pytest tests/fault/batch/test_kill.py
 	$(BIN)/python bench/scale.py --work $(SOAK)
 	$(BIN)/python bench/scale.py --work $(SOAK) --model ViT-B/32 --untrained
 

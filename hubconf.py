@@ -12,18 +12,18 @@ from clip.clip import tokenize as _tokenize
 dependencies = ["torch", "numpy", "PIL", "ftfy", "regex", "safetensors"]
 
 
-def _entry_point(model_name: str):
+def _make_entry_point(model_name: str):
     def entry(device=None, jit=False, download_root=None):
         return _load(model_name, device=device, jit=jit, download_root=download_root)
 
-    entry.__doc__ = f"{model_name} and its preprocess, as clip.load({model_name!r}) gives them."
+    entry.__doc__ = f"Return {model_name} and its preprocess, as clip.load({model_name!r}) does."
     return entry
 
 
 def tokenize():
-    """The function that turns texts into tokens."""
+    """Return the function that turns texts into tokens."""
     return _tokenize
 
 
 for _name in _MODELS:
-    globals()["".join(c if c.isalnum() else "_" for c in _name)] = _entry_point(_name)
+    globals()["".join(c if c.isalnum() else "_" for c in _name)] = _make_entry_point(_name)

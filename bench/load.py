@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from clip.model import convert_weights, load_weights
-from clip.weights.checkpoints import untrained
+from clip.weights.checkpoints import draw_checkpoint
 
 CHILD = """
 import json, os, sys, time
@@ -51,7 +51,7 @@ print(json.dumps({"seconds": time.perf_counter() - started, "grown": resident("V
 
 def trace(path: Path) -> None:
     """An archive of ViT-L/14's shape, as OpenAI's are."""
-    checkpoint = untrained("ViT-L/14", 0)
+    checkpoint = draw_checkpoint("ViT-L/14", 0)
     model = load_weights(checkpoint.state_dict, checkpoint.architecture, mixed_fp16=False)
     del model.context_length, model.vocab_size
     for name, value in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49408)):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
 from clip.jobs.embed import EmbedJob
+from clip.jobs.options import OutputPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -71,12 +72,12 @@ def read(job: EmbedJob, few: str) -> dict[str, Any]:
     """Files to bytes, one after the other."""
     source = source_of(job.source)
     for item in _items(few):
-        source.read(item, job.max_bytes)
+        source.read(item, job.limits.max_bytes)
     items = _items(job.source)
     cost = Cost(len(items), threads=1)
     with cost.measured():
         for item in items:
-            source.read(item, job.max_bytes)
+            source.read(item, job.limits.max_bytes)
     return asdict(cost)
 
 
@@ -121,19 +122,20 @@ def write(job: EmbedJob, few: str) -> dict[str, Any]:  # noqa: ARG001
     import numpy as np
 
     from clip.records import Row, Shard
+    from clip.store.manifest import Manifest
     from clip.store.writer import StoreWriter
 
     encoder = encoder_of(job)
     rows = [Row(item.id, item.path, 40, 30, "JPEG", item.size_bytes) for item in _items(job.source)]
     vectors = np.random.RandomState(0).standard_normal((len(rows), encoder.dim)).astype(np.float32)  # (N, D)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    store = StoreWriter(Path(job.output), {"dim": encoder.dim, "dtype": job.dtype})
+    store = StoreWriter(Path(job.output), Manifest(dim=encoder.dim, dtype=job.policy.dtype))
     store.begin("a bench's")
     store.commit(Shard(0, [], "warm-up"), rows[:WARM_UP], vectors[:WARM_UP], [])
     cost = Cost(len(rows), threads=1)
     with cost.measured():
-        for index, start in enumerate(range(0, len(rows), job.shard_size)):
-            stop = start + job.shard_size
+        for index, start in enumerate(range(0, len(rows), job.policy.shard_size)):
+            stop = start + job.policy.shard_size
             store.commit(Shard(index, [], "a bench's"), rows[start:stop], vectors[start:stop], [])
     return asdict(cost)
 
@@ -162,13 +164,14 @@ def encoder_of(job: EmbedJob) -> Encoder:
     """What a run of the job encodes with."""
     from clip.encoder import Encoder
 
+    model = job.model_options
     return Encoder(
-        job.model,
-        device=job.device,
-        precision=job.precision,
-        batch_size=job.batch_size or "auto",
-        threads=job.threads,
-        untrained=job.untrained,
+        model.name,
+        device=model.device,
+        precision=model.precision,
+        batch_size=model.batch_size or "auto",
+        threads=model.threads,
+        untrained=model.untrained,
     )
 
 
@@ -181,7 +184,7 @@ def _workers(job: EmbedJob) -> int:
 def _threads(job: EmbedJob) -> int:
     from clip.parallel import available_cores
 
-    return job.threads or available_cores()
+    return job.model_options.threads or available_cores()
 
 
 def source_of(folder: str | Path) -> Source:
@@ -193,7 +196,7 @@ def source_of(folder: str | Path) -> Source:
 def _items(folder: str | Path) -> list[Item]:
     from clip.records import Item
 
-    shards = source_of(folder).shards(EmbedJob.shard_size, Counter())
+    shards = source_of(folder).shards(OutputPolicy.shard_size, Counter())
     return [entry for shard in shards for entry in shard.entries if isinstance(entry, Item)]
 
 

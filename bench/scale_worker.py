@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import paths  # noqa: F401  # pyright: ignore[reportUnusedImport]  before what it finds
+from kit.jobs import embed_job
 from scale_stages import STAGES, Cost, encoder_of, pipeline, source_of
 
 from clip.jobs.embed import EmbedJob
@@ -41,7 +42,7 @@ class Task:
     """What is measured, and on what."""
 
     what: str  # a name in MEASURES
-    job: dict[str, Any]  # the fields of an EmbedJob; its output is a place to write to
+    job: dict[str, Any]  # the options of an EmbedJob, flat; its output is a place to write to
     few: str  # a folder of a few images, to warm up on
 
 
@@ -57,7 +58,7 @@ def count(job: EmbedJob, few: str) -> dict[str, Any]:
     """The listing alone."""
     from clip.batch.embed import count as entries
 
-    return _listing(lambda source: entries(replace(job, source=source))[0], job, few)
+    return _listing(lambda source: entries(replace(job, source=source)).images, job, few)
 
 
 def plan(job: EmbedJob, few: str) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def plan(job: EmbedJob, few: str) -> dict[str, Any]:
     def entries(source: str) -> int:
         ignored: Counter[str] = Counter()
         with tempfile.TemporaryDirectory(dir=Path(job.output).parent) as output:
-            return write_plan(Path(output), source_of(source).shards(job.shard_size, ignored), ignored).entries
+            return write_plan(Path(output), source_of(source).shards(job.policy.shard_size, ignored), ignored).entries
 
     return _listing(entries, job, few)
 
@@ -139,7 +140,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to stderr
     task = Task(**json.loads(sys.argv[1]))
-    json.dump(MEASURES[task.what](EmbedJob(**task.job), task.few), answers)
+    json.dump(MEASURES[task.what](embed_job(**task.job), task.few), answers)
     answers.close()
 
 

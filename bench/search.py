@@ -1,11 +1,11 @@
-"""Time and memory of the exact index: made, opened, asked by faiss and by numpy.
+"""Time and memory of the exact index: made, opened, searched by faiss and by numpy.
 
 Usage: python bench/search.py --work DIR [--rows 1000000] [--dim 512] [--turns 3] [--queries 40]
 
-Writes an output of random vectors that lie about a few hundred centres, as those of images do, in parts of 10,000,
-and makes its index in a process of its own. Then, in turns, a process for each engine opens it and asks, by a centre
-and by a vector far from all in turns. Every query's hits are compared between the engines, and for some with a plain
-product of all vectors in float64. Prints a JSON line. DIR needs 7 KB a row of 512.
+Writes an output of random vectors around a few hundred centres, as those of images are, in parts of 10,000, and makes
+its index in a separate process. Then, in turns, a process for each engine opens it and searches, alternately by a
+centre and by a vector far from all. The hits of every query are compared between the engines, and of some queries with
+a plain product of all vectors in float64. Prints a JSON line. DIR needs 7 KB per row of 512.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from clip.records import Row, Shard
+from clip.store.manifest import Manifest
 from clip.store.writer import StoreWriter
 
 PART, CENTRES, SPREAD = 10_000, 300, 0.8
@@ -40,55 +41,55 @@ ASK = f"""{PEAK}
 import hashlib, json, sys, time
 import numpy as np
 import clip, clip.retrieval.search
-out, engine, queries, checked = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+out, engine, queries, compared = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
 index = clip.Index(out, engine=engine)
 load, after_load = time.perf_counter() - started, resident("VmRSS")
 rng = np.random.default_rng(1)
 vectors = rng.standard_normal((queries, index.store.dim))
 vectors[::2] = np.random.default_rng(0).standard_normal((300, index.store.dim))[:len(vectors[::2])]
-seconds, found = [], []
+seconds, results = [], []
 for vector in vectors:
     started = time.perf_counter()
-    found.append(index.search(vector=vector, k=10))
+    results.append(index.search(vector=vector, k=10))
     seconds.append(time.perf_counter() - started)
 after = resident("VmRSS")
 index.search(vector=vectors[0], k=10, where="width > 1000")
 started = time.perf_counter()
 index.search(vector=vectors[0], k=10, where="width > 1000")
 where = time.perf_counter() - started
-if checked:
+if compared:
     stored, ids = index.store.vectors(), index.store.table(["id"]).column("id")
-    for vector, hits in list(zip(vectors, found))[:checked]:
+    for vector, hits in list(zip(vectors, results))[:compared]:
         exact = np.concatenate([wide @ vector / np.linalg.norm(wide, axis=1) / np.linalg.norm(vector)
             for wide in (stored[s : s + 5000].astype(np.float64) for s in range(0, len(stored), 5000))])
         order = np.argsort(-exact, kind="stable")[:10]
-        expected = sorted((-np.float32(exact[place]), ids[int(place)].as_py()) for place in order)
-        assert expected == [(-np.float32(hit.score), hit.id) for hit in hits]
-told = hashlib.sha256(json.dumps([[(h.id, h.score) for h in hits] for hits in found]).encode()).hexdigest()
+        expected = sorted((-round(float(exact[place]), 9), ids[int(place)].as_py()) for place in order)
+        assert expected == [(-hit.score, hit.id) for hit in hits]
+digest = hashlib.sha256(json.dumps([[(h.id, h.score) for h in hits] for hits in results]).encode()).hexdigest()
 print(json.dumps({{"load": load, "first": seconds[0], "seconds": sorted(seconds[1:])[len(seconds) // 2], "where": where,
-                  "worst": max(seconds[1:]), "after_load": after_load, "after": after, "hits": told}}))
+                  "worst": max(seconds[1:]), "after_load": after_load, "after": after, "hits": digest}}))
 """
 
 
 def write(out: Path, rows: int, dim: int) -> None:
-    """An output as clip embed writes it."""
+    """Write an output as clip embed does."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CENTRES, dim)).astype(np.float32)
-    writer = StoreWriter(out, {"dim": dim, "dtype": "float32", "model": "none", "normalised": True})
+    writer = StoreWriter(out, Manifest(dim=dim, model="none"))
     writer.begin("input")
     for index, start in enumerate(range(0, rows, PART)):
         count = min(PART, rows - start)
-        some = centres[rng.integers(0, CENTRES, count)] + SPREAD * rng.standard_normal((count, dim), np.float32)
-        some /= np.linalg.norm(some, axis=1, keepdims=True)
+        vectors = centres[rng.integers(0, CENTRES, count)] + SPREAD * rng.standard_normal((count, dim), np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         names = [hashlib.md5(str(n).encode(), usedforsecurity=False).hexdigest() for n in range(start, start + count)]
-        listed = [Row(f"{n[:2]}/{n}.jpg", f"/photos/{n[:2]}/{n}.jpg", 1024, 768, "JPEG", 99_999) for n in names]
-        writer.commit(Shard(index, [], "mark"), listed, some, [])
+        records = [Row(f"{n[:2]}/{n}.jpg", f"/photos/{n[:2]}/{n}.jpg", 1024, 768, "JPEG", 99_999) for n in names]
+        writer.commit(Shard(index, [], "fingerprint"), records, vectors, [])
 
 
 def run(script: str, *arguments: object) -> dict[str, float]:
-    ran = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, check=True)
-    return json.loads(ran.stdout)
+    done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
 
 
 def main() -> None:
@@ -99,27 +100,32 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--queries", type=int, default=40)
     parser.add_argument("--checked", type=int, default=5, help="Queries compared with a plain product.")
-    asked = parser.parse_args()
-    out = asked.work / "out"
-    write(out, asked.rows, asked.dim)
+    arguments = parser.parse_args()
+    out = arguments.work / "out"
+    write(out, arguments.rows, arguments.dim)
     made = run(MAKE, out)
     turns: dict[str, list[dict[str, float]]] = {"faiss": [], "numpy": []}
-    for turn in range(asked.turns):
-        for engine, found in turns.items():
-            found.append(run(ASK, out, engine, asked.queries, 0 if turn else asked.checked))
+    for turn in range(arguments.turns):
+        for engine, results in turns.items():
+            results.append(run(ASK, out, engine, arguments.queries, 0 if turn else arguments.checked))
     shutil.rmtree(out)
-    if len({found["hits"] for several in turns.values() for found in several}) != 1:
+    if len({result["hits"] for results in turns.values() for result in results}) != 1:
         raise SystemExit("faiss and numpy found different hits")
-    code_bytes = asked.rows * asked.dim * 2
-    told: dict[str, object] = {"rows": asked.rows, "dim": asked.dim, "cores": os.cpu_count(), "cpu": platform.machine()}
-    told["make"] = {
+    code_bytes = arguments.rows * arguments.dim * 2
+    report: dict[str, object] = {
+        "rows": arguments.rows,
+        "dim": arguments.dim,
+        "cores": os.cpu_count(),
+        "cpu": platform.machine(),
+    }
+    report["make"] = {
         "s": round(made["seconds"], 1),
         "file MB": round(made["bytes"] / 1e6),
         "peak MB": round(made["peak"] / 1e6),
     }
-    for engine, several in turns.items():
-        middle = {name: statistics.median(found[name] for found in several) for name in several[0] if name != "hits"}
-        told[engine] = {
+    for engine, results in turns.items():
+        middle = {name: statistics.median(result[name] for result in results) for name in results[0] if name != "hits"}
+        report[engine] = {
             "load s": round(middle["load"], 2),
             "first ms": round(1e3 * middle["first"], 1),
             "median ms": round(1e3 * middle["seconds"], 1),
@@ -129,7 +135,7 @@ def main() -> None:
             "MB after queries": round(middle["after"] / 1e6),
             "MB over fp16 vectors": round(middle["after"] / code_bytes, 2),
         }
-    print(json.dumps(told))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

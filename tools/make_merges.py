@@ -2,8 +2,8 @@
 
 Usage: python tools/make_merges.py bpe_simple_vocab_16e6.txt.gz
 
-The published file lies in openai/CLIP@d05afc4 clip/ and in the wheel of open_clip_torch. Each of the 48,894 merges it
-is read for becomes two ids, little-endian uint16; the id a merge itself gets is 512 plus its place.
+The published file is in openai/CLIP@d05afc4 clip/ and in the wheel of open_clip_torch. Of its merges the first 48,894
+are used: each becomes two ids, little-endian uint16; the id of a merge itself is 512 plus its index.
 """
 
 import array
@@ -18,9 +18,9 @@ PUBLISHED_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6
 
 def main() -> None:
     published = Path(sys.argv[1])
-    found = hashlib.sha256(published.read_bytes()).hexdigest()
-    if found != PUBLISHED_SHA256:
-        sys.exit(f"{published}: sha256 {found}, expected {PUBLISHED_SHA256}. Fetch the published file.")
+    digest = hashlib.sha256(published.read_bytes()).hexdigest()
+    if digest != PUBLISHED_SHA256:
+        sys.exit(f"{published}: sha256 {digest}, expected {PUBLISHED_SHA256}. Download the published file.")
     tokenizer = SimpleTokenizer(str(published))
     ids = array.array("H", (tokenizer.encoder[part] for pair in tokenizer.bpe_ranks for part in pair))
     if sys.byteorder == "big":

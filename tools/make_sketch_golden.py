@@ -1,8 +1,8 @@
-"""Write tests/golden/sketch: twenty small images and captions, and what the sketch model makes of them.
+"""Write tests/golden/sketch: twenty small images and captions, and their features by the sketch model.
 
     python tools/make_sketch_golden.py
 
-To be run again after the model was trained anew, and then only.
+Run it again only after the model was trained again.
 """
 
 import io
@@ -15,11 +15,11 @@ import torch
 
 import clip
 from clip.demo.drawing import draw
-from clip.demo.scenes import distinct
+from clip.demo.scenes import compose_distinct
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "sketch"
 SCENES = 20
-MAX_BYTES = 6_000  # of an image; those with noise are larger, and there are others
+MAX_BYTES = 6_000  # of a PNG; those with noise are larger and are left out
 SIDE_PX = (128, 160)
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     model, preprocess = clip.load("sketch", device="cpu")
     captions: list[str] = []
     inputs: list[torch.Tensor] = []
-    for scene, caption in distinct(rng, 10 * SCENES):
+    for scene, caption in compose_distinct(rng, 10 * SCENES):
         if len(captions) == SCENES:
             break
         image = draw(rng, scene, SIDE_PX)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written to a temporary name, synced, renamed. Knows nothing about what is in them."""
+"""Write files so that they are whole or absent: to a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-TEMPORARY = ".tmp"  # how names of files in work end; they begin with a dot
+TEMPORARY = ".tmp"  # suffix of a file that is being written; its name begins with a dot
 
 
 @contextmanager
 def atomic_write(path: Path) -> Generator[BinaryIO]:
-    """A file that takes `path`'s place once it is whole and on the disk; after an error nothing is left of it."""
-    # A name of its own for each: two threads, or containers that count processes from 1, may write the same file.
+    """Open a file that replaces `path` once it is whole and on the disk. After an error nothing of it remains."""
+    # The name is random: two threads, or containers that count processes from 1, may write the same file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
@@ -34,9 +34,9 @@ def atomic_write(path: Path) -> Generator[BinaryIO]:
 
 
 def sync_folder(path: Path) -> None:
-    """Have a folder's names on the disk."""
+    """Flush a folder's list of names to the disk."""
     if os.name == "nt":
-        return  # Windows has no handle of a folder that could be synced
+        return  # Windows gives no handle of a folder that could be synced
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,17 +45,14 @@ def sync_folder(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path, name: str) -> None:
-    """Remove what processes that were killed left of files in work whose names begin so."""
-    for left in folder.glob(f".{name}*{TEMPORARY}"):
-        left.unlink(missing_ok=True)
+    """Remove the temporary files that killed processes left of files whose names begin with `name`."""
+    for temporary in folder.glob(f".{name}*{TEMPORARY}"):
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def translate_os_errors(path: Path) -> Generator[None]:
-    """The border where the disk's errors become ours.
-
-    Raises:  StoreError naming the path.
-    """
+    """Raise a StoreError that names the path for each OSError of the block."""
     try:
         yield
     except OSError as exc:

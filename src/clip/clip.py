@@ -1,4 +1,4 @@
-"""OpenAI's module: the calls and private names that code written for openai/CLIP uses. Knows nothing about batch jobs.
+"""OpenAI's module: the functions and private names that code written for openai/CLIP uses.
 
 COMPATIBILITY.md lists each name as same, differs or absent, with the reason.
 """
@@ -25,35 +25,34 @@ from .weights import locate
 from .weights.checkpoints import read_checkpoint
 
 if TYPE_CHECKING:
-    from .network.records import Checkpoint, PreprocessSettings
-
+    from .network.records import Checkpoint
 
 __all__ = ["available_models", "load", "tokenize"]
 
 # Names that users import from here, besides those defined below.
 _REEXPORTED = (BICUBIC, CenterCrop, Compose, Normalize, Resize, ToTensor, build_model, _convert_image_to_rgb)
 
-_MODELS = dict(locate.URLS)  # users add to it and put another in its place; `load` reads it at each call
+_MODELS = dict(locate.URLS)  # users add to it and replace it; `load` reads it at each call
 
 
 def __getattr__(name: str) -> object:
-    if name == "_tokenizer":  # OpenAI builds it at import; here its 30 ms are spent at first use
+    if name == "_tokenizer":  # OpenAI builds it at import; here it is built at first use, in 30 ms
         return shared_tokenizer()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def available_models() -> list[str]:
-    """Names of the models `load` knows."""
+    """Return the names of the models that `load` knows."""
     return list(_MODELS)
 
 
 def _download(url: str, root: str | os.PathLike[str] | None = None) -> str:
-    """Path of the verified local copy of the weights a URL names. Source: openai/CLIP@d05afc4 clip/clip.py:43."""
-    return locate.cached_file(url, root)
+    """Return the path of the verified local copy of a URL's file. Source: openai/CLIP@d05afc4 clip/clip.py:43."""
+    return locate.ensure_cached(url, root)
 
 
 def _transform(n_px: int) -> Compose:  # pyright: ignore[reportUnusedFunction]  for users, as OpenAI's
-    """The transform for a model that reads `n_px` pixels a side. Source: openai/CLIP@d05afc4 clip/clip.py:79."""
+    """Return the transform of a model that reads `n_px` pixels a side. Source: openai/CLIP@d05afc4 clip/clip.py:79."""
     return make_preprocess(PreprocessSettings(n_px))
 
 
@@ -63,13 +62,14 @@ def load(
     jit: bool = False,
     download_root: str | os.PathLike[str] | None = None,
 ) -> tuple[CLIP, Compose]:
-    """A model in eval mode on `device`, and the transform that makes its input of an image.
+    """Return a model in eval mode on `device`, and the transform that turns an image into its input.
 
-    `name` is one of `available_models()`, "sketch" or a path (OpenAI's archive, a state dict, safetensors). Without a
-    device it is CUDA where there is one, else the CPU. Weights are fp16 and fp32 as `convert_weights` splits them on
-    CUDA, and fp32 elsewhere. `jit=True` gives the same eager model: this package never runs TorchScript.
+    `name` is one of `available_models()`, "sketch", `hf-hub:ORG/NAME[@REVISION]` or a path: OpenAI's archive, a state
+    dict, safetensors, a folder of transformers or open_clip. `device` defaults to CUDA where there is one, else the
+    CPU. On CUDA the weights are fp16 and fp32 as `convert_weights` splits them, elsewhere fp32. `jit=True` gives the
+    same eager model: this package never runs TorchScript.
 
-    Raises:  UnknownModelError, WeightsMissingError, CheckpointError, DeviceError, all of them RuntimeErrors.
+    Raises:  UnknownModelError, WeightsMissingError, DownloadError, CheckpointError, DeviceError, all RuntimeErrors.
     Source:  openai/CLIP@d05afc4 clip/clip.py:94.
     """
     if jit:
@@ -87,15 +87,15 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
     """Turn texts into the token table that `encode_text` reads.
 
     Shapes:  T texts -> int32 (T, context_length); a row is start, tokens, end, then zeros.
-    Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for what is no text.
+    Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for other types.
     Source:  openai/CLIP@d05afc4 clip/clip.py:205.
     """
-    tokenizer = globals().get("_tokenizer") or shared_tokenizer()  # users put another in its place
+    tokenizer = globals().get("_tokenizer") or shared_tokenizer()  # users replace it
     return token_table(tokenizer, texts, context_length, truncate)
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> CLIP:
-    """The drop-in model of a checkpoint on a device, in the dtypes the reference has there. Empties its state dict."""
+    """Return a checkpoint's model on a device, in the dtypes that OpenAI's has there. Empties its state dict."""
     model = load_weights(checkpoint.state_dict, checkpoint.architecture, device=device, mixed_fp16=runs_fp16(device))
     model.preprocess_settings, model.tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     return model

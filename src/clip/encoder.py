@@ -1,50 +1,54 @@
-"""Encoder: a name resolved, an engine chosen, images and texts to vectors. Knows nothing about folders or Parquet."""
+"""The library's front door: an `Encoder` turns images and texts into vectors."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .clip import tokenize
-from .engine.backend_openvino import rest_of_int8
 from .engine.devices import make_backend, resolve_device
 from .engine.engine import Engine
+from .engine.loaded_model import read_loaded_model
 from .engine.quantize import Calibration
-from .errors import ClipError, ImageError, InputError, InputTypeError
+from .errors import ImageError, InputError, InputTypeError
 from .foreign_distribution import warn_of_foreign_distribution
-from .images.decode import read_pixels
+from .images.preprocess import Compose, make_preprocess
+from .images.stream import BadImage, DecodedImage, decode_stream, split_batches
 from .jobs.options import PixelMode
-from .model import CLIP, QuickGELU, VisionTransformer
-from .network.architecture import infer_architecture
-from .network.meta_init import blueprint
-from .network.records import Checkpoint, PreprocessSettings
-from .parallel import available_cores, map_ahead
+from .model import CLIP
 from .text.tokens import token_table
+from .vectors import unit_vectors, usable_norms
 from .weights import locate
-from .weights.checkpoints import read_checkpoint
-from .weights.checkpoints import untrained as untrained_checkpoint
+from .weights.checkpoints import draw_checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from PIL import Image
+    from collections.abc import Generator
 
     from .jobs.options import Precision
+    from .records import Failure
 
     ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+OnError = Literal["raise", "none"]  # of a bad image: raise its error, or return NaNs or a Failure in its place
 
 
 class Encoder:
     """A model ready for inference: images and texts to vectors, in batches of any size, from any thread.
 
-    It runs the lean graph (fold.py, lean.py), whose vectors are those of the model to within rounding. A tower is made
-    ready when it is first used, which takes about half a second for ViT-B/32 on a CPU.
+    It runs the lean graph (engine/graph.py), whose vectors are those of the model to within rounding. A tower is
+    compiled when it is first used, which takes about half a second for ViT-B/32 on a CPU.
+
+    `embed_images` and `embed_texts` return unit vectors as arrays. `encode_image` and `encode_text` return raw features
+    as tensors, like the methods of OpenAI's model. An encoder made of a name or a path can be pickled: docs/encoder.md.
     """
 
     def __init__(
@@ -61,48 +65,34 @@ class Encoder:
     ) -> None:
         """Load a released model by name or "sketch", a weights file by path, or take the weights of a loaded model.
 
-        Without a device, or with "auto", it is CUDA where there is one, else the CPU; for a loaded model the device it
-        is on. `precision` is what vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on
-        a CPU, fp16 on CUDA. `threads` is for the model on a CPU, one a core without. `untrained` draws the named
-        architecture's weights at random from this seed instead of reading any. With `decode` "fast" `embed` makes
-        pixels that are nearly those of OpenAI's code: docs/images.md.
+        The default device, also called "auto", is CUDA where there is one, else the CPU; for a loaded model, its own.
+        Vectors are computed in `precision`; "reference" is that of OpenAI's code: fp32 on a CPU, fp16 on CUDA.
+        `threads` is for the model on a CPU, default: one per core. `untrained` draws the weights of the named
+        architecture at random from this seed instead of reading any. With `decode` "fast" `embed_images` makes pixels
+        that are nearly those of OpenAI's code: docs/images.md.
 
         Raises:  UnknownModelError, WeightsMissingError, CheckpointError; DeviceError for a device or a precision that
                  this machine lacks; InputError for a batch size under 1, for another word for `decode` and for a loaded
                  model whose modules are not OpenAI's.
         """
-        asked: dict[str, object] = {"batch_size": 1 if batch_size == "auto" else batch_size}
-        asked["threads"] = 1 if threads is None else threads
-        for name, number in asked.items():
-            if not isinstance(number, int) or number < 1:
-                raise InputError(
-                    name,
-                    f"found {number!r}",
-                    "at least 1",
-                    "Pass a whole number.",
-                )
-        if decode not in get_args(PixelMode):
-            raise InputError(
-                "`decode`",
-                f"found {decode!r}",
-                f"one of {get_args(PixelMode)}",
-                "Pass one.",
-            )
+        size = None if batch_size == "auto" else batch_size
+        _check_options({"batch_size": size, "threads": threads}, decode)
         warn_of_foreign_distribution()
         if isinstance(model, CLIP) and device in (None, "auto"):
             device = next(model.parameters()).device
         backend = make_backend(resolve_device(device), precision, threads)
+        self._arguments = {"device": device, "precision": precision, "batch_size": batch_size, "threads": threads}
+        self._arguments |= {"untrained": untrained, "download_root": download_root, "decode": decode}
+        self._model = None if isinstance(model, CLIP) else model  # with the arguments, what a pickle keeps
+        self.model_name = type(model).__name__ if isinstance(model, CLIP) else str(model)
         if isinstance(model, CLIP):
-            self.model_name = type(model).__name__
-            checkpoint = _checkpoint_of(model)
+            checkpoint = read_loaded_model(model)
+        elif untrained is None:
+            checkpoint = read_checkpoint(locate.locate(model, download_root))
         else:
-            self.model_name = str(model)
-            if untrained is None:
-                checkpoint = read_checkpoint(locate.locate(model, download_root))
-            else:
-                checkpoint = untrained_checkpoint(self.model_name, untrained)
+            checkpoint = draw_checkpoint(self.model_name, untrained)
         self.source, self._files = checkpoint.source, checkpoint.files
-        self.tokenizer = checkpoint.tokenizer  # of a vocabulary of its own; None for that of the released models
+        self.tokenizer = checkpoint.tokenizer  # None where the vocabulary is that of the released models
         self.settings = checkpoint.preprocess
         self.resolution_px = self.settings.resolution_px
         self.architecture = asdict(checkpoint.architecture)
@@ -110,13 +100,34 @@ class Encoder:
         self.logit_scale = float(checkpoint.state_dict["logit_scale"].float().exp())  # of cosines, before a softmax
         self.device = backend.device
         self.precision: Precision = precision
-        self.decode: PixelMode = decode  # how `embed` makes pixels of images
-        rest = f"+{rest_of_int8()}" if backend.precision == "int8" else ""
-        self.computed_in = f"{backend.precision}{rest}"  # what the precision means here
+        self.decode: PixelMode = decode  # how `embed_images` makes pixels of images
+        self.computed_in = backend.computed_in  # the meaning of the precision here
         self.backend = backend.name
-        size = None if batch_size == "auto" else batch_size
         self.calibration: Calibration | None = None
         self._engine = Engine(checkpoint.state_dict, checkpoint.architecture, self.settings, backend, size)
+
+    def __repr__(self) -> str:
+        device = str(self.device)
+        return f"Encoder({self.model_name!r}, device={device!r}, precision={self.precision!r}, dim={self.dim})"
+
+    def __reduce__(self) -> tuple[partial[Encoder], tuple[()]]:
+        """Pickle the name or the path and the arguments; whoever unpickles reads the weights again.
+
+        Raises:  InputTypeError (a TypeError) for an encoder of a loaded model, and for a calibrated one.
+        """
+        if self._model is None:
+            raise InputTypeError(
+                "Encoder",
+                "one that was made of a loaded model cannot be pickled",
+                remedy="Save the weights with torch.save(model.state_dict(), path), and make it of that path.",
+            )
+        if self.calibration is not None:
+            raise InputTypeError(
+                "Encoder",
+                "one that was calibrated cannot be pickled",
+                remedy="Pickle it before, and call calibrate in each process: the same images give the same vectors.",
+            )
+        return partial(type(self), self._model, **self._arguments), ()
 
     @property
     def batch_size(self) -> int:
@@ -128,188 +139,256 @@ class Encoder:
         """Tokens of a text that the model reads, start and end among them."""
         return self._engine.architecture.context_length
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the precision is one that `calibrate` must be called for before the first image."""
+        return self._engine.backend.needs_calibration
+
+    @cached_property
+    def preprocess(self) -> Compose:
+        """The transform that `clip.load` returns with this model: an image to the float32 (3, R, R) that it reads."""
+        return make_preprocess(self.settings)
+
     @cached_property
     def weights_sha256(self) -> str | None:
-        """The sha256 of the weights file; of the hashes, a line each, where there are several; None without a file."""
+        """The sha256 of the weights file; of several, the sha256 of their hashes, one a line; None without a file."""
         hashes = [locate.file_sha256(file) for file in self._files]
-        return (
-            hashes[0]
-            if len(hashes) == 1
-            else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-            if hashes
-            else None
-        )
+        if len(hashes) > 1:
+            return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+        return hashes[0] if hashes else None
 
     def calibrate(self, images: Iterable[ImageLike] | np.ndarray) -> None:
-        """Quantise an int8 encoder by these images, a hundred or more of those it is for; once, before it is used.
+        """Quantise an int8 encoder by these images, once, before it is used: a hundred or more of the kind it is for.
 
         The same images and weights give the same vectors. Quantising takes half a minute for ViT-B/32 on two cores,
-        when the first image comes. Texts are computed in fp32.
+        at the first image. Texts are computed in fp32.
 
-        Shapes:  N images in any form that `embed` takes, or uint8 (N, R, R, 3).
-        Raises:  InputError for no image, for another precision, and after the first use; ImageError for an image
-                 that cannot be decoded.
+        Shapes:  N images in any form that `embed_images` takes, or uint8 (N, R, R, 3).
+        Raises:  InputError for no image, for a precision that needs none, and after the first use; ImageError for an
+                 image that cannot be decoded.
         """
         if not isinstance(images, np.ndarray):
-            several = [read_pixels(image, self.settings, self.decode) for image in images]
-            images = (
-                np.stack(several) if several else np.empty((0, self.resolution_px, self.resolution_px, 3), np.uint8)
-            )
-        if (
-            not len(images)
-            or images.shape[1:] != (self.resolution_px, self.resolution_px, 3)
-            or images.dtype != np.uint8
-        ):
+            images = self._read_pixels(images)
+        side = self.resolution_px
+        if not len(images) or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
             raise InputError(
                 "`images`",
                 f"found {images.shape} of {images.dtype}",
-                f"some, uint8 (N, {self.resolution_px}, {self.resolution_px}, 3)",
+                f"some, uint8 (N, {side}, {side}, 3)",
                 "Pass images, or their pixels.",
             )
         calibration = Calibration(images)
         self._engine.calibrate(calibration)
         self.calibration = calibration
 
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Preprocessed images to features, as `model.encode_image`, in batches.
+    @overload
+    def embed_images(
+        self, images: Iterable[ImageLike], *, normalize: bool = True, on_error: Literal["raise"] = "raise"
+    ) -> np.ndarray: ...
 
-        Shapes:  float (B, 3, R, R) as `preprocess` gives, or uint8 pixels -> (B, D), not normalised, on the encoder's
-                 device; float32, on CUDA in the precision's dtype.
-        Raises:  InputError (a ValueError) for another shape.
+    @overload
+    def embed_images(
+        self, images: Iterable[ImageLike], *, normalize: bool = True, on_error: Literal["none"]
+    ) -> tuple[np.ndarray, list[Failure]]: ...
+
+    def embed_images(
+        self, images: Iterable[ImageLike], *, normalize: bool = True, on_error: OnError = "raise"
+    ) -> np.ndarray | tuple[np.ndarray, list[Failure]]:
+        """Turn images into unit vectors; threads decode them ahead of the model.
+
+        With `on_error` "none" a bad image gets a row of NaNs, and a `Failure` in the list that is returned beside the
+        vectors: its `id` is the image's place as text, its `path` the image's path if it was one. Without `normalize`
+        vectors are the model's features, of any length and unchecked.
+
+        Shapes:  N paths, encoded images (bytes), PIL images or uint8 arrays (H, W, 3) -> float32 (N, D).
+        Raises:  ImageError or InputTypeError for an image that cannot be decoded, with its place; InputTypeError (a
+                 TypeError) for a single image.
         """
+        _check_images(images, on_error)
+        parts = [np.empty((0, self.dim), np.float32)]
+        failures: list[Failure] = []
+        with closing(self._embed_batches(images, normalize)) as batches:
+            for vectors, reasons in batches:
+                parts.append(vectors)
+                for bad in filter(None, reasons):
+                    if on_error == "raise":
+                        raise bad.make_error() from bad.cause
+                    failures.append(bad.make_failure())
+        vectors = np.concatenate(parts)  # (N, D)
+        return vectors if on_error == "raise" else (vectors, failures)
+
+    embed = embed_images
+
+    @overload
+    def embed_stream(
+        self, images: Iterable[ImageLike], *, normalize: bool = True, on_error: Literal["raise"] = "raise"
+    ) -> Iterator[np.ndarray]: ...
+
+    @overload
+    def embed_stream(
+        self, images: Iterable[ImageLike], *, normalize: bool = True, on_error: Literal["none"]
+    ) -> Iterator[np.ndarray | Failure]: ...
+
+    def embed_stream(
+        self, images: Iterable[ImageLike], *, normalize: bool = True, on_error: OnError = "raise"
+    ) -> Iterator[np.ndarray | Failure]:
+        """Yield one result per image, in order, for any number of images: a vector, or with "none" a `Failure`.
+
+        Memory holds two batches: images are taken from the iterable as they are needed, and batched here.
+
+        Shapes:  images as of `embed_images` -> a float32 (D,) for each.
+        Raises:  as `embed_images`, after the vectors of the images before.
+        """
+        _check_images(images, on_error)
+        return self._stream(images, normalize, on_error)
+
+    def _stream(
+        self, images: Iterable[ImageLike], normalize: bool, on_error: OnError
+    ) -> Iterator[np.ndarray | Failure]:
+        with closing(self._embed_batches(images, normalize)) as batches:
+            for vectors, reasons in batches:
+                for vector, bad in zip(vectors, reasons, strict=True):
+                    if bad is None:
+                        yield vector.copy()  # a view would keep its whole batch in memory
+                    elif on_error == "raise":
+                        raise bad.make_error() from bad.cause
+                    else:
+                        yield bad.make_failure()
+
+    def _decode(self, images: Iterable[ImageLike]) -> Generator[DecodedImage | BadImage]:
+        return decode_stream(images, self.settings, self.decode, ahead=self.batch_size)
+
+    def _read_pixels(self, images: Iterable[ImageLike]) -> np.ndarray:
+        """Return the pixels of images, uint8 (N, R, R, 3)."""
+        pixels = [np.empty((0, self.resolution_px, self.resolution_px, 3), np.uint8)]
+        with closing(self._decode(images)) as decoded:
+            for image in decoded:
+                if isinstance(image, BadImage):
+                    raise image.make_error() from image.cause
+                pixels.append(image.pixels[None])
+        return np.concatenate(pixels)
+
+    def _embed_batches(
+        self, images: Iterable[ImageLike], normalize: bool
+    ) -> Generator[tuple[np.ndarray, list[BadImage | None]]]:
+        """Yield the vectors (B, D) of a batch, NaN for bad images, and for each image None or the reason."""
+        for batch in split_batches(self._decode(images), self.batch_size):
+            reasons = [image if isinstance(image, BadImage) else None for image in batch]
+            good = [image for image in batch if isinstance(image, DecodedImage)]
+            rows = [row for row, reason in enumerate(reasons) if reason is None]
+            vectors = np.full((len(batch), self.dim), np.nan, np.float32)
+            if good:
+                vectors[rows] = self.encode_pixels(np.stack([image.pixels for image in good]))
+            if normalize:
+                norms = np.linalg.norm(vectors, axis=1)  # (B,)
+                usable = usable_norms(norms)
+                vectors[usable] = unit_vectors(vectors[usable])
+                vectors[~usable] = np.nan
+                for row, image in zip(rows, good, strict=True):
+                    if not usable[row]:
+                        error = ImageError("image", *_explain_norm(norms[row]))
+                        reasons[row] = BadImage(image.place, image.path, "encode", error)
+            yield vectors, reasons
+
+    def embed_texts(self, texts: str | Iterable[str]) -> np.ndarray:
+        """Turn texts into unit vectors. A str is one text, as for `clip.tokenize`.
+
+        Shapes:  N texts -> float32 (N, D).
+        Raises:  TextTooLongError (a RuntimeError) for more tokens than the model reads, InputTypeError (a TypeError)
+                 for other types.
+        """
+        if isinstance(texts, torch.Tensor):
+            raise InputTypeError("`texts`", "found Tensor", "texts", "Call encode_text, which takes their tokens.")
+        features = self.encode_text(texts).float().cpu().numpy()
+        norms = np.linalg.norm(features, axis=1)
+        for place in np.flatnonzero(~usable_norms(norms)):
+            raise InputError(f"text {place}", *_explain_norm(norms[place]))
+        return unit_vectors(features)
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Turn preprocessed images into features like `model.encode_image`, in batches.
+
+        Shapes:  float (B, 3, R, R) of `preprocess`, or uint8 pixels -> (B, D), not normalised, on the encoder's device;
+                 float32, on CUDA in the precision's dtype.
+        Raises:  InputError (a ValueError) for another shape; InputTypeError (a TypeError) for anything but a tensor.
+        """
+        _check_type("image", image, torch.Tensor, "Call embed_images([image]), or make a tensor of a preprocessed one.")
         return self._engine.encode_image(image)
 
     def encode_text(self, text: str | Iterable[str] | torch.Tensor) -> torch.Tensor:
-        """Texts, or the tokens of texts, to features, as `model.encode_text`, in batches.
+        """Turn texts, or the tokens of texts, into features like `model.encode_text`, in batches.
 
         Shapes:  T texts or int (T, L) -> (T, D), not normalised, on the encoder's device, in the dtype of images'.
         Raises:  TextTooLongError (a RuntimeError) for a text of more tokens than the model reads; InputError (a
-                 ValueError) for ids that its vocabulary does not have.
+                 ValueError) for ids that its vocabulary does not have; InputTypeError (a TypeError) for anything else.
         """
         return self._engine.encode_text(text if isinstance(text, torch.Tensor) else self.tokenize(text))
 
     def tokenize(
         self, texts: str | Iterable[str], context_length: int | None = None, truncate: bool = False
     ) -> torch.Tensor:
-        """Texts to the token table of this model: as `clip.tokenize`, by its own vocabulary and length.
+        """Turn texts into the token table of this model: `clip.tokenize` with the model's vocabulary and length.
 
         Shapes:  T texts -> int32 (T, L).
-        Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for what is no text.
+        Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for other types.
         """
         length = context_length or self.context_length
         if self.tokenizer is None:
-            return tokenize(texts, length, truncate)  # which takes the tokenizer that a user put in its place
+            return tokenize(texts, length, truncate)  # with the tokenizer that a user may have put in its place
         return token_table(self.tokenizer, texts, length, truncate)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Decoded and cropped images to features, in batches.
+        """Turn decoded and cropped images into features, in batches.
 
         Shapes:  uint8 (B, R, R, 3) -> float32 (B, D), not normalised.
         Raises:  InputError (a ValueError) for another shape or type.
         """
+        _check_type("pixels", pixels, np.ndarray, "Call encode_image for a tensor.")
         if pixels.dtype != np.uint8:
             raise InputError(
-                "`pixels`",
-                f"found {pixels.dtype}",
-                "uint8 (B, R, R, 3)",
-                "Normalised ones go to encode_image.",
+                "`pixels`", f"found {pixels.dtype}", "uint8 (B, R, R, 3)", "Normalised ones go to encode_image."
             )
         pixels = np.require(pixels, requirements=["C", "W"])  # torch takes neither mirrored nor read-only arrays
         return self._engine.encode_pixels(torch.from_numpy(pixels)).float().cpu().numpy()
 
     def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        """The tokens of texts to features, in batches.
+        """Turn the tokens of texts into features, in batches.
 
         Shapes:  int (T, L) -> float32 (T, D), not normalised.
         Raises:  InputError (a ValueError) for ids that the model's vocabulary does not have.
         """
+        _check_type("tokens", tokens, np.ndarray, "Call encode_text for a tensor.")
         return self._engine.encode_text(torch.from_numpy(tokens)).float().cpu().numpy()
 
-    def embed(self, images: Iterable[ImageLike], *, normalize: bool = True) -> np.ndarray:
-        """Images in any form to vectors; they are decoded by threads ahead of the model.
 
-        Shapes:  N paths, encoded images (bytes), PIL images or uint8 arrays (H, W, 3) -> float32 (N, D).
-        Raises:  ImageError naming the image's place, for one that cannot be decoded.
-        """
-
-        def pixels_of(numbered: tuple[int, ImageLike]) -> np.ndarray:
-            number, image = numbered
-            try:
-                return read_pixels(image, self.settings, self.decode)
-            except ClipError as exc:
-                raise type(exc)(f"image {number}: {str(exc).removeprefix('image: ')}") from exc
-            except Exception as exc:
-                raise ImageError(
-                    f"image {number}",
-                    f"cannot be decoded ({type(exc).__name__}: {exc})",
-                    remedy="Leave it out, or repair it.",
-                ) from exc
-
-        if isinstance(images, (str, bytes, os.PathLike)):
-            raise InputTypeError(
-                "`images`",
-                f"found {type(images).__name__}",
-                "several images",
-                "Pass a list of one.",
-            )
-        workers = available_cores()
-        decoded = map_ahead(pixels_of, enumerate(images), workers=workers, ahead=self.batch_size + workers)
-        parts = [self.encode_pixels(np.stack(batch)) for batch in batched(decoded, self.batch_size)]
-        vectors = np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)  # (N, D)
-        if not normalize:
-            return vectors
-        norms = np.linalg.norm(vectors, axis=1)
-        for number in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
-            raise ImageError(
-                f"image {number}",
-                f"the model gave a vector of norm {norms[number]}",
-                "one above 0",
-                "Check the weights, or pass another precision.",
-            )
-        return unit_vectors(vectors)
+def _explain_norm(norm: float) -> tuple[str, str, str]:
+    found, remedy = f"the model gave a vector of norm {norm}", "Check the weights, or pass another precision."
+    return found, "a finite one above 0", remedy
 
 
-def _checkpoint_of(model: CLIP) -> Checkpoint:
-    """A loaded model's weights, and what its modules tell beside them.
-
-    Raises:  InputError for a model whose modules a user replaced or hooked: the lean graph would pass them over.
-    """
-    block = next(model.transformer.blocks())
-    visual = model.visual
-    heads = next(visual.transformer.blocks()).attn.num_heads if isinstance(visual, VisionTransformer) else None
-    state_dict = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    architecture = infer_architecture(
-        state_dict,
-        activation="quick_gelu" if isinstance(block.mlp[1], QuickGELU) else "gelu",
-        vision_heads=heads,
-        transformer_heads=block.attn.num_heads,
-    )
-    usual = {name: type(module) for name, module in blueprint(lambda: CLIP(**vars(architecture))).named_modules()}
-    found = dict(model.named_modules())
-    for name in usual.keys() | found.keys():
-        module = found.get(name)
-        hooked = module is not None and (module._forward_hooks or module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
-        if type(module) is not usual.get(name) or hooked:
-            raise InputError(
-                f"model: {name or 'the model itself'} was replaced or hooked, expected OpenAI's modules as they are. "
-                "Call model.encode_image, which runs what you changed, or pass the path of weights."
-            )
-    settings = model.preprocess_settings or PreprocessSettings(visual.input_resolution)
-    return Checkpoint(architecture, state_dict, settings, source="a loaded model", tokenizer=model.tokenizer)
+def _check_options(counts: dict[str, object], decode: object) -> None:
+    for name, number in counts.items():
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise InputError(f"`{name}`", f"found {number!r}", "at least 1", "Pass a whole number.")
+    if decode not in get_args(PixelMode):
+        raise InputError("`decode`", f"found {decode!r}", f"one of {get_args(PixelMode)}", "Pass one.")
 
 
-def batched(items: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Lists of `size` items, the last one shorter."""
-    batch: list[np.ndarray] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _check_type(name: str, value: object, expected: type, remedy: str) -> None:
+    if not isinstance(value, expected):
+        raise InputTypeError(f"`{name}`", f"found {type(value).__name__}", expected.__name__, remedy)
 
 
-def unit_vectors(features: np.ndarray) -> np.ndarray:
-    """Features divided by their L2 norm. Shapes: float32 (N, D) -> float32 (N, D)."""
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
+def _check_images(images: object, on_error: object) -> None:
+    """Refuse a single image, tensors, and another word for `on_error`. Raises: InputTypeError, InputError."""
+    if on_error not in get_args(OnError):
+        raise InputError("`on_error`", f"found {on_error!r}", f"one of {get_args(OnError)}", "Pass one.")
+    if isinstance(images, torch.Tensor):
+        raise InputTypeError("`images`", "found Tensor", "images", "Call encode_image, which takes preprocessed ones.")
+    single = isinstance(images, (str, bytes, os.PathLike, Image.Image))
+    if single or (isinstance(images, np.ndarray) and images.ndim == 3) or not isinstance(images, Iterable):
+        name = "one array" if isinstance(images, np.ndarray) else type(images).__name__
+        raise InputTypeError("`images`", f"found {name}", "several images", "Pass a list; [image] is a list of one.")
+
+
+batched = split_batches  # the name that batch/tune.py imports

@@ -1,4 +1,4 @@
-"""Which other distributions have put files into our folder. Knows nothing about CLIP."""
+"""Warn of other installed distributions that have put files into this package's folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOREIGN_DISTRIBUTIONS = ("clip", "openai-clip", "clip-anytorch")
 
 @cache
 def warn_of_foreign_distribution() -> None:
-    """Say once which other installed distribution has put its files into our folder."""
+    """Warn, once per process, if another installed distribution has put its files into our folder."""
     here = Path(__file__).resolve().parent
     for name in FOREIGN_DISTRIBUTIONS:
         try:

@@ -1,9 +1,9 @@
-"""The network: plain, eager, patchable modules with OpenAI's names. Knows nothing about files, devices or images.
+"""The network: plain, eager modules with OpenAI's names, which users may patch.
 
-This is the truth the lean path is held to. Module tree, state-dict keys and layouts are those of openai/CLIP@d05afc4
-clip/model.py, so subclassing, hooks, `.train()` and surgery written for it work here.
+The engine is tested against this network. Module tree, state-dict keys and layouts are those of openai/CLIP@d05afc4
+clip/model.py, so that subclasses, hooks, `.train()` and patches written for it work here.
 
-Axes in comments: B images, T texts, C channels, R pixels a side, L tokens, W width, D embed_dim, H heads.
+Axes in comments: B images, T texts, C channels, R pixels per side, L tokens, W width, D embed_dim, H heads.
 Inside the transformers tensors are sequence first: (L, B, W).
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .network.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
-from .network.meta_init import blueprint, fill
+from .network.meta_init import build_on_meta, fill
 from .simple_tokenizer import shared_tokenizer
 from .text.tokens import check_ids, token_table
 
@@ -46,7 +46,7 @@ __all__ = [
 
 
 class Bottleneck(nn.Module):
-    """A residual block whose stride is an average pool, on both of its ways.
+    """A residual block whose stride is an average pool, in the block and in its shortcut.
 
     Shapes:  (B, inplanes, R, R) -> (B, 4 * planes, R / stride, R / stride).
     """
@@ -69,7 +69,7 @@ class Bottleneck(nn.Module):
         self.downsample: nn.Sequential | None = None
         self.stride = stride
         if stride > 1 or inplanes != outplanes:
-            # The pool is named "-1" so that the convolution and its norm keep torchvision's "0" and "1".
+            # The pool is named "-1", so that the convolution and its norm have torchvision's names "0" and "1".
             self.downsample = nn.Sequential(
                 OrderedDict[str, nn.Module](
                     {
@@ -90,7 +90,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool2d(nn.Module):
-    """Pools a feature map by attention, with the map's mean as the one query.
+    """Attention pooling of a feature map, with the mean of the map as the only query.
 
     Shapes:  (B, C, R, R) -> (B, D).
     """
@@ -123,7 +123,7 @@ class AttentionPool2d(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """A ResNet with a three-layer stem, strides by average pooling, and attention as its last pool.
+    """A ResNet with a stem of three layers, average pools for strides, and attention as its last pool.
 
     Shapes:  (B, 3, R, R) -> (B, D).
     """
@@ -151,7 +151,7 @@ class ModifiedResNet(nn.Module):
         self.relu3 = nn.ReLU(inplace=True)
         self.avgpool = nn.AvgPool2d(2)
 
-        self._inplanes = width  # channels that come into the next layer; `_make_layer` moves it on
+        self._inplanes = width  # channels that the next layer reads; `_make_layer` updates it
         self.layer1 = self._make_layer(width, layers[0])
         self.layer2 = self._make_layer(width * 2, layers[1], stride=2)
         self.layer3 = self._make_layer(width * 4, layers[2], stride=2)
@@ -165,7 +165,7 @@ class ModifiedResNet(nn.Module):
         return nn.Sequential(first, *(Bottleneck(outplanes, planes) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, R, R), cast to the weights' dtype -> (B, D)."""
+        """(B, 3, R, R), cast to the dtype of the weights -> (B, D)."""
         x = x.type(self.conv1.weight.dtype)
         x = self.relu1(self.bn1(self.conv1(x)))  # (B, W/2, R/2, R/2)
         x = self.relu2(self.bn2(self.conv2(x)))
@@ -179,9 +179,9 @@ class ModifiedResNet(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm that computes in float32 or wider and answers in its input's dtype, whatever dtype its weights have.
+    """LayerNorm that computes in float32 or wider and returns its input's dtype, whatever dtype its weights have.
 
-    OpenAI's casts the input only, so that a model after `.half()`, `.bfloat16()` or `.double()` fails.
+    OpenAI's casts only the input, so that a model fails after `.half()`, `.bfloat16()` or `.double()`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation of GELU the released weights were trained with."""
+    """x * sigmoid(1.702 x), the approximation of GELU that the released weights were trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., W) -> (..., W)."""
@@ -206,13 +206,13 @@ class QuickGELU(nn.Module):
 
 
 def _unusual(mlp_width: int | None, activation: Activation) -> dict[str, Any]:
-    """Arguments that OpenAI's classes do not have, if asked for: a class that a user puts in need not know them."""
-    asked = {"mlp_width": mlp_width, "activation": activation}
-    return {name: value for name, value in asked.items() if value not in (None, "quick_gelu")}
+    """Return the arguments that OpenAI's classes lack, without defaults: classes of users may lack them too."""
+    arguments = {"mlp_width": mlp_width, "activation": activation}
+    return {name: value for name, value in arguments.items() if value not in (None, "quick_gelu")}
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Attention and MLP, each normed before and added after.
+    """Attention and MLP, each with a norm before it and a residual connection.
 
     Shapes:  (L, B, W) -> (L, B, W).
     """
@@ -242,11 +242,11 @@ class ResidualAttentionBlock(nn.Module):
             )
         )
         self.ln_2 = LayerNorm(d_model)
-        # A buffer, so that it moves with the module; not persistent, so that state dicts stay OpenAI's.
+        # A buffer, so that it moves with the module; not persistent, so that state dicts have OpenAI's keys.
         self.register_buffer("attn_mask", attn_mask, persistent=False)
 
     def attention(self, x: Tensor) -> Tensor:
-        """Self-attention under the block's mask. (L, B, W) -> (L, B, W)."""
+        """Apply self-attention with the block's mask. (L, B, W) -> (L, B, W)."""
         mask = None if self.attn_mask is None else self.attn_mask.to(x)
         return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
 
@@ -281,7 +281,7 @@ class Transformer(nn.Module):
         )
 
     def blocks(self) -> Iterator[ResidualAttentionBlock]:
-        """`resblocks`, with their type."""
+        """Yield `resblocks`, typed."""
         return (cast("ResidualAttentionBlock", block) for block in self.resblocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches, a class token, blocks, and the class token projected.
+    """The Vision Transformer: patches and a class token, blocks, and a projection of the class token.
 
     Shapes:  (B, 3, R, R) in the weights' dtype -> (B, D).
     """
@@ -326,7 +326,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, R, R) -> (B, D)."""
-        x = self.conv1(x)  # (B, W, R/P, R/P), P pixels a patch
+        x = self.conv1(x)  # (B, W, R/P, R/P), P pixels per patch
         x = x.flatten(start_dim=2).transpose(1, 2)  # (B, L-1, W)
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # (B, 1, W)
         x = torch.cat([class_token, x], dim=1)  # (B, L, W)
@@ -345,8 +345,8 @@ class CLIP(nn.Module):
     Source:  openai/CLIP@d05afc4 clip/model.py:243, same arguments.
     """
 
-    preprocess_settings: PreprocessSettings | None = None  # what its checkpoint asks of images
-    tokenizer: SimpleTokenizer | None = None  # of a vocabulary of its own; None for that of the released models
+    preprocess_settings: PreprocessSettings | None = None  # of its checkpoint
+    tokenizer: SimpleTokenizer | None = None  # of the model's own vocabulary; None: that of the released models
 
     def __init__(
         self,
@@ -362,7 +362,7 @@ class CLIP(nn.Module):
         transformer_width: int,
         transformer_heads: int,
         transformer_layers: int,
-        # what only models of others need; clip.items.Architecture has the meanings
+        # only for models that OpenAI did not release; network.records.Architecture explains them
         *,
         activation: Activation = "quick_gelu",
         vision_heads: int | None = None,
@@ -381,8 +381,8 @@ class CLIP(nn.Module):
                 raise CheckpointError(
                     "`vision_patch_size`",
                     "found None with an integer vision_layers",
-                    "pixels a patch",
-                    "Pass it, or pass four vision_layers for a ModifiedResNet.",
+                    "pixels per patch",
+                    "Pass it, or pass four `vision_layers` for a ModifiedResNet.",
                 )
             self.visual = VisionTransformer(
                 image_resolution,
@@ -408,7 +408,7 @@ class CLIP(nn.Module):
         self.initialize_parameters()
 
     def initialize_parameters(self) -> None:
-        """Draw the start values OpenAI trained from; openai/CLIP@d05afc4 clip/model.py:299."""
+        """Draw the weights at random as OpenAI does before training; openai/CLIP@d05afc4 clip/model.py:299."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         if isinstance(self.visual, ModifiedResNet):
@@ -429,32 +429,32 @@ class CLIP(nn.Module):
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
     def build_attention_mask(self) -> Tensor:
-        """The causal mask of the text tower: (L, L), -inf above the diagonal, 0 elsewhere."""
-        # On the CPU even where the model is laid out on "meta": it is no weight, so nothing would fill it later.
+        """Return the causal mask of the text tower: (L, L), -inf above the diagonal, 0 elsewhere."""
+        # On the CPU even for a model on "meta": the mask is no weight, so nothing would fill it later.
         return torch.full((self.context_length, self.context_length), float("-inf"), device="cpu").triu_(1)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype images are cast to and features come in."""
+        """The dtype that images are cast to and that features have."""
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Images to features, not normalised.
+        """Encode images as features, which are not normalised.
 
         Shapes:  (B, 3, R, R) of any dtype, cast to `self.dtype` -> (B, D); B may be 0.
-        Units:   in standard deviations from the training mean, as `preprocess` gives; bytes are cast, not scaled.
+        Units:   in standard deviations from the training mean, as `preprocess` returns; bytes are cast, not scaled.
         """
         return self.visual(image.type(self.dtype))
 
     def tokenize(self, texts: str | Iterable[str], context_length: int | None = None, truncate: bool = False) -> Tensor:
-        """As `clip.tokenize`, by this model's own vocabulary and length. Shapes: T texts -> int32 (T, L)."""
+        """Tokenize as `clip.tokenize` does, by this model's vocabulary and length. Shapes: T texts -> int32 (T, L)."""
         return token_table(self.tokenizer or shared_tokenizer(), texts, context_length or self.context_length, truncate)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Token tables to features, not normalised.
+        """Encode token tables as features, which are not normalised.
 
-        Shapes:  int (T, L), as `tokenize` gives -> (T, D).
-        Raises:  InputError (a ValueError) for another vocabulary's ids, where the model has one of its own.
+        Shapes:  int (T, L), as `tokenize` returns -> (T, D).
+        Raises:  InputError (a ValueError) for ids of another vocabulary, if the model has its own.
         """
         if self.tokenizer is not None:
             check_ids(text, self.vocab_size)
@@ -464,12 +464,12 @@ class CLIP(nn.Module):
         x = self.transformer(x)
         x = x.transpose(0, 1)  # (L, T, W) -> (T, L, W)
         x = self.ln_final(x).type(self.dtype)
-        # The end-of-text token has the highest id of all, so argmax finds where it stands.
+        # The end-of-text token has the highest id, so argmax finds its position.
         x = x[torch.arange(x.shape[0], device=x.device), text.argmax(dim=-1)]  # (T, W)
         return x @ self.text_projection  # (T, W) -> (T, D)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines of every image with every text, times the temperature.
+        """Return the cosine of every image with every text, times the temperature.
 
         Shapes:  (B, 3, R, R) and (T, L) -> (B, T) and its transpose (T, B).
         """
@@ -482,7 +482,7 @@ class CLIP(nn.Module):
 
 
 def convert_weights(model: nn.Module) -> None:
-    """Make a model's matrices fp16 and leave its norms, embeddings and temperature fp32, in place.
+    """Convert a model's matrices to fp16 in place; its norms, embeddings and temperature stay fp32.
 
     Source:  openai/CLIP@d05afc4 clip/model.py:375; counts per model in tests/unit/test_model.py.
     """
@@ -509,24 +509,24 @@ def load_weights(
     device: torch.device | str = "cpu",
     mixed_fp16: bool,
 ) -> CLIP:
-    """A model on `device` with copies of these weights, in eval mode. Empties `state_dict` as it goes.
+    """Return a model on `device` with copies of these weights, in eval mode. Empties `state_dict`.
 
-    `mixed_fp16` gives the split of `convert_weights`, otherwise every weight is float32.
+    With `mixed_fp16` weights are fp16 where `convert_weights` makes them so, otherwise all are float32.
 
     Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit the architecture.
     """
-    model = blueprint(lambda: CLIP(**vars(architecture)))
+    model = build_on_meta(lambda: CLIP(**vars(architecture)))
     if mixed_fp16:
         convert_weights(model)
     return fill(model, state_dict, device)
 
 
 def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
-    """A CLIP of the architecture that the weights' shapes tell, fp16 where `convert_weights` makes it, in eval mode.
+    """Return the CLIP that has these weights, in eval mode, fp16 where `convert_weights` makes them so.
 
-    The weights are copied and the caller's dict is left as it is.
+    The weights are copied; the caller's dict is not changed.
 
-    Raises:  CheckpointKeyError (a KeyError) or CheckpointError (a RuntimeError) where they are no CLIP's.
+    Raises:  CheckpointKeyError (a KeyError) or CheckpointError (a RuntimeError) for other weights.
     Source:  openai/CLIP@d05afc4 clip/model.py:399.
     """
     weights = drop_archive_buffers(state_dict)

@@ -1,4 +1,4 @@
-"""Threads ahead of a consumer: cores, a stream mapped in order, a budget of bytes. Knows nothing about images."""
+"""Count cores, and run threads ahead of a consumer: an ordered map, a reader, a budget of bytes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-LAST_ITEM_S = 2.0  # that a thread which reads ahead may take for the item it is at, once it is not wanted any more
+LAST_ITEM_S = 2.0  # to wait at the end for the item that a reading thread is at
 
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_cores(cgroup: Path = CGROUP) -> int:
-    """Cores this process may use: its affinity, and the CPU quota of its container (cgroup v2 or v1)."""
+    """Return how many cores this process may use: its affinity, within its container's CPU quota (cgroup v2 or v1)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for quota_file, period_file in (
         ("cpu.max", None),  # v2: "200000 100000", or "max 100000"
-        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),  # v1: a number each, -1 for no limit
+        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),  # v1: one number each, -1 for no limit
     ):
         try:
             words = (cgroup / quota_file).read_text().split()
@@ -48,11 +48,11 @@ def map_ahead(
     ahead: int,
     stop: Callable[[], None] = lambda: None,
 ) -> Generator[R]:
-    """`function` of each item, computed by `workers` threads, in the order of the items.
+    """Yield `function(item)` for each item, computed by `workers` threads, in the order of the items.
 
-    At most `ahead` items are in work or waiting to be taken, so a slow consumer stops the threads. An exception comes
-    to the consumer at its item's turn. Closing the iterator drops what has not begun, and waits for what has; `stop` is
-    called before, to cut that short.
+    At most `ahead` items are in work or waiting to be taken, so that a slow consumer stops the threads. An exception is
+    raised at its item's turn. Closing the iterator drops the items that no thread has begun and waits for the others;
+    `stop` is called before that wait, to shorten it.
     """
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
@@ -68,12 +68,12 @@ def map_ahead(
 
 
 def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: int) -> Generator[T]:
-    """The same items, taken from their source by a thread that is ahead by so many bytes, and at least by one item.
+    """Yield the same items, taken from their source by a thread that is `limit_bytes` ahead, and at least one item.
 
-    An exception of the source comes to the consumer in its turn. Closing the iterator ends the thread at its next item,
-    and waits for that a moment: a thread that is inside a library when the interpreter ends may abort it.
+    An exception of the source is raised at its turn. Closing the iterator ends the thread at its next item, and waits
+    up to LAST_ITEM_S for that: a thread that is inside a library when the interpreter ends may abort the process.
     """
-    waiting: deque[tuple[T | None, int, BaseException | None]] = deque()  # an item and its size; or the end, and why
+    waiting: deque[tuple[T | None, int, BaseException | None]] = deque()  # items, or how it ended
     held = 0
     closed = False
     changed = threading.Condition()
@@ -93,7 +93,7 @@ def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: 
                 if put(item, max(1, size_bytes(item))):
                     return
             put(None, 0, StopIteration())
-        except BaseException as exc:  # noqa: BLE001  it is the consumer's
+        except BaseException as exc:  # noqa: BLE001  raised again in the consumer
             put(None, 0, exc)
 
     thread = threading.Thread(target=read, name="clip-read", daemon=True)
@@ -118,7 +118,7 @@ def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: 
 
 
 class ByteBudget:
-    """Bytes that threads may hold at a time. What needs more than all of it runs alone."""
+    """A limit to the bytes that threads hold together. A request for more than the limit runs alone."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -127,7 +127,7 @@ class ByteBudget:
 
     @contextmanager
     def reserve(self, size_bytes: int) -> Generator[None]:
-        """Wait until so many bytes are free, and hold them."""
+        """Wait until `size_bytes` are free, and hold them during the block."""
         size_bytes = min(size_bytes, self.limit_bytes)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= size_bytes)

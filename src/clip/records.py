@@ -138,33 +138,6 @@ class Member:
 Entry = Item | Failure | ContainerPart  # what a listing finds
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of lists and tables the entries are made of."""
-
-    entry: str | None = None  # names or holds the images, or is the texts; the one with a usual name without
-    id: str | None = None
-    kind: Kind = "images"
-    text: str | None = None  # of pairs: the texts
-    keep: tuple[str, ...] = ()  # others whose values go along
-    types: tuple[str, ...] = ()  # which these have in the output, as pyarrow names them; texts without
-
-    @property
-    def named(self) -> list[str]:
-        """Those that the user named."""
-        return [name for name in (self.entry, self.id, self.text, *self.keep) if name]
-
-    @property
-    def kept(self) -> list[tuple[str, str]]:
-        """The columns that are kept, with their types."""
-        return list(zip(self.keep, self.types or (TEXT,) * len(self.keep), strict=True))
-
-    @property
-    def taken(self) -> list[tuple[str, str]]:
-        """What `Item.values` are made of, with their types, apart from the texts of a run of texts."""
-        return self.kept if self.text is None else [(self.text, TEXT), *self.kept]
-
-
 @dataclass(frozen=True, slots=True)
 class Shard:
     """Entries of a source that become one Parquet part. What could not even be listed is a Failure."""
@@ -172,7 +145,7 @@ class Shard:
     index: int
     entries: list[Entry]
     fingerprint: str = ""  # what the part carries when it holds these entries; of their identities where it is empty
-    kept: frozenset[str] = frozenset()  # ids whose rows stand in the part that this one replaces
+    carried_over: frozenset[str] = frozenset()  # ids whose rows an update takes from the part that this one replaces
 
 
 def listed_id(own_id: str, listed: Container[str]) -> str:

@@ -1,7 +1,8 @@
-"""Text -> token ids, by OpenAI's byte-pair encoding. Knows nothing about models or tensors.
+"""Turn text into token ids and back, by OpenAI's byte-pair encoding.
 
-The vocabulary is `merges.bin` beside this file: the 48,894 merges that the tokenizer uses, each a pair of ids, made by
-tools/make_merges.py from the file OpenAI published. Names are those of openai/CLIP@d05afc4 clip/simple_tokenizer.py.
+The vocabulary is `merges.bin` beside this file: the 48,894 merges that the tokenizer uses, each a pair of ids.
+tools/make_merges.py wrote it from the file OpenAI published. Names are those of openai/CLIP@d05afc4
+clip/simple_tokenizer.py.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ __all__ = [
     "whitespace_clean",
 ]
 
-MERGES = 49152 - 256 - 2  # lines of the published file that are used: a vocabulary of 48 Ki less bytes and specials
-CACHE_TOKENS = 65_536  # words kept; a book in English has some 10,000
+MERGES = 49152 - 256 - 2  # lines of the published file that are used: 48 Ki ids without bytes and special tokens
+CACHE_TOKENS = 65_536  # words in the cache; a book in English has some 10,000
 START, END = "<|startoftext|>", "<|endoftext|>"
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 @cache
 def default_bpe() -> str:
-    """Path of the merges that come with the package."""
+    """Return the path of the merges that come with the package."""
     return str(Path(__file__).with_name("merges.bin"))
 
 
 @cache
 def bytes_to_unicode() -> dict[int, str]:
-    """A printable character for each byte, in the order that gives the first 256 ids.
+    """Return a printable character for each byte, in the order of the first 256 ids.
 
-    Printable bytes of Latin-1 stand for themselves; the others get the characters from U+0100 on.
+    Printable bytes of Latin-1 map to themselves, the others to the characters from U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {byte: chr(byte) for byte in printable}
@@ -58,15 +59,15 @@ def bytes_to_unicode() -> dict[int, str]:
 
 
 def get_pairs(word: tuple[str, ...]) -> set[tuple[str, str]]:
-    """The neighbouring symbols of a word."""
+    """Return the pairs of neighbouring symbols of a word."""
     return set(pairwise(word))
 
 
 def join_pairs(symbols: list[str], pair: tuple[str, ...]) -> list[str]:
-    """The symbols of a word, with this pair made one wherever it stands."""
+    """Return the symbols of a word with every occurrence of this pair joined."""
     joined: list[str] = []
     for symbol in symbols:
-        # What was just joined is longer than the left half, so it cannot pair a second time.
+        # A joined symbol is longer than the left half, so it cannot be joined a second time.
         if joined and (joined[-1], symbol) == pair:
             joined[-1] += symbol
         else:
@@ -75,12 +76,12 @@ def join_pairs(symbols: list[str], pair: tuple[str, ...]) -> list[str]:
 
 
 def basic_clean(text: str) -> str:
-    """Repair mojibake, undo HTML escapes (twice: many captions are escaped twice), strip."""
+    """Repair mojibake, undo HTML escapes twice (many captions are escaped twice) and strip."""
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
 def whitespace_clean(text: str) -> str:
-    """Make every run of white space one blank, strip."""
+    """Replace every run of white space by one blank and strip."""
     return regex.sub(r"\s+", " ", text).strip()
 
 
@@ -90,7 +91,7 @@ def _first_symbols() -> list[str]:
 
 
 def read_merges(path: str) -> list[tuple[str, ...]]:
-    """The merges of a file, most frequent first: ours (pairs of ids) or OpenAI's (gzipped text, a pair a line)."""
+    """Return the merges of a file, most frequent first. It has our format, pairs of ids, or OpenAI's, gzipped lines."""
     content = Path(path).read_bytes()
     if content.startswith(GZIP_MAGIC):
         lines = gzip.decompress(content).decode("utf-8").split("\n")[1 : MERGES + 1]  # the first is a comment
@@ -107,12 +108,12 @@ def read_merges(path: str) -> list[tuple[str, ...]]:
 
 
 class SimpleTokenizer:
-    """OpenAI's tokenizer: lower-cased text to ids and back."""
+    """OpenAI's tokenizer, which encodes lower-cased text and decodes ids."""
 
     def __init__(self, bpe_path: str | None = None, *, merges: Sequence[tuple[str, ...]] | None = None) -> None:
-        """Read the merges of `bpe_path`, in OpenAI's format or ours; without one those of the package.
+        """Read the merges of `bpe_path`, in OpenAI's format or ours; by default the package's.
 
-        `merges` are another vocabulary's, most frequent first, each a pair of symbols that are known by then.
+        `merges` are those of another vocabulary, most frequent first, each a pair of symbols that earlier ones made.
         """
         merges = read_merges(bpe_path or default_bpe()) if merges is None else merges
         symbols = _first_symbols() + ["".join(pair) for pair in merges] + [START, END]
@@ -129,15 +130,15 @@ class SimpleTokenizer:
         )
 
     def bpe(self, token: str) -> str:
-        """One word, a character a byte -> its symbols, separated by blanks."""
+        """Return the symbols of a word, which has one character per byte, separated by blanks."""
         if token in (START, END):
             return token
-        known = self.cache.get(token)
-        if known is None:
+        symbols = self.cache.get(token)
+        if symbols is None:
             if len(self.cache) >= CACHE_TOKENS:
                 self.cache.clear()
-            known = self.cache[token] = " ".join(self._merge(token))
-        return known
+            symbols = self.cache[token] = " ".join(self._merge(token))
+        return symbols
 
     def _merge(self, token: str) -> list[str]:
         word = [*token[:-1], token[-1] + "</w>"]
@@ -149,29 +150,29 @@ class SimpleTokenizer:
         return word
 
     def encode(self, text: str) -> list[int]:
-        """Text of any length -> its ids, without start and end."""
+        """Return the ids of a text of any length, without start and end."""
         return [token for word in self.words(text) for token in self.encode_word(word)]
 
     def words(self, text: str) -> Iterator[str]:
-        """The words of a text, cleaned and in lower case, and what stands between them."""
-        return (found[0] for found in self.pat.finditer(whitespace_clean(basic_clean(text)).lower()))
+        """Yield the words of a text and the punctuation between them, cleaned and in lower case."""
+        return (match[0] for match in self.pat.finditer(whitespace_clean(basic_clean(text)).lower()))
 
     def encode_word(self, word: str) -> list[int]:
-        """The ids of one of `words`."""
+        """Return the ids of one of `words`."""
         characters = "".join(self.byte_encoder[byte] for byte in word.encode("utf-8"))
         return [self.encoder[symbol] for symbol in self.bpe(characters).split(" ")]
 
     def decode(self, tokens: list[int]) -> str:
-        """Ids -> lower-cased text, a blank after each word. Raises KeyError for an id there is not."""
+        """Return the lower-cased text of ids, with a blank after each word. Raises KeyError for an unknown id."""
         text = "".join(self.decoder[token] for token in tokens)
         content = bytes(self.byte_decoder[character] for character in text)
         return content.decode("utf-8", errors="replace").replace("</w>", " ")
 
 
-def tokenizer_of_merges(lines: object, vocab_size: int) -> SimpleTokenizer:
-    """A tokenizer of merges as weights files carry them: a list of texts, two symbols each with a blank between.
+def make_tokenizer(lines: object, vocab_size: int) -> SimpleTokenizer:
+    """Return the tokenizer of a weights file's merges: a list of texts, each two symbols with a blank between.
 
-    Raises:  CheckpointError where they are not that, or make more ids than `vocab_size`.
+    Raises:  CheckpointError for other values, and for merges that make more ids than `vocab_size`.
     """
     known = set(_first_symbols())
     merges: list[tuple[str, ...]] = []
@@ -179,21 +180,25 @@ def tokenizer_of_merges(lines: object, vocab_size: int) -> SimpleTokenizer:
         pair = tuple(line.split(" ")) if isinstance(line, str) else ()
         if len(pair) != 2 or not known.issuperset(pair) or "".join(pair) in known:
             raise CheckpointError(
-                f"merge {place} is {reprlib.repr(line)}, expected two symbols that merges before it made, with a blank "
-                "between, and together a new one. Export the weights again."
+                "weights",
+                f"merge {place} is {reprlib.repr(line)}",
+                "two symbols that merges before it made, with a blank between, and together a new one",
+                "Export the weights again.",
             )
         known.add("".join(pair))
         merges.append(pair)
     tokenizer = SimpleTokenizer(merges=merges)
     if len(tokenizer.decoder) > vocab_size:
         raise CheckpointError(
-            f"a vocabulary of {len(tokenizer.decoder):,} ids, expected at most the {vocab_size:,} of the token "
-            "embedding. Export the weights with their own."
+            "weights",
+            f"a vocabulary of {len(tokenizer.decoder):,} ids",
+            f"at most the {vocab_size:,} of the token embedding",
+            "Export the weights with their own.",
         )
     return tokenizer
 
 
 @cache
 def shared_tokenizer() -> SimpleTokenizer:
-    """The tokenizer of the released models, read at first use, which takes 30 ms."""
+    """Return the tokenizer of the released models, which is read at first use, in 30 ms."""
     return SimpleTokenizer()

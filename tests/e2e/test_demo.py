@@ -101,7 +101,7 @@ def test_vectors_and_pictures_of_a_users_own_are_left_alone(name: str, run: Run,
     (tmp_path / name).mkdir()
     code, _, err = run("demo", "-o", tmp_path)
     assert code == 2
-    assert f"{tmp_path / name}: stands there, and no scenes.csv of ours" in err
+    assert f"{tmp_path / name}: exists without a scenes.csv of an earlier demo" in err
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -110,7 +110,7 @@ def test_a_list_that_is_not_ours_is_left_alone(found: bytes, run: Run, tmp_path:
     (tmp_path / "scenes.csv").write_bytes(found)
     code, _, err = run("demo", "-o", tmp_path)
     assert code == 2
-    assert "not a list of ours" in err
+    assert "is not the list of an earlier demo" in err
     assert (tmp_path / "scenes.csv").read_bytes() == found
     assert not (tmp_path / "scenes").exists()
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
 from kit.in_process import runner
+from kit.jobs import embed_job
 
 import clip
 from clip.batch import embed as embed_module
@@ -415,7 +416,7 @@ def test_a_flag_sets_its_field_and_no_other(
 
     monkeypatch.setattr(embed_module, "embed", record)
     assert run("embed", "in", "-o", "out", *flags)[0] == 0
-    assert asked == [replace(EmbedJob(source=("in",), output="out"), **{field: value})]
+    assert asked == [replace(embed_job(source=("in",), output="out"), **{field: value})]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from kit import ROOT, formula
 
 from clip.weights import locate
-from clip.weights.checkpoints import untrained
+from clip.weights.checkpoints import draw_checkpoint
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 
@@ -19,7 +19,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     cached = home / ".cache" / "clip" / "ViT-B-32.pt"
     cached.parent.mkdir(parents=True)
-    torch.save(untrained("ViT-B/32", 0).state_dict, cached)
+    torch.save(draw_checkpoint("ViT-B/32", 0).state_dict, cached)
     return home
 
 

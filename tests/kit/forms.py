@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import clip
-from clip.jobs.embed import EmbedJob
 from kit import formula
+from kit.jobs import embed_job
 
 IMAGES = 30
 NAMES = [f"{'sub/' if n % 3 else ''}{n:02}.{'jpg' if n % 2 else 'png'}" for n in range(IMAGES)]
@@ -47,7 +47,7 @@ def contents(output: Path) -> Contents:
 
 def embedded(output: Path, weights: Path, *inputs: str | Path, **choices: Any) -> Contents:
     choices = {"threads": 1, "shard_size": 7} | choices
-    report = clip.embed(EmbedJob(source=inputs, output=output, model=str(weights), **choices))
+    report = clip.embed(embed_job(source=inputs, output=output, model=str(weights), **choices))
     assert report.read == report.written + report.failed
     found = contents(output)
     assert (report.written, report.failed) == tuple(map(len, found))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from clip.model import CLIP
-from clip.network.meta_init import blueprint
+from clip.network.meta_init import build_on_meta
 from clip.network.records import Architecture
 from clip.weights.releases import RELEASES
 
@@ -24,7 +24,7 @@ TEXTS = ["a diagram", "a photo of a dog, and a cat!"]
 
 def layout(architecture: Architecture) -> CLIP:
     """The network without memory behind its weights."""
-    return blueprint(lambda: CLIP(**vars(architecture)))
+    return build_on_meta(lambda: CLIP(**vars(architecture)))
 
 
 def entries(architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:

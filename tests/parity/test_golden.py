@@ -30,8 +30,8 @@ def table(name: str) -> Any:
     return json.loads((GOLDEN / name).read_text())
 
 
-def picture_row_id(row: dict[str, Any]) -> str:
-    return f"{row['image']}-{row['size'][0]}x{row['size'][1]}-{row['mode']}-{row['resolution']}"
+def image_row_id(row: dict[str, Any]) -> str:
+    return f"{row['picture']}-{row['size'][0]}x{row['size'][1]}-{row['mode']}-{row['resolution']}"
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Case:
 def case(request: pytest.FixtureRequest) -> Case:
     architecture = formula.ARCHITECTURES[request.param]
     settings = PreprocessSettings(architecture.image_resolution)
-    pictures = [formula.picture(0, 640, 427), formula.picture(1, 333, 500)]
+    images = [formula.picture(0, 640, 427), formula.picture(1, 333, 500)]
     return Case(
         architecture,
         settings,
         formula.state_dict(architecture),
-        torch.stack([make_preprocess(settings)(picture) for picture in pictures]),
-        torch.from_numpy(np.stack([to_pixels(picture, settings) for picture in pictures])),
+        torch.stack([make_preprocess(settings)(image) for image in images]),
+        torch.from_numpy(np.stack([to_pixels(image, settings) for image in images])),
         clip.tokenize(formula.TEXTS),
         table("features.json")["features"][request.param],
     )
@@ -103,9 +103,9 @@ def test_lean_features_in_bf16_point_where_those_of_openai_do(case: Case) -> Non
         assert worst_error(features, case.row[expected]) > TOLERANCE, "this is no bf16"
 
 
-@pytest.mark.parametrize("row", table("preprocess.json")["rows"], ids=picture_row_id)
+@pytest.mark.parametrize("row", table("preprocess.json")["rows"], ids=image_row_id)
 def test_pixels_equal_those_of_openai_bit_for_bit(row: dict[str, Any]) -> None:
-    image = formula.picture_in_mode(row["image"], *row["size"], row["mode"])
+    image = formula.picture_in_mode(row["picture"], *row["size"], row["mode"])
     assert hashlib.sha256(image.tobytes()).hexdigest() == row["sha256_source"], "the image was rebuilt wrongly"
     preprocess = clip.clip._transform(row["resolution"])
     step = image

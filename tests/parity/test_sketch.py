@@ -14,35 +14,35 @@ import measuring
 import numpy as np
 import pytest
 import torch
-from measuring import Found, OfTexts, World
+from measuring import EncodeTexts, Figures, World
 from PIL import Image
 from torch import nn
 
 import clip
 from clip.engine.devices import usable_precisions
 from clip.images.decode import read_pixels
-from clip.jobs.options import Decode, Precision
+from clip.jobs.options import PixelMode, Precision
 from clip.model import CLIP
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sketch"
-FLOOR = Found(recall_1=0.997, recall_5=0.999, recall_1_among_decoys=0.91, shape=0.995, colour=0.995)
-FLOOR_UNSEEN = Found(recall_1=0.95, recall_5=0.99, recall_1_among_decoys=0.85, shape=0.95, colour=0.99)
+FLOOR = Figures(recall_1=0.997, recall_5=0.999, recall_1_among_decoys=0.91, shape=0.995, colour=0.995)
+FLOOR_UNSEEN = Figures(recall_1=0.95, recall_5=0.99, recall_1_among_decoys=0.85, shape=0.95, colour=0.99)
 CHANCE = 0.01  # of recall@1 among 1,000: ten times what guessing finds
 NEAR = 1e-4  # of a row's RMS, as for every ResNet
 
 
-def reached(figures: Found, floor: Found) -> bool:
+def reached(figures: Figures, floor: Figures) -> bool:
     return all(vars(figures)[name] >= least for name, least in vars(floor).items())
 
 
-def encoder_for(precision: Precision, decode: Decode) -> clip.Encoder:
+def encoder_for(precision: Precision, decode: PixelMode) -> clip.Encoder:
     encoder = clip.Encoder("sketch", device="cpu", precision=precision, decode=decode)
-    if precision == "int8":
-        encoder.calibrate(measuring.world("to quantise by", scenes=256, singles=0).pictures)
+    if encoder.needs_calibration:
+        encoder.calibrate(measuring.world("to quantise by", scenes=256, singles=0).images)
     return encoder
 
 
-def texts_by(encoder: clip.Encoder) -> OfTexts:
+def texts_by(encoder: clip.Encoder) -> EncodeTexts:
     return lambda texts: encoder.encode_text(texts).float().numpy()
 
 
@@ -53,9 +53,9 @@ def seen() -> World:
 def saved(world: World, folder: Path) -> list[Path]:
     """The images as files, JPEGs and PNGs in turns."""
     paths: list[Path] = []
-    for number, picture in enumerate(world.pictures):
+    for number, image in enumerate(world.images):
         paths.append(folder / f"{number:04}.{'png' if number % 2 else 'jpg'}")
-        picture.save(paths[-1], **({} if number % 2 else {"quality": 90}))
+        image.save(paths[-1], **({} if number % 2 else {"quality": 90}))
     return paths
 
 
@@ -67,22 +67,22 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 PRECISIONS = [p for p in get_args(Precision) if p in ("reference", *usable_precisions(torch.device("cpu")))]
 
 
-@pytest.mark.parametrize("decode", get_args(Decode))
+@pytest.mark.parametrize("decode", get_args(PixelMode))
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_captions_find_their_pictures(precision: Precision, decode: Decode, paths: list[Path]) -> None:
+def test_captions_find_their_images(precision: Precision, decode: PixelMode, paths: list[Path]) -> None:
     encoder = encoder_for(precision, decode)
     world = seen()
 
-    def of_images(pictures: list[Image.Image]) -> np.ndarray:
-        return encoder.embed(paths if pictures is world.pictures else pictures)
+    def of_images(images: list[Image.Image]) -> np.ndarray:
+        return encoder.embed_images(paths if images is world.images else images)
 
-    figures = measuring.found(world, of_images, texts_by(encoder))
+    figures = measuring.measure(world, of_images, texts_by(encoder))
     assert reached(figures, FLOOR), figures
 
 
 def test_pairs_of_colour_and_shape_that_were_never_drawn_are_found_too() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
-    figures = measuring.found(measuring.world("tests", unseen=True), encoder.embed, texts_by(encoder))
+    figures = measuring.measure(measuring.world("tests", unseen=True), encoder.embed_images, texts_by(encoder))
     assert reached(figures, FLOOR_UNSEEN), figures
 
 
@@ -90,22 +90,22 @@ def test_pairs_of_colour_and_shape_that_were_never_drawn_are_found_too() -> None
 def inputs() -> dict[int, torch.Tensor]:
     """What the drop-in model reads of each list of images, by the list's identity."""
     _, preprocess = clip.load("sketch", device="cpu")
-    lists = (seen().pictures, seen().decoys, seen().singles)
-    return {id(pictures): torch.stack(list(map(preprocess, pictures))) for pictures in lists}
+    lists = (seen().images, seen().decoys, seen().singles)
+    return {id(images): torch.stack(list(map(preprocess, images))) for images in lists}
 
 
-def eager(model: CLIP, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Found:
+def eager(model: CLIP, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Figures:
     """The figures of the drop-in model, with its input changed."""
 
-    def of_images(pictures: list[Image.Image]) -> np.ndarray:
+    def of_images(images: list[Image.Image]) -> np.ndarray:
         with torch.no_grad():
-            return model.encode_image(change(inputs()[id(pictures)])).numpy()
+            return model.encode_image(change(inputs()[id(images)])).numpy()
 
     def of_texts(texts: list[str]) -> np.ndarray:
         with torch.no_grad():
             return model.encode_text(model.tokenize(texts)).numpy()
 
-    return measuring.found(seen(), of_images, of_texts)
+    return measuring.measure(seen(), of_images, of_texts)
 
 
 def test_the_drop_in_model_finds_them() -> None:
@@ -116,7 +116,7 @@ def test_the_drop_in_model_finds_them() -> None:
 def test_shuffled_captions_find_what_chance_finds() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
     order = np.random.default_rng(0).permutation(measuring.SCENES)
-    figures = measuring.found(seen(), encoder.embed, texts_by(encoder), right=order.tolist())
+    figures = measuring.measure(seen(), encoder.embed_images, texts_by(encoder), targets=order.tolist())
     assert figures.recall_1 <= CHANCE
 
 
@@ -176,7 +176,7 @@ def test_a_gross_mistake_in_the_network_is_seen(break_it: Callable[[CLIP], None]
         pytest.param(lambda x: x.roll(1, dims=0), {"recall_1": CHANCE, "shape": 0.3}, id="the neighbour's image"),
     ],
 )
-def test_a_gross_mistake_with_the_pictures_is_seen(
+def test_a_gross_mistake_with_the_images_is_seen(
     change: Callable[[torch.Tensor], torch.Tensor], at_most: dict[str, float]
 ) -> None:
     model, _ = clip.load("sketch", device="cpu")
@@ -199,18 +199,18 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def test_stored_features_hold() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
-    with golden() as (pictures, captions, images, texts):
-        assert len(pictures) == len(captions) == len(images) == 20
-        assert distance(encoder.embed(pictures, normalize=False), images) < NEAR
+    with golden() as (files, captions, images, texts):
+        assert len(files) == len(captions) == len(images) == 20
+        assert distance(encoder.embed_images(files, normalize=False), images) < NEAR
         assert distance(encoder.encode_text(captions).numpy(), texts) < NEAR
 
 
 def test_another_resize_filter_is_seen() -> None:
     encoder = clip.Encoder("sketch", device="cpu")
-    with golden() as (pictures, _, images, _):
+    with golden() as (files, _, images, _):
         for resample in Image.Resampling:
             pixels: list[np.ndarray] = []
-            for path in pictures:
+            for path in files:
                 image, side = Image.open(path).convert("RGB"), encoder.resolution_px
                 size = [max(side, int(length * side / min(image.size))) for length in image.size]
                 pixels.append(read_pixels(image.resize(size, resample), encoder.settings))

@@ -1,4 +1,4 @@
-"""training/sketch.py: what it counts as true, its vocabulary, its loss, and that a short run ends in a model."""
+"""training/sketch.py: which captions are true, its vocabulary, its loss, and a short run that ends in a model."""
 
 import json
 import math
@@ -20,22 +20,22 @@ from PIL import Image
 from safetensors import safe_open
 
 import clip
-from clip.demo.scenes import claim, compose, say, twin
+from clip.demo.scenes import claim, compose, make_twin, say
 from clip.simple_tokenizer import SimpleTokenizer
 
 
 @given(st.integers(0, 2**32))
 def test_true_all_at_once_is_true_one_by_one(seed: int) -> None:
     rng = Random(seed)
-    scenes = [scene for one in (compose(rng) for _ in range(20)) for scene in (one, twin(rng, one))]
+    scenes = [scene for one in (compose(rng) for _ in range(20)) for scene in (one, make_twin(rng, one))]
     statements = [claim(rng, scene, full=rng.random() < 0.3) for scene in scenes]
-    found = training.truth(
-        torch.tensor([training.said_slots(statement) for statement in statements]),
+    truth = training.compute_truth(
+        torch.tensor([training.statement_slots(statement) for statement in statements]),
         torch.tensor([statement.second is not None for statement in statements]),
-        torch.tensor([training.slots(scene) for scene in scenes]),
+        torch.tensor([training.scene_slots(scene) for scene in scenes]),
     )
-    assert found.tolist() == [[statement.true_of(scene) for scene in scenes] for statement in statements]
-    assert found.diagonal().all()
+    assert truth.tolist() == [[statement.is_true_of(scene) for scene in scenes] for statement in statements]
+    assert truth.diagonal().all()
 
 
 def test_merges_are_learnt_until_every_word_is_one_token() -> None:
@@ -48,20 +48,20 @@ def test_merges_are_learnt_until_every_word_is_one_token() -> None:
 
 
 def test_the_vocabulary_knows_each_word_of_the_captions() -> None:
-    tokenizer = training.vocabulary()
+    tokenizer = training.learn_vocabulary()
     rng = Random(5)
     for _ in range(500):
         text = say(rng, claim(rng, compose(rng, unseen=True)))
         assert len(tokenizer.encode(text)) == len(list(tokenizer.words(text))) <= training.CONTEXT_LENGTH
 
 
-def test_the_loss_is_clips_and_passes_over_what_is_also_true() -> None:
+def test_the_loss_is_clips_and_ignores_what_is_also_true() -> None:
     features = torch.eye(3)
     nothing = torch.zeros(3, 3, dtype=torch.bool)
     scale = torch.tensor(2.0)
     expected = math.log(math.exp(2) + 2) - 2
     assert training.contrastive_loss(features, features, scale, nothing).item() == pytest.approx(expected)
-    texts = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]])  # the second says what the first says
+    texts = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]])  # the second repeats the first
     plain = training.contrastive_loss(features, texts, scale, nothing)
     also_true = nothing.clone()
     also_true[1, 0] = True
@@ -72,7 +72,7 @@ def test_the_loss_is_clips_and_passes_over_what_is_also_true() -> None:
     assert masked < expected
 
 
-def test_attributes_that_a_caption_does_not_tell_are_no_target() -> None:
+def test_attributes_that_a_caption_does_not_give_are_no_target() -> None:
     torch.manual_seed(0)
     attributes = training.Attributes(8)
     features = torch.randn(2, 8, requires_grad=True)
@@ -88,8 +88,10 @@ def test_a_short_run_writes_a_model_with_its_notes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(training, "CHUNK", 32)
-    monkeypatch.setattr(training, "world", lambda seed, **asked: measuring.world(seed, scenes=20, singles=20, **asked))
-    monkeypatch.setattr(training, "CAPTIONS_OF_THE_VOCABULARY", 500)
+    monkeypatch.setattr(
+        training, "world", lambda seed, **options: measuring.world(seed, scenes=20, singles=20, **options)
+    )
+    monkeypatch.setattr(training, "VOCABULARY_CAPTIONS", 500)
     monkeypatch.setattr(training, "ProcessPoolExecutor", ThreadPoolExecutor)
     path = tmp_path / "model.safetensors"
     options = ["--seed", "3", "--scenes", "64", "--epochs", "2", "--batch", "16", "--output", str(path)]
@@ -117,19 +119,19 @@ def test_scenes_that_would_be_left_over_are_refused(options: tuple[int, int]) ->
 
 def test_a_reader_that_knows_everything_finds_all_and_one_that_knows_nothing_finds_nothing() -> None:
     world = measuring.world("a test", scenes=40, singles=20)
-    numbered = {id(picture): number for number, picture in enumerate([*world.pictures, *world.decoys])}
+    numbered = {id(image): number for number, image in enumerate([*world.images, *world.decoys])}
     one_hot = np.eye(2 * 40 + 1)
 
-    def of_images(pictures: list[Image.Image]) -> np.ndarray:
-        return one_hot[[numbered.get(id(picture), -1) for picture in pictures]]
+    def encode_images(images: list[Image.Image]) -> np.ndarray:
+        return one_hot[[numbered.get(id(image), -1) for image in images]]
 
-    def of_texts(texts: list[str]) -> np.ndarray:
+    def encode_texts(texts: list[str]) -> np.ndarray:
         return one_hot[[world.captions.index(text) if text in world.captions else -1 for text in texts]]
 
-    knowing = measuring.found(world, of_images, of_texts)
+    knowing = measuring.measure(world, encode_images, encode_texts)
     assert (knowing.recall_1, knowing.recall_5, knowing.recall_1_among_decoys) == (1, 1, 1)
     for nothing in (np.ones(4), np.full(4, np.nan)):
-        blind = measuring.found(world, always(nothing), always(nothing))
+        blind = measuring.measure(world, always(nothing), always(nothing))
         assert (blind.recall_1, blind.recall_5, blind.recall_1_among_decoys) == (0, 0, 0)
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,32 +26,31 @@ from ..engine.devices import limit_threads
 from ..errors import ClipError, InputError, StoreError
 from ..images.transform import PREPROCESS_ID
 from ..jobs.embed import EmbedJob, EmbedReport, Listing, Progress
+from ..jobs.options import CALIBRATED_PRECISIONS, Columns
 from ..jobs.tune import TuneJob
 from ..parallel import available_cores
 from ..records import Item, Shard, utf8_path
 from ..sources.source import Source
-from ..store.lock import Lock, locked
-from ..store.manifest import MANIFEST, check_room, read_calibration, read_manifest, write_calibration
-from ..store.plan import Plan, ids_hashed, interrupted_listing, members_of, read_plan, remove_plan, write_plan
-from ..store.update import updated_plan
-from ..store.writer import StoreWriter
+from ..store.lock import Lock, hold_lock
+from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
+from ..store.parts import EMBEDDINGS, PART
+from ..store.plan import Plan, collect_id_hashes, count_members, read_plan, recover_listing, remove_plan, write_plan
+from ..store.update import update_plan
+from ..store.writer import StoreWriter, check_room
+from .count import count_expected, count_shard
 from .decode import Decoding
 from .run import Run
 from .sample import first_pixels
-from .tune import summary, tune
+from .tune import summarise, tune
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from ..jobs.options import Frames, Precision
     from ..network.records import PreprocessSettings
     from ..records import Entry, Kind
 
 
-# What measuring needs to know of a job.
-SHARED_FIELDS = (
-    *("source", "model", "untrained", "device", "workers", "threads", "globs", "calibration", "min_cosine"),
-    *("column", "root", "guards", "policies", "isolated_s"),
-)
 SHOWN_CHARACTERS = 60  # of a text, as an example
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
@@ -69,47 +68,55 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
     started = time.monotonic()
     output = Path(job.output)
     check_room(output)
-    source = source_of(job)  # also refuses what is not there, before weights are read
-    with limit_threads(job.threads or available_cores()), warnings.catch_warnings():
+    source = open_source(job)  # also refuses what is not there, before weights are read
+    with limit_threads(job.model_options.threads or available_cores()), warnings.catch_warnings():
         # What Pillow has to say about an image is in its row, or in its failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        job, tuned = _tuned(job, output, progress)
+        job, tuned = _tune(job, output, progress)
+        model = job.model_options
         encoder = Encoder(
-            job.model,
-            device=job.device,
-            precision=job.precision,
-            batch_size=job.batch_size or "auto",
-            threads=job.threads,
-            untrained=job.untrained,
-            decode=job.decode,
+            model.name,
+            device=model.device,
+            precision=model.precision,
+            batch_size=model.batch_size or "auto",
+            threads=model.threads,
+            untrained=model.untrained,
+            decode=job.decode.pixels,
         )
         with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
-        with locked(output) as lock:
-            if encoder.precision == "int8":
+        with hold_lock(output) as lock:
+            if encoder.needs_calibration:
                 encoder.calibrate(_calibration(job, source, encoder.settings, output))
-            store = StoreWriter(output, _manifest(job, encoder, source, tuned), overwrite=job.overwrite)
+            store = StoreWriter(output, _describe_run(job, encoder, source, tuned), overwrite=job.policy.overwrite)
             plan, removed = _planned(job, source, store, lock, progress)
             if encoder.calibration is not None:
                 write_calibration(output, encoder.calibration.pixels)
             resumed = Run(job, encoder, source, plan, store, lock, progress).write()
-            rows, failed = store.counts(range(plan.shards))
-            if not plan.packs and job.frames == "first" and rows + failed != plan.entries:
-                raise StoreError(
-                    output,
-                    f"holds {rows:,} rows and {failed:,} failures",
-                    f"{plan.entries:,} together",
-                    "Run again with `overwrite=True`, and report this.",
-                )
+            counts = _count(output, plan, job.decode.frames)
             lock.check()
             ignored = dict(Counter(plan.ignored) + store.ignored(range(plan.shards)))
-            counts = {"read": rows + failed, "written": rows, "failed": failed, "ignored": ignored}
-            store.finish({"counts": counts})
-    return EmbedReport(output, rows + failed, rows, failed, ignored, time.monotonic() - started, resumed, removed)
+            store.finish({**counts, "ignored": ignored})
+    seconds = time.monotonic() - started
+    return EmbedReport(output, **counts, ignored=ignored, seconds=seconds, resumed=resumed, removed=removed)
 
 
-def source_of(job: EmbedJob) -> Source:
-    """What the job names as input. Raises: InputError for what is not there."""
+def _count(output: Path, plan: Plan, frames: Frames) -> dict[str, int]:
+    """Count what the parts hold, and check it against the plan. Raises: StoreError where an entry is missing."""
+    read = written = failed = 0
+    for index in range(plan.shards):
+        expected = count_expected(plan, index)
+        count = count_shard(output, index, expected)
+        if error := count.find_error(expected, frames):
+            remedy = "Run again with `overwrite=True`, and report this."
+            raise StoreError(output / EMBEDDINGS / PART.format(index), f"holds {error}", remedy=remedy)
+        written, failed = written + count.rows, failed + count.failures
+        read += count.rows + count.failures if count.read is None else count.read
+    return {"read": read, "written": written, "failed": failed}
+
+
+def open_source(job: EmbedJob) -> Source:
+    """Return what the job names as input. Raises: InputError for an input that is not there."""
     return Source(job.inputs, job.globs, job.columns, job.root).with_types()
 
 
@@ -121,7 +128,7 @@ def count(job: EmbedJob) -> Listing:
     check_room(Path(job.output))
     ignored: Counter[str] = Counter()
     told: list[Progress] = []
-    for _ in _told(source_of(job).shards(job.shard_size, ignored, job.limit), ignored, told.append, job.kind):
+    for _ in _told(open_source(job).shards(job.policy.shard_size, ignored, job.limit), ignored, told.append, job.kind):
         pass
     return told[-1].listing or Listing()
 
@@ -135,11 +142,13 @@ def _planned(
     ignored: Counter[str] = Counter()
     of = json.dumps([[os.path.abspath(name) for name in job.inputs], job.globs, asdict(job.columns), job.root])  # noqa: PTH100
     # What a listing that was killed had found is taken over only where no vector depends on it yet.
-    known = interrupted_listing(store.path, of) if store.is_new and not job.overwrite else iter(())
-    shards = source.shards(job.shard_size, ignored, job.limit, known, store.path)
+    known = recover_listing(store.path, of) if store.is_new and not job.policy.overwrite else iter(())
+    shards = source.shards(job.policy.shard_size, ignored, job.limit, known, store.path)
     hashed: list[np.ndarray] = []
-    plan = write_plan(store.path, ids_hashed(_told(shards, ignored, progress, job.kind), hashed), ignored, of=of)
-    if job.duplicate_ids == "error" and (found := plan.repeated(hashed)) is not None:
+    plan = write_plan(
+        store.path, collect_id_hashes(_told(shards, ignored, progress, job.kind), hashed), ignored, inputs=of
+    )
+    if job.duplicate_ids == "error" and (found := plan.find_repeated(hashed)) is not None:
         plan.discard()
         raise InputError(
             f"{found[0].id!r}",
@@ -147,51 +156,76 @@ def _planned(
             "one of each id",
             'Leave one out, name an `columns.id`, or pass `duplicate_ids="keep"`.',
         )
-    if not (job.update or store.is_of(plan.fingerprint)):
+    if not (job.policy.update or store.has_input(plan.fingerprint)):
         plan.discard()
-    elif standing is not None and (job.update or standing.summaries() != plan.summaries()):
-        content_hash = (lambda item: _content_hash(source, item, job.max_bytes)) if job.update and job.hashes else None
-        plan, removed = updated_plan(store, standing, plan, job.shard_size, retry=job.update, content_hash=content_hash)
+    elif standing is not None and (job.policy.update or standing.summaries() != plan.summaries()):
+        content_hash = (
+            (lambda item: _content_hash(source, item, job.limits.max_bytes))
+            if job.policy.update and job.policy.hashes
+            else None
+        )
+        plan, removed = update_plan(
+            store, standing, plan, job.policy.shard_size, retry=job.policy.update, content_hash=content_hash
+        )
     lock.check()
-    if job.overwrite:
+    if job.policy.overwrite:
         remove_plan(store.path)  # first: no listing of another run may describe the parts of this one
-    store.begin(plan.fingerprint, update=job.update)
+    store.begin(plan.fingerprint, update=job.policy.update)
     plan = plan.adopt()
     store.remove_beyond(plan.shards)
     return plan, removed
 
 
-def _tuned(
+def _tune(
     job: EmbedJob, output: Path, progress: Callable[[Progress], None] | None
 ) -> tuple[EmbedJob, dict[str, Any] | None]:
-    """The job with the precision and decode that its bound allows, and what was measured for it.
+    """Return the job with the precision and pixels that its bound allows, and what was measured for it.
 
-    A run that stands keeps those it has: what is faster may have changed since, and its vectors have to go together.
+    A run that is resumed keeps those it has: what is fastest may have changed since, and its vectors belong together.
     """
     if job.min_cosine is None:
         return job, None
 
     def tell(line: str) -> None:
         if progress:
-            progress(Progress(0, 0, 0, told=line))
+            progress(Progress(0, 0, 0, message=line))
 
-    standing = {} if job.overwrite else read_manifest(output / MANIFEST) or {}
-    tuned: dict[str, Any] | None = standing.get("tuned")
-    precision, decode = job.precision, job.decode
-    if tuned is not None and tuned["min_cosine"] == job.min_cosine:
-        precision, decode = standing["precision"], standing["decode"]
+    earlier = None if job.policy.overwrite else read_manifest(output / MANIFEST)
+    tuned = earlier.tuned if earlier else None
+    precision, pixels = job.model_options.precision, job.decode.pixels
+    if earlier and tuned and tuned["min_cosine"] == job.min_cosine:
+        precision, pixels = cast("Precision", earlier.precision), earlier.decode.pixels
     else:
         try:
-            report = tune(TuneJob(**{name: getattr(job, name) for name in SHARED_FIELDS}), tell)
-        except InputError as exc:  # too few images; what else there is to say of the input, the run says
-            tuned = {"min_cosine": job.min_cosine, "images": 0, "rows": [], "best": None}
+            report = tune(_tune_job(job, job.min_cosine), tell)
+        except InputError as exc:  # too few images; anything else about the input, the run itself reports
+            tuned = {"min_cosine": job.min_cosine, "pictures": 0, "rows": [], "best": None}
             tell(f"exact, as nothing could be measured: {exc}")
         else:
-            tuned = asdict(report)
-            precision, decode = report.best.precision, report.best.decode
-            tell(summary(report))
-    calibration = job.calibration if precision == "int8" else None
-    return replace(job, precision=precision, decode=decode, calibration=calibration, min_cosine=None), tuned
+            measured = asdict(report)
+            tuned = {{"images": "pictures"}.get(key, key): value for key, value in measured.items()}  # as in 0.1.0
+            precision, pixels = report.best.precision, report.best.decode
+            tell(summarise(report))
+    calibration = job.calibration if precision in CALIBRATED_PRECISIONS else None
+    model, decode = replace(job.model_options, precision=precision), replace(job.decode, pixels=pixels)
+    return replace(job, model=model, decode=decode, calibration=calibration, min_cosine=None), tuned
+
+
+def _tune_job(job: EmbedJob, min_cosine: float) -> TuneJob:
+    """Return the job that measures for another."""
+    return TuneJob(
+        source=job.source,
+        model=job.model,
+        decode=job.decode,
+        limits=job.limits,
+        columns=Columns(job.columns.entry),
+        globs=job.globs,
+        root=job.root,
+        workers=job.workers,
+        calibration=job.calibration,
+        min_cosine=min_cosine,
+        isolated_s=job.isolated_s,
+    )
 
 
 def _calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, output: Path) -> np.ndarray:
@@ -199,11 +233,13 @@ def _calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, ou
 
     Raises:  InputError where none of them can be decoded.
     """
-    standing = None if job.calibration or job.overwrite else read_calibration(output)
+    standing = None if job.calibration or job.policy.overwrite else read_calibration(output)
     if standing is not None and standing.shape[1] == settings.resolution_px:  # else the run is of another model
         return standing
     of = Source((str(job.calibration),)) if job.calibration else source
-    return first_pixels(Decoding(of, settings, job.limits, job.policies), job.isolated_s)[0].pixels
+    return first_pixels(Decoding(of, settings, job.limits, replace(job.decode, pixels="exact")), job.isolated_s)[
+        0
+    ].pixels
 
 
 def _told(
@@ -213,7 +249,7 @@ def _told(
     images = archives = 0
     example = ""
     for shard in shards:
-        counts = [members_of(entry) for entry in shard.entries]
+        counts = [count_members(entry) for entry in shard.entries]
         images, archives = images + sum(filter(None, counts)), archives + counts.count(None)
         example = example or _example(shard.entries[0], kind)
         if progress:
@@ -236,46 +272,38 @@ def _content_hash(source: Source, item: Item, max_bytes: int) -> str | None:
         return None  # it is done again, and what is wrong with it becomes its failure row
 
 
-def _manifest(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, Any] | None) -> dict[str, Any]:
-    """All that a vector depends on, and where it came from."""
+def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, Any] | None) -> Manifest:
+    """Return all that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
     with suppress(metadata.PackageNotFoundError):
         versions["pi-heif"] = metadata.version("pi-heif")  # which reads HEIC files where it is installed
-    return {
-        "model": encoder.model_name,
-        "weights_sha256": encoder.weights_sha256,
-        "weights_source": encoder.source,
-        "architecture": encoder.architecture,
-        "preprocess": f"{PREPROCESS_ID}/pillow-{versions['pillow']}",
-        "preprocess_settings": asdict(encoder.settings),
-        "precision": encoder.precision,
-        "computed_in": encoder.computed_in,
-        "calibration": None
-        if encoder.calibration is None
-        else {"images": len(encoder.calibration.pixels), "sha256": encoder.calibration.sha256},
-        "tuned": tuned,
-        "engine": encoder.backend,
-        "decode": encoder.decode,
-        "kind": job.kind,
-        "policies": asdict(job.policies),
-        "guards": asdict(job.limits),
-        "normalised": job.normalize,
-        "dtype": job.dtype,
-        "hashes": job.hashes,
-        "long_text": None if job.kind == "images" else job.long_text,
-        "keep": source.columns.kept,  # a list, as their order counts
-        "dim": encoder.dim,
-        "device": str(encoder.device),
-        "versions": {"clip-turbo": __version__, **versions},
-        "source": list(job.inputs),
-        "globs": list(job.globs),
-        "column": job.column,
-        "id_column": job.id_column,
-        "text_column": job.text_column,
-        "root": job.root,
-        "duplicate_ids": job.duplicate_ids,
-        "limit": job.limit,
-        "shard_size": job.shard_size,
-        "input_fingerprint": None,  # known when all is listed
-        "counts": None,  # known when the run is over
-    }
+    pixels = None if encoder.calibration is None else encoder.calibration
+    return Manifest(
+        model=encoder.model_name,
+        weights_sha256=encoder.weights_sha256,
+        weights_source=encoder.source,
+        architecture=encoder.architecture,
+        preprocess=f"{PREPROCESS_ID}/pillow-{versions['pillow']}",
+        preprocess_settings=asdict(encoder.settings),
+        precision=encoder.precision,
+        computed_in=encoder.computed_in,
+        calibration=pixels and {"pictures": len(pixels.pixels), "sha256": pixels.sha256},
+        tuned=tuned,
+        engine=encoder.backend,
+        decode=job.decode,
+        limits=job.limits,
+        columns=source.columns,
+        normalised=job.policy.normalize,
+        dtype=job.policy.dtype,
+        hashes=job.policy.hashes,
+        long_text=None if job.kind == "images" else job.long_text,
+        dim=encoder.dim,
+        device=str(encoder.device),
+        versions={"clip-turbo": __version__, **versions},
+        source=job.inputs,
+        globs=job.globs,
+        root=job.root,
+        duplicate_ids=job.duplicate_ids,
+        limit=job.limit,
+        shard_size=job.policy.shard_size,
+    )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from ..encoder import Encoder
 from ..engine.quantize import Calibration
-from ..errors import StoreError, StoreMismatchError
-from ..jobs.options import DecodeOptions, Limits
-from ..records import Columns, ContainerPart, Failure, Pixels, Tokens
+from ..errors import InputError, StoreError, StoreMismatchError
+from ..records import ContainerPart, Failure, Item, Pixels, Tokens
 from ..sources.source import Source
 from ..store.manifest import CALIBRATION, read_calibration
 from .decode import Decoding
@@ -17,63 +16,64 @@ from .decode import Decoding
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ..jobs.options import Precision
     from ..network.records import PreprocessSettings
-    from ..records import Item, Member, Shard
+    from ..records import Member, Shard
     from ..store.reader import Store
 
 Outcome = TypeVar("Outcome", Pixels, Pixels | Tokens)
 
 
-def encoder_of(store: Store, model: str | None = None, device: str = "auto") -> Encoder:
-    """The model that the run had, or `model` if that has its weights.
+def load_run_encoder(store: Store, model: str | None = None, device: str = "auto") -> Encoder:
+    """Load the model of a run, or `model` if that has its weights.
 
     Raises:  what Encoder does; StoreMismatchError where the weights found are others; StoreError where the pixels are
-             gone by which they were quantised.
+             gone that they were quantised by.
     """
     manifest = store.manifest
-    kind, _, seed = manifest["weights_source"].partition("untrained:")
-    untrained = int(seed) if seed and not kind else None
-    words = {"precision": manifest["precision"], "decode": manifest["decode"]}
-    encoder = Encoder(model or manifest["model"], device=device, untrained=untrained, **words)
-    if encoder.weights_sha256 != manifest["weights_sha256"]:
+    untrained, precision = manifest.untrained, cast("Precision", manifest.precision)
+    encoder = Encoder(
+        model or manifest.model,
+        device=device,
+        untrained=untrained,
+        precision=precision,
+        decode=manifest.decode.pixels,
+    )
+    if encoder.weights_sha256 != manifest.weights_sha256:
         raise StoreMismatchError(
-            f"{store.path}: weights of {encoder.model_name} have sha256 {encoder.weights_sha256}, expected "
-            f"{manifest['weights_sha256']}. Pass the run's weights with -m."
+            store.path,
+            f"weights of {encoder.model_name} have sha256 {encoder.weights_sha256}",
+            str(manifest.weights_sha256),
+            "Pass the run's weights as `model`.",
         )
-    if untrained is not None and encoder.model_name != manifest["model"]:  # no file tells them apart
+    if untrained is not None and encoder.model_name != manifest.model:  # no file tells them apart
         raise StoreMismatchError(
-            f"{store.path}: {encoder.model_name} is another model, expected {manifest['model']}. Leave -m out."
+            store.path, f"{encoder.model_name} is another model", manifest.model, "Leave `model` out."
         )
-    calibration: dict[str, Any] | None = manifest.get("calibration")
-    if calibration is not None:
+    if manifest.calibration is not None:
         pixels = read_calibration(store.path)
-        if pixels is None or Calibration(pixels).sha256 != calibration["sha256"]:
-            found = "another" if pixels is not None else "no"
+        if pixels is None or Calibration(pixels).sha256 != manifest.calibration["sha256"]:
             raise StoreError(
                 store.path,
-                f"holds {found} {CALIBRATION}",
-                "that by which int8 was quantised",
+                f"holds {'no' if pixels is None else 'another'} {CALIBRATION}",
+                f"that by which {precision} was quantised",
                 "Run the job again with `overwrite=True`.",
             )
         encoder.calibrate(pixels)
     return encoder
 
 
-def decoding_of(store: Store, settings: PreprocessSettings) -> Decoding:
-    """How the run read and decoded its images, to what `settings` ask for.
+def open_run_source(store: Store, settings: PreprocessSettings) -> Decoding:
+    """Return how the run read and decoded its images, to the size that `settings` ask for.
 
     Raises:  InputError where the source is not there any more.
     """
     manifest = store.manifest
-    keep, types = zip(*manifest["keep"], strict=True) if manifest["keep"] else ((), ())
-    column, id_column, kind, text = (manifest[name] for name in ("column", "id_column", "kind", "text_column"))
-    columns = Columns(column, id_column, kind, text, keep, types)
-    source = Source(tuple(manifest["source"]), tuple(manifest["globs"]), columns, manifest["root"])
-    limits, policies = Limits(**manifest["guards"]), DecodeOptions(**manifest["policies"])
-    return Decoding(source, settings, limits, policies, how=manifest["decode"])
+    source = Source(manifest.source, manifest.globs, manifest.columns, manifest.root)
+    return Decoding(source, settings, manifest.limits, manifest.decode)
 
 
-def entries_again(
+def replay_entries(
     shard: Shard,
     wanted: set[str],
     decoding: Decoding,
@@ -99,4 +99,4 @@ def entries_again(
                 missing.discard(found)
                 yield outcome
     for own_id in sorted(missing):
-        yield Failure(own_id, "", "read", "InputError", "it is not there any more")
+        yield Failure.of(Item(own_id, "", 0), "read", InputError(own_id, "is not there any more"))

@@ -1,7 +1,7 @@
-"""The shards of a plan that are not there yet: read -> decode -> encode -> write. Knows nothing about listing.
+"""The shards of a plan that are not written yet: read, decode, encode, write.
 
-Threads read and decode ahead of the model; what they hold is bounded by a look-ahead and a budget of decoded bytes.
-Each entry of a shard becomes a row or a failure row.
+Threads read and decode ahead of the model; a look-ahead and a budget of decoded bytes bound what they hold. Each entry of
+a shard becomes a row or a failure row.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import numpy as np
 from ..encoder import Encoder, unit_vectors
 from ..errors import TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
-from ..jobs.options import DECODE_SECONDS
 from ..parallel import ByteBudget, available_cores, map_ahead, read_ahead
 from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens
 from ..sources.remote.prefetch import prefetch
-from ..store.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_standing
+from ..store.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_part_or_empty
 from ..text.tokens import Tokenizing
 from .decode import Decoding
 from .isolate import IsolatedDecoder
@@ -35,12 +34,12 @@ if TYPE_CHECKING:
 
 ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
 READ_AHEAD_BYTES = 100_000_000  # of an archive, encoded
-TEXTS_AT_A_TIME = 1024  # of which the engine runs those of like lengths together
+TEXTS_AT_A_TIME = 1024  # of which the engine runs those of similar lengths together
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 
 
 class Run:
-    """The shards of a plan that are not there yet, on their way to be."""
+    """Writes the shards of a plan that are not written yet."""
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class Run:
     ) -> None:
         self._job = job
         self._encoder = encoder
-        self._decoding = Decoding(source, encoder.settings, job.limits, job.policies, job.hashes, encoder.decode)
+        self._decoding = Decoding(source, encoder.settings, job.limits, job.decode, job.policy.hashes)
         self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text, encoder.tokenizer)
         self._plan = plan
         self._store = store
@@ -63,31 +62,24 @@ class Run:
         self._summaries = plan.summaries()
 
     def write(self) -> int:
-        """Write them, and tell how many entries stood already."""
-        done = {
-            index
-            for index, summary in enumerate(self._summaries)
-            if self._store.fingerprint(index) == summary.fingerprint
-        }
-        kept = sum(summary.kept for index, summary in enumerate(self._summaries) if index not in done)
-        written_rows, failed = self._store.counts(done)
-        read = resumed = written_rows + failed + kept
-        todo = [index for index in range(self._plan.shards) if index not in done]
-        if todo:
+        """Write the missing shards, and return how many entries earlier runs had written."""
+        fingerprints = [summary.fingerprint for summary in self._summaries]
+        done = {index for index, value in enumerate(fingerprints) if self._store.fingerprint(index) == value}
+        carried_over = sum(summary.carried_over for index, summary in enumerate(self._summaries) if index not in done)
+        rows, failed = self._store.counts(done)
+        read = resumed = rows + failed + carried_over
+        missing = [index for index in range(self._plan.shards) if index not in done]
+        if missing:
             self._store.reopen()
         part: _Part | None = None
-        with closing(self._outcomes(todo)) as outcomes, ExitStack() as files:
+        with closing(self._outcomes(missing)) as outcomes, ExitStack() as files:
             for outcome in outcomes:
                 if isinstance(outcome, Shard):
-                    part = _Part(self._encoder, self._job, files.enter_context(self._store.part(outcome)), outcome)
-                    if outcome.kept:
-                        path = self._store.path / FAILURES / PART.format(outcome.index)
-                        standing = read_standing(path, FAILURE_SCHEMA, ["id"])
-                        part.failed = sum(own_id in outcome.kept for own_id in standing["id"].to_pylist())
+                    part = self._begin(outcome, files)
                 elif part is None:
                     raise AssertionError("a shard comes before its entries")
                 elif isinstance(outcome, _End):
-                    part.finish(outcome.ignored)
+                    part.finish(outcome)
                     self._check_failures(failed, part, read)
                     self._lock.check()
                     files.close()
@@ -103,68 +95,86 @@ class Run:
                         self._progress(Progress(read, total, failed + part.failed, resumed, None, len(done), shards))
         return resumed
 
+    def _begin(self, shard: Shard, files: ExitStack) -> _Part:
+        part = _Part(self._encoder, self._job, files.enter_context(self._store.part(shard)), shard)
+        if shard.carried_over:
+            path = self._store.path / FAILURES / PART.format(shard.index)
+            ids = read_part_or_empty(path, FAILURE_SCHEMA, ["id"])["id"].to_pylist()
+            part.failed = sum(own_id in shard.carried_over for own_id in ids)
+        return part
+
     def _check_failures(self, failed: int, part: _Part, of: int) -> None:
-        """Raise TooManyFailuresError where more failed than the job allows of so many."""
+        """Raise TooManyFailuresError where more entries failed than the job allows."""
         allowed = self._job.allowed_failures(self._plan.total or of)
-        most = self._job.max_failures or "0"  # as with on_failure="stop"
-        if failed + part.failed <= allowed or part.last_failure is None:
-            return
         last = part.last_failure
+        if failed + part.failed <= allowed or last is None:
+            return
         raise TooManyFailuresError(
             self._job.output,
             f"more than {allowed:,} of {self._plan.total or of:,} {self._job.kind} failed",
-            f"at most {most} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]})",
+            # With on_failure="stop" there is no number.
+            f"at most {self._job.max_failures or '0'} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]})",
             "Repair them, or raise `max_failures` and run again: finished parts are kept.",
         )
 
     def _outcomes(self, indices: Iterable[int]) -> Generator[_Outcome]:
-        """Each shard, what became of each of its entries, in order, and its end.
+        """Yield each shard, the outcome of each of its entries in order, and its end.
 
         Threads run ahead across the borders of shards.
         """
-        job = self._job
+        job, seconds = self._job, self._job.isolated_s
         budget = ByteBudget(job.decode_budget_bytes)
         workers = job.workers or available_cores()
-        seconds = job.max_seconds or DECODE_SECONDS
-        isolated = IsolatedDecoder(self._decoding, seconds, budget.reserve) if job.isolate else None
+        isolated = None if seconds is None else IsolatedDecoder(self._decoding, seconds, budget.reserve)
 
-        def decoded(entry: Item | Member) -> Sequence[Pixels | Failure]:
+        def decode(entry: Item | Member) -> Sequence[Pixels | Failure]:
             return isolated(entry) if isolated else self._decoding(entry, budget.reserve)
 
-        def outcomes(entry: Item | Member | Failure | Shard | _End) -> Sequence[_Outcome]:
-            return prepared(entry, decoded, self._tokenizing) if isinstance(entry, (Item, Member)) else [entry]
+        def prepare(entry: Item | Member | Failure | Shard | _End) -> Sequence[_Outcome]:
+            return prepare_entry(entry, decode, self._tokenizing) if isinstance(entry, (Item, Member)) else [entry]
 
         stop = isolated.close if isolated else (lambda: None)
-        # Of a file's frames there may be many, so no more files are ahead than are being decoded.
+        # A file may have many frames, so no more files are ahead than are being decoded.
         batch = TEXTS_AT_A_TIME if job.kind == "texts" else self._encoder.batch_size
-        ahead = workers if job.frames == "all" else 2 * batch + workers
-        listed = self._entries(indices)
+        ahead = workers if job.decode.frames == "all" else 2 * batch + workers
+        local = self._entries(indices)
         entries: Generator[Item | Member | Failure | Shard | _End] = (
-            listed if job.kind == "texts" else prefetch(listed, job.max_bytes, job.readers)
+            local if job.kind == "texts" else prefetch(local, job.limits.max_bytes, job.readers)
         )
-        with closing(entries), closing(map_ahead(outcomes, entries, workers=workers, ahead=ahead, stop=stop)) as found:
-            for several in found:
-                yield from several
+        extra = 0  # outcomes beyond one for each entry: the other frames of a file
+        with closing(entries), closing(map_ahead(prepare, entries, workers=workers, ahead=ahead, stop=stop)) as results:
+            for outcomes in results:
+                if isinstance(end := outcomes[0], _End):
+                    yield replace(end, read=end.read + extra)
+                    extra = 0
+                    continue
+                extra += len(outcomes) - 1
+                yield from outcomes
 
     def _entries(self, indices: Iterable[int]) -> Generator[Item | Member | Failure | Shard | _End]:
         for index in indices:
             shard = self._plan.shard(index)
             ignored: Counter[str] = Counter()
+            read = 0
             yield shard
             for entry in shard.entries:
                 if isinstance(entry, ContainerPart):
-                    members = self._decoding.source.members(entry, self._job.max_bytes, ignored)
+                    members = self._decoding.source.members(entry, self._job.limits.max_bytes, ignored)
                     with closing(read_ahead(members, _size_of, READ_AHEAD_BYTES)) as stream:
-                        yield from stream
-                elif entry.id not in shard.kept:
+                        for member in stream:
+                            read += 1
+                            yield member
+                elif entry.id not in shard.carried_over:
+                    read += 1
                     yield entry
-            yield _End(ignored)
+            yield _End(read, ignored)
 
 
 @dataclass(frozen=True)
 class _End:
-    """What comes behind the last entry of a shard."""
+    """The end of a shard's entries."""
 
+    read: int  # entries, of files with several frames frames, that were read; not those carried over by an update
     ignored: Counter[str]  # what was passed over in it
 
 
@@ -176,7 +186,7 @@ def _size_of(entry: Item | Member | Failure) -> int:
 
 
 class _Part:
-    """A shard on its way to be written: what is decoded waits for a batch, its vectors for a row group."""
+    """A shard that is being written: decoded images wait for a full batch, vectors for a full row group."""
 
     def __init__(self, encoder: Encoder, job: EmbedJob, writer: PartWriter, shard: Shard) -> None:
         self.shard = shard
@@ -196,7 +206,7 @@ class _Part:
         self._vectors = {name: [np.empty((0, self._encoder.dim), np.float32)] for name in names}
 
     def add(self, outcome: Pixels | Tokens | Failure) -> None:
-        """Take an entry's outcome; a full batch is encoded, and a full row group written."""
+        """Take the outcome of an entry; encode a full batch, write a full row group."""
         if isinstance(outcome, Failure):
             self._fail(self._taken, outcome)
         else:
@@ -204,15 +214,14 @@ class _Part:
         self._taken += 1
         if len(self._waiting) >= (TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoder.batch_size):
             self._encode()
-        # What an update keeps is put in its place at the end.
-        if len(self._rows) + len(self._failures) >= ROW_GROUP and not self.shard.kept:
+        # Rows that an update carries over are put in their places at the end.
+        if len(self._rows) + len(self._failures) >= ROW_GROUP and not self.shard.carried_over:
             self._write()
 
-    def finish(self, ignored: Counter[str]) -> None:
+    def finish(self, end: _End) -> None:
         """Encode and write what waits."""
         self._write()
-        if ignored:
-            self._writer.ignored(ignored)
+        self._writer.note(end.read, end.ignored)
 
     def _fail(self, place: int, failure: Failure) -> None:
         self._failures.append((place, failure))
@@ -221,7 +230,7 @@ class _Part:
 
     def _write(self) -> None:
         self._encode()
-        failures = [failure for _, failure in sorted(self._failures, key=lambda found: found[0])]
+        failures = [failure for _, failure in sorted(self._failures, key=lambda placed: placed[0])]
         vectors = {name: np.concatenate(blocks) for name, blocks in self._vectors.items()}  # (N, D) each
         self._writer.add(self._rows, vectors, failures)
         self._clear()
@@ -229,52 +238,49 @@ class _Part:
     def _encode(self) -> None:
         if not self._waiting:
             return
-        features = features_of([outcome for _, outcome in self._waiting], self._encoder)  # (B, D) each
+        features = encode_outcomes([outcome for _, outcome in self._waiting], self._encoder)  # (B, D) each
         usable = np.ones(len(self._waiting), np.bool_)
         norms: dict[str, np.ndarray] = {}
         for name, block in features.items():
-            with np.errstate(over="ignore"):  # what overflows is infinite, and that is looked for
+            with np.errstate(over="ignore"):  # an overflow gives an infinity, which is looked for
                 norms[name] = np.linalg.norm(block, axis=1)  # (B,)
-                stored = block if self._job.normalize else block.astype(self._job.dtype)  # (B, D)
+                stored = block if self._job.policy.normalize else block.astype(self._job.policy.dtype)  # (B, D)
             usable &= np.isfinite(norms[name]) & (norms[name] > 0) & np.isfinite(stored).all(axis=1)
         for number, (place, outcome) in enumerate(self._waiting):
-            row = outcome.row
             if usable[number]:
-                self._rows.append(row)
+                self._rows.append(outcome.row)
             else:
-                found = " and ".join(str(of[number]) for of in norms.values())
-                message = (
-                    f"the model gave a vector of norm {found}, expected one above 0 that {self._job.dtype} can hold. "
-                    "Check the weights."
-                )
-                self._fail(place, Failure(row.id, row.path, "encode", "ValueError", message))
+                norm = " and ".join(str(values[number]) for values in norms.values())
+                expected = f"expected one above 0 that {self._job.policy.dtype} can hold"
+                error = ValueError(f"the model gave a vector of norm {norm}, {expected}. Check the weights.")
+                self._fail(place, Failure.of(Item(outcome.row.id, outcome.row.path, 0), "encode", error))
         for name, block in features.items():
-            self._vectors[name].append(unit_vectors(block[usable]) if self._job.normalize else block[usable])
+            self._vectors[name].append(unit_vectors(block[usable]) if self._job.policy.normalize else block[usable])
         self._waiting = []
 
 
-def prepared(
-    entry: Item | Member, decoded: Callable[[Item | Member], Sequence[Pixels | Failure]], tokenizing: Tokenizing
+def prepare_entry(
+    entry: Item | Member, decode: Callable[[Item | Member], Sequence[Pixels | Failure]], tokenizing: Tokenizing
 ) -> Sequence[Pixels | Tokens | Failure]:
-    """What the model reads of an entry: of its image, of its text, or of both; or the reason why there is nothing."""
+    """Return what the model reads of an entry: its image, its text, or both; or the reason why there is nothing."""
     if tokenizing.kind == "images":
-        return decoded(entry)
+        return decode(entry)
     item = entry.item if isinstance(entry, Member) else entry
     tokens = tokenizing(item)
     if isinstance(tokens, Failure):
         return [tokens]
     if tokenizing.kind == "texts":
         return [Tokens(Row(item.id, item.path, 0, 0, "", item.size_bytes, values=item.values), tokens)]
-    return [replace(one, tokens=tokens) if isinstance(one, Pixels) else one for one in decoded(entry)]
+    return [replace(one, tokens=tokens) if isinstance(one, Pixels) else one for one in decode(entry)]
 
 
-def features_of(outcomes: Sequence[Pixels | Tokens], encoder: Encoder) -> dict[str, np.ndarray]:
-    """What the model makes of a batch, by the columns it is for. Shapes: float32 (B, D) each."""
+def encode_outcomes(outcomes: Sequence[Pixels | Tokens], encoder: Encoder) -> dict[str, np.ndarray]:
+    """Encode a batch. Shapes: float32 (B, D) for each column of vectors."""
     pixels = [outcome.array for outcome in outcomes if isinstance(outcome, Pixels)]
     tokens = [outcome.tokens for outcome in outcomes if outcome.tokens is not None]
-    found: dict[str, np.ndarray] = {}
+    features: dict[str, np.ndarray] = {}
     if pixels:
-        found[EMBEDDING] = encoder.encode_pixels(np.stack(pixels))
+        features[EMBEDDING] = encoder.encode_pixels(np.stack(pixels))
     if tokens:
-        found[TEXT_EMBEDDING if pixels else EMBEDDING] = encoder.encode_tokens(np.stack(tokens))
-    return found
+        features[TEXT_EMBEDDING if pixels else EMBEDDING] = encoder.encode_tokens(np.stack(tokens))
+    return features

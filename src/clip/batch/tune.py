@@ -17,7 +17,7 @@ from ..engine.devices import resolve_device, usable_precisions
 from ..errors import DeviceError, InputError
 from ..jobs.tune import SettingRow, TuneReport
 from ..parallel import available_cores, map_ahead
-from ..records import Columns, Pixels
+from ..records import Pixels
 from ..sources.source import Source
 from .decode import Decoding
 from .sample import drawn, first_pixels
@@ -41,15 +41,16 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
 
     Raises:  InputError for an input without images; what Encoder raises.
     """
-    source = Source(job.inputs, job.globs, Columns(job.column), job.root)
+    source = Source(job.inputs, job.globs, job.columns, job.root)
     encoders = _encoders(job, tell := told or (lambda _: None))
     several = [_Setting(job, source, encoder, decode) for encoder in encoders.values() for decode in DECODES]
     exact = several[0]
     looked_at = 0
-    if "int8" in encoders:
-        of = Source((str(job.calibration),)) if job.calibration else source
-        calibration, looked_at = first_pixels(replace(exact.decoding, source=of), job.isolated_s)
-        encoders["int8"].calibrate(calibration.pixels)
+    if quantised := [encoder for encoder in encoders.values() if encoder.needs_calibration]:
+        images = Source((str(job.calibration),)) if job.calibration else source
+        calibration, looked_at = first_pixels(replace(exact.decoding, source=images), job.isolated_s)
+        for encoder in quantised:
+            encoder.calibrate(calibration.pixels)
     skipped = 0 if job.calibration else looked_at
     entries, overlap = drawn(exact.decoding, job.images, job.seed, skipped, job.isolated_s)
     if len(entries) < 2:
@@ -69,7 +70,7 @@ def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
     return TuneReport(exact.encoder.model_name, len(entries), overlap, job.min_cosine, rows, best)
 
 
-def summary(report: TuneReport) -> str:
+def summarise(report: TuneReport) -> str:
     """What was found, in a line."""
     best, exact = report.best, report.rows[0]
     if best == exact:
@@ -81,13 +82,14 @@ def summary(report: TuneReport) -> str:
 
 def _encoders(job: TuneJob, tell: Callable[[str], None]) -> dict[Precision, Encoder]:
     """One for each precision that the device has for this model, the exact one first."""
-    usable = cast("list[Precision]", usable_precisions(resolve_device(job.device)))
+    model = job.model_options
+    usable = cast("list[Precision]", usable_precisions(resolve_device(model.device)))
     precisions: list[Precision] = ["reference", *usable[1:]]  # the first is what "reference" means
     found: dict[Precision, Encoder] = {}
     for precision in precisions:
         try:
             found[precision] = Encoder(
-                job.model, device=job.device, precision=precision, threads=job.threads, untrained=job.untrained
+                model.name, device=model.device, precision=precision, threads=model.threads, untrained=model.untrained
             )
         except DeviceError as exc:  # as of fp8 with a network that is too narrow for it
             if precision == "reference":

@@ -6,11 +6,11 @@ holds a shard, and eight bytes for each id. Knows nothing about the command line
 
 from __future__ import annotations
 
-import json
 import random
 from bisect import bisect_right
+from dataclasses import replace
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,36 +18,36 @@ import pyarrow as pa
 from ..encoder import unit_vectors
 from ..errors import StoreError
 from ..jobs.verify import Problem, VerifyReport
-from ..records import ContainerPart, Failure, id_hash, listed_id
+from ..records import Failure, id_hash, listed_id
+from ..store.manifest import MANIFEST
 from ..store.parts import (
     EMBEDDINGS,
     FAILURES,
-    IGNORED,
     PART,
     count_rows,
     read_fingerprint,
-    read_metadata,
     read_part,
     vector_columns,
 )
-from ..store.plan import members_of, read_plan
-from ..store.reader import Store, matrix
+from ..store.plan import read_plan
+from ..store.reader import Store, stack_vectors
 from ..text.tokens import Tokenizing
-from .replay import decoding_of, encoder_of, entries_again
-from .run import features_of, prepared
+from .count import Expected, count_shard
+from .replay import load_run_encoder, open_run_source, replay_entries
+from .run import encode_outcomes, prepare_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..jobs.options import LongText
     from ..jobs.verify import VerifyJob
     from ..records import Shard
     from ..store.plan import Plan
 
 NORM_TOLERANCE = 1e-3  # of a vector that should have length 1; float16 rounds at 5e-4
-SAME_COSINE = (
-    0.9995  # between a vector that stands and the one made again, in another batch, perhaps on another machine
-)
+SAME_COSINE = 0.9995  # between a stored vector and one made again, in another batch, perhaps on another machine
 CHANGED = "The image changed, or could not be reached."
+AGAIN = "Run the job again with overwrite."
 MAX_NAMED = 5  # ids in one problem
 
 
@@ -91,104 +91,95 @@ class _Reader:
                 yield Problem(f"_plan/shard-{index:05}.parquet", str(exc))
                 continue
             listed += len(shard.entries)
-            yield from self._of_shard(shard)
-        expected = {PART.format(index) for index in range(self._plan.shards)}
+            yield from self._check_shard(shard)
+        names = {PART.format(index) for index in range(self._plan.shards)}
         for folder in (EMBEDDINGS, FAILURES):
             for path in self._store.parts(folder):
-                if path.name not in expected:
-                    yield Problem(f"{folder}/{path.name}", "no shard of the plan, expected none such. Remove it.")
-        yield from self._of_manifest(listed)
+                if path.name not in names:
+                    yield Problem(f"{folder}/{path.name}", "a shard that the plan does not have. Remove it.")
+        yield from self._check_manifest(listed)
         hashes = np.concatenate([np.empty(0, np.uint64), *self._hashes])
         repeated = len(hashes) - len(np.unique(hashes))
-        if repeated and self._store.manifest["duplicate_ids"] == "error":
-            yield Problem(EMBEDDINGS, f"{repeated} ids stand twice, expected each once. Run with --overwrite.")
+        if repeated and self._store.manifest.duplicate_ids == "error":
+            yield Problem(EMBEDDINGS, f"{repeated} ids occur twice, expected each once. {AGAIN}")
 
-    def _of_shard(self, shard: Shard) -> Iterator[Problem]:
+    def _check_shard(self, shard: Shard) -> Iterator[Problem]:
         part = PART.format(shard.index)
-        pack = shard.entries[0] if shard.entries and isinstance(shard.entries[0], ContainerPart) else None
-        if pack is None and self._store.manifest["policies"]["frames"] == "first":
-            self.read += len(shard.entries)
+        where, frames = f"{EMBEDDINGS}/{part}", self._store.manifest.decode.frames
+        expected = Expected.of(shard)
+        counted_by_plan = expected.container is None and frames == "first"
+        self.read += (expected.entries or 0) if counted_by_plan else 0
         try:
             rows = read_part(self._store.path / EMBEDDINGS / part)
             failures = read_part(self._store.path / FAILURES / part)
             fingerprint = read_fingerprint(self._store.path / EMBEDDINGS / part)
+            count = count_shard(self._store.path, shard.index, expected)
         except StoreError as exc:
-            yield Problem(f"{EMBEDDINGS}/{part}", str(exc))
+            yield Problem(where, str(exc))
             return
         self.written += rows.num_rows
         self.failed += failures.num_rows
-        if pack is None and self._store.manifest["policies"]["frames"] == "all":
-            self.read += rows.num_rows + failures.num_rows  # how many frames there are is known only now
+        self.read += 0 if counted_by_plan else rows.num_rows + failures.num_rows
         if fingerprint != shard.fingerprint:
-            yield Problem(f"{EMBEDDINGS}/{part}", "of another listing than _plan. Run the job again.")
+            yield Problem(where, "of another listing than _plan. Run the job again.")
         if not rows.schema.equals(self._store.schema):
-            yield Problem(f"{EMBEDDINGS}/{part}", "its columns are not those of the manifest. Run with --overwrite.")
+            yield Problem(where, f"its columns are not those of the manifest. {AGAIN}")
             return
+        count = replace(count, rows=rows.num_rows, failures=failures.num_rows)  # as read, not as the footers say
+        if error := count.find_error(expected, frames):
+            yield Problem(where, f"holds {error}. Remove the part, and run again.")
         ids, failed = rows.column("id").to_pylist(), failures.column("id").to_pylist()
         self._hashes.append(np.array([id_hash(name) for name in (*ids, *failed)], np.uint64))
-        if pack is not None:
-            yield from self._of_pack(part, pack, len(ids) + len(failed))
-            yield from self._of_vectors(part, ids, rows)
-            return
+        if expected.container is None:
+            yield from self._check_ids(part, shard, ids, failed)
+        yield from self._check_vectors(part, ids, rows)
+
+    def _check_ids(self, part: str, shard: Shard, ids: list[str], failed: list[str]) -> Iterator[Problem]:
         listed = [entry.id for entry in shard.entries]
         places = {name: place for place, name in enumerate(listed)}
-        found = {listed_id(name, places) for name in (*ids, *failed)}
-        yield from self._differing(part, "listed and not there", [name for name in listed if name not in found])
-        yield from self._differing(part, "there and not listed", sorted(found - set(listed)))
+        present = {listed_id(name, places) for name in (*ids, *failed)}
+        yield from self._name_ids(part, "listed and not there", [name for name in listed if name not in present])
+        yield from self._name_ids(part, "there and not listed", sorted(present - set(listed)))
         order = [places.get(listed_id(name, places), -1) for name in ids]
-        if order != sorted(order) and self._store.manifest["duplicate_ids"] == "error":
-            yield Problem(f"{EMBEDDINGS}/{part}", "not in the order of the listing. Run with --overwrite.")
-        yield from self._of_vectors(part, ids, rows)
+        if order != sorted(order) and self._store.manifest.duplicate_ids == "error":
+            yield Problem(f"{EMBEDDINGS}/{part}", f"not in the order of the listing. {AGAIN}")
 
-    def _of_pack(self, part: str, pack: ContainerPart, found: int) -> Iterator[Problem]:
-        """What an archive or table held is known only where it tells; the ids are its own."""
-        self.read += found
-        ignored = sum(json.loads(read_metadata(self._store.path / EMBEDDINGS / part).get(IGNORED, b"{}")).values())
-        expected = members_of(pack)
-        if expected is not None and found + ignored < expected:
-            what = f"{found} rows and failures of {pack.id!r} and {ignored} ignored, expected {expected} together."
-            yield Problem(f"{EMBEDDINGS}/{part}", f"{what} Remove the part, and run again.")
-
-    def _differing(self, part: str, what: str, ids: list[str]) -> Iterator[Problem]:
+    def _name_ids(self, part: str, what: str, ids: list[str]) -> Iterator[Problem]:
         if ids:
             some = ", ".join(map(repr, ids[:MAX_NAMED])) + (", ..." if len(ids) > MAX_NAMED else "")
             yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {some}. Remove the part, and run again.")
 
-    def _of_vectors(self, part: str, ids: list[str], rows: pa.Table) -> Iterator[Problem]:
+    def _check_vectors(self, part: str, ids: list[str], rows: pa.Table) -> Iterator[Problem]:
         for name in vector_columns(self._store.schema):
-            vectors = matrix(rows, self._store.schema, name).astype(np.float32)
+            vectors = stack_vectors(rows, self._store.schema, name).astype(np.float32)
             with np.errstate(over="ignore"):
                 norms = np.linalg.norm(vectors, axis=1)
             usable = np.isfinite(vectors).all(axis=1) & (norms > 0)
-            if self._store.manifest["normalised"]:
+            if self._store.manifest.normalised:
                 usable &= np.abs(norms - 1) <= NORM_TOLERANCE
             for place in np.flatnonzero(~usable)[:MAX_NAMED]:
-                told = f"{ids[place]!r} has a vector of norm {norms[place]} as its {name}."
-                yield Problem(f"{EMBEDDINGS}/{part}", f"{told} Remove the part, run again.")
+                what = f"{ids[place]!r} has a vector of norm {norms[place]} as its {name}."
+                yield Problem(f"{EMBEDDINGS}/{part}", f"{what} Remove the part, and run again.")
 
-    def _of_manifest(self, listed: int) -> Iterator[Problem]:
+    def _check_manifest(self, listed: int) -> Iterator[Problem]:
         manifest, plan = self._store.manifest, self._plan
-        if manifest["input_fingerprint"] != plan.fingerprint:
-            yield Problem("manifest.json", "its input is not that of _plan. Run the job again.")
+        if manifest.input_fingerprint != plan.fingerprint:
+            yield Problem(MANIFEST, "its input is not that of _plan. Run the job again.")
         if listed != plan.entries:
             yield Problem("_plan", f"lists {listed} entries, expected {plan.entries}. Run the job again.")
-        found = {"read": self.read, "written": self.written, "failed": self.failed}
-        counts = manifest["counts"]
-        if counts is None:
-            yield Problem("manifest.json", "the run is not over. Run the job again: it goes on.")
-        elif {key: counts[key] for key in found} != found:
-            yield Problem("manifest.json", f"counts {counts}, expected {found}. Run the job again.")
-        if self.written + self.failed != self.read:
-            what = f"{self.written} written and {self.failed} failed, expected {self.read} together. Run the job again."
-            yield Problem(EMBEDDINGS, what)
+        counts = {"read": self.read, "written": self.written, "failed": self.failed}
+        if manifest.counts is None:
+            yield Problem(MANIFEST, "the run is not over. Run the job again to resume it.")
+        elif {key: manifest.counts[key] for key in counts} != counts:
+            yield Problem(MANIFEST, f"counts {manifest.counts}, expected {counts}. Run the job again.")
 
 
 def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:
     """Embed some of the images again: how many, the least cosine, and what differs."""
-    encoder, manifest = encoder_of(store, job.model, job.device), store.manifest
-    decoding = decoding_of(store, encoder.settings)
-    long_text = manifest["long_text"] or "fail"
-    tokenizing = Tokenizing(manifest["kind"], encoder.context_length, long_text, encoder.tokenizer)
+    encoder = load_run_encoder(store, job.model, job.device)
+    decoding = open_run_source(store, encoder.settings)
+    long_text = cast("LongText", store.manifest.long_text or "fail")
+    tokenizing = Tokenizing(store.manifest.kind, encoder.context_length, long_text, encoder.tokenizer)
     parts = [
         [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)
     ]
@@ -204,7 +195,9 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
             places.setdefault(own_id, []).append(place)
         ids += read_part(parts[index][1], ["id"]).column("id").to_pylist()
         wanted = {ids[number - starts[index]] for number in numbers}
-        made = entries_again(plan.shard(index), wanted, decoding, lambda entry: prepared(entry, decoding, tokenizing))
+        made = replay_entries(
+            plan.shard(index), wanted, decoding, lambda entry: prepare_entry(entry, decoding, tokenizing)
+        )
         for again in made:
             if isinstance(again, Failure):
                 if again.id in places:
@@ -213,7 +206,7 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
             if again.row.id not in places:
                 problems.append(Problem(again.row.id, f"failed in the run, decodes now. {CHANGED}"))
                 continue
-            features = features_of([again], encoder)
+            features = encode_outcomes([again], encoder)
             cosine = max(_cosine(rows.slice(place, 1), features, store) for place in places[again.row.id])
             cosines.append(cosine)
             if not cosine >= SAME_COSINE:
@@ -224,6 +217,6 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
 def _cosine(row: pa.Table, features: dict[str, np.ndarray], store: Store) -> float:
     """Between what stands in a row and what is made now, the lower one of a pair's two. Shapes: features (1, D)."""
     return min(
-        float(unit_vectors(matrix(row, store.schema, name).astype(np.float32))[0] @ unit_vectors(after)[0])
+        float(unit_vectors(stack_vectors(row, store.schema, name).astype(np.float32))[0] @ unit_vectors(after)[0])
         for name, after in features.items()
     )

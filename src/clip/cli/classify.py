@@ -83,9 +83,9 @@ def _summary(job: ClassifyJob, report: ClassifyReport) -> str:
     if job.truth is not None:
         if report.unknown:
             some = ", ".join(map(repr, report.unknown))
-            lines.append(f"of {report.classified:,}, {report.judged:,} have a truth that is a label; others: {some}")
+            lines.append(f"of {report.classified:,}, {report.evaluated:,} have a truth that is a label; others: {some}")
         if report.accuracy is not None:
-            lines += [*_confusion(report), f"right {report.right:,} of {report.judged:,}: {report.accuracy:.2%}"]
+            lines += [*_confusion(report), f"right {report.correct:,} of {report.evaluated:,}: {report.accuracy:.2%}"]
     return "\n".join(lines)
 
 

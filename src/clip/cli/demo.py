@@ -16,7 +16,7 @@ from ..jobs.demo import DemoJob
 from .signals import undisturbed
 
 if TYPE_CHECKING:
-    from ..demo.folder import Drawn
+    from ..demo.folder import Drawing
 
 HITS = 5
 LINES_SHOWN = 3  # of a line for each image
@@ -69,7 +69,7 @@ def demo(context: click.Context, **options: Any) -> None:
     click.echo(CLOSING.format(**told))
 
 
-def _asked_for(drawn: list[Drawn], rng: Random) -> list[Drawn]:
+def _asked_for(drawn: list[Drawing], rng: Random) -> list[Drawing]:
     """Of each kind of scene one."""
     kinds = [
         [one for one in drawn if one.scene.relation == "left of"],

@@ -22,10 +22,10 @@ DEVICES_HEAD = f"{'device':<10}{'back end':<20}{'precisions':<24}name"
 def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
     """List the models OpenAI released, which of them are here, and the one that comes along; or the devices."""
     with undisturbed():
-        from ..engine.devices import devices as list_devices
+        from ..engine.devices import list_devices
         from ..weights import catalog
 
-    rows = list_devices() if devices else [*catalog.models(download_root), catalog.sketch()]
+    rows = list_devices() if devices else [*catalog.list_models(download_root), catalog.describe_sketch()]
     if as_json:
         for row in rows:
             click.echo(json.dumps(asdict(row)))

@@ -43,9 +43,13 @@ class Reporter:
 
     def update(self, progress: Progress) -> None:
         """Take note of how far a run is."""
-        if progress.told:
+        if progress.message:
             if self._style != "none":
-                say(json.dumps({"event": "told", "message": progress.told}) if self._style == "json" else progress.told)
+                say(
+                    json.dumps({"event": "told", "message": progress.message})
+                    if self._style == "json"
+                    else progress.message
+                )
             return
         now = time.monotonic()
         if progress.listing is None and self._started is None:

@@ -33,7 +33,7 @@ RUN_MODEL_HELP = "The run's weights.  [default: as in the manifest]"
 @click.option("-t", "--text", "texts", metavar="TEXT", multiple=True, help=TEXT_HELP)
 @click.option("-i", "--image", "images", metavar="FILE", multiple=True, help=IMAGE_HELP)
 @click.option("--vector", metavar="FILE", help=VECTOR_HELP)
-@click.option("--not", "without", metavar="TEXT", multiple=True, help=NOT_HELP)
+@click.option("--not", "negative", metavar="TEXT", multiple=True, help=NOT_HELP)
 @click.option("-n", "k", metavar="N", type=int, default=SearchJob.k, show_default=True, help="Hits.")
 @click.option("--min-score", metavar="S", type=float, help="Only hits of at least this cosine.")
 @click.option("--where", metavar="SQL", help=WHERE_HELP)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..jobs.fields import nest
 from ..jobs.tune import TuneJob
+from .flags import job_option
 from .progress import say
 from .signals import undisturbed
 
@@ -21,22 +24,23 @@ HEAD = (
 )
 
 
+_option = partial(job_option, TuneJob)
+
+
 @click.command()
 @click.argument("source", metavar="INPUT...", nargs=-1, required=True)
-@click.option("-m", "--model", metavar="MODEL", default=TuneJob.model, show_default=True, help="A name or a file.")
-@click.option("--untrained", metavar="SEED", type=int, help="Draw the named model's weights at random.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or mps.")
-@click.option("--min-cosine", metavar="X", type=float, default=TuneJob.min_cosine, show_default=True, help="The bound.")
-@click.option(
-    "--pictures", "images", metavar="N", type=int, default=TuneJob.images, show_default=True, help="To measure on."
-)
-@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Which images these are.")
-@click.option("--calibration", metavar="DIR", help="Images for int8 to quantise by.  [default: the first of INPUT]")
-@click.option("--glob", "globs", metavar="PATTERN", multiple=True, help="As of clip embed.")
-@click.option("--column", metavar="NAME", help="Of lists and tables: images, or their paths.")
-@click.option("--root", metavar="DIR", default="", help="Where relative paths in lists start.")
-@click.option("--workers", metavar="N", type=int, help="Threads that decode.  [default: one a core]")
-@click.option("--threads", metavar="N", type=int, help="Threads of the model on a CPU, likewise.")
+@_option("model.name", "-m", "--model", metavar="MODEL")
+@_option("model.untrained", "--untrained", metavar="SEED")
+@_option("model.device", "--device")
+@_option("min_cosine", "--min-cosine", metavar="X")
+@_option("images", "--pictures", metavar="N")
+@_option("seed", "--seed", metavar="N")
+@_option("calibration", "--calibration", metavar="DIR")
+@_option("globs", "--glob", metavar="PATTERN", multiple=True)
+@_option("columns.entry", "--column", metavar="NAME")
+@_option("root", "--root", metavar="DIR")
+@_option("workers", "--workers", metavar="N")
+@_option("model.threads", "--threads", metavar="N")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def tune(*, as_json: bool, **options: Any) -> None:
     """Measure how fast each setting of this machine is on some of your images, and how near its vectors stay.
@@ -46,7 +50,7 @@ def tune(*, as_json: bool, **options: Any) -> None:
     fastest setting of which no image of the sample is below the bound; clip embed --min-cosine X measures and takes
     it.
     """
-    job = TuneJob(**options)
+    job = TuneJob(**nest(TuneJob, options))
     with undisturbed():
         from ..batch import tune as tune_module
 
@@ -57,7 +61,7 @@ def tune(*, as_json: bool, **options: Any) -> None:
     click.echo(HEAD)
     for row in report.rows:
         click.echo(_line(row, report))
-    click.echo(tune_module.summary(report))
+    click.echo(tune_module.summarise(report))
     if report.quantised_by:
         say(f"{report.quantised_by:,} of the images also served to quantise int8: others may be further off")
 

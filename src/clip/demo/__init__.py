@@ -1,4 +1,4 @@
-"""The drawn world of `clip demo` and of the sketch model.
+"""The drawn scenes of `clip demo` and of the sketch model: what they show, what captions say, how they are drawn.
 
 It may import jobs and the ground floor.
 """

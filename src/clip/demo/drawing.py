@@ -1,4 +1,4 @@
-"""A scene -> an image of it, another one for each seed. Knows nothing about captions or models."""
+"""A scene -> an image of it, a different one for each seed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _RGB: dict[str, tuple[int, int, int]] = {
     "pink": (250, 190, 205),
     "beige": (218, 200, 168),
 }
-_JITTER = 14  # of each channel, either way [Unit: 8-bit levels]
-# Diameters, as parts of the side of the square that survives the centre crop.
+_JITTER = 14  # of each channel, up or down [Unit: 8-bit levels]
+# From, to: diameters, in sides of the square that the centre crop keeps.
 _DIAMETER: dict[str, tuple[float, float]] = {
     "small": (0.25, 0.31),
     "large": (0.42, 0.48),
@@ -41,37 +41,31 @@ _DIAMETER: dict[str, tuple[float, float]] = {
 }
 _MAX_TURN = 12  # [Unit: degree]
 SHORT_SIDE_PX = (96, 384)  # from, to
-_MAX_ASPECT = 1.5
-_SMOOTH = 3  # edges are drawn this much larger, then averaged
+_MAX_ASPECT = 1.5  # the longer side over the shorter
+_SMOOTH = 3  # shapes are drawn this many times as large, then averaged, for smooth edges
 
 
 def draw(rng: Random, scene: Scene, short_side_px: tuple[int, int] = SHORT_SIDE_PX) -> Image.Image:
-    """An image of a scene: sizes, places, turns, shades, noise and the canvas are left to chance.
+    """Draw a scene, RGB, with random sizes, places, turns, shades, noise and canvas.
 
-    Everything lies in the square that the centre crop keeps, whose side is one of `short_side_px`, but for corners of
-    turned shapes at its edge: one image in twenty has one that sticks out, by 6 % of the side at most. RGB.
+    All of it lies in the square that the centre crop keeps, whose side is in the range `short_side_px`, except for
+    corners of turned shapes at its edge: in one image in twenty one sticks out, by at most 6 % of the side.
     """
     low, high = short_side_px
     side = round(low * (high / low) ** rng.random())
     longer = round(side * (1 if rng.random() < 0.4 else rng.uniform(1, _MAX_ASPECT)))
     width, height = (side, longer) if rng.random() < 0.5 else (longer, side)
-    image = _ground(rng, scene.background, width, height)
+    image = _paint_background(rng, scene.background, width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    for thing, (x, y), diameter in _places(rng, scene):
-        shade = _shade(rng, thing.colour)
-        _paint(
-            image,
-            thing.shape,
-            shade,
-            (left + x * side, top + y * side),
-            diameter * side,
-            rng.uniform(-_MAX_TURN, _MAX_TURN),
-        )
-    return _with_artefacts(rng, image)
+    for thing, (x, y), diameter in _place_things(rng, scene):
+        shade = _jitter_colour(rng, thing.colour)
+        centre, degrees = (left + x * side, top + y * side), rng.uniform(-_MAX_TURN, _MAX_TURN)
+        _paint(image, thing.shape, shade, centre, diameter * side, degrees)
+    return _add_artefacts(rng, image)
 
 
-def _places(rng: Random, scene: Scene) -> list[tuple[Thing, Point, float]]:
-    """Where each thing is and how large, in sides of the square: the centre's x and y, and the diameter."""
+def _place_things(rng: Random, scene: Scene) -> list[tuple[Thing, Point, float]]:
+    """Choose the place and size of each thing, in sides of the square: the centre's x and y, and the diameter."""
 
     def diameter(kind: str) -> float:
         return rng.uniform(*_DIAMETER[kind])
@@ -91,16 +85,15 @@ def _places(rng: Random, scene: Scene) -> list[tuple[Thing, Point, float]]:
         return placed
     if scene.count == 1:
         across = diameter(scene.first.size or "large")
-        return [
-            (scene.first, (rng.uniform(across / 2, 1 - across / 2), rng.uniform(across / 2, 1 - across / 2)), across)
-        ]
+        x, y = (rng.uniform(across / 2, 1 - across / 2) for _ in "xy")
+        return [(scene.first, (x, y), across)]
     across, slack = diameter("group"), 0.01
-    cells = _cells(rng, scene.count)
+    cells = _choose_cells(rng, scene.count)
     return [(scene.first, (x + rng.uniform(-slack, slack), y + rng.uniform(-slack, slack)), across) for x, y in cells]
 
 
-def _cells(rng: Random, count: int) -> Sequence[Point]:
-    """Centres of a group's things: in rows, columns, diagonals, triangles and squares."""
+def _choose_cells(rng: Random, count: int) -> Sequence[Point]:
+    """Choose the centres of a group's things: in a row, column, diagonal, triangle or square."""
     a, b, c = 0.2, 0.5, 0.8
     if count == 2:
         layouts = [[(a, b), (c, b)], [(b, a), (b, c)], [(a, a), (c, c)], [(a, c), (c, a)]]
@@ -112,20 +105,22 @@ def _cells(rng: Random, count: int) -> Sequence[Point]:
     return rng.choice(layouts)
 
 
-def _outline(shape: Shape) -> list[Point]:
-    """The corners of a shape that is about 1 across, round the middle."""
+def _list_corners(shape: Shape) -> list[Point]:
+    """List the corners of a shape that is about 1 across, around its centre."""
     if shape in ("circle", "ring"):
-        return _rays(48, 0.5)
+        return _spread_points(48, 0.5)
     if shape == "square":
         return [(-0.43, -0.43), (0.43, -0.43), (0.43, 0.43), (-0.43, 0.43)]
     if shape == "triangle":
-        return [(x, y + 0.08) for x, y in _rays(3, 0.58)]
+        return [(x, y + 0.08) for x, y in _spread_points(3, 0.58)]
     if shape == "star":
-        return [point for pair in zip(_rays(5, 0.54), _rays(5, 0.25, 36), strict=True) for point in pair]
+        return [
+            point for pair in zip(_spread_points(5, 0.54), _spread_points(5, 0.25, 36), strict=True) for point in pair
+        ]
     if shape == "cross":
         arm, half = 0.17, 0.48
         corner = [(-arm, -half), (arm, -half), (arm, -arm)]
-        return [_turned(point, 90 * quarter) for quarter in range(4) for point in corner]
+        return [_rotate(point, 90 * quarter) for quarter in range(4) for point in corner]
     angles = [2 * math.pi * step / 48 for step in range(48)]  # a heart
     return [
         (
@@ -136,11 +131,12 @@ def _outline(shape: Shape) -> list[Point]:
     ]
 
 
-def _rays(number: int, radius: float, offset: float = 0) -> list[Point]:
-    return [_turned((0, -radius), offset + 360 * step / number) for step in range(number)]
+def _spread_points(number: int, radius: float, offset: float = 0) -> list[Point]:
+    """Spread points evenly on a circle, clockwise from the top. Units: `offset` in degrees."""
+    return [_rotate((0, -radius), offset + 360 * step / number) for step in range(number)]
 
 
-def _turned(point: Point, degrees: float) -> Point:
+def _rotate(point: Point, degrees: float) -> Point:
     x, y = point
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return x * cos - y * sin, x * sin + y * cos
@@ -149,13 +145,13 @@ def _turned(point: Point, degrees: float) -> Point:
 def _paint(
     image: Image.Image, shape: Shape, shade: tuple[int, ...], centre: Point, diameter: float, degrees: float
 ) -> None:
-    room = round(diameter * 1.3) + 2
-    left, top = round(centre[0] - room / 2), round(centre[1] - room / 2)
-    mask = Image.new("L", (room * _SMOOTH, room * _SMOOTH))
+    side = round(diameter * 1.3) + 2  # of the mask: room for any turn
+    left, top = round(centre[0] - side / 2), round(centre[1] - side / 2)
+    mask = Image.new("L", (side * _SMOOTH, side * _SMOOTH))
     pen = ImageDraw.Draw(mask)
 
     def corners(scale: float) -> list[Point]:
-        turned = (_turned(point, degrees) for point in _outline(shape))
+        turned = (_rotate(point, degrees) for point in _list_corners(shape))
         return [((centre[0] - left + x * scale) * _SMOOTH, (centre[1] - top + y * scale) * _SMOOTH) for x, y in turned]
 
     pen.polygon(corners(diameter), fill=255)
@@ -164,22 +160,22 @@ def _paint(
     image.paste(shade, (left, top), mask.reduce(_SMOOTH))
 
 
-def _shade(rng: Random, colour: str) -> tuple[int, ...]:
+def _jitter_colour(rng: Random, colour: str) -> tuple[int, ...]:
     return tuple(min(255, max(0, level + rng.randint(-_JITTER, _JITTER))) for level in _RGB[colour])
 
 
-def _ground(rng: Random, background: Background, width: int, height: int) -> Image.Image:
-    """Plain, or one shade going over into another."""
-    shade = _shade(rng, background)
+def _paint_background(rng: Random, background: Background, width: int, height: int) -> Image.Image:
+    """Paint it plain, or as a gradient between two shades."""
+    shade = _jitter_colour(rng, background)
     if rng.random() < 0.6:
         return Image.new("RGB", (width, height), shade)
-    two = Image.new("RGB", (1, 2))
-    two.putdata([shade, _shade(rng, background)])  # pyright: ignore[reportArgumentType]
-    return two.rotate(rng.choice((0, 90)), expand=True).resize((width, height), Image.Resampling.BILINEAR)
+    gradient = Image.new("RGB", (1, 2))
+    gradient.putdata([shade, _jitter_colour(rng, background)])  # pyright: ignore[reportArgumentType]
+    return gradient.rotate(rng.choice((0, 90)), expand=True).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _with_artefacts(rng: Random, image: Image.Image) -> Image.Image:
-    """Noise in half of the images, and the marks that JPEG leaves in half."""
+def _add_artefacts(rng: Random, image: Image.Image) -> Image.Image:
+    """Add noise to half of the images, and JPEG artefacts to half."""
     if rng.random() < 0.5:
         noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(
             (image.height, image.width, 3), dtype=np.float32

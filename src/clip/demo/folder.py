@@ -1,4 +1,4 @@
-"""A folder of drawn scenes, and a list of what they show. Knows nothing about models or the command line."""
+"""A folder of drawn scenes, and a list of what they show."""
 
 from __future__ import annotations
 
@@ -12,98 +12,86 @@ from typing import TYPE_CHECKING
 from ..atomic_files import atomic_write, translate_os_errors
 from ..errors import InputError
 from .drawing import draw
-from .scenes import caption, compose, plain_words
+from .scenes import caption, compose, describe
 
 if TYPE_CHECKING:
     from ..jobs.demo import DemoJob
     from .scenes import Scene
 
 LIST, IMAGES = "scenes.csv", "scenes"
-OTHERS = VECTORS, SHEET = "vectors", "hits.png"  # what a demo makes beside them
+RESULTS = VECTORS, SHEET = "vectors", "hits.png"  # what the demo writes beside them
 COLUMNS = ("path", "caption", "shape", "colour")
 TWO = "two"  # in place of a shape or a colour
-UNSEEN_EVERY = 10  # one in so many scenes is of pairs of colour and shape that training never drew
+UNSEEN_EVERY = 10  # every tenth scene has only pairs of colour and shape that training never drew
 SHORT_SIDE_PX = (192, 384)  # larger than in training, for people to look at
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """An image, and what it shows."""
+class Drawing:
+    """An image of a scene."""
 
-    path: str  # below the folder
+    path: str  # relative to the folder
     scene: Scene
-    caption: str  # all of it but perhaps sizes and background
+    caption: str  # it may leave out sizes and background
 
 
-def draw_folder(job: DemoJob) -> tuple[Path, list[Drawn]]:
-    """Draw JPEGs, write a list of them with their captions, shapes and colours; tells its path and what was drawn.
+def draw_folder(job: DemoJob) -> tuple[Path, list[Drawing]]:
+    """Draw JPEGs and write a list of their captions, shapes and colours; return the list's path and the drawings.
 
-    Shape and colour are "two" where an image shows two. What an earlier list names is removed first.
+    Shape and colour are "two" where an image shows two things. The images of an earlier list are removed first.
 
-    Raises:  InputError where the folder holds something else of these names; StoreError where it cannot be written.
+    Raises:  InputError if the folder holds something else under these names; StoreError if it cannot be written.
     """
     folder = Path(job.output)
     rng = Random() if job.seed is None else Random(f"demo {job.seed}")
-    drawn: list[Drawn] = []
+    drawings: list[Drawing] = []
     for number in range(job.scenes):
         scene = compose(rng, unseen=number % UNSEEN_EVERY == UNSEEN_EVERY - 1)
-        name = f"{number:04}-{plain_words(scene).replace(' ', '-')}.jpg"
-        drawn.append(Drawn(f"{IMAGES}/{name}", scene, caption(rng, scene)))
+        name = f"{number:04}-{describe(scene).replace(' ', '-')}.jpg"
+        drawings.append(Drawing(f"{IMAGES}/{name}", scene, caption(rng, scene)))
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
-        with atomic_write(folder / LIST) as file:  # before the images, so that after a break it tells what to remove
-            file.write(_listed(drawn))
+        with atomic_write(folder / LIST) as file:  # before the images: after a crash it names what to remove
+            file.write(_format_list(drawings))
         (folder / IMAGES).mkdir()
-        for one in drawn:
-            draw(rng, one.scene, SHORT_SIDE_PX).save(folder / one.path, quality=90)
-    return folder / LIST, drawn
+        for drawing in drawings:
+            draw(rng, drawing.scene, SHORT_SIDE_PX).save(folder / drawing.path, quality=90)
+    return folder / LIST, drawings
 
 
-def _listed(drawn: list[Drawn]) -> bytes:
+def _format_list(drawings: list[Drawing]) -> bytes:
     lines = io.StringIO(newline="")
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(COLUMNS)
-    for one in drawn:
-        only = (TWO, TWO) if one.scene.second else (one.scene.first.shape, one.scene.first.colour)
-        table.writerow((one.path, one.caption, *only))
+    for drawing in drawings:
+        thing = drawing.scene.first
+        shape, colour = (TWO, TWO) if drawing.scene.second else (thing.shape, thing.colour)
+        table.writerow((drawing.path, drawing.caption, shape, colour))
     return lines.getvalue().encode()
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier call drew; refuse to touch anything else."""
-    listed, images = folder / LIST, folder / IMAGES
-    for name in _names(listed) if listed.exists() else ():
+    """Remove what an earlier call drew. Raises: InputError, for files that it did not draw."""
+    list_path, images = folder / LIST, folder / IMAGES
+    for name in _read_names(list_path) if list_path.exists() else ():
         (images / name).unlink(missing_ok=True)
-    for name in OTHERS if not listed.exists() else ():
+    for name in RESULTS if not list_path.exists() else ():
         if (folder / name).exists():
             raise InputError(
-                f"{folder / name}",
-                f"stands there, and no {LIST} of ours",
-                "both or none",
-                "Pass another folder.",
+                folder / name, f"exists without a {LIST} of an earlier demo", remedy="Pass another folder."
             )
     if images.exists():
         if any(images.iterdir()):
-            raise InputError(
-                images,
-                "holds other files",
-                "none",
-                "Pass another folder.",
-            )
+            raise InputError(images, "holds other files", "none", "Pass another folder.")
         images.rmdir()
 
 
-def _names(listed: Path) -> list[str]:
+def _read_names(list_path: Path) -> list[str]:
     try:
-        rows = list(csv.reader(listed.read_text(encoding="utf-8").splitlines(), strict=True))
+        rows = list(csv.reader(list_path.read_text(encoding="utf-8").splitlines(), strict=True))
     except (ValueError, csv.Error):
         rows = []
     if not rows or tuple(rows[0]) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
-        raise InputError(
-            listed,
-            "not a list of ours",
-            "one or none",
-            "Pass another folder.",
-        )
+        raise InputError(list_path, "is not the list of an earlier demo", remedy="Pass another folder.")
     return [Path(row[0]).name for row in rows[1:]]

@@ -1,8 +1,8 @@
-"""Scenes of drawn shapes, and what is true of them: all the sketch model knows. Knows nothing about pixels.
+"""Scenes of drawn shapes, and which captions are true of them: all that the sketch model knows.
 
-A scene is one thing, a group of two to four alike, or two things in a relation, on a background. `Scene` says what is
-there, `Statement` what a caption claims of it, and `Statement.true_of` whether the claim holds, so that the images
-which a sentence should find are known without anybody looking.
+A scene is one thing, a group of two to four equal things, or two things in a relation, on a background. `Scene` holds
+what is there, `Statement` what a caption claims, and `Statement.is_true_of` tells whether a scene fulfils it: so the
+images that a sentence should find are known without labelling.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SIZES: tuple[Size, ...] = get_args(Size)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 COUNTS = (1, 2, 3, 4)
-INSIDE: tuple[Size, Size] = ("small", "large")  # there is no other way
-# Pairs that training never draws: of each shape two colours, so that a model which finds them must know the shape.
+INSIDE: tuple[Size, Size] = ("small", "large")  # of the inner and the outer thing: no others fit
+# Pairs that training never draws, two colours of each shape: a model that finds them must know colour and shape apart.
 UNSEEN: frozenset[tuple[Colour, Shape]] = frozenset(
     (COLOURS[(number + step) % len(COLOURS)], shape) for number, shape in enumerate(SHAPES) for step in (0, 3)
 )
 
-_IN_VAIN = 2_000  # scenes in a row that are refused; with room for more it is a few dozen
+_MAX_REFUSED = 2_000  # scenes in a row; as long as any are left it is a few dozen
 
 
 @dataclass(frozen=True)
@@ -40,35 +40,35 @@ class Thing:
 
     shape: Shape
     colour: Colour
-    size: Size | None = None  # None in groups, whose things are neither
+    size: Size | None = None  # None in a group, whose things have none
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in an image."""
+    """One thing, a group or a pair, on a background."""
 
     first: Thing
     background: Background
-    count: int = 1  # of the first, where there is no second
+    count: int = 1  # of the first thing; 1 if there is a second
     relation: Relation | None = None
     second: Thing | None = None
 
     @property
     def things(self) -> tuple[Thing, ...]:
-        """One or two."""
+        """The one or two different things."""
         return (self.first,) if self.second is None else (self.first, self.second)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says of a thing; what it leaves out is None."""
+    """What a caption says about a thing; what it leaves out is None."""
 
     shape: Shape | None
     colour: Colour | None
     size: Size | None = None
 
     def fits(self, thing: Thing) -> bool:
-        """Whether the thing is so."""
+        """Whether a thing has all that is claimed."""
         return (
             self.shape in (None, thing.shape)
             and self.colour in (None, thing.colour)
@@ -78,16 +78,16 @@ class Claim:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a caption says of a scene. Counts are exact: where three stars are, it is not true that there are two."""
+    """What a caption says about a scene. Counts are exact: of three stars, "two stars" is not true."""
 
     first: Claim
     count: int = 1
-    relation: Relation | None = None  # None with a second thing: it says only that both are there
+    relation: Relation | None = None  # None with a second thing: only that both are there
     second: Claim | None = None
     background: Background | None = None
 
-    def true_of(self, scene: Scene) -> bool:
-        """Whether all of it holds."""
+    def is_true_of(self, scene: Scene) -> bool:
+        """Whether a scene fulfils all of the statement."""
         if self.background not in (None, scene.background):
             return False
         if self.second is None:
@@ -102,24 +102,24 @@ class Statement:
 
 
 def compose(rng: Random, *, unseen: bool = False) -> Scene:
-    """A scene by chance; of things that training draws, or with `unseen` of those alone that it never does."""
+    """Make a random scene of things that training draws, or with `unseen` only of those that it never draws."""
     background = rng.choice(BACKGROUNDS)
     kind = rng.choices(("one", "group", *RELATIONS), weights=(6, 4, 4, 4, 4))[0]
     if kind == "one":
-        return Scene(_thing(rng, background, unseen, rng.choice(SIZES)), background)
+        return Scene(_compose_thing(rng, background, unseen, rng.choice(SIZES)), background)
     if kind == "group":
-        return Scene(_thing(rng, background, unseen, None), background, count=rng.choice(COUNTS[1:]))
-    relation: Relation = kind  # pyright: ignore[reportAssignmentType]  one of them, as it is none of the others
+        return Scene(_compose_thing(rng, background, unseen, None), background, count=rng.choice(COUNTS[1:]))
+    relation: Relation = kind  # pyright: ignore[reportAssignmentType]  the two other kinds have returned
     while True:
         sizes: tuple[Size, Size] = (rng.choice(SIZES), rng.choice(SIZES)) if relation != "inside" else INSIDE
-        first, second = (_thing(rng, background, unseen, size) for size in sizes)
+        first, second = (_compose_thing(rng, background, unseen, size) for size in sizes)
         scene = Scene(first, background, relation=relation, second=second)
-        if _may_stand(scene):
+        if _is_allowed(scene):
             return scene
 
 
-def _may_stand(scene: Scene) -> bool:
-    """Two that are alike would be a group; one on another of its colour could not be seen."""
+def _is_allowed(scene: Scene) -> bool:
+    """Refuse two equal things, which would be a group, and one inside another of its colour, which nobody would see."""
     first, second = scene.first, scene.second
     if second is None:
         return True
@@ -128,36 +128,36 @@ def _may_stand(scene: Scene) -> bool:
     return (first.shape, first.colour) != (second.shape, second.colour)
 
 
-def _thing(rng: Random, background: Background, unseen: bool, size: Size | None) -> Thing:
+def _compose_thing(rng: Random, background: Background, unseen: bool, size: Size | None) -> Thing:
     while True:
         colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
         if colour != background and ((colour, shape) in UNSEEN) == unseen:
             return Thing(shape, colour, size)
 
 
-def twin(rng: Random, scene: Scene) -> Scene:
-    """Of a scene that training draws another such that differs in one respect alone."""
+def make_twin(rng: Random, scene: Scene) -> Scene:
+    """Return another scene that training draws and that differs from this one in one respect only."""
     while True:
         which = rng.choice(("shape", "shape", "colour", "size", "count", "relation", "background"))
-        other = _with_another(rng, scene, which)
+        other = _change(rng, scene, which)
         if other == scene or any(thing.colour == other.background for thing in other.things):
             continue
         if any((thing.colour, thing.shape) in UNSEEN for thing in other.things):
             continue
-        if _may_stand(other):
+        if _is_allowed(other):
             return other
 
 
-def with_another_shape(rng: Random, scene: Scene) -> Scene:
-    """The scene with another shape in place of one of its own; training may or may not draw that."""
+def replace_shape(rng: Random, scene: Scene) -> Scene:
+    """Return the scene with one of its shapes replaced, no matter whether training draws the result."""
     while True:
-        other = _with_another(rng, scene, "shape")
-        if other != scene and _may_stand(other):
+        other = _change(rng, scene, "shape")
+        if other != scene and _is_allowed(other):
             return other
 
 
-def _with_another(rng: Random, scene: Scene, which: str) -> Scene:
-    """The scene with another choice for one thing about it, or itself where there is none."""
+def _change(rng: Random, scene: Scene, which: str) -> Scene:
+    """Return the scene with one respect chosen anew, or unchanged if the scene does not have it."""
     if which == "background":
         return replace(scene, background=rng.choice(BACKGROUNDS))
     if which == "count" and scene.count > 1:
@@ -178,7 +178,7 @@ def _with_another(rng: Random, scene: Scene, which: str) -> Scene:
     return replace(scene, first=replace(scene.first, **change))
 
 
-# Words that mean the same; the first is the one by which the grammar names it.
+# Synonyms, each listed as often as it is to be drawn; the first is the name used in `Literal`s above.
 _WORDS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "circle", "disc"),
     "square": ("square",),
@@ -194,66 +194,68 @@ _WORDS: dict[str, tuple[str, ...]] = {
 }
 _NUMBERS: dict[int, tuple[str, ...]] = {2: ("two", "2", "a pair of"), 3: ("three", "3"), 4: ("four", "4")}
 _PLURALS = {"cross": "crosses"}
-_ANYTHING = ("shape", "thing", "object")
-# What is said of the first thing and the second, beginning with the one or with the other.
+_ANY_SHAPE = ("shape", "thing", "object")
+# How two things are joined, beginning with the first, or (reversed) with the second.
 _JOINS: dict[Relation | None, tuple[str, ...]] = {
     "left of": ("{0} left of {1}", "{0} to the left of {1}", "{0} on the left of {1}"),
     "above": ("{0} above {1}", "{0} over {1}", "{0} on top of {1}"),
     "inside": ("{0} inside {1}", "{0} in {1}", "{0} within {1}"),
     None: ("{0} and {1}", "{0} and {1}", "{0} with {1}"),
 }
-_TURNED: dict[Relation | None, tuple[str, ...]] = {
+_REVERSED_JOINS: dict[Relation | None, tuple[str, ...]] = {
     "left of": ("{1} right of {0}", "{1} to the right of {0}", "{1} on the right of {0}"),
     "above": ("{1} below {0}", "{1} under {0}", "{1} beneath {0}"),
     "inside": ("{1} around {0}", "{1} containing {0}", "{1} with {0} inside it"),
     None: ("{1} and {0}", "{1} and {0}", "{1} with {0}"),
 }
 _OPENINGS = (
-    *("{}", "{}", "{}", "{}", "a photo of {}", "an image of {}", "a drawing of {}", "an image of {}"),
-    *("there is {}", "this is {}", "{}.", "a photo of {}.", "an image of {}."),
+    *("{}", "{}", "{}", "{}", "a photo of {}", "a picture of {}", "a drawing of {}", "an image of {}"),
+    *("there is {}", "this is {}", "{}.", "a photo of {}.", "a picture of {}."),
 )
-_OF_ONE = ("there is {}", "this is {}")
-_GROUNDS = ("on a {} background", "on {}", "in front of a {} background", "with a {} background")
+_SINGULAR_OPENINGS = ("there is {}", "this is {}")
+_ON_BACKGROUND = ("on a {} background", "on {}", "in front of a {} background", "with a {} background")
 
 
 def claim(rng: Random, scene: Scene, *, full: bool = False) -> Statement:
-    """What a caption says of a scene: with `full` each shape, colour, count and relation, else often less."""
+    """Choose what a caption says: with `full` every shape, colour, count and relation, otherwise often less."""
 
-    def of(thing: Thing) -> Claim:
+    def claim_thing(thing: Thing) -> Claim:
         part = 1.0 if full else rng.random()
         size = thing.size if rng.random() < 0.4 else None
-        # One time in ten each, so that a shape or a colour alone is a caption too.
+        # One time in ten each, so that there are captions of a shape alone and of a colour alone.
         return Claim(None if part < 0.1 else thing.shape, None if 0.1 <= part < 0.2 else thing.colour, size)
 
     background = scene.background if rng.random() < 0.4 else None
     if scene.second is None:
-        return Statement(of(scene.first), scene.count, background=background)
+        return Statement(claim_thing(scene.first), scene.count, background=background)
     if not full and rng.random() < 0.1:
-        return Statement(of(rng.choice((scene.first, scene.second))), background=background)
+        return Statement(claim_thing(rng.choice((scene.first, scene.second))), background=background)
     relation = None if not full and rng.random() < 0.1 else scene.relation
-    return Statement(of(scene.first), relation=relation, second=of(scene.second), background=background)
+    return Statement(
+        claim_thing(scene.first), relation=relation, second=claim_thing(scene.second), background=background
+    )
 
 
 def say(rng: Random, statement: Statement) -> str:
-    """A sentence for a statement, in one of many wordings."""
-    said = _name(rng, statement.first, statement.count)
+    """Put a statement into a sentence, in one of many wordings."""
+    words = _name(rng, statement.first, statement.count)
     if statement.second is not None:
         other = _name(rng, statement.second)
-        joins = _JOINS if rng.random() < 0.5 else _TURNED
-        said = rng.choice(joins[statement.relation]).format(said, other)
+        joins = _JOINS if rng.random() < 0.5 else _REVERSED_JOINS
+        words = rng.choice(joins[statement.relation]).format(words, other)
     if statement.background is not None:
-        said += " " + rng.choice(_GROUNDS).format(_word(rng, statement.background))
+        words += " " + rng.choice(_ON_BACKGROUND).format(_word(rng, statement.background))
     opening = rng.choice(_OPENINGS)
-    return ("{}" if statement.count > 1 and opening in _OF_ONE else opening).format(said)
+    return ("{}" if statement.count > 1 and opening in _SINGULAR_OPENINGS else opening).format(words)
 
 
 def caption(rng: Random, scene: Scene) -> str:
-    """A sentence that says all of a scene but perhaps its sizes and its background."""
+    """Write a sentence that says all about a scene, except that it may leave out sizes and background."""
     return say(rng, claim(rng, scene, full=True))
 
 
-def plain_words(scene: Scene) -> str:
-    """What is there, in the same words each time."""
+def describe(scene: Scene) -> str:
+    """Describe a scene in plain words, the same ones each time; without sizes and background."""
     first, second = f"{scene.first.colour} {scene.first.shape}", scene.second
     if second is not None:
         return f"{first} {scene.relation} {second.colour} {second.shape}"
@@ -261,7 +263,7 @@ def plain_words(scene: Scene) -> str:
 
 
 def _name(rng: Random, claimed: Claim, count: int = 1) -> str:
-    noun = rng.choice(_ANYTHING) if claimed.shape is None else _word(rng, claimed.shape)
+    noun = rng.choice(_ANY_SHAPE) if claimed.shape is None else _word(rng, claimed.shape)
     adjectives = [_word(rng, word) for word in (claimed.size, claimed.colour) if word is not None]
     if count > 1:
         return " ".join([rng.choice(_NUMBERS[count]), *adjectives, _plural(noun)])
@@ -277,16 +279,16 @@ def _word(rng: Random, word: str) -> str:
     return rng.choice(_WORDS.get(word, (word,)))
 
 
-def distinct(rng: Random, number: int, *, unseen: bool = False) -> list[tuple[Scene, str]]:
-    """So many scenes with captions, none of which is true of another of them: what a search is judged by."""
-    found: list[tuple[Scene, Statement]] = []
-    in_vain = 0
-    while len(found) < number:
+def compose_distinct(rng: Random, number: int, *, unseen: bool = False) -> list[tuple[Scene, str]]:
+    """Make scenes with captions, none of which is true of another scene: a search can be evaluated on them."""
+    chosen: list[tuple[Scene, Statement]] = []
+    refused = 0
+    while len(chosen) < number:
         scene = compose(rng, unseen=unseen)
         statement = claim(rng, scene, full=True)
-        if not any(statement.true_of(other) or said.true_of(scene) for other, said in found):
-            found.append((scene, statement))
-            in_vain = 0
-        elif (in_vain := in_vain + 1) == _IN_VAIN:  # sentences that are true of much came first, and left no room
-            found, in_vain = [], 0
-    return [(scene, say(rng, statement)) for scene, statement in found]
+        if not any(statement.is_true_of(other) or claimed.is_true_of(scene) for other, claimed in chosen):
+            chosen.append((scene, statement))
+            refused = 0
+        elif (refused := refused + 1) == _MAX_REFUSED:  # the first statements are true of too many scenes: start again
+            chosen, refused = [], 0
+    return [(scene, say(rng, statement)) for scene, statement in chosen]

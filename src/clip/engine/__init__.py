@@ -1,4 +1,4 @@
-"""A checkpoint's folded graph on a device at a precision: batches in, features out.
+"""Run the folded graph of a checkpoint on a device at a precision: batches in, features out.
 
 It may import network, text, jobs and `model`.
 """

@@ -1,4 +1,8 @@
-"""What a back end is. Knows nothing about files."""
+"""The interface of a back end, which compiles the graphs of a model for one device at one precision.
+
+The engine and the encoder ask it for everything that depends on the precision: none but the module of a back end
+compares a precision's name.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +11,59 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from ..network.records import Architecture
     from .fold import ImageTower, LeanText
+    from .quantize import Calibration
 
 
 class Graph(Protocol):
     """A tower that is ready to run."""
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The features (B, D) of a batch."""
+        """Return the features (B, D) of a batch."""
         ...
 
 
 class Backend(Protocol):
-    """What makes graphs of towers."""
+    """Compiles graphs of towers. A subclass inherits the answers of a precision with nothing special about it."""
 
     name: str  # library and version
     device: torch.device
-    precision: str  # what it computes in
-    dtype: torch.dtype  # of the features it gives
+    precision: str  # never "reference", but the precision that this word means on the device
+    dtype: torch.dtype  # of the features it returns
+
+    @property
+    def computed_in(self) -> str:
+        """What the precision means on this machine, where its name alone does not say it."""
+        return self.precision
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` must be called before `image_graph`."""
+        return False
+
+    def calibrate(self, calibration: Calibration) -> None:  # noqa: ARG002
+        """Set the images to quantise by. Raises: InputError where the precision needs none."""
+        raise InputError(
+            "calibrate",
+            f"precision {self.precision!r} is not quantised by images",
+            remedy="Leave the call out; Encoder.needs_calibration tells which encoders want it.",
+        )
+
+    def check(self, architecture: Architecture) -> None:
+        """Refuse a model that this precision is not for. Raises: DeviceError."""
 
     def batch_size(self, architecture: Architecture) -> int:
-        """How many images to run at a time."""
+        """Return how many images to run at a time."""
         ...
 
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> Graph:
-        """For up to so many images (B, R, R, 3) of a dtype, in bytes' units."""
+        """Return the graph for up to `batch_size` images (B, R, R, 3) of a dtype, in 0..255."""
         ...
 
     def text_graph(self, tower: LeanText, batch_size: int) -> Graph:
-        """For up to so many texts, as the inputs of `lean.text_features`."""
+        """Return the graph for up to `batch_size` texts; its inputs are those of `graph.text_features`."""
         ...

@@ -1,7 +1,7 @@
-"""The lean graph on NVIDIA GPUs: compiled, captured in CUDA graphs, fed from pinned memory on a stream of its own.
+"""Run the lean graph on NVIDIA GPUs: compiled, captured in CUDA graphs, fed from pinned memory on a second stream.
 
 A captured graph has one shape, so batches are padded to the next of a few sizes. Bytes cross the bus while the batch
-before them is computed; features stay on the GPU until they are asked for. Knows nothing about which graph it is.
+before them is computed; features stay on the GPU until somebody reads them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import DeviceError
+from .backend import Backend
 from .backend_torch import DTYPES, TorchOps, image_features, place, to_fp8
 from .fold import Block, LeanViT, Mlp
 from .graph import text_features
@@ -32,24 +34,27 @@ SLOTS = 2  # of pinned memory: one is filled while the other crosses the bus
 SLICE = 64  # images that cross the bus while the next are copied into pinned memory
 # Dynamo's limit counts per function, and all towers of a process share one: nine models, bytes and floats, their sizes.
 MAX_COMPILED = 256
-TILE = (128, 256)  # rows and columns that an SM computes of a product at a time, in cuBLAS's large kernels on Hopper
+TILE = (128, 256)  # rows and columns of a product that an SM computes at a time, in cuBLAS's large kernels on Hopper
 FULL = 0.97  # share of the SMs' time in use that is good enough
 MIN_ROWS, MAX_ROWS = 20_000, 70_000  # of a product: fewer leave gaps between launches, more only take memory
 RESNET_NUMBERS = 256 * 256 * 56**2  # in the largest feature map of a batch: 256 images for RN50, 410 MB in fp16
 RESNET_BATCHES = (256, 128, 64, 32)
+FP8 = "fp8"  # products of a large ViT's blocks; the rest, and texts, are computed in bf16
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
+FP8_MIN_WIDTH = 1024  # ViT-L's; products of narrower ones gain nothing (pytorch/ao, small shapes)
+MAX_REASON = 200  # characters of a compiler's message
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
 _log = logging.getLogger("clip")
-# One capture at a time in a process (torch.cuda.graph), and nothing of ours that synchronises a device beside it.
+# One capture at a time in a process (torch.cuda.graph), and nothing of ours synchronises a device meanwhile.
 _capturing = threading.Lock()
 
 
 def full_wave_batch(rows_per_image: int, width: int, processors: int) -> int:
-    """The smallest batch, a multiple of 32, whose products leave hardly any SM idle in their last wave.
+    """Return the smallest batch, a multiple of 32, whose products leave hardly any SM idle in their last wave.
 
-    A product of (M, K) and (K, N) is cut into tiles, which the SMs take in waves; the last is rarely full. Counted over
-    the four products of a transformer block, whose N are 3 W, W, 4 W and W.
+    A product of (M, K) and (K, N) is cut into tiles, which the SMs take in waves; the last wave is rarely full. Counted
+    over the four products of a transformer block, whose N are 3 W, W, 4 W and W.
     """
 
     def use(batch: int) -> float:
@@ -66,26 +71,37 @@ def full_wave_batch(rows_per_image: int, width: int, processors: int) -> int:
 
 
 def usable_precisions(device: torch.device) -> list[str]:
-    """What a GPU computes in by itself."""
-    found = ["fp16", "fp32"]
-    if torch.cuda.get_device_capability(device) >= (8, 0):
-        found.append("bf16")
-    if torch.cuda.get_device_capability(device) >= FP8_CAPABILITY:
-        found.append("fp8")
-    return found
+    """List the precisions that a GPU computes in without emulation."""
+    capability = torch.cuda.get_device_capability(device)
+    bf16 = ["bf16"] if capability >= (8, 0) else []
+    return ["fp16", "fp32", *bf16] + ([FP8] if capability >= FP8_CAPABILITY else [])
 
 
-class CudaBackend:
+class CudaBackend(Backend):
     """Towers captured for a GPU."""
 
     def __init__(self, device: torch.device, precision: str) -> None:
         self.name = f"torch {torch.__version__}"
         self.device = device
         self.precision = precision
-        self.dtype = DTYPES[precision]
+        self.dtype = torch.bfloat16 if precision == FP8 else DTYPES[precision]
+
+    def check(self, architecture: Architecture) -> None:
+        """Refuse a model that fp8 makes no faster.
+
+        Raises:  DeviceError for fp8 with a ResNet, or a ViT narrower than ViT-L.
+        """
+        is_vit = architecture.vision_patch_size is not None
+        if self.precision == FP8 and not (is_vit and architecture.vision_width >= FP8_MIN_WIDTH):
+            raise DeviceError(
+                f"precision {FP8!r}",
+                f"found a {'ViT' if is_vit else 'ResNet'} {architecture.vision_width} wide",
+                f"a ViT of at least {FP8_MIN_WIDTH}",
+                "Pass 'reference' or 'bf16'.",
+            )
 
     def batch_size(self, architecture: Architecture) -> int:
-        """How many images keep this GPU busy."""
+        """Return the number of images that keeps this GPU busy."""
         side, patch = architecture.image_resolution, architecture.vision_patch_size
         if patch is None:
             fitting = RESNET_NUMBERS // (4 * architecture.vision_width * (side // 4) ** 2)
@@ -94,16 +110,16 @@ class CudaBackend:
         return full_wave_batch((side // patch) ** 2 + 1, architecture.vision_width, processors)
 
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> CudaGraph:  # noqa: ARG002
-        """The graph of an image tower, for bytes or for floats in their units."""
+        """Make the graph of an image tower for uint8 or float32 images in 0..255, captured when it first runs."""
         placed = place(tower, self._place)
-        if self.precision == "fp8" and isinstance(placed, LeanViT) and isinstance(tower, LeanViT):
-            placed = with_fp8_blocks(placed, tower)
+        if self.precision == FP8 and isinstance(placed, LeanViT) and isinstance(tower, LeanViT):
+            placed = round_blocks_to_fp8(placed, tower)
         function = image_features(placed, self.dtype)
         compiled = torch.compile(function, dynamic=False, fullgraph=True)
         return CudaGraph(function, self.device, batch_size, compiled=compiled)
 
     def text_graph(self, tower: LeanText, batch_size: int) -> CudaGraph:
-        """The graph of a text tower; `text_features` has its four inputs. In fp8 runs it is bf16."""
+        """Make the graph of a text tower, of bf16 where images are fp8; its inputs are those of `text_features`."""
         function = partial(text_features, TorchOps(self.dtype), place(tower, self._place))
         return CudaGraph(function, self.device, batch_size)
 
@@ -115,9 +131,9 @@ class CudaBackend:
 class CudaGraph:
     """A function captured for a few batch sizes, the full one compiled. Calls from several threads take turns.
 
-    Only the full size is compiled, because that takes tens of seconds; at smaller ones a captured graph spares what
-    counts, the launches. Features are on the GPU, and there is no waiting for them here: what uses them on the stream
-    that was current waits by itself, so the next batch is on its way while this one is computed.
+    Only the full size is compiled, because compiling takes tens of seconds; at smaller sizes a captured graph saves
+    most of the time, the launches. A call returns before its features are computed: work on the stream that was current
+    waits for them, so the next batch is on its way while this one is computed.
     """
 
     def __init__(
@@ -134,14 +150,14 @@ class CudaGraph:
         self._full = batch_size
         self._captured: dict[Shapes, _Captured] = {}
         self._lock = threading.Lock()
-        # Warm-up and capture share a stream, so that what cuBLAS reserves for it lies outside any one graph's memory,
-        # and the graphs share a pool: they run one after the other.
+        # Warm-up and capture share a stream, so that memory which cuBLAS reserves for it lies outside each graph's, and
+        # the graphs share a pool: they run one after the other.
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._done = torch.cuda.Event()  # the last batch has left the static inputs and the output
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The features of a batch, on the GPU, in the dtype of the weights."""
+        """Return the features of a batch, on the GPU, in the dtype of the weights."""
         count = len(inputs[0])
         padded = padded_size(count, self._full)
         shapes = tuple((torch.Size((padded, *x.shape[1:])), x.dtype) for x in inputs)
@@ -155,13 +171,13 @@ class CudaGraph:
 
     def _capture(self, shapes: Shapes) -> _Captured:
         static = [torch.zeros(shape, dtype=dtype, device=self._device) for shape, dtype in shapes]
-        with _capturing, _fixed_precision():
-            function = self._ready(static)
+        with _capturing, _fix_precision():
+            function = self._prepare(static)
             captured = self._captured[shapes] = _Captured(function, static, self._stream, self._pool)
         return captured
 
-    def _ready(self, static: list[Tensor]) -> Callable[..., Tensor]:
-        """The function to capture, run until its libraries have chosen their kernels; compiled for a full batch."""
+    def _prepare(self, static: list[Tensor]) -> Callable[..., Tensor]:
+        """Return the function to capture, compiled for a full batch, once its libraries have chosen their kernels."""
         function = self._function
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -175,17 +191,24 @@ class CudaGraph:
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as exc:  # noqa: BLE001  the compiler wants Triton and a C compiler, and has its own errors
-                    reason = str(exc).partition("\n")[0][:200]
-                    _log.warning("torch.compile failed (%s); the graph runs uncompiled", reason)
+                    _log.warning("torch.compile failed (%s); the graph runs uncompiled", describe_cause(exc))
                     self._compiled = None
             for _ in range(WARM_UP_RUNS):
                 function(*static)
         return function
 
 
+def describe_cause(exc: BaseException) -> str:
+    """Return the type and the first line of the exception that others wrap: torch's own say only which compiler."""
+    while (cause := getattr(exc, "inner_exception", None) or exc.__cause__) is not None:
+        exc = cause
+    first = next(iter(str(exc).strip().splitlines()), "")
+    return f"{type(exc).__name__}: {first}"[:MAX_REASON] if first else type(exc).__name__
+
+
 @contextmanager
-def _fixed_precision() -> Generator[None]:
-    """Products in the dtype they are in, where cuDNN and users' settings would take TF32; cuDNN tries its kernels."""
+def _fix_precision() -> Generator[None]:
+    """Compute products in their dtype, where cuDNN and users' settings would use TF32; let cuDNN try its kernels."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -196,12 +219,12 @@ def _fixed_precision() -> Generator[None]:
 
 
 def padded_size(count: int, full: int) -> int:
-    """The size of the graph that a batch of `count` runs in: a power of two below the full one."""
+    """Return the size of the graph that runs a batch of `count`: a power of two below the full one."""
     return max(full, count) if count > full // 2 else 1 << (count - 1).bit_length()
 
 
 class _Captured:
-    """A CUDA graph with its inputs, its output, and pinned memory to fill the inputs from."""
+    """A CUDA graph with its inputs, its output, and pinned memory that its inputs are filled from."""
 
     def __init__(
         self, function: Callable[..., Tensor], static: list[Tensor], stream: torch.cuda.Stream, pool: Any
@@ -210,8 +233,8 @@ class _Captured:
         self._slots: list[_Slot] = []
         self._next = 0
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may ask for memory meanwhile; under the default mode that would break the capture. The stream
-        # is current already, so that it is put back even where capture fails.
+        # Other threads may allocate memory meanwhile; in the default mode that would break the capture. The stream is
+        # made current here, so that the one before it is restored even where the capture fails.
         with (
             torch.cuda.stream(stream),
             torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
@@ -220,7 +243,7 @@ class _Captured:
         torch.cuda.current_stream().wait_stream(stream)
 
     def run(self, inputs: tuple[Tensor, ...], count: int) -> Tensor:
-        """Start a batch and return where its features will be."""
+        """Start a batch and return the tensor that its features will be in."""
         if inputs[0].is_cuda:
             for static, given in zip(self._inputs, inputs, strict=True):
                 static[:count].copy_(given)
@@ -236,7 +259,7 @@ class _Captured:
 
 
 class _Slot:
-    """Pinned memory, its copy on the GPU, and a stream for the way between them."""
+    """Pinned memory, its copy on the GPU, and a stream for the transfer."""
 
     def __init__(self, like: list[Tensor]) -> None:
         self._pinned = [torch.zeros(x.shape, dtype=x.dtype, pin_memory=True) for x in like]
@@ -247,7 +270,7 @@ class _Slot:
         self._read = torch.cuda.Event()  # `_staged` may be filled again
 
     def send(self, inputs: tuple[Tensor, ...]) -> None:
-        """Put a batch into pinned memory and send it off, slice by slice."""
+        """Copy a batch into pinned memory and start its transfer, slice by slice."""
         self._crossed.synchronize()
         self._copies.wait_event(self._read)
         for start in range(0, len(inputs[0]), SLICE):
@@ -259,7 +282,7 @@ class _Slot:
         self._crossed.record(self._copies)
 
     def receive(self, static: list[Tensor]) -> None:
-        """Fill the graph's inputs once the batch is there."""
+        """Fill the graph's inputs once the batch has arrived."""
         current = torch.cuda.current_stream()
         current.wait_event(self._crossed)
         for target, staged in zip(static, self._staged, strict=True):
@@ -267,14 +290,14 @@ class _Slot:
         self._read.record(current)
 
 
-def with_fp8_blocks(placed: LeanViT, exact: LeanViT) -> LeanViT:
-    """A placed ViT with the products of its blocks in fp8; patches, the first and the last block stay as they are."""
+def round_blocks_to_fp8(placed: LeanViT, exact: LeanViT) -> LeanViT:
+    """Round a placed ViT's blocks to fp8, from the exact weights; patches, the first and the last block keep theirs."""
 
-    def rounded(block: Block, source: Block) -> Block:
+    def round_block(block: Block, source: Block) -> Block:
         fc, proj = to_fp8(source.mlp.fc, block.mlp.fc), to_fp8(source.mlp.proj, block.mlp.proj)
         qkv, out = to_fp8(source.qkv, block.qkv), to_fp8(source.out, block.out)
         return Block(qkv, out, Mlp(fc, proj))
 
     first, *others = placed.stack.blocks
-    blocks = (first, *map(rounded, others, exact.stack.blocks[1:]))
+    blocks = (first, *map(round_block, others, exact.stack.blocks[1:]))
     return replace(placed, stack=replace(placed.stack, blocks=blocks))

@@ -1,7 +1,8 @@
-"""The lean graph as an OpenVINO model, compiled and run on an x86-64 CPU. Knows nothing about which graph it is.
+"""Compile the lean graph as an OpenVINO model, and run it on an x86-64 CPU.
 
-Drawn node by node rather than converted from a traced module: ViT-B/32 takes 0.15 s to draw and 0.3 s to compile, as
-long as reading a compiled one back from a disk would, and the converter, which brings telemetry, is never called.
+The model is built node by node instead of converted from a traced module: ViT-B/32 takes 0.15 s to build and 0.3 s to
+compile, as long as reading a compiled one back from disk would take, and the converter, which brings telemetry, is
+never called.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from ..errors import DeviceError, InputError
 from . import quantize
-from .backend_torch import cpu_batch_size
+from .backend import Backend
+from .backend_torch import cpu_batch_size, place
 from .graph import LAYER_NORM_EPS, image_features, text_features
 from .telemetry import without_telemetry
 
@@ -28,18 +30,19 @@ if TYPE_CHECKING:
     from .fold import Conv, ImageTower, LeanText, Linear
     from .quantize import Calibration
 
-# For the CPU plug-in, which takes "f16" as well and then computes in bf16. It would choose bf16 by itself, too.
+# The CPU plug-in's words. It takes "f16" too, and then computes in bf16, which it would also choose by itself.
 HINTS = {"fp32": "f32", "bf16": "bf16"}
-# Products of the last block that stay as they are: it has one token, so that they cost little, and all of it is read.
+INT8 = "int8"  # products of images' graphs are quantised; the rest, and texts, are computed in floats
+# Products of the last block that are not quantised: it has one token, so they cost little, and all of it is read.
 EXACT_PRODUCTS = 8
 Node = Any  # openvino has no types
 
 
 @cache
-def openvino() -> ModuleType:
-    """OpenVINO, imported so that its telemetry is not: it has a stub for where that package is missing.
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry: it has a stub for the case that this package is missing.
 
-    Raises:  ImportError where it is not installed, as on other processors than x86-64.
+    Raises:  ImportError where it is not installed, as on processors other than x86-64.
     """
     with without_telemetry():
         importlib.import_module("openvino.opset13")
@@ -47,10 +50,10 @@ def openvino() -> ModuleType:
 
 
 class OpenVinoOps:
-    """Operations that draw nodes; weights become constants that share the memory of their tensors."""
+    """Operations that make nodes; weights become constants that share the memory of their tensors."""
 
     def __init__(self) -> None:
-        self._op = openvino().opset13
+        self._op = import_openvino().opset13
 
     def _constant(self, tensor: Tensor) -> Node:
         return self._op.constant(tensor.contiguous().numpy(), shared_memory=True)
@@ -62,7 +65,7 @@ class OpenVinoOps:
         return self._constant(x) if isinstance(x, Tensor) else x
 
     def to_float(self, x: Node) -> Node:
-        """To float32; what the precision hint makes of it is the plug-in's business."""
+        """To float32; the plug-in then follows the precision hint."""
         return self._op.convert(x, "f32")
 
     def linear(self, x: Node, layer: Linear) -> Node:
@@ -85,7 +88,7 @@ class OpenVinoOps:
         return self._op.add(x, self._node(y))
 
     def multiply(self, x: Node, y: Tensor) -> Node:
-        """The product of each with each."""
+        """The elementwise product."""
         return self._op.multiply(x, self._constant(y))
 
     def matmul(self, x: Node, y: Node | Tensor, *, transposed: bool = False) -> Node:
@@ -153,106 +156,133 @@ class OpenVinoOps:
 
 @cache
 def _core() -> Any:
-    return openvino().Core()
+    return import_openvino().Core()
 
 
 def usable_precisions() -> list[str]:
-    """What this CPU computes in by itself; none where OpenVINO is not installed."""
+    """List the precisions that this CPU computes in without emulation; none where OpenVINO is not installed."""
     try:
         capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except ImportError:
         return []
     bf16 = ["bf16"] if "BF16" in capabilities else []
-    return ["fp32", *bf16] + (["int8"] if "INT8" in capabilities and quantize.is_installed() else [])
+    return ["fp32", *bf16] + ([INT8] if "INT8" in capabilities and quantize.is_installed() else [])
 
 
-def rest_of_int8() -> str:
-    """What an int8 model computes in where it is not quantised."""
-    return "bf16" if "bf16" in usable_precisions() else "fp32"
+def check_extra(precision: str) -> None:
+    """Raise DeviceError where the extra that a precision needs is not installed."""
+    if precision == INT8:
+        quantize.check_installed()
 
 
 def processor_name() -> str:
-    """The processor's name, as OpenVINO reads it."""
+    """Return the processor's name, as OpenVINO reads it."""
     return str(_core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """Towers compiled for the CPU: one model for batches of every size, which costs no speed and no second copy."""
 
     def __init__(self, precision: str, threads: int) -> None:
-        self.name = f"openvino {openvino().__version__.partition('-')[0]}"
+        self.name = f"openvino {import_openvino().__version__.partition('-')[0]}"
         self.device = torch.device("cpu")
         self.precision = precision
-        self.dtype = torch.float32  # whatever it computes in
-        self.calibration: Calibration | None = None  # that int8 needs before a graph is asked for
+        self.dtype = torch.float32  # at every precision
+        self._calibration: Calibration | None = None
         self._threads = threads
 
+    @property
+    def computed_in(self) -> str:
+        """The precision; for int8 with that of the operations which are not quantised."""
+        return f"{INT8}+{self._float_precision}" if self.needs_calibration else self.precision
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether products are quantised."""
+        return self.precision == INT8
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Set the images to quantise by. Raises: InputError for a precision that needs none."""
+        if not self.needs_calibration:
+            super().calibrate(calibration)
+        self._calibration = calibration
+
+    @property
+    def _float_precision(self) -> str:
+        """Precision of images' graphs where they are not quantised."""
+        if not self.needs_calibration:
+            return self.precision
+        return "bf16" if "bf16" in usable_precisions() else "fp32"
+
     def batch_size(self, architecture: Architecture) -> int:
-        """Images that make products large enough for these threads."""
+        """Return the number of images whose products are large enough for these threads."""
         return cpu_batch_size(architecture, self._threads)
 
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> OpenVinoGraph:  # noqa: ARG002
-        """The graph of an image tower for bytes, or for floats in their units, and for any number of images."""
+        """Compile the graph of an image tower for uint8 or float32 images in 0..255, for any number of them."""
         side = tower.resolution_px
         number = np.uint8 if dtype == torch.uint8 else np.float32
         pixels = self._input([-1, side, side, 3], number)
-        model = self._model(image_features(OpenVinoOps(), tower, pixels), [pixels])
-        if self.precision != "int8":
-            return self._compile(model, self.precision)
-        if self.calibration is None:
-            raise InputError(
-                "precision 'int8'",
-                "no image was shown",
-                "some to quantise by",
-                "Call calibrate with a hundred, or pass another precision.",
-            )
-        quantised = quantize.quantised(model, self.calibration.pixels.astype(number), exact_last=EXACT_PRODUCTS)
-        return self._compile(quantised, rest_of_int8())
+        model = self._model(image_features(OpenVinoOps(), place(tower, _to_float32), pixels), [pixels])
+        if self.needs_calibration:
+            model = self._quantize(model, number)
+        return self._compile(model, self._float_precision)
 
     def text_graph(self, tower: LeanText, batch_size: int) -> OpenVinoGraph:  # noqa: ARG002
-        """The graph of a text tower for any number of texts; `text_features` has its four inputs. Never of integers."""
+        """Compile the graph of a text tower, never quantised, for any number of texts; inputs as of `text_features`."""
         shapes = [([-1, -1], np.int32), ([-1, -1], np.int32), ([-1], np.int32), ([-1, 1, -1], np.float32)]
         inputs = [self._input(shape, dtype) for shape, dtype in shapes]
-        model = self._model(text_features(OpenVinoOps(), tower, *inputs), inputs)
-        return self._compile(model, "fp32" if self.precision == "int8" else self.precision)
+        model = self._model(text_features(OpenVinoOps(), place(tower, _to_float32), *inputs), inputs)
+        return self._compile(model, "fp32" if self.needs_calibration else self.precision)
 
     def _input(self, shape: list[int], dtype: type[np.generic]) -> Node:
-        return openvino().opset13.parameter(shape, dtype)
+        return import_openvino().opset13.parameter(shape, dtype)
 
     def _model(self, features: Node, inputs: list[Node]) -> Any:
-        return openvino().Model([features], inputs, "clip")
+        return import_openvino().Model([features], inputs, "clip")
+
+    def _quantize(self, model: Any, number: type[np.generic]) -> Any:
+        if self._calibration is None:
+            raise InputError(
+                f"precision {self.precision!r}",
+                "the encoder has no images to quantise by",
+                remedy="Call calibrate with a hundred of them before the first image, or pass another precision.",
+            )
+        return quantize.quantize(model, self._calibration.pixels.astype(number), exact_last=EXACT_PRODUCTS)
 
     def _compile(self, model: Any, precision: str) -> OpenVinoGraph:
-        """A model made ready, whose products that are not of integers are computed in this precision."""
-        wanted = HINTS[precision]
+        """Compile a model whose products of floats are computed in this precision."""
+        hint = HINTS[precision]
         settings = {
-            "INFERENCE_PRECISION_HINT": wanted,
+            "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self._threads,
             "ENABLE_CPU_PINNING": False,  # threads that decode want the same cores
         }
         compiled = _core().compile_model(model, "CPU", settings)
-        found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if found != wanted:
+        effective = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if effective != hint:
             raise DeviceError(
-                f"precision {self.precision!r}",
-                f"OpenVINO computes in {found}",
-                f"{wanted}",
-                "Pass another one.",
+                f"precision {self.precision!r}", f"OpenVINO computes in {effective}", hint, "Pass another precision."
             )
         return OpenVinoGraph(compiled)
 
 
+def _to_float32(tensor: Tensor) -> Tensor:
+    """Convert a weight, which is wider where its file or its model is."""
+    return tensor.to(torch.float32)
+
+
 class OpenVinoGraph:
-    """A compiled model. Safe to call from several threads, each with a request of its own."""
+    """A compiled model. Safe to call from several threads: each takes a request that no other uses."""
 
     def __init__(self, compiled: Any) -> None:
         self.compiled = compiled
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The features of a batch, float32."""
+        """Return the features of a batch, float32."""
         try:
             request = self._idle.get_nowait()
         except Empty:

@@ -1,7 +1,6 @@
-"""The lean graph on torch tensors: on CPUs that OpenVINO does not know, on Apple's GPUs, and under cuda_backend.py.
+"""Run the lean graph on torch tensors: on CPUs that OpenVINO lacks, on Apple's GPUs, and for backend_cuda.py.
 
-Weights are cast and moved when a tower is placed (`place`), so that the graph does no work twice. Knows nothing about
-which graph it is.
+Weights are cast and moved once, when a tower is placed on its device (`place`).
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import DeviceError
 from . import graph
+from .backend import Backend
 from .fold import Linear
 from .graph import LAYER_NORM_EPS, text_features
 
@@ -26,20 +25,19 @@ if TYPE_CHECKING:
     from .fold import Conv, ImageTower, LeanText
 
 Tower = TypeVar("Tower")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _scaled_mm: Any = getattr(torch, "_scaled_mm")  # noqa: B009  torch's one product of fp8 matrices has no public name
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # the largest number of that type
-FP8_MIN_WIDTH = 1024  # ViT-L's; products of narrower ones gain nothing (pytorch/ao, small shapes)
 FP8_MIN_SCALE = 1e-12  # for rows of zeros
-CPU_ROWS = 1600  # of a batch's products; more gain nothing on two cores (LOG.md)
+CPU_ROWS = 1600  # rows of a batch's products; more gain nothing on two cores (LOG.md)
 CPU_MIN_BATCH, CPU_MAX_BATCH = 8, 32  # images
 IMAGES_A_THREAD = 2
-RESNET_PATCH_PX = 16  # pixels a side behind one cell of a ResNet's longest stage
+RESNET_PATCH_PX = 16  # pixels a side that one cell of a ResNet's longest stage covers
 
 
 def place(tower: Tower, change: Callable[[Tensor], Tensor]) -> Tower:
-    """A tower with each of its tensors changed, as by `.to`."""
+    """Return the tower with each of its tensors changed, as by `.to`."""
     if isinstance(tower, Tensor):
         return cast("Tower", change(tower))
     if isinstance(tower, tuple):
@@ -57,14 +55,14 @@ class Fp8Linear(Linear):
 
 
 def to_fp8(exact: Linear, placed: Linear) -> Fp8Linear:
-    """A placed layer with its weight rounded to fp8, from the exact one; its bias keeps its dtype."""
+    """Round the weight of an exact layer to fp8, on the device of the same layer placed, whose bias is kept."""
     weight, scale = _round_rows(exact.weight)
     device = placed.weight.device
     return Fp8Linear(weight.to(device), placed.bias, scale.T.contiguous().to(device))
 
 
 def _round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, K) -> fp8 (M, K) and what to multiply its rows with, float32 (M, 1)."""
+    """Round to fp8. Shapes: (M, K) -> fp8 (M, K), and the factors of its rows, float32 (M, 1)."""
     scale = (x.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp(min=FP8_MIN_SCALE)
     return (x.float() / scale).to(FP8), scale
 
@@ -80,12 +78,12 @@ class TorchOps:
         return x.to(self.dtype)
 
     def linear(self, x: Tensor, layer: Linear) -> Tensor:
-        """(..., I) -> (..., O); a row of x has its own scale where the layer is fp8."""
+        """(..., I) -> (..., O); for an fp8 layer each row of x gets its own scale."""
         if not isinstance(layer, Fp8Linear):
             return F.linear(x, layer.weight, layer.bias)
         rows, scale = _round_rows(x.flatten(end_dim=-2))
         scales = {"scale_a": scale, "scale_b": layer.scale}
-        # Sums in the tensor cores' own width: rowwise products are slow without on Hopper (pytorch/pytorch#144809).
+        # Accumulated in the width of the tensor cores, or rowwise products are slow on Hopper (pytorch/pytorch#144809).
         product = _scaled_mm(rows, layer.weight.T, bias=layer.bias, out_dtype=self.dtype, use_fast_accum=True, **scales)
         return product.unflatten(0, x.shape[:-1])
 
@@ -94,15 +92,15 @@ class TorchOps:
         return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
 
     def norm(self, x: Tensor) -> Tensor:
-        """(..., W) to mean 0 and variance 1; computed in float32 whatever the dtype."""
+        """(..., W) to mean 0 and variance 1; computed in float32 for every dtype."""
         return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """The sum; a text's mask comes as float32."""
+        """The sum; a text's mask is float32."""
         return x + y.to(x.dtype)
 
     def multiply(self, x: Tensor, y: Tensor) -> Tensor:
-        """The product of each with each."""
+        """The elementwise product."""
         return x * y
 
     def matmul(self, x: Tensor, y: Tensor, *, transposed: bool = False) -> Tensor:
@@ -165,17 +163,22 @@ class TorchOps:
 
 
 def image_features(tower: ImageTower, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """A function from pixels (B, R, R, 3) to features (B, D), on a tower that was placed."""
+    """Return a function from pixels (B, R, R, 3) to features (B, D), for a tower that is placed."""
     return partial(graph.image_features, TorchOps(dtype), tower)
 
 
 def cpu_batch_size(architecture: Architecture, threads: int) -> int:
-    """Images whose products have CPU_ROWS rows: 32 for ViT-B/32, 8 for the larger; more where threads are many."""
+    """Return how many images make CPU_ROWS rows: 32 for ViT-B/32, 8 for larger models; more for many threads."""
     rows = (architecture.image_resolution // (architecture.vision_patch_size or RESNET_PATCH_PX)) ** 2
     return max(CPU_MIN_BATCH, min(CPU_MAX_BATCH, CPU_ROWS // rows), IMAGES_A_THREAD * threads)
 
 
-class TorchBackend:
+def usable_precisions(device: torch.device) -> list[str]:
+    """List the precisions of a device that no other back end runs."""
+    return ["fp32", "bf16"] if device.type == "cpu" else ["fp32", "fp16"]
+
+
+class TorchBackend(Backend):
     """Towers run eagerly, in one dtype, for batches of every size."""
 
     def __init__(self, device: torch.device, precision: str) -> None:
@@ -185,23 +188,23 @@ class TorchBackend:
         self.dtype = DTYPES[precision]
 
     def batch_size(self, architecture: Architecture) -> int:
-        """Images that make products large enough, as on a CPU; on Apple's GPUs it is not measured yet."""
+        """Return the number of images that suits a CPU; on Apple's GPUs it is not measured yet."""
         return cpu_batch_size(architecture, torch.get_num_threads())
 
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> TorchGraph:  # noqa: ARG002
-        """The graph of an image tower, for bytes or for floats in their units, and for any number of images."""
-        return TorchGraph(image_features(self._placed(tower), self.dtype), self.device)
+        """Return the graph of an image tower for images in 0..255 of any number type, and any number of them."""
+        return TorchGraph(image_features(self._place(tower), self.dtype), self.device)
 
     def text_graph(self, tower: LeanText, batch_size: int) -> TorchGraph:  # noqa: ARG002
-        """The graph of a text tower for any number of texts; `text_features` has its four inputs."""
-        return TorchGraph(partial(text_features, TorchOps(self.dtype), self._placed(tower)), self.device)
+        """Return the graph of a text tower for any number of texts; its inputs are those of `text_features`."""
+        return TorchGraph(partial(text_features, TorchOps(self.dtype), self._place(tower)), self.device)
 
-    def _placed(self, tower: Tower) -> Tower:
+    def _place(self, tower: Tower) -> Tower:
         return place(tower, lambda tensor: tensor.to(self.device, self.dtype))
 
 
 class TorchGraph:
-    """A graph that runs anew for each batch."""
+    """A graph that runs eagerly."""
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
         self._function = function
@@ -209,20 +212,5 @@ class TorchGraph:
 
     @torch.inference_mode()
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The features of a batch, in the dtype of the weights."""
+        """Return the features of a batch, in the dtype of the weights."""
         return self._function(*(tensor.to(self._device) for tensor in inputs))
-
-
-def check_fp8(architecture: Architecture) -> None:
-    """Refuse a model that fp8 makes no faster.
-
-    Raises:  DeviceError for a ResNet, or a ViT narrower than ViT-L.
-    """
-    if architecture.vision_patch_size is None or architecture.vision_width < FP8_MIN_WIDTH:
-        kind = "ResNet" if architecture.vision_patch_size is None else "ViT"
-        raise DeviceError(
-            "precision 'fp8'",
-            f"found a {kind} {architecture.vision_width} wide",
-            f"a ViT of at least {FP8_MIN_WIDTH}",
-            "Pass 'reference' or 'bf16'.",
-        )

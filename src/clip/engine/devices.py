@@ -1,4 +1,4 @@
-"""The devices of this machine, and the back end that runs each. Knows nothing about files."""
+"""The devices of this machine, and the back end that runs each."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from ..errors import DeviceError, InputError
 from ..jobs.models import DeviceRow
 from ..jobs.options import Precision
 from ..parallel import available_cores
-from . import quantize
 from .backend import Backend
 from .backend_openvino import OpenVinoBackend, processor_name
+from .backend_openvino import check_extra as check_openvino_extra
 from .backend_openvino import usable_precisions as openvino_precisions
 from .backend_torch import TorchBackend
+from .backend_torch import usable_precisions as torch_precisions
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 
-MAX_REASON = 100  # characters of what torch says; for an unknown name it lists every device it has heard of
+MAX_REASON = 100  # characters of torch's message; for an unknown name it lists every device it has heard of
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for; with None or "auto" CUDA where there is one, else the CPU.
+    """Return a usable device; None and "auto" mean CUDA where there is one, else the CPU.
 
     Raises:  DeviceError (a RuntimeError) for a device this machine does not have.
     """
     if device is None or device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        wanted = torch.device(device)
-        # The one way to ask that holds for every kind, index and build; "meta" would answer, with no numbers in it.
-        torch.empty(1, device=wanted).cpu()
+        resolved = torch.device(device)
+        # The one check that holds for every kind, index and build; "meta" would pass, with no numbers in it.
+        torch.empty(1, device=resolved).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as exc:
         reason = str(exc).splitlines()[0].partition(". ")[0]
         raise DeviceError(
@@ -44,9 +45,9 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
             f"one of {_device_names()}",
             'Pass one of these, or "auto".',
         ) from exc
-    if wanted == torch.device("cuda"):
-        return torch.device("cuda", torch.cuda.current_device())  # which another thread may have chosen otherwise
-    return wanted
+    if resolved == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())  # another thread may have chosen another one
+    return resolved
 
 
 def _device_names() -> list[str]:
@@ -54,8 +55,8 @@ def _device_names() -> list[str]:
     return names + (["mps"] if torch.backends.mps.is_available() else [])
 
 
-def devices() -> list[DeviceRow]:
-    """The devices of this machine, the back end that each would get, and its precisions, the default first."""
+def list_devices() -> list[DeviceRow]:
+    """List the devices of this machine, the back end of each, and its precisions, the default first."""
     rows: list[DeviceRow] = []
     for name in _device_names():
         device = torch.device(name)
@@ -66,55 +67,54 @@ def devices() -> list[DeviceRow]:
 def _label(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and openvino_precisions():
+    if _runs_openvino(device):
         return processor_name()
     return platform.processor() or platform.machine()
 
 
+def _runs_openvino(device: torch.device) -> bool:
+    return device.type == "cpu" and bool(openvino_precisions())
+
+
 def usable_precisions(device: torch.device) -> list[str]:
-    """What the engine can compute in on a device; the first is what "reference" means there."""
+    """List the precisions a device can compute in; the first is the meaning of "reference" there."""
     if device.type == "cuda":
         from .backend_cuda import usable_precisions as cuda_precisions
 
         return cuda_precisions(device)
-    if device.type == "cpu":
-        return openvino_precisions() or ["fp32", "bf16"]
-    return ["fp32", "fp16"]
+    return openvino_precisions() if _runs_openvino(device) else torch_precisions(device)
 
 
 def make_backend(device: torch.device, precision: Precision = "reference", threads: int | None = None) -> Backend:
-    """The back end that runs a device: OpenVINO on x86-64 CPUs, else PyTorch.
+    """Make the back end that runs a device: OpenVINO on x86-64 CPUs, else PyTorch.
 
-    Raises:  DeviceError for a precision the device does not have; InputError for a word that is none.
+    Raises:  DeviceError for a precision that the device does not have; InputError for an unknown word.
     """
     if precision not in get_args(Precision):
-        raise InputError(
-            "`precision`",
-            f"found {precision!r}",
-            f"one of {get_args(Precision)}",
-            "Pass one.",
-        )
+        raise InputError("`precision`", f"found {precision!r}", f"one of {get_args(Precision)}", "Pass one.")
     usable = usable_precisions(device)
     word = usable[0] if precision == "reference" else precision
-    if word == "int8" and device.type == "cpu":
-        quantize.check_installed()
+    if _runs_openvino(device):
+        check_openvino_extra(word)
     if word not in usable:
         raise DeviceError(
-            f"precision {precision!r}: {device} does not compute in it, expected one of {['reference', *usable]}. "
-            "Pass one of these, or another device."
+            f"precision {precision!r}",
+            f"{device} does not compute in it",
+            f"one of {['reference', *usable]}",
+            "Pass one of these, or another device.",
         )
     if device.type == "cuda":
-        from .backend_cuda import CudaBackend  # here, as nothing of it runs without a GPU
+        from .backend_cuda import CudaBackend  # here, because nothing of it runs without a GPU
 
         return CudaBackend(device, word)
-    if device.type == "cpu" and openvino_precisions():
+    if _runs_openvino(device):
         return OpenVinoBackend(word, threads or available_cores())
     return TorchBackend(device, word)
 
 
 @contextmanager
 def limit_threads(threads: int) -> Generator[None]:
-    """Let torch on the CPU compute with so many threads, and put the number back afterwards; it is the process's."""
+    """Let torch compute with this many threads on the CPU, for the whole process, and restore the number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -124,8 +124,8 @@ def limit_threads(threads: int) -> Generator[None]:
 
 
 def runs_fp16(device: torch.device) -> bool:
-    """Whether models on this device are fp16 as in the reference. The others, whose half precision has gaps, get fp32.
+    """Return whether models on this device are fp16 as in the reference. Others, whose fp16 has gaps, get fp32.
 
-    Source:  openai/CLIP@d05afc4 clip/clip.py:139 leaves fp16 everywhere but on "cpu" to the letter; issues 255, 415.
+    Source:  openai/CLIP@d05afc4 clip/clip.py:139 uses fp16 on every device whose name is not "cpu"; issues 255, 415.
     """
     return device.type == "cuda"

@@ -1,7 +1,7 @@
-"""A model's lean graphs running on a device at a precision: batches in, features out. Knows nothing about files.
+"""Run a model's lean graphs on a back end: batches in, features out.
 
-The towers are folded and compiled when they are first used, for bytes and for floats apart. A batch that does not fit
-into memory is halved, and the run goes on.
+A tower is folded and compiled when it is first used, once for bytes and once for floats. A batch that does not fit into
+memory is halved, and the run continues.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from ..errors import DeviceError, InputError
 from ..network.records import BYTE_MAX
 from ..text.tokens import check_ids
 from .backend import Backend, Graph
-from .backend_openvino import OpenVinoBackend
-from .backend_torch import check_fp8
 from .devices import MAX_REASON, limit_threads
 from .fold import fold_image_tower, fold_text_tower
 
@@ -32,11 +30,11 @@ LENGTH_BUCKET = 8  # tokens: texts run at the next multiple of it, so that few s
 # Blocks are folded side by side, each on one thread: torch's own threads would wait for one another, 1.2 s instead of
 # 0.3 s for ViT-B/32 where other work has the cores.
 FOLDING_THREADS = 1
-TEXT_BATCH = 64  # texts; several hundred rows a product even where they are short
+TEXT_BATCH = 64  # texts; several hundred rows a product even for short ones
 ALLOCATION_FAILED = ("bad_alloc", "out of memory", "cannot allocate", "could not create a memory")
 
 _log = logging.getLogger("clip")
-_folding = threading.Lock()  # while it is held torch's thread count, which is the process's, is another
+_folding = threading.Lock()  # torch has one thread count for the process, and folding changes it meanwhile
 
 
 class Engine:
@@ -50,8 +48,7 @@ class Engine:
         backend: Backend,
         batch_size: int | None = None,
     ) -> None:
-        if backend.precision == "fp8":
-            check_fp8(architecture)
+        backend.check(architecture)
         self.architecture = architecture
         self.settings = settings
         self.backend = backend
@@ -62,26 +59,21 @@ class Engine:
         self._building = threading.Lock()
 
     def calibrate(self, calibration: Calibration) -> None:
-        """Quantise by these images. Raises: InputError where the precision has no use for them, or it is too late."""
-        if not isinstance(self.backend, OpenVinoBackend) or self.backend.precision != "int8":
-            raise InputError(
-                "`calibrate`",
-                "found images for another precision",
-                "int8",
-                "Leave them out.",
-            )
+        """Set the images to quantise by.
+
+        Raises:  InputError for a precision that needs none, and for a model that has run.
+        """
         with self._building:
-            if any(key is not None for key in self._graphs):
-                raise InputError(
-                    "`calibrate`",
-                    "found a model that has run",
-                    "a new one",
-                    "Make another Encoder.",
-                )
-            self.backend.calibration = calibration
+            if self.backend.needs_calibration and any(key is not None for key in self._graphs):
+                raise InputError("calibrate", "found a model that has run", "a new one", "Make another Encoder.")
+            self.backend.calibrate(calibration)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Images as bytes, or as floats in bytes' units. Shapes: (B, R, R, 3) -> (B, D) on the device."""
+        """Encode uint8 or float32 images.
+
+        Shapes:  (B, R, R, 3) -> (B, D) on the device.
+        Units:   0..255, floats too.
+        """
         side = self.settings.resolution_px
         if pixels.shape[1:] != (side, side, 3) or pixels.dtype not in (torch.uint8, torch.float32):
             raise InputError(
@@ -93,17 +85,19 @@ class Engine:
         return self._run(pixels.dtype, len(pixels), lambda start, stop: (pixels[start:stop],))
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Images as the reference's transform leaves them, or as bytes. Shapes: (B, 3, R, R) -> (B, D).
+        """Encode images as the reference's transform returns them, or as bytes.
 
-        Normalised floats go back to the units of bytes by one affine step, as the graph reads bytes.
+        One affine step turns normalised floats back into 0..255, which the graph reads.
+
+        Shapes:  (B, 3, R, R) -> (B, D) on the device.
         """
         side = self.settings.resolution_px
         if image.shape[1:] != (3, side, side) or not (image.is_floating_point() or image.dtype == torch.uint8):
             raise InputError(
-                "image",
+                "`image`",
                 f"found {tuple(image.shape)} of {image.dtype}",
                 f"(B, 3, {side}, {side}) of floats or bytes",
-                "Preprocess it for this model.",
+                "Preprocess it for this model; image[None] makes a batch of one.",
             )
         image = image.detach()
         if image.dtype == torch.uint8:
@@ -121,34 +115,38 @@ class Engine:
         return self._run(torch.float32, len(image), pixels)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Token tables to features. Shapes: int (T, L) -> (T, D) on the device.
+        """Encode a token table.
 
-        What follows a text's end cannot change its features, so a batch is only as long as its longest text, and texts
-        travel in the order of their lengths.
+        Tokens after a text's end cannot change its features, so a batch is only as long as its longest text, and texts
+        are batched in the order of their lengths.
+
+        Shapes:  int (T, L) -> (T, D) on the device.
         """
         tokens = tokens.detach().cpu()
         self._check_tokens(tokens)
         ends = tokens.argmax(dim=-1)  # the end-of-text token has the highest id of all
         order = ends.argsort(stable=True)
         tokens, ends = tokens[order], ends[order]
-        found = self._run(None, len(tokens), lambda start, stop: _text_inputs(tokens[start:stop], ends[start:stop]))
-        features = torch.empty_like(found)
-        features[order.to(found.device)] = found
+        by_length = self._run(
+            None, len(tokens), lambda start, stop: make_text_inputs(tokens[start:stop], ends[start:stop])
+        )
+        features = torch.empty_like(by_length)
+        features[order.to(by_length.device)] = by_length
         return features
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        check_ids(tokens, self.architecture.vocab_size)  # first, as it names the way: lengths differ there too
+        check_ids(tokens, self.architecture.vocab_size)  # first: with another vocabulary lengths differ too
         context = self.architecture.context_length
         if tokens.ndim != 2 or not 0 < tokens.shape[1] <= context or tokens.is_floating_point():
             raise InputError(
-                "tokens",
+                "`tokens`",
                 f"found {tuple(tokens.shape)} of {tokens.dtype}",
                 f"integers (T, {context})",
                 "Make them with Encoder.tokenize(texts).",
             )
 
     def _run(self, key: torch.dtype | None, count: int, inputs: Callable[[int, int], tuple[Tensor, ...]]) -> Tensor:
-        """The features of `count` images or texts, of which `inputs` makes the batch from start to stop."""
+        """Return the features of `count` images or texts; `inputs` makes the batch from start to stop."""
         features = [torch.empty(0, self.architecture.embed_dim, dtype=self.backend.dtype, device=self.backend.device)]
         done = 0
         while done < count:
@@ -181,14 +179,13 @@ class Engine:
         return self.backend.text_graph(tower, self._text_batch)
 
     def _halve(self, key: torch.dtype | None, size: int, exc: Exception) -> None:
-        """Go on with half the batch, unless another thread has just done so; graphs are made for a size, so they go."""
+        """Halve the batch, unless another thread just did, and drop the graphs, which are made for a size."""
         reason = next(iter(str(exc).splitlines()), type(exc).__name__)
         if size == 1:
             raise DeviceError(
                 self.backend.device,
-                "out of memory for a batch of 1",
-                f"room for it ({reason[:MAX_REASON]})",
-                "Free some, or use another device.",
+                f"out of memory for a batch of 1 ({reason[:MAX_REASON]})",
+                remedy="Free some, or use another device.",
             ) from exc
         with self._building:
             if size != (self._text_batch if key is None else self.batch_size):
@@ -198,20 +195,25 @@ class Engine:
                 self._graphs.pop(None, None)
             else:
                 self.batch_size //= 2
-                self._graphs = {kept: graph for kept, graph in self._graphs.items() if kept is None}
-        _log.warning("%s: out of memory for a batch of %d; going on with %d", self.backend.device, size, size // 2)
+                self._graphs = {old: graph for old, graph in self._graphs.items() if old is None}
+        _log.warning("%s: out of memory for a batch of %d; continuing with %d", self.backend.device, size, size // 2)
 
 
 def _is_out_of_memory(exc: Exception) -> bool:
-    """Whether memory ran out; OpenVINO and torch on a CPU tell only by their words."""
+    """Return whether memory ran out; OpenVINO and torch on a CPU have no exception type for it, only messages."""
     out_of_memory = isinstance(exc, (MemoryError, torch.OutOfMemoryError))
     return out_of_memory or any(words in str(exc).lower() for words in ALLOCATION_FAILED)
 
 
-def _text_inputs(tokens: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
-    """What `lean.text_features` reads of texts, cut behind the longest, at a whole bucket."""
+def make_text_inputs(tokens: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+    """Make the inputs of `graph.text_features`, as long as the longest text, rounded up to a whole bucket.
+
+    Shapes:  int (T, L) and the places of the end tokens, int (T,) -> int32 (T, L'), int32 (T, L'), int32 (T,),
+             float32 (T, 1, L').
+    """
     longest = int(ends.max()) + 1
     length = min(-(-longest // LENGTH_BUCKET) * LENGTH_BUCKET, tokens.shape[1])
-    places = torch.arange(length).expand(len(tokens), length)  # (T, L)
-    after_end = torch.zeros(len(tokens), 1, length).masked_fill(places[:, None] > ends[:, None, None], -torch.inf)
+    places = torch.arange(length, device=tokens.device).expand(len(tokens), length)  # (T, L')
+    zeros = torch.zeros(len(tokens), 1, length, dtype=torch.float32, device=tokens.device)
+    after_end = zeros.masked_fill(places[:, None] > ends[:, None, None], -torch.inf)
     return tokens[:, :length].to(torch.int32), places.to(torch.int32), ends.to(torch.int32), after_end

@@ -1,9 +1,8 @@
-"""A state dict -> the weights of the lean graph: what algebra lets us do once instead of for each image.
+"""Fold a state dict into the weights of the lean graph: algebra done once instead of for each image.
 
 Each folding is a small function with its algebra beside it. All are exact but for rounding: in float64 each agrees
-with what it replaces to 1e-12 (tests/unit/test_fold.py). They compute in the dtype they are given; `fold_image_tower`
-and `fold_text_tower` give them float32 or wider. Knows nothing about the order in which the weights are used, which is
-lean.py's, nor about devices.
+with the layers it replaces to 1e-12 (tests/unit/engine/test_fold.py). They compute in the dtype of their arguments;
+`fold_image_tower` and `fold_text_tower` pass float32 or wider. The order in which the weights are used is graph.py's.
 
 Axes: O outputs, I inputs, W width, H heads, N = W / H channels a head, L tokens, P pixels a patch's side, D embed_dim.
 """
@@ -50,7 +49,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class OneQuery:
-    """Attention for a single query: keys and values are never computed, their weights move to the query's side."""
+    """Attention for a single query: keys and values are never computed, their weights are applied to the query."""
 
     query: Linear  # (W, W), scaled
     key: Tensor  # (H, N, W)
@@ -85,7 +84,7 @@ class LastBlock:
 
 @dataclass(frozen=True)
 class Stack:
-    """The blocks of a tower, and the projection of the one token that leaves them."""
+    """The blocks of a tower, and the projection of the one token that is read after them."""
 
     heads: int
     activation: Activation  # "quick_gelu" is SiLU here
@@ -109,7 +108,7 @@ class LeanViT:
 
 @dataclass(frozen=True)
 class LeanBottleneck:
-    """The weights of a residual block, norms folded away."""
+    """The weights of a residual block, its norms folded in."""
 
     conv1: Conv
     conv2: Conv
@@ -123,7 +122,7 @@ class LeanResNet:
     """The weights of a ModifiedResNet's lean graph; it reads bytes."""
 
     resolution_px: int
-    center: Tensor  # (3,): what to subtract from bytes
+    center: Tensor  # (3,), which is subtracted from bytes
     stem: tuple[Conv, Conv, Conv]
     blocks: tuple[LeanBottleneck, ...]
     positions: Tensor  # (L, C)
@@ -143,7 +142,7 @@ ImageTower = LeanViT | LeanResNet
 
 
 def fold_norm(linear: Linear, gain: Tensor, bias: Tensor) -> Linear:
-    """A LayerNorm's gain and bias go into the linear layer after it.
+    """Fold a LayerNorm's gain and bias into the linear layer after it.
 
     W (g * n + b) + c  =  (W diag g) n + (c + W b), with n the normed but unscaled input.
     """
@@ -151,24 +150,27 @@ def fold_norm(linear: Linear, gain: Tensor, bias: Tensor) -> Linear:
 
 
 def scale_queries(query: Linear, head_width: int) -> Linear:
-    """The factor of attention's scores goes into the queries: (q / sqrt N) . k = (q . k) / sqrt N."""
+    """Fold the factor of attention's scores into the queries: (q / sqrt N) . k = (q . k) / sqrt N."""
     factor = head_width**-0.5
     return Linear(query.weight * factor, query.bias * factor)
 
 
 def drop_key_bias(key: Linear) -> Linear:
-    """softmax_j(q . (k_j + b)) = softmax_j(q . k_j): q . b is the same for every j."""
+    """Drop the bias of keys: softmax_j(q . (k_j + b)) = softmax_j(q . k_j), as q . b is the same for every j."""
     return Linear(key.weight, torch.zeros_like(key.bias))
 
 
 def move_value_bias(value: Linear, out: Linear) -> tuple[Linear, Linear]:
-    """Attention's weights a_j sum to 1: O sum_j a_j (v_j + b) + c = O sum_j a_j v_j + (c + O b)."""
+    """Move the bias of values behind attention, whose weights a_j sum to 1.
+
+    O sum_j a_j (v_j + b) + c  =  O sum_j a_j v_j + (c + O b).
+    """
     moved = Linear(out.weight, out.bias + out.weight @ value.bias)
     return Linear(value.weight, torch.zeros_like(value.bias)), moved
 
 
 def one_query(query: Linear, key: Linear, value: Linear, out: Linear, heads: int) -> OneQuery:
-    """Attention from one query without keys and values; their biases are zero, folded away before.
+    """Fold the weights of keys and values, whose biases must be zero, into attention from one query.
 
     Per head, q . (K x_j) = (K.T q) . x_j and sum_j a_j (V x_j) = V (sum_j a_j x_j): two products of (W, N) for the one
     query instead of two of (W, W) for each of L tokens.
@@ -179,7 +181,10 @@ def one_query(query: Linear, key: Linear, value: Linear, out: Linear, heads: int
 
 
 def quick_gelu_to_silu(mlp: Mlp) -> Mlp:
-    """P (h sigmoid(1.702 h)) = (P / 1.702) (h' sigmoid(h')) with h' = 1.702 h: SiLU, which every back end fuses."""
+    """Turn QuickGELU into SiLU, which every back end fuses.
+
+    P (h sigmoid(1.702 h))  =  (P / 1.702) (h' sigmoid(h'))  with h' = 1.702 h.
+    """
     fc, proj = mlp.fc, mlp.proj
     return Mlp(
         Linear(fc.weight * QUICK_GELU, fc.bias * QUICK_GELU),
@@ -188,7 +193,7 @@ def quick_gelu_to_silu(mlp: Mlp) -> Mlp:
 
 
 def fold_batch_norm(weight: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """A BatchNorm in eval mode goes into the convolution before it; weight (O, I, k, k) -> the same, and its bias.
+    """Fold a BatchNorm in eval mode into the convolution before it; weight (O, I, k, k) -> the same, and its bias.
 
     g (w * x - m) / s + b  =  (g w / s) * x + (b - g m / s), with s = sqrt(var + eps).
     """
@@ -197,7 +202,7 @@ def fold_batch_norm(weight: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, va
 
 
 def fold_pixels_into_patches(weight: Tensor, mean: Triple, std: Triple) -> Linear:
-    """Bytes u instead of (u / 255 - m) / s: (W, 3, P, P) -> a layer over a patch's bytes in the order y, x, channel.
+    """Fold the normalisation of bytes u into the patches: (W, 3, P, P) -> a layer over a patch's y, x, channel.
 
     w . (u / 255 - m) / s  =  (w / (255 s)) . u - w . (m / s). Patches are not padded, so this holds at the edges too.
     """
@@ -207,22 +212,22 @@ def fold_pixels_into_patches(weight: Tensor, mean: Triple, std: Triple) -> Linea
 
 
 def fold_pixels_into_stem(weight: Tensor, mean: Triple, std: Triple) -> tuple[Tensor, Tensor]:
-    """Bytes for a convolution that pads: what to subtract from them, (3,), and the weight over the difference.
+    """Fold the scale of normalisation into a convolution that pads: the center of bytes, (3,), and the weight.
 
     The network pads with zeros after normalising, so only the scale can move: w . (u / 255 - m) / s
-    = (w / (255 s)) . (u - 255 m), and zeros go round u - 255 m.
+    = (w / (255 s)) . (u - 255 m), and u - 255 m is padded with zeros.
     """
     means, stds = weight.new_tensor(mean), weight.new_tensor(std)
     return BYTE_MAX * means, weight / (BYTE_MAX * stds).view(3, 1, 1)
 
 
 def fold_class_token(class_embedding: Tensor, positions: Tensor) -> Tensor:
-    """One table to add to (0, patches): (c + p_0, patches + p_1...) = (0, patches) + (c + p_0, p_1, ...)."""
+    """Fold the class token into the positions: (c + p_0, patches + p_1...) = (0, patches) + (c + p_0, p_1, ...)."""
     return torch.cat([positions[:1] + class_embedding, positions[1:]])
 
 
 class _Weights:
-    """A state dict below a prefix, in float32 or wider."""
+    """The entries of a state dict below a prefix, in float32 or wider."""
 
     def __init__(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
         self._state_dict = state_dict
@@ -234,7 +239,7 @@ class _Weights:
         return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32))
 
     def own(self, name: str) -> Tensor:
-        """A tensor that no folding changes, copied: no tower shares memory with a model in training, or with a file."""
+        """Copy a tensor that no folding changes: no tower shares memory with a model in training, or with a file."""
         return self[name].clone()
 
     def below(self, prefix: str) -> _Weights:
@@ -247,7 +252,7 @@ class _Weights:
         return Linear(self.own(f"{name}.weight"), self.own(f"{name}.bias"))
 
     def head(self, norm: str, projection: str) -> Linear:
-        """A tower's last norm and the matrix (W, D) that features are multiplied with."""
+        """Fold a tower's last norm into its projection, a matrix (W, D)."""
         weight = self[projection].T.contiguous()
         bare = Linear(weight, weight.new_zeros(len(weight)))
         return fold_norm(bare, self[f"{norm}.weight"], self[f"{norm}.bias"])
@@ -261,7 +266,7 @@ class _Weights:
 def fold_image_tower(
     state_dict: Mapping[str, Tensor], architecture: Architecture, settings: PreprocessSettings
 ) -> ImageTower:
-    """The image tower's weights, folded, on the CPU; the state dict is left as it is."""
+    """Fold the image tower's weights, on the CPU; the state dict stays as it is."""
     weights = _Weights(state_dict, "visual.")
     if isinstance(architecture.vision_layers, tuple):
         return _fold_resnet(weights, architecture.vision_layers, architecture, settings)
@@ -284,7 +289,7 @@ def fold_image_tower(
 
 
 def fold_text_tower(state_dict: Mapping[str, Tensor], architecture: Architecture) -> LeanText:
-    """The text tower's weights, folded, on the CPU; the state dict is left as it is."""
+    """Fold the text tower's weights, on the CPU; the state dict stays as it is."""
     weights = _Weights(state_dict)
     stack = _fold_stack(
         weights.below("transformer.resblocks"),
@@ -304,7 +309,7 @@ def _fold_stack(weights: _Weights, layers: int, heads: int, activation: Activati
 
 
 def _fold_attention(weights: _Weights, heads: int) -> tuple[Linear, Linear, Linear, Linear]:
-    """Queries, keys, values and the way out, over what the block's first norm gives before its gain and bias."""
+    """Fold the block's first norm into its queries, keys and values, and return them with the output layer."""
     gain, bias = weights["ln_1.weight"], weights["ln_1.bias"]
     parts = zip(weights["attn.in_proj_weight"].chunk(3), weights["attn.in_proj_bias"].chunk(3), strict=True)
     query, key, value = (fold_norm(Linear(*part), gain, bias) for part in parts)

@@ -1,11 +1,11 @@
-"""The lean graph, written once for every back end: bytes or token ids to features. Knows nothing about devices.
+"""Compute features from bytes or token ids: the lean graph, written once for every back end.
 
-It computes what model.py does, on the weights that fold.py made, with fewer and larger operations. A back end is a set
-of operations (`Ops`): on torch tensors they compute, on OpenVINO nodes they draw a graph. All of them take and give its
-kind of tensor; weights come as torch tensors.
+It computes what model.py computes, on the weights of fold.py, with fewer and larger operations. Each back end has its
+own operations (`Ops`): on torch tensors they compute, on OpenVINO nodes they build a model. All of them take and return
+the back end's kind of tensor; weights are torch tensors.
 
 Axes: B images, T texts, R pixels a side, P pixels a patch's side, G = R / P, L tokens, W width, H heads, N = W / H
-channels a head, C channels, D embed_dim. A 0 in a shape keeps the axis that is there, a -1 takes what is left.
+channels a head, C channels, D embed_dim. A 0 in a shape keeps that axis, a -1 takes the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Ops(Protocol, Generic[X]):
     """The operations a back end has."""
 
     def to_float(self, x: X) -> X:
-        """Bytes, or floats, -> the dtype the graph computes in."""
+        """Bytes, or floats, -> the dtype that the graph computes in."""
         ...
 
     def linear(self, x: X, layer: Linear) -> X:
@@ -48,7 +48,7 @@ class Ops(Protocol, Generic[X]):
         ...
 
     def multiply(self, x: X, y: Tensor) -> X:
-        """The product of each with each, broadcast."""
+        """The elementwise product, broadcast."""
         ...
 
     def matmul(self, x: X, y: X | Tensor, *, transposed: bool = False) -> X:
@@ -96,11 +96,11 @@ class Ops(Protocol, Generic[X]):
         ...
 
     def token(self, x: X, place: int) -> X:
-        """(B, L, W) -> (B, W), the same place of each."""
+        """(B, L, W) -> (B, W), the token at one place of each."""
         ...
 
     def tokens_at(self, x: X, places: X) -> X:
-        """(T, L, W) and int (T,) -> (T, W), a place for each."""
+        """(T, L, W) and int (T,) -> (T, W), the token at each text's own place."""
         ...
 
     def look_up(self, table: Tensor, rows: X) -> X:
@@ -109,15 +109,15 @@ class Ops(Protocol, Generic[X]):
 
 
 def image_features(ops: Ops[X], tower: ImageTower, pixels: X) -> X:
-    """Bytes, or floats in their units, (B, R, R, 3) -> (B, D), by a tower of either family."""
+    """Compute the features of images with a tower of either family. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
     return vit_features(ops, tower, pixels) if isinstance(tower, LeanViT) else resnet_features(ops, tower, pixels)
 
 
 def vit_features(ops: Ops[X], tower: LeanViT, pixels: X) -> X:
-    """Bytes, or floats in their units, (B, R, R, 3) -> (B, D)."""
+    """Compute the features of images. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
     side, patch = tower.resolution_px // tower.patch_px, tower.patch_px
     x = ops.reshape(pixels, -1, side, patch, side, patch, 3)  # (B, G, P, G, P, 3)
-    x = ops.transpose(x, 0, 1, 3, 2, 4, 5)  # (B, G, G, P, P, 3), moved while they are bytes
+    x = ops.transpose(x, 0, 1, 3, 2, 4, 5)  # (B, G, G, P, P, 3), cheaper while they are bytes
     x = ops.to_float(ops.reshape(x, -1, side * side, patch * patch * 3))  # (B, L-1, P * P * 3)
     x = ops.prepend_zeros(ops.linear(x, tower.patches))  # (B, L, W)
     x = ops.norm(ops.add(x, tower.tokens))
@@ -128,7 +128,7 @@ def vit_features(ops: Ops[X], tower: LeanViT, pixels: X) -> X:
 
 
 def text_features(ops: Ops[X], tower: LeanText, tokens: X, places: X, ends: X, after_end: X) -> X:
-    """Token ids to features.
+    """Compute the features of texts.
 
     Shapes:  int (T, L), the places 0 to L - 1 for each text as int (T, L), where each text ends as int (T,), and
              (T, 1, L), 0 up to each text's end and -inf after it -> (T, D).
@@ -140,14 +140,14 @@ def text_features(ops: Ops[X], tower: LeanText, tokens: X, places: X, ends: X, a
 
 
 def resnet_features(ops: Ops[X], tower: LeanResNet, pixels: X) -> X:
-    """Bytes, or floats in their units, (B, R, R, 3) -> (B, D)."""
+    """Compute the features of images. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
     x = ops.add(ops.to_float(pixels), -tower.center)
     x = ops.transpose(x, 0, 3, 1, 2)  # (B, 3, R, R)
     for layer in tower.stem:
         x = ops.relu(ops.conv(x, layer))  # (B, C, R / 2, R / 2)
     x = ops.average(x, 2)
     for block in tower.blocks:
-        x = _bottleneck(ops, block, x)  # at last (B, C, R / 32, R / 32)
+        x = _bottleneck(ops, block, x)  # in the end (B, C, R / 32, R / 32)
     cells, channels = len(tower.positions) - 1, tower.positions.shape[1]
     x = ops.transpose(ops.reshape(x, 0, channels, cells), 0, 2, 1)  # (B, L-1, C)
     x = ops.add(ops.concat(ops.mean(x), x), tower.positions)  # (B, L, C)
@@ -165,7 +165,7 @@ def _bottleneck(ops: Ops[X], block: LeanBottleneck, x: X) -> X:
 
 
 def _blocks(ops: Ops[X], stack: Stack, x: X, *, causal: bool) -> X:
-    """All blocks but the last. (B, L, W) -> (B, L, W)."""
+    """Apply all blocks but the last. (B, L, W) -> (B, L, W)."""
     for block in stack.blocks:
         x = _block(ops, stack, block, x, causal=causal)
     return x
@@ -178,7 +178,7 @@ def _block(ops: Ops[X], stack: Stack, block: Block, x: X, *, causal: bool) -> X:
 
 
 def _last(ops: Ops[X], stack: Stack, x: X, query: X, n: X, mask: X | None = None) -> X:
-    """The last block and the projection, for one token. x and query (B, W), all tokens n (B, L, W) -> (B, D)."""
+    """Apply the last block and the projection to one token. x and query (B, W), all tokens n (B, L, W) -> (B, D)."""
     x = ops.add(x, _attend_once(ops, stack.last.attention, query, n, mask))
     x = ops.add(x, _mlp(ops, stack.last.mlp, stack.activation, ops.norm(x)))
     return ops.linear(ops.norm(x), stack.head)
@@ -189,7 +189,7 @@ def _mlp(ops: Ops[X], mlp: Mlp, activation: Activation, x: X) -> X:
 
 
 def _attend_once(ops: Ops[X], attention: OneQuery, query: X, x: X, mask: X | None = None) -> X:
-    """One query (B, W) over all tokens (B, L, W) -> (B, O)."""
+    """Attend from one query (B, W) to all tokens (B, L, W) -> (B, O)."""
     heads, head_width, width = attention.key.shape
     q = ops.reshape(ops.linear(query, attention.query), -1, heads, head_width)  # (B, H, N)
     q = ops.matmul(ops.transpose(q, 1, 0, 2), attention.key)  # (H, B, N) x (H, N, W) -> (H, B, W)

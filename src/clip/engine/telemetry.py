@@ -1,4 +1,4 @@
-"""Import OpenVINO and NNCF without their telemetry. Knows nothing about CLIP."""
+"""Import OpenVINO and NNCF without their telemetry."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-# OpenVINO's and NNCF's; writes an id below $HOME and reports from a child process, once it is imported.
+# OpenVINO's and NNCF's; once imported, it writes an id below $HOME and reports from a child process.
 TELEMETRY = "openvino_telemetry"
 
 
 @contextmanager
 def without_telemetry() -> Generator[None]:
-    """Import what would report what it is used for as if that package were missing; it has a stub for then."""
+    """Hide the telemetry package during an import; both libraries fall back to a stub where it is missing."""
     blocked = TELEMETRY not in sys.modules
     if blocked:
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # how `import` is told that there is none
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # which makes `import` raise
     try:
         yield
     finally:

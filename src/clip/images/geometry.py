@@ -1,4 +1,4 @@
-"""An image's resize and crop in numbers: sizes, places, and which rows have a part. Knows nothing about pixels."""
+"""Resize and crop in numbers: sizes, offsets, and which pixels of the original have a part in the result."""
 
 from __future__ import annotations
 
@@ -12,12 +12,47 @@ if TYPE_CHECKING:
     from ..network.records import PreprocessSettings
 
 # A 1 x 50 image is resized to 224 x 11200 before its middle is cut out, and thinner ones to more than memory holds.
-MAX_CANVAS_PX = 256_000_000  # pixels of the resized image; up to 1 GB in Pillow's four bytes a pixel
+MAX_CANVAS_PX = 256_000_000  # pixels of the resized image; up to 1 GB in Pillow's four bytes per pixel
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # half a filter's width, in pixels of the coarser side
 
 
+@dataclass(frozen=True)
+class Crop:
+    """How an image becomes R x R: all of it is resized, then a square is cut out."""
+
+    width: int  # after the resize [Unit: px], as all the others
+    height: int
+    left: int
+    top: int
+    side: int
+    columns_first: bool  # whether Pillow resizes the height before the width
+
+
+def compute_crop(width: int, height: int, settings: PreprocessSettings) -> Crop:
+    """Return the crop that a checkpoint asks for of an image of this size. Raises: ImageError, as `target_size`."""
+    side = settings.resolution_px
+    new_width, new_height = target_size(width, height, (side, side) if settings.resize_mode == "squash" else side)
+    # Source: Pillow 13.0.0 src/libImaging/Resample.c, ImagingResampleInner.
+    columns_first = height - new_height > max(0, 2 * (width - new_width))
+    return Crop(new_width, new_height, crop_offset(new_width, side), crop_offset(new_height, side), side, columns_first)
+
+
+def target_size(width: int, height: int, size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the width and height after a resize to a shorter side, or to (height, width).
+
+    Raises:  ImageError for an image without pixels, and for one that would have over 256 megapixels.
+    """
+    if not width or not height:
+        raise ImageError("image", f"{width} x {height} px", "sides above 0", "Leave it out.")
+    target = resized_size(width, height, size) if isinstance(size, int) else (size[1], size[0])
+    if target != (width, height) and target[0] * target[1] > MAX_CANVAS_PX:
+        found = f"{width} x {height} px would be resized to {target[0]} x {target[1]}"
+        raise ImageError("image", found, f"at most {MAX_CANVAS_PX:,} pixels", "Crop it first, or leave it out.")
+    return target
+
+
 def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height after the shorter side became `short_side`; the longer one is rounded down.
+    """Return the width and height once the shorter side is `short_side`; the longer one is rounded down.
 
     Units:   px.
     Source:  torchvision 0.29.2 transforms/functional.py:358, whose float arithmetic decides 1 px cases.
@@ -27,63 +62,19 @@ def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return (short_side, new_long) if width <= height else (new_long, short_side)
 
 
-def target_size(width: int, height: int, size: int | tuple[int, int]) -> tuple[int, int]:
-    """Width and height of an image after a resize to a shorter side, or to (height, width).
-
-    Raises:  ImageError for an image without pixels, and for one that would have over 256 megapixels.
-    """
-    if not width or not height:
-        raise ImageError(
-            "image",
-            f"{width} x {height} px",
-            "sides above 0",
-            "Leave it out.",
-        )
-    target = resized_size(width, height, size) if isinstance(size, int) else (size[1], size[0])
-    if target != (width, height) and target[0] * target[1] > MAX_CANVAS_PX:
-        raise ImageError(
-            "image",
-            f"{width} x {height} px would be resized to {target[0]} x {target[1]}",
-            f"at most {MAX_CANVAS_PX:,} pixels",
-            "Crop it first, or leave it out.",
-        )
-    return target
-
-
 def crop_offset(size: int, crop: int) -> int:
-    """Where a centre crop starts: half of what is left, rounded half to even. Units: px.
+    """Return where a centre crop starts: at half of the remainder, rounded half to even. Units: px.
 
-    Flooring instead shifts the crop by a pixel wherever `size - crop` leaves 3 modulo 4.
+    Rounding down instead shifts the crop by a pixel wherever `size - crop` leaves 3 modulo 4.
     Source:  torchvision 0.29.2 transforms/functional.py:592.
     """
     return round((size - crop) / 2.0) if size >= crop else -((crop - size) // 2)
 
 
-@dataclass(frozen=True)
-class Crop:
-    """How an image becomes R x R: all of it is resized, then a square is cut out."""
+def source_range(first: int, last: int, size: float, resized: int, support: float) -> tuple[int, int]:
+    """Return which pixels of a side have a part in the resized pixels `first` to `last`, plus at most two at each end.
 
-    width: int  # after the resize [Unit: px], as are all
-    height: int
-    left: int
-    top: int
-    side: int
-    columns_first: bool  # whether Pillow resizes the height before the width
-
-
-def crop_of(width: int, height: int, settings: PreprocessSettings) -> Crop:
-    """What a checkpoint asks for an image of this size. Raises: ImageError, as `target_size`."""
-    side = settings.resolution_px
-    new_width, new_height = target_size(width, height, (side, side) if settings.resize_mode == "squash" else side)
-    # Source: Pillow 13.0.0 src/libImaging/Resample.c, ImagingResampleInner.
-    columns_first = height - new_height > max(0, 2 * (width - new_width))
-    return Crop(new_width, new_height, crop_offset(new_width, side), crop_offset(new_height, side), side, columns_first)
-
-
-def reached(first: int, last: int, size: float, resized: int, support: float) -> tuple[int, int]:
-    """Which pixels of a side have a part in some of the resized ones, and at most two more at each end.
-
-    `first` and `last` bound the resized pixels, the last one excluded; so do the two that are returned.
+    Both ranges exclude their last pixel.
     """
     scale = size / resized
     reach = support * max(scale, 1.0)

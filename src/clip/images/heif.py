@@ -1,4 +1,4 @@
-"""HEIC files that decode as stored. Knows nothing about models or files."""
+"""HEIC files: recognise one, and make its decoder leave it as stored."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..jobs.options import Orient
-
 HEIF = "HEIF"  # Pillow's name for what pi-heif reads
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
-MAX_BOXES = 2**15  # of a kind of list in a HEIC; an item's reference to a property has 15 bits
+MAX_BOXES = 2**15  # in one list of a HEIC; an item's reference to a property has 15 bits
 
 
 def is_heif(data: bytes) -> bool:
@@ -19,20 +17,20 @@ def is_heif(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
 
 
-def encoded_as_asked(data: bytes, orient: Orient) -> bytes:
-    """An encoded image that decodes to what the policy wants; itself, but for a HEIC that is wanted as stored.
+def remove_rotation(data: bytes) -> bytes:
+    """Return a HEIC that decodes as it is stored, not turned; any other encoded image is returned unchanged.
 
-    libheif turns what it decodes, and the way back is not exact: it crops to odd sizes, and colours have half the
-    resolution. So the boxes that tell it to turn, irot and imir, are made to say irot by 0 degrees.
+    libheif turns what it decodes, and turning back is not exact: it crops to odd sizes, and colours have half the
+    resolution. So the boxes that ask for it, irot and imir, are overwritten with an irot by 0 degrees.
 
     Source:  ISO/IEC 23008-12, 6.5.10 and 6.5.12.
     """
-    if orient != "none" or not is_heif(data):
+    if not is_heif(data):
         return data
     first, last = 0, len(data)
     for name in (b"meta", b"iprp", b"ipco"):
-        found = ((content, end) for kind, content, end in _boxes(data, first, last) if data[kind : kind + 4] == name)
-        first, last = next(found, (0, 0))
+        spans = ((content, end) for kind, content, end in _boxes(data, first, last) if data[kind : kind + 4] == name)
+        first, last = next(spans, (0, 0))
         first += 4 if name == b"meta" else 0  # version and flags
     turns = [
         (kind, content)
@@ -49,7 +47,7 @@ def encoded_as_asked(data: bytes, orient: Orient) -> bytes:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The boxes of a list, as far as it is whole: where the name stands, where the content begins and where it ends.
+    """Yield each whole box of a list: the offsets of its name, of its content and of its end.
 
     Source:  ISO/IEC 14496-12, 4.2.
     """

@@ -1,6 +1,6 @@
-"""OpenAI's transform: an image -> the tensor a model reads, bit for bit. Knows nothing about models.
+"""OpenAI's transform: an image -> the tensor that a model reads, bit for bit.
 
-Five steps in the reference's order: resize, crop and convert to RGB as in `pixels`, to tensor, normalise.
+Five steps in the reference's order: resize, crop and convert to RGB as in `transform`, to tensor, normalise.
 """
 
 from __future__ import annotations
@@ -25,18 +25,14 @@ __all__ = ["Compose", "Normalize", "ToTensor", "make_preprocess", "normalize_pix
 
 
 class ToTensor:
-    """Make a tensor of an image."""
+    """Turn an image into a tensor."""
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         """Shapes: uint8 (H, W) or (H, W, C) -> float32 (C, H, W). Units: 0..255 -> 0..1."""
         pixels = np.array(image)
         if pixels.dtype != np.uint8:
-            raise InputTypeError(
-                "ToTensor",
-                f"found {pixels.dtype} values",
-                "uint8",
-                "Convert the image to RGB first.",
-            )
+            found = f"found {pixels.dtype} values"
+            raise InputTypeError("ToTensor", found, "uint8", "Convert the image to RGB first.")
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W) -> (H, W, 1)
         channels_first = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (C, H, W)
         return channels_first.to(torch.float32).div_(BYTE_MAX)
@@ -55,12 +51,8 @@ class Normalize:
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """Shapes: float (..., C, H, W) -> the same. Units: 0..1 -> standard deviations from the mean."""
         if not tensor.is_floating_point():
-            raise InputTypeError(
-                "Normalize",
-                f"found a tensor of {tensor.dtype}",
-                "floats in 0..1",
-                "Pass it through ToTensor first.",
-            )
+            found = f"found a tensor of {tensor.dtype}"
+            raise InputTypeError("Normalize", found, "floats in 0..1", "Pass it through ToTensor first.")
         mean = torch.as_tensor(self.mean, dtype=tensor.dtype, device=tensor.device).view(-1, 1, 1)
         std = torch.as_tensor(self.std, dtype=tensor.dtype, device=tensor.device).view(-1, 1, 1)
         return (tensor - mean).div_(std)
@@ -70,13 +62,13 @@ class Normalize:
 
 
 class Compose:
-    """Steps in a list that users index, slice and assign into, as they do with torchvision's class."""
+    """A list of steps that users index, slice and assign into, as with torchvision's class."""
 
     def __init__(self, transforms: list[Callable[..., object]]) -> None:
         self.transforms = transforms
 
     def __call__(self, image: Image.Image | str | os.PathLike[str] | bytes | np.ndarray) -> torch.Tensor:
-        """One image -> what the model reads.
+        """Turn one image into what the model reads.
 
         Shapes:  a PIL image of any mode, a path, an encoded image, or uint8 (H, W, 3) -> float32 (3, R, R).
         Units:   in 0..255; out standard deviations from the training mean.
@@ -87,7 +79,9 @@ class Compose:
         step: object = open_image(image)
         for transform in self.transforms:
             step = transform(step)
-        return cast("torch.Tensor", step)  # what the last step gives; a user's own list may end elsewhere
+        return cast(
+            "torch.Tensor", step
+        )  # the usual last step returns one; a user's own list may end in something else
 
     def __repr__(self) -> str:
         steps = "\n".join(f"    {getattr(t, '__name__', None) or repr(t)}" for t in self.transforms)
@@ -95,12 +89,12 @@ class Compose:
 
 
 def make_preprocess(settings: PreprocessSettings) -> Compose:
-    """The reference's five steps, as a checkpoint asks for them."""
+    """Return OpenAI's five steps, as a checkpoint asks for them."""
     return Compose([*pixel_steps(settings), ToTensor(), Normalize(settings.mean, settings.std)])
 
 
 def normalize_pixels(pixels: torch.Tensor, settings: PreprocessSettings) -> torch.Tensor:
-    """The last two steps for a whole batch, with the same float32 operations and so the same bits.
+    """Do the last two steps for a whole batch, with the same float32 operations and so the same bits.
 
     Shapes:  uint8 (B, R, R, 3) -> float32 (B, 3, R, R).
     """

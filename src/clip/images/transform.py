@@ -1,4 +1,8 @@
-"""The first three steps of OpenAI's transform: resize, crop, RGB. Knows nothing about models; needs no torch."""
+"""A PIL image -> uint8 pixels, bit for bit OpenAI's: resize, crop and convert to RGB. Needs no torch.
+
+The order matters: Pillow resizes palettes with NEAREST and premultiplies alpha, so converting first would change the
+vectors of these images.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,37 @@ from PIL import Image
 
 from ..errors import InputTypeError
 from ..network.records import PreprocessSettings
-from .geometry import SUPPORT, crop_of, crop_offset, reached, target_size
+from .geometry import SUPPORT, compute_crop, crop_offset, source_range, target_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-PREPROCESS_ID = "openai-clip"  # goes into manifests: the five steps, as openai/CLIP@d05afc4 has them
+# In every manifest: the five steps, as openai/CLIP@d05afc4 has them. Whoever changes a pixel gives it another name.
+PREPROCESS_ID = "openai-clip"
 BICUBIC = Image.Resampling.BICUBIC
 INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# Formats whose size and mode do not change when they are decoded; None is for images that were made of others.
-STEADY = frozenset({None, "AVIF", "BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
-TWO_PASSES = frozenset({"CMYK", "L", "RGB"})  # modes that Pillow resizes as they are, by width and then by height
-STRIP_ROWS = 512  # resized at a time: a copy of a whole large image costs as much as it saves
+# Formats whose size and mode do not change when they are decoded; None is for images made from other images.
+STEADY_FORMATS = frozenset({None, "AVIF", "BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
+TWO_PASS_MODES = frozenset({"CMYK", "L", "RGB"})  # Pillow resizes these as they are, first the width, then the height
+STRIP_ROWS = 512  # resized at a time: copying the whole of a large image would cost as much as is saved
+
+
+def to_pixels(image: Image.Image, settings: PreprocessSettings) -> np.ndarray:
+    """Resize, crop and convert a PIL image. Shapes: (H, W) any mode -> uint8 (R, R, 3), channels R, G, B."""
+    if image.format in STEADY_FORMATS and image.mode in TWO_PASS_MODES:
+        cropped = crop_by_rows(image, settings)
+        if cropped is not None:
+            return np.asarray(convert_image_to_rgb(cropped))
+    for step in pixel_steps(settings):
+        image = step(image)
+    return np.asarray(image)
+
+
+def pixel_steps(settings: PreprocessSettings) -> list[Callable[[Image.Image], Image.Image]]:
+    """Return OpenAI's first three steps, as a checkpoint asks for them."""
+    side = settings.resolution_px
+    resize = Resize((side, side) if settings.resize_mode == "squash" else side, INTERPOLATIONS[settings.interpolation])
+    return [resize, CenterCrop(side), convert_image_to_rgb]
 
 
 class Resize:
@@ -59,52 +81,32 @@ class CenterCrop:
 
 
 def convert_image_to_rgb(image: Image.Image) -> Image.Image:
-    """Pillow's conversion to RGB: alpha is dropped, CMYK converted without a profile, 16 bits clipped to 255."""
+    """Convert as Pillow does: alpha is dropped, CMYK converted without a profile, 16 bits clipped to 255."""
     return image.convert("RGB")
 
 
-def _check_is_image(image: object, where: str) -> None:
+def _check_is_image(image: object, step: str) -> None:
     if not isinstance(image, Image.Image):
-        raise InputTypeError(
-            where,
-            f"found {type(image).__name__}",
-            "a PIL image",
-            "Open it with PIL.Image.open.",
-        )
+        found = f"found {type(image).__name__}"
+        raise InputTypeError(step, found, "a PIL image", "Open it with PIL.Image.open.")
 
 
-def pixel_steps(settings: PreprocessSettings) -> list[Callable[[Image.Image], Image.Image]]:
-    """Resize, crop, convert, as a checkpoint asks for them."""
-    side = settings.resolution_px
-    resize = Resize((side, side) if settings.resize_mode == "squash" else side, INTERPOLATIONS[settings.interpolation])
-    return [resize, CenterCrop(side), convert_image_to_rgb]
+def crop_by_rows(image: Image.Image, settings: PreprocessSettings, strip_rows: int = STRIP_ROWS) -> Image.Image | None:
+    """Resize and crop an upright image without the rows that the crop leaves out; None if that saves nothing.
 
-
-def to_pixels(image: Image.Image, settings: PreprocessSettings) -> np.ndarray:
-    """The first three steps: a PIL image -> uint8 (R, R, 3), channels R, G, B."""
-    if image.format in STEADY and image.mode in TWO_PASSES and (cropped := _cropped_by_rows(image, settings)):
-        return np.asarray(convert_image_to_rgb(cropped))
-    for step in pixel_steps(settings):
-        image = step(image)
-    return np.asarray(image)
-
-
-def _cropped_by_rows(image: Image.Image, settings: PreprocessSettings) -> Image.Image | None:
-    """Resize and crop of an upright image without the rows that the crop leaves out; None where that saves nothing.
-
-    The same bits: the pass over the width, which is the dear one, treats each row alone, so rows may be missing in it.
-    The pass over the height then finds the others in their places, and what it makes of the black ones is cut off.
+    The bits are the same. The pass over the width, which is the slow one, treats each row alone, so it can skip rows.
+    The pass over the height then finds the others in their places; what it makes of the black ones is cut off.
     """
     width, height = image.size
-    crop = crop_of(width, height, settings)
+    crop = compute_crop(width, height, settings)
     if crop.height == crop.side or crop.columns_first or crop.width == width or crop.height == height:
         return None
     resample = INTERPOLATIONS[settings.interpolation]
     bottom = crop.top + crop.side
-    first, last = reached(crop.top, bottom, height, crop.height, SUPPORT[settings.interpolation])
+    first, last = source_range(crop.top, bottom, height, crop.height, SUPPORT[settings.interpolation])
     last = min(last, height)
     narrow = Image.new(image.mode, (crop.width, height))
-    for start in range(first, last, STRIP_ROWS):
-        strip = image.crop((0, start, width, min(start + STRIP_ROWS, last)))
+    for start in range(first, last, strip_rows):
+        strip = image.crop((0, start, width, min(start + strip_rows, last)))
         narrow.paste(strip.resize((crop.width, strip.height), resample), (0, start))
     return narrow.resize((crop.width, crop.height), resample).crop((0, crop.top, crop.width, bottom))

@@ -3,13 +3,14 @@
 It may import the ground floor.
 """
 
+from ..jobs.options import Columns
 from .classify import Classified, ClassifyJob, ClassifyReport
 from .demo import DemoJob
 from .embed import EmbedJob, EmbedReport, Listing, Progress
 from .export import ExportJob, ExportReport
 from .index import IndexJob, IndexReport
 from .models import DeviceRow, Fetched, FetchJob, ModelRow
-from .options import DecodeOptions, Limits
+from .options import DecodeOptions, Limits, ModelOptions, OutputPolicy
 from .search import Hit, SearchJob, SearchReport
 from .tune import SettingRow, TuneJob, TuneReport
 from .verify import Problem, VerifyJob, VerifyReport
@@ -18,6 +19,7 @@ __all__ = [
     "Classified",
     "ClassifyJob",
     "ClassifyReport",
+    "Columns",
     "DecodeOptions",
     "DemoJob",
     "DeviceRow",
@@ -32,7 +34,9 @@ __all__ = [
     "IndexReport",
     "Limits",
     "Listing",
+    "ModelOptions",
     "ModelRow",
+    "OutputPolicy",
     "Problem",
     "Progress",
     "SearchJob",

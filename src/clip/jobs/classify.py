@@ -1,4 +1,4 @@
-"""What a user can ask of `clip classify`, and what comes back. Knows nothing about how it is carried out."""
+"""The job of `clip.classify`, and what comes back."""
 
 from __future__ import annotations
 
@@ -6,73 +6,92 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .fields import documented
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FOLDER_NAMES = "folder-names"  # as the truth: the folder that an image lies in
+FOLDER_NAMES = "folder-names"  # as `truth`: the folder an image lies in
 TEMPLATE = "a photo of a {}"
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ClassifyJob:
-    """What `clip classify` is asked for."""
+    """Which images to classify, and into which labels."""
 
-    source: str | Path  # what clip embed wrote, or images in any form that it takes
-    labels: str | Path | tuple[str, ...]  # a file of them, a line each, or some with commas between
-    template: tuple[str, ...] = ()  # texts with {} for the label, averaged; "a photo of a {}" without
-    templates: str | None = None  # a set of them instead: "openai7", or a file, a line each
-    k: int = 5  # labels to tell of each image, the most probable first
-    truth: str | None = None  # a column that has the right label, or "folder-names"
-    model: str | None = None  # of OUT, the run's weights, found by the manifest without; of images, ViT-B/32 without
-    untrained: int | None = None  # of images: draw the weights at random from this seed
+    source: str | Path
+    """The folder that `clip.embed` wrote, or images in any form that it takes."""
+    labels: str | Path | tuple[str, ...]
+    """A file with a label per line, or labels with commas between, or several."""
+    template: tuple[str, ...] = ()
+    """Texts with {} for the label, averaged; default: "a photo of a {}"."""
+    templates: str | None = None
+    """A set of templates instead: "openai7", or a file with one per line."""
+    k: int = 5
+    """Labels to return per image, the most probable first."""
+    truth: str | None = None
+    """Column with the correct label, or "folder-names"."""
+    model: str | None = None
+    """Name or path; default: of an output the run's weights, of images ViT-B/32."""
+    untrained: int | None = None
+    """For images: seed to draw the weights from at random."""
     device: str = "auto"
+    """Of the model."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise InputError(
-                "`k`",
-                f"found {self.k}",
-                "at least 1 label",
-                "Pass a larger number.",
-            )
+            raise InputError("`k`", f"found {self.k}", "at least 1 label", "Pass a larger number.")
         if self.template and self.templates:
-            raise InputError(
-                "`templates`",
-                "found single ones and a set",
-                "one of the two",
-                "Pass one.",
-            )
+            raise InputError("`templates`", "found single ones and a set", "one of the two", "Pass one.")
 
 
+@documented
 @dataclass(frozen=True)
 class Classified:
-    """What an image was taken for, or why it could not be looked at."""
+    """The labels of an image, or the reason why it has none."""
 
     id: str
+    """The row's id."""
     path: str
-    top: tuple[tuple[str, float], ...] = ()  # labels and their probabilities, the most probable first
-    truth: str | None = None  # where it is asked for and known
-    stage: str | None = None  # of a failure, as in failures/
+    """Where the image was when it was embedded."""
+    top: tuple[tuple[str, float], ...] = ()
+    """Labels and their probabilities, the most probable first."""
+    truth: str | None = None
+    """The correct label, where it was asked for and is known."""
+    stage: str | None = None
+    """Of a failure: where it failed, as in failures/."""
     error: str | None = None
+    """Of a failure: the exception's type."""
     message: str | None = None
+    """Of a failure: the exception's message."""
 
 
+@documented
 @dataclass(frozen=True)
 class ClassifyReport:
-    """What came of classifying. read = classified + failed."""
+    """What classifying gave. read = classified + failed."""
 
     read: int
+    """Images, failures included."""
     classified: int
+    """Images with labels."""
     failed: int
+    """Failures."""
     labels: tuple[str, ...]
-    rows: tuple[Classified, ...]  # empty where `each` took them
-    judged: int = 0  # those whose truth is one of the labels
-    right: int = 0
-    unknown: tuple[str, ...] = ()  # truths that are none of the labels: some of them
-    confusion: tuple[tuple[str, str, int], ...] = ()  # truth, what it was taken for, how often
+    """The labels, in the order given."""
+    rows: tuple[Classified, ...]
+    """One per image; empty where `each` was called with them."""
+    evaluated: int = 0
+    """Images whose truth is one of the labels."""
+    correct: int = 0
+    """Of these, images whose most probable label is the truth."""
+    unknown: tuple[str, ...] = ()
+    """Some truths that are not among the labels."""
+    confusion: tuple[tuple[str, str, int], ...] = ()
+    """Truth, predicted label, how often."""
 
     @property
     def accuracy(self) -> float | None:
-        """The part of those judged that is right."""
-        return self.right / self.judged if self.judged else None
+        """The correct part of those evaluated; None where there are none."""
+        return self.correct / self.evaluated if self.evaluated else None

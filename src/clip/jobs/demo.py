@@ -1,28 +1,33 @@
-"""What a user can ask of `clip demo`. Knows nothing about how it is carried out."""
+"""The job of `clip demo`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .fields import documented
 
-LEAST_SCENES, MOST_SCENES = 50, 100_000  # of a demo: fewer may lack what it looks for
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIN_SCENES, MAX_SCENES = 50, 100_000  # fewer may lack the scenes that the demo looks for
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class DemoJob:
-    """What `clip demo` is asked for."""
+    """What to draw, and where."""
 
     output: str | Path = "demo-out"
+    """Folder to write."""
     scenes: int = 300
-    seed: int | None = None  # of what is drawn; other scenes each time without
+    """Images to draw."""
+    seed: int | None = None
+    """Of the scenes; default: other scenes each time."""
 
     def __post_init__(self) -> None:
-        if not LEAST_SCENES <= self.scenes <= MOST_SCENES:
+        if not MIN_SCENES <= self.scenes <= MAX_SCENES:
             raise InputError(
-                "`scenes`",
-                f"found {self.scenes:,}",
-                f"{LEAST_SCENES} to {MOST_SCENES:,}",
-                "Pass another number.",
+                "`scenes`", f"found {self.scenes:,}", f"{MIN_SCENES} to {MAX_SCENES:,}", "Pass another number."
             )

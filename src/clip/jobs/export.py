@@ -1,38 +1,43 @@
-"""What a user can ask of `clip export`, and what comes back. Knows nothing about how it is carried out."""
+"""The job of `clip.export`, and what comes back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
-from ..errors import InputError
-from .options import ExportFormat
+from .fields import documented
+from .options import ExportFormat, check_words
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
-    """What `clip export` is asked for."""
+    """Which output to write as files for other programs."""
 
-    output: str | Path  # what clip embed wrote
-    target: str | Path  # a folder to write
+    output: str | Path
+    """The folder that `clip.embed` wrote."""
+    target: str | Path
+    """Folder to write."""
     format: ExportFormat
-    overwrite: bool = False  # replace an earlier export in the target
+    """Of the files."""
+    overwrite: bool = False
+    """Replace an earlier export in the target."""
 
     def __post_init__(self) -> None:
-        if self.format not in get_args(ExportFormat):
-            raise InputError(
-                "`format`",
-                f"found {self.format!r}",
-                f"one of {get_args(ExportFormat)}",
-                "Pass one.",
-            )
+        check_words(self)
 
 
+@documented
 @dataclass(frozen=True)
 class ExportReport:
     """What an export wrote."""
 
     target: Path
-    files: tuple[str, ...]  # their names below the target
+    """The folder."""
+    files: tuple[str, ...]
+    """Names of the files in it."""
     rows: int
+    """Rows in them."""

@@ -1,27 +1,37 @@
-"""What a user can ask of `clip index`, and what comes back. Knows nothing about how it is carried out."""
+"""The job of `clip.index`, and what comes back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .fields import documented
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class IndexJob:
-    """What `clip index` is asked for."""
+    """Which output to make an index of."""
 
-    output: str | Path  # what clip embed wrote
+    output: str | Path
+    """The folder that `clip.embed` wrote."""
 
 
+@documented
 @dataclass(frozen=True)
 class IndexReport:
-    """What came of making an index."""
+    """The index of an output."""
 
     path: Path
+    """Of its file."""
     rows: int
+    """Vectors in it."""
     size_bytes: int
-    made: bool  # not, where one stood that is whole and up to date
+    """Of its file."""
+    made: bool
+    """False where a whole and current index was there already."""
     seconds: float
+    """Duration."""

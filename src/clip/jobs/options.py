@@ -1,91 +1,199 @@
-"""Options that several jobs share, and the checks they have in common. Knows nothing about how they are carried out."""
+"""Options that several jobs share, and the checks they have in common."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from ..errors import InputError
+from ..records import TEXT
+from .fields import documented
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..records import Kind
 
-PixelMode = Literal["exact", "fast"]  # the reference's pixels bit for bit, or nearly and several times faster
-Orient = Literal["none", "exif"]  # pixels as stored, or turned as the file says
+PixelMode = Literal["exact", "fast"]
+Orient = Literal["none", "exif"]
 Background = Literal["none", "white", "black"]
-SixteenBit = Literal["clip", "scale"]  # 255 and more is white, or 65535 is
+SixteenBit = Literal["clip", "scale"]
 Frames = Literal["first", "all"]
-LongText = Literal["fail", "cut"]  # a text of more tokens than the model reads is a failure row, or its tail goes
-# What vectors are computed in; "reference" is what OpenAI's code has on the device: fp32 on a CPU, fp16 on CUDA.
+LongText = Literal["fail", "cut"]
 Precision = Literal["reference", "fp32", "fp16", "bf16", "int8", "fp8"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an image may cost; one that is beyond becomes a failure row before it is decoded."""
-
-    max_bytes: int = 2**31 - 1  # of the file; no format we decode gains from more
-    max_pixels: int = 100_000_000  # width times height; Pillow itself refuses 179 million and more
-    max_aspect: float | None = None  # the longer side over the shorter; without, only the resized canvas has a limit
-    max_frames: int = 1000  # of a file, where all are taken; those beyond become one failure row
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """How a file becomes pixels where there is a choice. Each default is what OpenAI's code does."""
-
-    pixels: PixelMode = "exact"  # bit for bit those of OpenAI's code, or nearly those and several times faster
-    orient: Orient = "none"
-    background: Background = "none"  # what transparent images are laid on; "none" drops their alpha
-    sixteen_bit: SixteenBit = "clip"  # for grey images of 16 bits and more
-    frames: Frames = "first"  # of animations and files of several pages
-
-
+CALIBRATED_PRECISIONS: frozenset[Precision] = frozenset({"int8"})  # those that are quantised by some of the images
 VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
 DuplicateIds = Literal["error", "keep"]
 ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
-DECODE_SECONDS = 60.0  # what an image may take in a process of its own
-MAX_SECONDS = 86_400  # a day
-FAST_COSINE = 0.999  # the bound of --fast
+MAX_SEED = 2**63 - 1  # the largest that torch takes
+FAST_COSINE = 0.999  # the bound of `clip embed --fast`
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
 
 
-def named_inputs(source: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    """What a source names, as texts."""
-    several = [source] if isinstance(source, (str, Path)) else source
+@documented
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model computes the vectors, and how it runs."""
+
+    name: str = "ViT-B/32"
+    """A released name, "sketch", or the path of a weights file."""
+    untrained: int | None = None
+    """Seed to draw the weights from at random, instead of reading any."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; auto takes CUDA where there is one, else the CPU."""
+    precision: Precision = "reference"
+    """What vectors are computed in; reference is what OpenAI's code has on the device: fp32 on a CPU, fp16 on CUDA."""
+    batch_size: int | None = None
+    """Images the model reads at a time; default: as suits model and device."""
+    threads: int | None = None
+    """Threads of the model on a CPU; default: one per core."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, ("batch_size", "threads"))
+        check_words(self)
+        if self.untrained is not None and not 0 <= self.untrained <= MAX_SEED:
+            raise InputError(
+                "`untrained`", f"found {self.untrained}", "a seed from 0 to 2**63 - 1", remedy="Pass another."
+            )
+
+    @classmethod
+    def of(cls, model: str | ModelOptions) -> ModelOptions:
+        """Return the options of a model that may be given by its name alone."""
+        return cls(model) if isinstance(model, str) else model
+
+
+@documented
+@dataclass(frozen=True)
+class Limits:
+    """What an image may cost; one beyond a limit becomes a failure row before it is decoded."""
+
+    max_bytes: int = 2**31 - 1
+    """Bytes of the file; no format that is decoded gains from more."""
+    max_pixels: int = 100_000_000
+    """Width times height. Pillow itself refuses 179 million and more."""
+    max_aspect: float | None = None
+    """The longer side over the shorter; default: only the resized canvas has a limit, 256 megapixels."""
+    max_frames: int = 1000
+    """Frames of a file, where all are taken; the rest becomes one failure row."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, ("max_bytes", "max_pixels", "max_aspect", "max_frames"))
+
+
+@documented
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How a file becomes pixels where there is a choice. Each default is what OpenAI's code does."""
+
+    pixels: PixelMode = "exact"
+    """exact: bit for bit those of OpenAI's code; fast: nearly those, from large JPEGs several times faster."""
+    orient: Orient = "none"
+    """none: pixels as stored; exif: turned as the file says."""
+    background: Background = "none"
+    """What transparent images are laid on; none drops their alpha."""
+    sixteen_bit: SixteenBit = "clip"
+    """White in grey images of 16 bits and more: clip makes it 255 and more, scale 65535."""
+    frames: Frames = "first"
+    """Of animations and files of several pages: the first frame, or all, each a row."""
+
+    def __post_init__(self) -> None:
+        check_words(self)
+
+
+@documented
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of lists and tables the entries are made of."""
+
+    entry: str | None = None
+    """Names or holds the images, or is the texts; default: the one column with a usual name."""
+    id: str | None = None
+    """Holds the ids; default: the paths, or the places in the table."""
+    texts: bool = False
+    """The entries are texts instead of images: lists and tables of captions, one per line."""
+    text: str | None = None
+    """Texts that go with the images, embedded as a second vector of each row."""
+    keep: tuple[str, ...] = ()
+    """Columns whose values are copied into the rows."""
+    types: tuple[str, ...] = ()
+    """Types of the copied columns in the output, as pyarrow names them; default: text."""
+
+    @property
+    def kind(self) -> Kind:
+        """What an entry is."""
+        return "texts" if self.texts else "images" if self.text is None else "pairs"
+
+    @property
+    def named(self) -> list[str]:
+        """The columns that the user named."""
+        return [name for name in (self.entry, self.id, self.text, *self.keep) if name]
+
+    @property
+    def kept(self) -> list[tuple[str, str]]:
+        """The copied columns, with their types."""
+        return list(zip(self.keep, self.types or (TEXT,) * len(self.keep), strict=True))
+
+    @property
+    def taken(self) -> list[tuple[str, str]]:
+        """The columns that make `Item.values`, with their types; the texts of a run of texts come before them."""
+        return self.kept if self.text is None else [(self.text, TEXT), *self.kept]
+
+
+@documented
+@dataclass(frozen=True)
+class OutputPolicy:
+    """What is written, and what happens to an output that is there already."""
+
+    normalize: bool = True
+    """Write vectors of unit length; without it features as the model gives them."""
+    dtype: VectorDtype = "float32"
+    """Of the stored vectors."""
+    hashes: bool = False
+    """Store the sha256 of each image's file, and update by it."""
+    shard_size: int = 10_000
+    """Images per Parquet part."""
+    overwrite: bool = False
+    """Remove an earlier run's files from the output, instead of resuming it."""
+    update: bool = False
+    """Bring an output up to date: embed what is new or changed, drop what is gone."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, ("shard_size",))
+        check_words(self)
+
+
+def inputs_of(source: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """Return what a source names, as text: one or several inputs."""
+    several = source if isinstance(source, (list, tuple)) else [source]
     return tuple(map(str, several))
 
 
-def check_counts(job: object, names: Sequence[str]) -> None:
-    """Raise InputError for numbers below 1, and for more threads than can be."""
+def check_counts(options: object, names: Sequence[str]) -> None:
+    """Raise InputError for a number below 1, and for more threads than a process can have."""
     for name in names:
-        value = getattr(job, name)
+        value = getattr(options, name)
         if value is not None and value < 1:
-            raise InputError(
-                name,
-                f"found {value}",
-                "at least 1",
-                "Pass a larger number.",
-            )
+            raise InputError(f"`{name}`", f"found {value}", "at least 1", "Pass a larger number.")
         if name in ("workers", "threads") and (value or 1) > MAX_THREADS:
-            raise InputError(
-                name,
-                f"found {value}",
-                f"at most {MAX_THREADS}",
-                "Pass fewer.",
-            )
+            raise InputError(f"`{name}`", f"found {value}", f"at most {MAX_THREADS}", "Pass fewer.")
+
+
+def check_words(options: Any) -> None:
+    """Raise InputError where a field has a word that its type does not list."""
+    for name, kind in get_type_hints(type(options), localns={"Path": str, "Sequence": tuple}).items():
+        words = get_args(kind)
+        if words and all(isinstance(word, str) for word in words) and getattr(options, name) not in words:
+            raise InputError(f"`{name}`", f"found {getattr(options, name)!r}", f"one of {words}", "Pass one.")
 
 
 def check_cosine(min_cosine: float) -> None:
-    """Raise InputError for a bound that is none."""
+    """Raise InputError for a bound that no cosine can meet, or that each meets."""
     if not 0 < min_cosine <= 1:
-        raise InputError(
-            "`min_cosine`",
-            f"found {min_cosine}",
-            "more than 0 and at most 1",
-            "Pass 0.999, say.",
-        )
+        raise InputError("`min_cosine`", f"found {min_cosine}", "more than 0 and at most 1", "Pass 0.999, say.")
+
+
+def differing(options: Any, default: Any) -> list[str]:
+    """Return the names of the fields in which a record differs from another of its type."""
+    return [field.name for field in fields(options) if getattr(options, field.name) != getattr(default, field.name)]

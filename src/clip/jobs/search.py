@@ -1,4 +1,4 @@
-"""What a user can ask of `clip search`, and what comes back. Knows nothing about how it is carried out."""
+"""The job of `clip.search`, and what comes back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..records import STDIN
+from .fields import documented
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,85 +16,78 @@ if TYPE_CHECKING:
 MAX_SHEET = 1_000  # images on a contact sheet, 75 million pixels
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class SearchJob:
-    """What `clip search` is asked for."""
+    """A query over an output. Texts, images and the vector are averaged; negative texts are subtracted."""
 
-    output: str | Path  # what clip embed wrote
-    texts: tuple[str, ...] = ()  # these, the images and the vector are averaged
-    images: tuple[str, ...] = ()  # files; "-" is stdin
-    vector: str | None = None  # a file that holds a vector, as JSON or .npy; likewise
-    without: tuple[str, ...] = ()  # texts whose average is subtracted
-    k: int = 10  # hits
-    min_score: float | None = None  # cosine
-    where: str | None = None  # a condition on the columns, in SQL
-    contact_sheet: str | Path | None = None  # an image of the hits to write
-    model: str | None = None  # the run's weights; found by the manifest without
-    device: str = "auto"  # of the model
+    output: str | Path
+    """The folder that `clip.embed` wrote."""
+    texts: tuple[str, ...] = ()
+    """Texts to find."""
+    images: tuple[str, ...] = ()
+    """Image files to find the like of; "-" is stdin."""
+    vector: str | None = None
+    """File with a vector to find, as JSON or .npy; "-" is stdin."""
+    negative: tuple[str, ...] = ()
+    """Texts whose average is subtracted."""
+    k: int = 10
+    """Hits to return."""
+    min_score: float | None = None
+    """Lowest cosine of a hit."""
+    where: str | None = None
+    """Condition on the columns, in SQL."""
+    contact_sheet: str | Path | None = None
+    """File to write the hits to as one image."""
+    model: str | None = None
+    """The run's weights; default: as in the manifest."""
+    device: str = "auto"
+    """Of the model."""
 
     def __post_init__(self) -> None:
         if not (self.texts or self.images or self.vector):
-            raise InputError(
-                "query",
-                "found nothing to look for",
-                "a text, an image or a vector",
-                "Pass `texts`.",
-            )
+            raise InputError("query", "found nothing to look for", "a text, an image or a vector", "Pass `texts`.")
         if [*self.images, self.vector].count(STDIN) > 1:
+            raise InputError("query", "found '-' twice", "stdin to be read once", "Name a file for the other.")
+        sheet = None if self.contact_sheet is None else str(self.contact_sheet)
+        if sheet is not None and not sheet.lower().endswith(".png"):
+            raise InputError("`contact_sheet`", f"found {sheet!r}", "a name in .png", "Pass one.")
+        if sheet is not None and self.k > MAX_SHEET:
             raise InputError(
-                "query",
-                "found '-' twice",
-                "stdin to be read once",
-                "Name a file for the other.",
-            )
-        if self.contact_sheet is not None and not str(self.contact_sheet).lower().endswith(".png"):
-            raise InputError(
-                "`contact_sheet`",
-                f"found {str(self.contact_sheet)!r}",
-                "a name in .png",
-                "Pass one.",
-            )
-        if self.contact_sheet is not None and self.k > MAX_SHEET:
-            raise InputError(
-                "`contact_sheet`",
-                f"found {self.k:,} hits",
-                f"at most {MAX_SHEET:,}",
-                "Pass a smaller `k`.",
+                "`contact_sheet`", f"found {self.k:,} hits", f"at most {MAX_SHEET:,}", "Pass a smaller `k`."
             )
         check_search(self.k, self.min_score)
 
 
 def check_search(k: int, min_score: float | None) -> None:
-    """Refuse numbers that make no sense. Raises: InputError."""
+    """Raise InputError for a number of hits below 1, and for a score that is not a number."""
     if k < 1:
-        raise InputError(
-            "`k`",
-            f"found {k}",
-            "at least 1 hit",
-            "Pass a larger number.",
-        )
+        raise InputError("`k`", f"found {k}", "at least 1 hit", "Pass a larger number.")
     if min_score is not None and math.isnan(min_score):
-        raise InputError(
-            "`min_score`",
-            "found nan",
-            "a cosine from -1 to 1",
-            "Pass a number.",
-        )
+        raise InputError("`min_score`", "found nan", "a cosine from -1 to 1", "Pass a number.")
 
 
+@documented
 @dataclass(frozen=True)
 class Hit:
-    """A row that a search found."""
+    """A row that a search returned."""
 
     id: str
+    """The row's id."""
     path: str
-    score: float  # cosine
+    """Where its image was when it was embedded."""
+    score: float
+    """Cosine to the query, -1..1."""
 
 
+@documented
 @dataclass(frozen=True)
 class SearchReport:
-    """What a search found."""
+    """The result of a search."""
 
-    hits: tuple[Hit, ...]  # the best first; of equal ones the lower id first
-    rows: int  # that there are
-    unreadable: int = 0  # hits that the contact sheet has no image of
+    hits: tuple[Hit, ...]
+    """The highest score first; of equal scores the lower id first."""
+    rows: int
+    """Rows searched."""
+    unreadable: int = 0
+    """Hits whose image the contact sheet could not read."""

@@ -1,80 +1,120 @@
-"""What a user can ask of `clip tune`, and what comes back. Knows nothing about how it is measured."""
+"""The job of `clip.tune`, and what comes back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .options import FAST_COSINE, DecodeOptions, Limits, PixelMode, Precision, check_cosine, check_counts, named_inputs
+from ..jobs.options import Columns
+from .fields import documented
+from .options import (
+    FAST_COSINE,
+    DecodeOptions,
+    Limits,
+    ModelOptions,
+    PixelMode,
+    Precision,
+    check_cosine,
+    check_counts,
+    inputs_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 MIN_SAMPLE = 16  # images
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TuneJob:
-    """What `clip tune` is asked for."""
+    """Which settings to measure, and on which images. Fields it shares with EmbedJob mean the same."""
 
-    source: str | Path | Sequence[str | Path]  # as of EmbedJob
-    model: str = "ViT-B/32"
-    untrained: int | None = None
-    device: str = "auto"
-    workers: int | None = None
-    threads: int | None = None
+    source: str | Path | Sequence[str | Path]
+    """One or several inputs, as of EmbedJob."""
+    model: str | ModelOptions = ModelOptions()  # noqa: RUF009  frozen, as are the next three
+    """A model's name or path, or its options. Precision and batch size are what is measured, and not read."""
+    decode: DecodeOptions = DecodeOptions()  # noqa: RUF009
+    """How files become pixels. `pixels` is what is measured, and not read."""
+    limits: Limits = Limits()  # noqa: RUF009
+    """What an image may cost."""
+    columns: Columns = Columns()  # noqa: RUF009
+    """Which column of lists and tables names or holds the images."""
     globs: tuple[str, ...] = ()
-    column: str | None = None
+    """Patterns of the paths to take."""
     root: str = ""
+    """Where relative paths in lists start."""
+    workers: int | None = None
+    """Threads that decode; default: one per core."""
     calibration: str | Path | None = None
-    min_cosine: float = FAST_COSINE  # between vectors and the exact ones, of every image of the sample
-    images: int = 256  # to measure on
-    seed: int = 0  # which images these are
-    limits: Limits = Limits()  # noqa: RUF009  frozen
-    policies: DecodeOptions = DecodeOptions()  # noqa: RUF009  frozen
-    isolated_s: float | None = None  # try the images in a process first, for so many seconds each
+    """Images to quantise int8 by; default: the first of the input."""
+    min_cosine: float = FAST_COSINE
+    """Lowest cosine to the exact vectors that an image of the sample may have."""
+    images: int = 256
+    """Images to measure on."""
+    seed: int = 0
+    """Which images these are."""
+    isolated_s: float | None = None
+    """Try the images in a process first, for so many seconds each; default: not."""
 
     def __post_init__(self) -> None:
         check_cosine(self.min_cosine)
-        check_counts(self, ("workers", "threads"))
+        check_counts(self, ("workers",))
         if self.images < MIN_SAMPLE:
-            raise InputError(
-                "`images`",
-                f"found {self.images}",
-                f"at least {MIN_SAMPLE}",
-                "Pass a larger number.",
-            )
+            raise InputError("`images`", f"found {self.images}", f"at least {MIN_SAMPLE}", "Pass a larger number.")
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What `source` names, as texts."""
-        return named_inputs(self.source)
+        """What `source` names, as text."""
+        return inputs_of(self.source)
+
+    @property
+    def model_options(self) -> ModelOptions:
+        """The model's options, also where only its name was given."""
+        return ModelOptions.of(self.model)
 
 
+@documented
 @dataclass(frozen=True)
 class SettingRow:
-    """One way to make vectors, as it was measured beside the exact one."""
+    """One way to make vectors, measured beside the exact one."""
 
     precision: Precision
+    """What the model computed in."""
     decode: PixelMode
-    images_per_s: float  # from files to vectors, the median of several turns
+    """How pixels were made."""
+    images_per_s: float
+    """From files to vectors, median of several rounds."""
     min_cosine: float
-    p1_cosine: float  # a hundredth of the images is below
+    """Lowest cosine to the exact vector."""
+    p1_cosine: float
+    """First percentile of the cosines."""
     mean_cosine: float
+    """Mean cosine."""
     max_angle_degrees: float
-    neighbours: float  # the part of the ten nearest that is the same, 0..1
-    within: bool  # the bound
+    """Largest angle to the exact vector."""
+    neighbours: float
+    """Part of the ten nearest neighbours that is the same, 0..1."""
+    within: bool
+    """Whether the lowest cosine is within the bound."""
 
 
+@documented
 @dataclass(frozen=True)
 class TuneReport:
-    """What came of measuring."""
+    """What was measured."""
 
     model: str
-    images: int  # that were measured on
-    quantised_by: int  # of them also served to quantise int8, whose figures are the better for it; others were too few
-    min_cosine: float  # the bound
-    rows: tuple[SettingRow, ...]  # the exact one first
-    best: SettingRow  # the fastest within the bound
+    """The model's name."""
+    images: int
+    """Images measured on."""
+    quantised_by: int
+    """Of these, images that also served to quantise int8, as others were too few; its figures are better for it."""
+    min_cosine: float
+    """The bound."""
+    rows: tuple[SettingRow, ...]
+    """One row per setting, the exact one first."""
+    best: SettingRow
+    """The fastest within the bound."""

@@ -1,49 +1,65 @@
-"""What a user can ask of `clip verify`, and what comes back. Knows nothing about how it is carried out."""
+"""The job of `clip.verify`, and what comes back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .fields import documented
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class VerifyJob:
-    """What `clip verify` is asked for."""
+    """Which output to read back, and how much of it to embed again."""
 
-    output: str | Path  # what clip embed wrote
-    sample: int = 0  # images to embed again and compare
-    model: str | None = None  # for the sample; the manifest's without
-    device: str = "auto"  # likewise
-    seed: int = 0  # which images the sample takes
+    output: str | Path
+    """The folder that `clip.embed` wrote."""
+    sample: int = 0
+    """Images to embed again and compare."""
+    model: str | None = None
+    """Model for the sample; default: the run's."""
+    device: str = "auto"
+    """Device for the sample."""
+    seed: int = 0
+    """Which images the sample takes."""
 
     def __post_init__(self) -> None:
         if self.sample < 0:
-            raise InputError(
-                "`sample`",
-                f"found {self.sample}",
-                "0 or more",
-                "Pass a number of images.",
-            )
+            raise InputError("`sample`", f"found {self.sample}", "0 or more", "Pass a number of images.")
 
 
+@documented
 @dataclass(frozen=True)
 class Problem:
-    """Something in an output that is not as it should be."""
+    """Something in an output that is wrong."""
 
-    where: str  # a file below OUT, or an id
+    where: str
+    """A file below OUT, or an id."""
     what: str
+    """What is wrong, and what to do."""
 
 
+@documented
 @dataclass(frozen=True)
 class VerifyReport:
-    """What came of reading an output back."""
+    """What reading an output back found. Without problems, read = written + failed."""
 
     output: Path
-    read: int  # entries of the plan
+    """The folder."""
+    read: int
+    """Entries that the plan lists; of archives and frames, those that its parts hold."""
     written: int
+    """Rows found."""
     failed: int
+    """Failure rows found."""
     sampled: int
-    min_cosine: float | None  # of the sample, between the vectors that stand and those made again
+    """Images embedded again."""
+    min_cosine: float | None
+    """Lowest cosine between the stored vectors of the sample and those made again."""
     problems: tuple[Problem, ...]
+    """All that is wrong."""

@@ -1,4 +1,4 @@
-"""What a model is: shapes to arguments, a network laid out without memory, and the records of both.
+"""The architecture of a model: read from the shapes of its weights, built without memory, kept in records.
 
 It may import the ground floor.
 """

@@ -1,6 +1,6 @@
-"""The names and shapes of a state dict -> the arguments of a CLIP. Knows nothing about the network itself.
+"""Infer the arguments of a CLIP from the names and shapes of its weights.
 
-OpenAI's archives carry no configuration: a model is what its weights' shapes say it is.
+OpenAI's archives carry no configuration: the shapes of the weights are all there is.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     from .records import Activation
 
-HEAD_WIDTH = 64  # channels an attention head reads in every released model; openai/CLIP@d05afc4 clip/model.py:270
-POOL_STRIDE = 32  # pixels of the image behind one cell of a ModifiedResNet's last feature map
-MLP_RATIO = 4  # width of a block's MLP over the block's, where nothing else is told
-MAX_LAYERS = 1000  # blocks a tower; RN50x64, the deepest released, has 64
+HEAD_WIDTH = 64  # channels per attention head in every released model; openai/CLIP@d05afc4 clip/model.py:270
+POOL_STRIDE = 32  # pixels of the image per cell of a ModifiedResNet's last feature map
+MLP_RATIO = 4  # width of a block's MLP over the width of the block, by default
+MAX_LAYERS = 1000  # blocks per tower; RN50x64, the deepest released, has 64
 MAX_CONTEXT_LENGTH = 4096  # tokens; the causal mask then takes 64 MiB
-# Entries that TorchScript archives carry beside the weights; a CLIP computes them or keeps them as integers.
+# Entries of TorchScript archives that are no weights; a CLIP computes them or keeps them as integers.
 ARCHIVE_BUFFERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 def drop_archive_buffers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights alone, in a new dict."""
+    """Return the weights without these entries, in a new dict."""
     return {k: tensor for k, tensor in state_dict.items() if k.rpartition(".")[2] not in ARCHIVE_BUFFERS}
 
 
@@ -40,9 +40,9 @@ def infer_architecture(
     vision_heads: int | None = None,
     transformer_heads: int | None = None,
 ) -> Architecture:
-    """Read a CLIP's arguments off the names and shapes of its weights; what these do not tell comes from the caller.
+    """Return the arguments of the CLIP that has these weights. The caller passes what names and shapes do not show.
 
-    Without `vision_heads` and `transformer_heads` a head is 64 channels wide, as in every released model.
+    `vision_heads` and `transformer_heads` default to one per 64 channels, as in every released model.
 
     Raises:  CheckpointKeyError (a KeyError) for a missing entry, CheckpointError for shapes no CLIP has.
     Source:  openai/CLIP@d05afc4 clip/model.py:399.
@@ -84,7 +84,7 @@ def infer_architecture(
 
 @dataclass(frozen=True)
 class _Entries:
-    """A state dict asked for shapes, with errors that say which entry is not as it should be."""
+    """Shapes and counts of a state dict's entries, with errors that name the entry."""
 
     state_dict: Mapping[str, Tensor]
 
@@ -93,19 +93,19 @@ class _Entries:
             first = quote(next(iter(self.state_dict), ""))
             raise CheckpointKeyError(
                 "weights",
-                f"entry {key!r} is missing",
+                f"entry {key!r} is missing among {len(self.state_dict)}, of which the first is {first}",
                 "a CLIP with OpenAI's names",
-                f"Pass one; of the {len(self.state_dict)} entries found the first is {first}.",
+                "Pass the weights of one.",
             )
-        found = tuple(self.state_dict[key].shape)
-        if len(found) != ndim or 0 in found:
+        shape = tuple(self.state_dict[key].shape)
+        if len(shape) != ndim or 0 in shape:
             raise CheckpointError(
                 "weights",
-                f"entry {key!r} has shape {found}",
+                f"entry {key!r} has shape {shape}",
                 f"{ndim} sizes above 0",
                 "Pass the weights of a CLIP.",
             )
-        return found
+        return shape
 
     def grid_side(self, key: str) -> int:
         tokens = self.shape(key, 2)[0]
@@ -123,29 +123,29 @@ class _Entries:
         return len({k.split(".")[part] for k in self.state_dict if k.startswith(prefix) and k.endswith(suffix)})
 
     def mlp_width(self, transformer: str, width: int) -> int | None:
-        """Of a transformer's first block; None for four times the width, and where there is no such block."""
+        """Return the MLP width of the first block; None for four times `width`, or if there is no such block."""
         key = f"{transformer}.resblocks.0.mlp.c_fc.weight"
-        found = self.shape(key, 2)[0] if key in self.state_dict else MLP_RATIO * width
-        return None if found == MLP_RATIO * width else found
+        mlp_width = self.shape(key, 2)[0] if key in self.state_dict else MLP_RATIO * width
+        return None if mlp_width == MLP_RATIO * width else mlp_width
 
 
 def vision_heads(architecture: Architecture) -> int:
-    """Attention heads of the image tower: of a ViT's blocks, or of a ResNet's pool."""
+    """Return the number of attention heads of the image tower: in a ViT's blocks, or in a ResNet's pool."""
     return architecture.vision_heads or max(1, _attention_width(architecture) // HEAD_WIDTH)
 
 
 def _attention_width(architecture: Architecture) -> int:
-    """Channels that the image tower's attention reads; a ResNet's pool reads 32 times those of its first layer."""
+    """Return the channels that the image tower's attention reads: 32 times its first layer's in a ResNet's pool."""
     return architecture.vision_width * (POOL_STRIDE if isinstance(architecture.vision_layers, tuple) else 1)
 
 
 def _check_plausible(a: Architecture) -> None:
-    """Refuse what would cost a hostile file nothing to state and us gigabytes to lay out."""
+    """Raise CheckpointError for sizes that cost a hostile file nothing to state and us gigabytes to build."""
     layers = a.vision_layers
     depth = sum(layers) if isinstance(layers, tuple) else layers
     vision_width, in_heads = _attention_width(a), vision_heads(a)
     heads = a.transformer_heads
-    for what, found, fits, expected in (
+    for size, value, fits, expected in (
         ("vision width", vision_width, vision_width % in_heads == 0, f"a multiple of its {in_heads} heads"),
         (
             "text width",
@@ -160,7 +160,7 @@ def _check_plausible(a: Architecture) -> None:
         if not fits:
             raise CheckpointError(
                 "weights",
-                f"the {what} their shapes tell is {found}",
-                f"{expected}",
+                f"the {size} is {value}, by the weights' shapes",
+                expected,
                 "Pass the weights of a CLIP.",
             )

@@ -1,4 +1,4 @@
-"""What a model is: its architecture, the pixels it reads, its weights. Knows nothing about where they come from."""
+"""The records that describe a model: its architecture, its preprocessing, its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Activation = Literal["quick_gelu", "gelu"]
 Interpolation = Literal["bicubic", "bilinear"]
-ResizeMode = Literal["shortest", "squash"]  # the shorter side becomes the resolution, or both do
+ResizeMode = Literal["shortest", "squash"]  # resize the shorter side to the resolution, or both
 Triple = tuple[float, float, float]
 
 
@@ -32,14 +32,14 @@ class Architecture:
     transformer_width: int
     transformer_heads: int
     transformer_layers: int
-    # What no released model needs, and shapes alone do not tell:
+    # No released model needs these, and the shapes of weights do not show the first two:
     activation: Activation = "quick_gelu"
-    vision_heads: int | None = None  # of a ViT; None: one for every 64 channels
+    vision_heads: int | None = None  # of a ViT; None: one per 64 channels
     vision_mlp_width: int | None = None  # of a ViT; None: four times its width
     transformer_mlp_width: int | None = None  # None: four times the width
 
 
-HEADER_KEY = "clip-turbo"  # of a safetensors file's metadata, under which are the records that we write there
+HEADER_KEY = "clip-turbo"  # of a safetensors file's metadata; its value is the records that `export` writes
 BYTE_MAX = 255.0
 # Means and standard deviations of the training images, RGB in 0..1. openai/CLIP@d05afc4 clip/clip.py:85.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -48,7 +48,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """What a checkpoint asks of the images it is shown."""
+    """How the images for a checkpoint are preprocessed."""
 
     resolution_px: int
     mean: Triple = OPENAI_MEAN
@@ -59,11 +59,12 @@ class PreprocessSettings:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, and all that is known of where they come from."""
+    """The weights of a model, with its architecture, preprocessing, vocabulary and origin."""
 
     architecture: Architecture
     state_dict: dict[str, torch.Tensor]  # OpenAI's keys; tensors may be views of the file
     preprocess: PreprocessSettings
-    source: str  # a path, or "untrained:SEED"
+    source: str  # a path, or "untrained:SEED"; manifests carry it
     files: tuple[Path, ...] = ()  # that the weights were read from
-    tokenizer: SimpleTokenizer | None = None  # of a vocabulary of its own; None for that of the released models
+    tokenizer: SimpleTokenizer | None = None  # of the model's own vocabulary; None: that of the released models
+    seed: int | None = None  # of untrained weights, which were drawn at random

@@ -1,4 +1,4 @@
-"""Search, index and classify over the vectors of a run.
+"""Search, index and classify the vectors of a run.
 
 It may import everything but cli.
 """

@@ -1,10 +1,10 @@
-"""A file of named sections with checksums: written once, mapped, checked before use. Knows nothing about vectors.
+"""A file of named sections with checksums: written once, then mapped, and checked before use.
 
     MAGIC; sections, each at a multiple of 4096; the header, JSON; its length and crc32, MAGIC
 
-The header is a dict of the writer's own fields and of "sections": for each its offset, its size, the size of its
-blocks, and a crc32 for each block, so that a reader can check what it uses and no more. A crc32 finds every damage of
-up to 32 bits in a row, and misses one in 2**32 of the others.
+The header is a dict of the writer's fields and of "sections": for each section its offset, its size, the size of its
+blocks, and a crc32 per block, so that a reader checks only what it uses. A crc32 finds every damage of up to 32
+successive bits, and misses one in 2**32 of the others.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 MAGIC = b"clipturb"
 TRAILER = struct.Struct("<QI8s")  # length and crc32 of the header, MAGIC
-PAGE = 4096  # what offsets are a multiple of [Unit: byte]
+PAGE = 4096  # offsets are multiples of it [Unit: byte]
 
 
 class SectionWriter:
-    """Sections on their way into a file."""
+    """Writes sections, then the header, into a file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._end = file.write(MAGIC)
         self._sections: dict[str, Section] = {}
 
-    def section(self, name: str, block_bytes: int, size_bytes: int = 0) -> Section:
-        """A new section. Only the one that was made last may grow beyond the size that it was given."""
+    def add_section(self, name: str, block_bytes: int, size_bytes: int = 0) -> Section:
+        """Return a new section of at least `size_bytes`. Only the last one may become larger."""
         self._end = max([self._end, *(section.end for section in self._sections.values())])
         offset = -(-self._end // PAGE) * PAGE
         self._end = offset + size_bytes
@@ -43,16 +43,17 @@ class SectionWriter:
         return self._sections[name]
 
     def finish(self, header: dict[str, Any]) -> None:
-        """Write the header behind all sections."""
-        told = json.dumps({**header, "sections": {name: s.told() for name, s in self._sections.items()}}).encode()
+        """Write the header after all sections."""
+        sections = {name: section.describe() for name, section in self._sections.items()}
+        content = json.dumps({**header, "sections": sections}).encode()
         self._file.seek(max([self._end, *(section.end for section in self._sections.values())]))
-        self._file.write(told + TRAILER.pack(len(told), zlib.crc32(told), MAGIC))
+        self._file.write(content + TRAILER.pack(len(content), zlib.crc32(content), MAGIC))
 
 
 class Section:
-    """A section that grows."""
+    """A section that grows, as a file that pyarrow writes to."""
 
-    closed = False  # what pyarrow asks of a file
+    closed = False  # pyarrow reads it
 
     def __init__(self, file: BinaryIO, offset: int, block_bytes: int) -> None:
         self._file = file
@@ -64,11 +65,11 @@ class Section:
 
     @property
     def end(self) -> int:
-        """Where it ends in the file, so far."""
+        """Its end in the file, so far."""
         return self._offset + self.size_bytes
 
     def write(self, data: Any) -> int:
-        """Add some bytes; tells how many."""
+        """Append bytes, and return how many."""
         rest = memoryview(data).cast("B")
         self._file.seek(self.end)
         self._file.write(rest)
@@ -84,60 +85,60 @@ class Section:
         return written
 
     def flush(self) -> None:
-        """What pyarrow asks of a file."""
+        """Do nothing; pyarrow calls it."""
 
-    def told(self) -> dict[str, Any]:
-        """What the header has to say of it."""
+    def describe(self) -> dict[str, Any]:
+        """Return its entry in the header."""
         open_block = [self._check] if self.size_bytes % self._block_bytes else []
         size = {"offset": self._offset, "size_bytes": self.size_bytes, "block_bytes": self._block_bytes}
         return {**size, "checks": [*self._checks, *open_block]}
 
 
-class Sections:
-    """A file of sections, mapped. It stays as it is, whatever takes its place in its folder."""
+class ChecksummedFile:
+    """A file of sections, mapped. It keeps its content when another file is renamed over it."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        """Read the header; `name` is what errors call the file, which may be closed afterwards.
+        """Read the header. Errors call the file `name`; it may be closed afterwards.
 
-        Raises:  StoreError where the file is cut, or its header is damaged.
+        Raises:  StoreError if the file is cut, or its header is damaged.
         """
         self._name = name
         try:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as exc:
-            raise self._damaged("empty") from exc
+            raise self._report_damage("empty") from exc
         end = len(self._map) - TRAILER.size
         length, check, magic = TRAILER.unpack(self._map[end:]) if end >= 0 else (0, 0, b"")
         if magic != MAGIC or self._map[: len(MAGIC)] != MAGIC or length > end:
-            raise self._damaged("its end is missing")
-        told = self._map[end - length : end]
-        if zlib.crc32(told) != check:
-            raise self._damaged("its header is not as it was written")
-        self.header: dict[str, Any] = json.loads(told)  # ours: the checksum says so
+            raise self._report_damage("its end is missing")
+        content = self._map[end - length : end]
+        if zlib.crc32(content) != check:
+            raise self._report_damage("its header is not as it was written")
+        self.header: dict[str, Any] = json.loads(content)  # valid, as its checksum is right
         self._sections: dict[str, dict[str, Any]] = self.header.pop("sections")
 
     def view(self, name: str) -> memoryview:
-        """A section's bytes, mapped, not checked."""
+        """Return a section's bytes, mapped and not checked."""
         start = self._sections[name]["offset"]
         return memoryview(self._map)[start : start + self._sections[name]["size_bytes"]]
 
     def check(self, name: str) -> None:
-        """Check all of a section, in threads. Raises: StoreError where it is damaged."""
+        """Check a whole section, in threads. Raises: StoreError if it is damaged."""
         blocks = range(len(self._sections[name]["checks"]))
         workers = available_cores()
-        for _ in map_ahead(lambda block: self.checked(name, block), blocks, workers=workers, ahead=4 * workers):
+        for _ in map_ahead(lambda block: self.read_block(name, block), blocks, workers=workers, ahead=4 * workers):
             pass
 
-    def checked(self, name: str, block: int) -> memoryview:
-        """A block of a section. Raises: StoreError where it is damaged."""
+    def read_block(self, name: str, block: int) -> memoryview:
+        """Return a block of a section, checked. Raises: StoreError if it is damaged."""
         size, checks = self._sections[name]["block_bytes"], self._sections[name]["checks"]
         data = self.view(name)[block * size : (block + 1) * size]
         if zlib.crc32(data) != checks[block]:
-            raise self._damaged(f"block {block} of its {name} is not as it was written")
+            raise self._report_damage(f"block {block} of its {name} is not as it was written")
         return data
 
-    def forget(self, name: str, blocks: Iterable[int]) -> None:
-        """Let go of the memory that blocks of a section take, which the system reads again when they are needed."""
+    def release(self, name: str, blocks: Iterable[int]) -> None:
+        """Free the memory of a section's blocks; the system reads them again when they are needed."""
         if not hasattr(self._map, "madvise"):
             return  # Windows
         size, offset = self._sections[name]["block_bytes"], self._sections[name]["offset"]
@@ -145,10 +146,5 @@ class Sections:
             start = (offset + block * size) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, min(offset + (block + 1) * size, len(self._map)) - start)
 
-    def _damaged(self, what: str) -> StoreError:
-        return StoreError(
-            self._name,
-            f"damaged ({what})",
-            "it as it was written",
-            "Run clip index to remake it.",
-        )
+    def _report_damage(self, detail: str) -> StoreError:
+        return StoreError(self._name, f"damaged ({detail})", "it as it was written", "Run clip index to remake it.")

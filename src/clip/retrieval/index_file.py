@@ -1,14 +1,14 @@
-"""OUT/_index/exact.index: an output's rows and vectors, ready to be searched. Knows nothing about texts or models.
+"""OUT/_index/exact.index: an output's rows and vectors, ready to be searched.
 
-Sections of one file (sections.py), derived from the parts and deletable:
+One checksummed file, derived from the parts and deletable, with the sections
 
-    codes     the vectors, of unit length, float16 (N, D), for a scan
-    vectors   the vectors as they are stored (N, D), for exact cosines
+    codes     the vectors at unit length, float16 (N, D), for the scan
+    vectors   the vectors as they are stored (N, D), for the scores
     rows      the other columns, an Arrow stream
 
-The header tells a kind ("exact"), a version, rows, dim, dtype, and the stamp of the parts it was made of. Other kinds
-of index may come to stand beside it in files of their own. All in one file, because a rename then changes all of it
-at once: who has it open goes on with what it had, whatever a job does to the parts.
+The header has a kind ("exact"), a version, rows, dim, dtype, and the stamp of the parts. Other kinds of index may get
+files beside it. It is a single file because a rename then replaces all of it at once: a process that has it open keeps
+what it opened, whatever a job does to the parts.
 """
 
 from __future__ import annotations
@@ -26,155 +26,152 @@ from ..atomic_files import atomic_write, remove_temporaries, translate_os_errors
 from ..errors import StoreBusyError, StoreError
 from ..store.manifest import INDEX
 from ..store.parts import read_part, read_schema
-from ..store.reader import Store, matrix
-from .checksummed_file import Sections, SectionWriter
-from .scan import candidates, cosines, scan_engine, unit_codes
+from ..store.reader import Store, stack_vectors
+from ..vectors import usable_norms
+from .checksummed_file import ChecksummedFile, SectionWriter
+from .scan import choose_engine, compute_scores, find_candidates, make_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .scan import ScanEngine
 
-FILE, GUARD = "exact.index", ".exact.guard"
+FILE, LOCK = "exact.index", ".exact.guard"
 KIND, VERSION = "exact", 1
 CODES_BLOCK, ROWS_BLOCK = 2**22, 2**20  # all of these are checked when the file is opened [Unit: byte]
-VECTOR_BLOCK_ROWS = 64  # these are checked when they are used, some for each candidate
-CONVERTED_ROWS = 8_192  # vectors that are made unit codes at a time, in float64
+VECTOR_BLOCK_ROWS = 64  # these are checked when they are used: one block per candidate, at most
+CONVERTED_ROWS = 8_192  # vectors that are converted to codes at once, in float64
 TRIES = 3  # to read parts that a job changes meanwhile
 
 _log = logging.getLogger("clip")
 
 
-class Indexed:
-    """An index, mapped."""
+class ExactIndex:
+    """The index of an output, mapped."""
 
-    def __init__(self, sections: Sections) -> None:
-        """Check the codes and rows. Raises: StoreError where they are damaged."""
-        self._sections = sections
-        told = sections.header
-        self.stamp: dict[str, Any] = told["stamp"]
-        self._shape = (told["rows"], told["dim"])
-        self._dtype = np.dtype(told["dtype"])
-        sections.check("codes")
-        sections.check("rows")
-        self._codes = np.frombuffer(sections.view("codes"), np.float16).reshape(self._shape)
-        self.rows: pa.Table = pa.ipc.open_stream(pa.py_buffer(sections.view("rows"))).read_all()
+    def __init__(self, file: ChecksummedFile) -> None:
+        """Check the codes and rows. Raises: StoreError if they are damaged."""
+        self._file = file
+        header = file.header
+        self.stamp: dict[str, Any] = header["stamp"]
+        self._dim = header["dim"]
+        self._dtype = np.dtype(header["dtype"])
+        file.check("codes")
+        file.check("rows")
+        self._codes = np.frombuffer(file.view("codes"), np.float16).reshape(header["rows"], self._dim)
+        self.rows: pa.Table = pa.ipc.open_stream(pa.py_buffer(file.view("rows"))).read_all()
 
     def check(self) -> None:
-        """Check the vectors too. Raises: StoreError where they are damaged."""
-        self._sections.check("vectors")
+        """Check the vectors too. Raises: StoreError if they are damaged."""
+        self._file.check("vectors")
 
-    def nearest(
+    def find_nearest(
         self, query: np.ndarray, k: int, *, rows: np.ndarray | None = None, engine: ScanEngine | None = None
-    ) -> list[tuple[int, np.float32]]:
-        """The k best rows and their cosines, the best first; of equal ones the lower id first. Exact.
+    ) -> list[tuple[int, float]]:
+        """Return the k best rows and their scores, the best first; of equal scores the lower id first. Exact.
 
-        Shapes:  query float64 (D,), of unit length; `rows`, int64, are the places to look at, all without.
-        Raises:  StoreError where vectors are damaged.
+        Only the places in `rows`, int64, are searched; default: all.
+
+        Shapes:  query float64 (D,), of unit length.
+        Raises:  StoreError if vectors are damaged.
         """
-        near = candidates(self._codes, query, k, rows=rows, engine=engine or scan_engine())
-        scores = self._cosines(near, query)
+        places = find_candidates(self._codes, query, k, rows=rows, engine=engine or choose_engine())
+        scores = self._compute_scores(places, query)
         if len(scores) > k:
-            kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]  # ties with the k-th too
-            near, scores = near[kept], scores[kept]
+            best = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]  # ties with the k-th too
+            places, scores = places[best], scores[best]
         ids = self.rows.column("id")
-        found = [(-score, ids[place].as_py(), place) for place, score in zip(near.tolist(), scores, strict=True)]
-        return [(place, -negated) for negated, _, place in sorted(found)[:k]]
+        ranked = sorted(
+            (-score, ids[place].as_py(), place) for place, score in zip(places.tolist(), scores.tolist(), strict=True)
+        )
+        return [(place, -negated) for negated, _, place in ranked[:k]]
 
-    def _cosines(self, places: np.ndarray, query: np.ndarray) -> np.ndarray:
-        """Shapes: int64 (M,), ascending -> float32 (M,)."""
-        scores = np.empty(len(places), np.float32)
-        of_block = places // VECTOR_BLOCK_ROWS
-        blocks, starts = np.unique(of_block, return_index=True)
-        rows = np.zeros((VECTOR_BLOCK_ROWS, self._shape[1]), self._dtype)  # one shape, for `cosines`
+    def _compute_scores(self, places: np.ndarray, query: np.ndarray) -> np.ndarray:
+        """Score the rows at these places, in ascending order. Shapes: int64 (M,) -> float64 (M,)."""
+        scores = np.empty(len(places))
+        blocks, starts = np.unique(places // VECTOR_BLOCK_ROWS, return_index=True)
         stops = np.append(starts, len(places))[1:]
         for block, start, stop in zip(blocks.tolist(), starts, stops, strict=True):
-            stored = np.frombuffer(self._sections.checked("vectors", block), self._dtype).reshape(-1, self._shape[1])
-            rows[: len(stored)] = stored
-            scores[start:stop] = cosines(rows, query)[places[start:stop] - block * VECTOR_BLOCK_ROWS]
-        self._sections.forget("vectors", blocks.tolist())
+            stored = np.frombuffer(self._file.read_block("vectors", block), self._dtype).reshape(-1, self._dim)
+            scores[start:stop] = compute_scores(stored[places[start:stop] - block * VECTOR_BLOCK_ROWS], query)
+        self._file.release("vectors", blocks.tolist())
         return scores
 
 
-def opened(store: Store, tell: Callable[[str], None] = lambda _: None) -> Indexed:
-    """The index of an output; it is made, or made again, where there is none of the parts as they are now.
+def open_index(store: Store, tell: Callable[[str], None] = lambda _: None) -> ExactIndex:
+    """Return the index of an output; make it first where none fits the present parts.
 
-    `tell` is told before that. Where OUT cannot be written, it is made in a temporary file.
+    `tell` is called with a message before it is made. Where OUT cannot be written, a temporary file is made.
 
-    Raises:  StoreError where it, or a part, is damaged; StoreBusyError where a job changes the parts all the time.
+    Raises:  StoreError if it, or a part, is damaged; StoreBusyError if a job keeps changing the parts.
     """
-    found = _standing(store)
-    if found is not None:
-        return found
-    tell(f"{store.path / INDEX / FILE}: being made, as there is none of the parts as they are")
+    index = _open_current(store)
+    if index is not None:
+        return index
+    tell(f"{store.path / INDEX / FILE}: being made, as none fits the present parts")
     try:
-        return _remade(store)
+        return _make(store)
     except OSError as exc:
         _log.warning("%s: cannot be written (%s); the index is made in a temporary file", store.path / INDEX, exc)
     with translate_os_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
         _write(file, store)
         file.flush()
-        return Indexed(Sections(file, str(store.path / INDEX / FILE)))
+        return ExactIndex(ChecksummedFile(file, str(store.path / INDEX / FILE)))
 
 
-def indexed(store: Store) -> tuple[Indexed, bool]:
-    """The index of an output, all of it checked; and whether it had to be made, as a damaged one has.
+def check_index(store: Store) -> tuple[ExactIndex, bool]:
+    """Return the index of an output, all of it checked, and whether it was made now, as a damaged one is.
 
-    Raises:  as `opened`; StoreError where it cannot be written.
+    Raises:  as `open_index`; StoreError if it cannot be written.
     """
     try:
-        found = _standing(store)
-        if found is not None:
-            found.check()
-            return found, False
+        index = _open_current(store)
+        if index is not None:
+            index.check()
+            return index, False
     except StoreError as exc:
         _log.warning("%s", exc)
         (store.path / INDEX / FILE).unlink(missing_ok=True)
     with translate_os_errors(store.path / INDEX):
-        return _remade(store), True
+        return _make(store), True
 
 
-def _standing(store: Store) -> Indexed | None:
-    """The index that stands; None where there is none, or one of other parts or of another version.
+def _open_current(store: Store) -> ExactIndex | None:
+    """Return the index in OUT; None where there is none, or one of other parts or of another version.
 
-    Raises:  StoreError where it is damaged.
+    Raises:  StoreError if it is damaged.
     """
     path = store.path / INDEX / FILE
     try:
-        with path.open("rb") as file:
-            sections = Sections(file, str(path))
+        with path.open("rb") as opened:
+            file = ChecksummedFile(opened, str(path))
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise StoreError(
-            path,
-            f"cannot be read ({exc})",
-            "an index",
-            "Check its permissions.",
-        ) from exc
-    told = sections.header
-    if (told["kind"], told["version"]) != (KIND, VERSION) or told["stamp"] != _stamp(store):
+        raise StoreError(path, f"cannot be read ({exc})", remedy="Check its permissions.") from exc
+    header = file.header
+    if (header["kind"], header["version"]) != (KIND, VERSION) or header["stamp"] != _read_stamp(store):
         return None
-    return Indexed(sections)
+    return ExactIndex(file)
 
 
-def _remade(store: Store) -> Indexed:
-    """Raises OSError where it cannot be written."""
+def _make(store: Store) -> ExactIndex:
+    """Make the index, unless another process does so meanwhile. Raises: OSError if it cannot be written."""
     folder = store.path / INDEX
     folder.mkdir(exist_ok=True)
-    with FileLock(folder / GUARD):
-        found = _standing(store)  # which another process may have made while this one waited
-        if found is not None:
-            return found
+    with FileLock(folder / LOCK):
+        index = _open_current(store)  # another process may have made it while this one waited
+        if index is not None:
+            return index
         remove_temporaries(folder, FILE)
         with atomic_write(folder / FILE) as file:
             _write(file, store)
     with (folder / FILE).open("rb") as file:
-        return Indexed(Sections(file, str(folder / FILE)))
+        return ExactIndex(ChecksummedFile(file, str(folder / FILE)))
 
 
-def _stamp(store: Store) -> dict[str, Any] | None:
-    """None where a part goes while it is looked at."""
+def _read_stamp(store: Store) -> dict[str, Any] | None:
+    """Return the stamp of the parts; None if one is removed meanwhile."""
     try:
         return store.stamp()
     except FileNotFoundError:
@@ -182,44 +179,41 @@ def _stamp(store: Store) -> dict[str, Any] | None:
 
 
 def _write(file: BinaryIO, store: Store) -> None:
-    """Write all sections, of parts that did not change meanwhile."""
+    """Write all sections, from parts that did not change meanwhile."""
     for _ in range(TRIES):
         file.seek(0)
         file.truncate()
-        stamp = _stamp(store)
+        stamp = _read_stamp(store)
         try:
-            if stamp is not None and _sections_written(file, store, stamp) and _stamp(store) == stamp:
+            if stamp is not None and _write_sections(file, store, stamp) and _read_stamp(store) == stamp:
                 return
         except StoreError:
-            if _stamp(store) == stamp:
-                raise  # else it was of a part that is gone
+            if _read_stamp(store) == stamp:
+                raise  # else it is about a part that is gone
     raise StoreBusyError(
-        store.path,
-        "its parts change while they are read",
-        "them to stand still for a while",
-        "Wait for the job that is at work there, and try again.",
+        store.path, "its parts change while they are read", remedy="Wait for the job that writes there, and try again."
     )
 
 
-def _sections_written(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool:
-    """Whether there were as many rows as the stamp says."""
-    dtype, total = np.dtype(store.manifest["dtype"]), stamp["rows"]
+def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool:
+    """Write the sections and the header; return False if the number of rows is not that of the stamp."""
+    dtype, total = np.dtype(store.manifest.dtype), stamp["rows"]
     row_bytes = store.dim * dtype.itemsize
     writer = SectionWriter(file)
-    codes = writer.section("codes", CODES_BLOCK, total * store.dim * 2)
-    vectors = writer.section("vectors", VECTOR_BLOCK_ROWS * row_bytes, total * row_bytes)
+    codes = writer.add_section("codes", CODES_BLOCK, total * store.dim * 2)
+    vectors = writer.add_section("vectors", VECTOR_BLOCK_ROWS * row_bytes, total * row_bytes)
     parts = store.parts()
     for path in parts:
         table = read_part(path, ["id", "embedding"])
-        block = matrix(table, store.schema)
-        for start in range(0, len(block), CONVERTED_ROWS):
-            some = block[start : start + CONVERTED_ROWS]
-            _check_usable(path, table.column("id").slice(start), some)
-            codes.write(unit_codes(some))
-            vectors.write(np.ascontiguousarray(some))
+        stored = stack_vectors(table, store.schema)
+        for start in range(0, len(stored), CONVERTED_ROWS):
+            block = stored[start : start + CONVERTED_ROWS]
+            _check_norms(path, table.column("id").slice(start), block)
+            codes.write(make_codes(block))
+            vectors.write(np.ascontiguousarray(block))
     if vectors.size_bytes != total * row_bytes:
         return False
-    rows = writer.section("rows", ROWS_BLOCK)
+    rows = writer.add_section("rows", ROWS_BLOCK)
     schema = pa.schema([field for field in (read_schema(parts[0]) if parts else store.schema) if not _is_vector(field)])
     with pa.ipc.new_stream(rows, schema) as stream:
         for path in parts:
@@ -227,13 +221,13 @@ def _sections_written(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bo
             if not table.schema.equals(schema):
                 raise StoreError(
                     path,
-                    f"its columns are {table.schema.names}",
+                    f"has the columns {table.schema.names}",
                     f"{schema.names}, of the same types in all parts",
                     "Run the job again with `overwrite=True`.",
                 )
             stream.write_table(table)
-    head = {"kind": KIND, "version": VERSION, "rows": total, "dim": store.dim, "dtype": dtype.name}
-    writer.finish({**head, "stamp": stamp})
+    header = {"kind": KIND, "version": VERSION, "rows": total, "dim": store.dim, "dtype": dtype.name}
+    writer.finish({**header, "stamp": stamp})
     return True
 
 
@@ -241,9 +235,9 @@ def _is_vector(field: pa.Field) -> bool:
     return pa.types.is_fixed_size_list(field.type)
 
 
-def _check_usable(path: Path, ids: pa.ChunkedArray, vectors: np.ndarray) -> None:
+def _check_norms(path: Path, ids: pa.ChunkedArray, vectors: np.ndarray) -> None:
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    for place in np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[:1]:
+    for place in np.flatnonzero(~usable_norms(norms))[:1]:
         raise StoreError(
             path,
             f"{ids[place].as_py()!r} has a vector of norm {norms[place]}",

@@ -1,14 +1,15 @@
-"""Labels and the sentences they are put into, from the command line or from files. Knows nothing about models."""
+"""Labels and prompt templates, from arguments or from files."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from ..errors import InputError
 from ..jobs.classify import TEMPLATE
 
-PLACE = "{}"  # where the label goes
-# The seven of 80 templates that OpenAI found to do better on ImageNet than all of them together.
+PLACEHOLDER = "{}"  # of the label, in a template
+# The seven of 80 templates that OpenAI found to do better on ImageNet than all 80 together.
 # openai/CLIP@d05afc4 notebooks/Prompt_Engineering_for_ImageNet.ipynb
 OPENAI7 = (
     "itap of a {}.",
@@ -20,86 +21,61 @@ OPENAI7 = (
     "a photo of the small {}.",
 )
 SETS = {"openai7": OPENAI7}
-MAX_SHOWN = 60  # characters of what was given, in an error
+MAX_SHOWN = 60  # characters of the labels that an error repeats
 
 
-def read_labels(given: str | Path | tuple[str, ...]) -> tuple[str, ...]:
-    """Labels from a file, a line each, or from a text with commas between; or as they are.
+def read_labels(source: str | Path | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the labels of a file with one per line, of a text with commas between, or of a tuple.
 
-    Raises:  InputError where there are fewer than two, or one stands twice, or the file cannot be read.
+    Raises:  InputError if there are fewer than two, or one appears twice, or the file cannot be read.
     """
-    if isinstance(given, tuple):
-        labels, where = given, "labels"
-    elif _is_file(given):
-        labels, where = _lines(Path(given)), str(given)
+    if isinstance(source, tuple):
+        labels, item = source, "`labels`"
+    elif _is_file(source):
+        labels, item = _read_lines(Path(source)), str(source)
     else:
-        labels, where = tuple(label for part in str(given).split(",") if (label := part.strip())), "labels"
+        labels, item = tuple(label for part in str(source).split(",") if (label := part.strip())), "`labels`"
     if len(labels) < 2:
         raise InputError(
-            f"labels {str(given)[:MAX_SHOWN]!r}",
-            f"found {len(labels)}",
-            "at least 2, and no such file",
-            "Pass a file with a label a line, or labels with commas between.",
+            "`labels`",
+            f"found {len(labels)} in {str(source)[:MAX_SHOWN]!r}",
+            "at least 2, or the name of a file",
+            "Pass a file with one label per line, or labels with commas between.",
         )
-    repeated = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
-    if len(set(labels)) < len(labels):
-        raise InputError(
-            where,
-            f"label {repeated!r} stands twice",
-            "each once",
-            "Remove one.",
-        )
+    repeated = next((label for label, count in Counter(labels).items() if count > 1), None)
+    if repeated is not None:
+        raise InputError(item, f"{repeated!r} appears twice", remedy="Remove one.")
     return labels
 
 
-def read_templates(single: tuple[str, ...], chosen: str | None) -> tuple[str, ...]:
-    """Templates as they are given, or those of a set: "openai7", or a file's lines. "a photo of a {}" without.
+def read_templates(single: tuple[str, ...], set_name: str | None) -> tuple[str, ...]:
+    """Return single templates, or those of a set: "openai7", or a file's lines; default: "a photo of a {}".
 
-    Raises:  InputError for one without {}, or a file that cannot be read or has none.
+    Raises:  InputError for a template without {}, or a file that cannot be read or is empty.
     """
-    if chosen is not None and chosen not in SETS and not _is_file(chosen):
-        raise InputError(
-            f"templates {chosen!r}",
-            "no such file",
-            f"one, or one of {list(SETS)}",
-            "Pass one.",
-        )
+    if set_name is not None and set_name not in SETS and not _is_file(set_name):
+        raise InputError("`templates`", f"found {set_name!r}", f"a file or one of {list(SETS)}", "Pass one of them.")
     templates = single or (TEMPLATE,)
-    if chosen is not None:
-        templates = SETS[chosen] if chosen in SETS else _lines(Path(chosen))
+    if set_name is not None:
+        templates = SETS[set_name] if set_name in SETS else _read_lines(Path(set_name))
     if not templates:
-        raise InputError(
-            f"templates {chosen!r}",
-            "an empty file",
-            "a template a line",
-            "Write some.",
-        )
+        raise InputError(str(set_name), "is empty", "one template per line", "Write some into it.")
     for template in templates:
-        if PLACE not in template:
-            raise InputError(
-                f"template {template!r}",
-                f"found no {PLACE}",
-                "it where the label goes",
-                "Put it in.",
-            )
+        if PLACEHOLDER not in template:
+            raise InputError("`template`", f"{template!r} has no {PLACEHOLDER}", remedy="Put it where the label goes.")
     return templates
 
 
-def _is_file(given: str | Path) -> bool:
+def _is_file(name: str | Path) -> bool:
     try:
-        return Path(given).is_file()
-    except (OSError, ValueError):  # too long for a name, or none
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long for a name, or not a name at all
         return False
 
 
-def _lines(path: Path) -> tuple[str, ...]:
+def _read_lines(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(
-            path,
-            f"cannot be read ({exc})",
-            "UTF-8, a line each",
-            "Check the file.",
-        ) from exc
+        raise InputError(path, f"cannot be read ({exc})", "UTF-8 text", "Check the file.") from exc
     return tuple(line.strip() for line in text.splitlines() if line.strip())

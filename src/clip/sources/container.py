@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from ..records import Columns, ContainerPart, Entry, Failure, Item, Member
+    from ..jobs.options import Columns
+    from ..records import ContainerPart, Entry, Failure, Item, Member
     from .members import PartReader, Selection
 
 

@@ -26,7 +26,7 @@ from .remote.client import get_path
 if TYPE_CHECKING:
     from collections.abc import Container, Generator, Iterable, Iterator
 
-    from ..records import Columns
+    from ..jobs.options import Columns
 
 PLAIN_ENDINGS = (".txt", ".lst", ".list")
 COLUMN_ENDINGS = (".csv", ".tsv", ".ndjson", ".jsonl")

@@ -24,7 +24,7 @@ from .members import CHANGED
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from ..records import Columns
+    from ..jobs.options import Columns
     from .members import PartReader, Selection
 
 ROWS_AT_A_TIME = 64  # of images in the file

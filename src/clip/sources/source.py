@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..jobs.options import Limits
-from ..records import TEXT, Columns, ContainerPart, Failure, Item, Member, Shard, in_shards, utf8_path
+from ..jobs.options import Columns, Limits
+from ..records import TEXT, ContainerPart, Failure, Item, Member, Shard, in_shards, utf8_path
 from .container import Table
 from .expand import expand_braces, split_pattern
 from .files import open_file, read_file, stat_file

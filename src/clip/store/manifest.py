@@ -1,81 +1,168 @@
-"""The manifest of a folder that a run writes. Knows nothing about models."""
+"""The manifest of an output: everything its vectors depend on, its input, and its counts.
+
+The JSON keys are those of version 0.1.0, some of which are older words than the fields: `policies` and `decode` are
+DecodeOptions, `guards` are Limits, `keep`, `column`, `id_column` and `text_column` are Columns.
+"""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..atomic_files import atomic_write, translate_os_errors
-from ..errors import StoreMismatchError
-from .parts import (
-    EMBEDDINGS,
-    FAILURES,
-)
+from ..jobs.options import Columns, DecodeOptions, Limits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..records import Kind
 
 MANIFEST = "manifest.json"
 INDEX = "_index"
-CALIBRATION = "_calibration.npy"  # the pixels by which an int8 run was quantised, so that it can be gone on with
-# What vectors, ids and the borders of shards depend on: a run goes on only where all of these are the same.
+CALIBRATION = "_calibration.npy"  # the pixels that a run was quantised by, so that it can be resumed
+UNTRAINED = "untrained:"  # before the seed of weights that were drawn at random
+KINDS: dict[Kind, str] = {"images": "pictures", "texts": "texts", "pairs": "pairs"}  # as version 0.1.0 wrote them
+# The JSON keys on which vectors, ids and shard borders depend: a run is resumed only where all of them agree.
 FINGERPRINT = (
-    "weights_sha256",
-    "architecture",
-    "preprocess",
-    "preprocess_settings",
-    "precision",
-    "computed_in",
-    "calibration",
-    "decode",
-    "policies",
-    "guards",
-    "normalised",
-    "dtype",
-    "dim",
-    "hashes",
-    "kind",
-    "long_text",
-    "keep",
+    *("weights_sha256", "architecture", "preprocess", "preprocess_settings", "precision", "computed_in", "calibration"),
+    *("decode", "policies", "guards", "normalised", "dtype", "dim", "hashes", "kind", "long_text", "keep"),
     "shard_size",
 )
-INPUT = "input_fingerprint"  # likewise, and known only when all is listed
-MAX_SHOWN = 60  # characters of a value in an error
 
 
-def check_room(path: Path) -> None:
-    """Refuse a folder that holds what a run must not mix with, or must not remove.
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of OUT/manifest.json."""
 
-    Raises:  StoreMismatchError; StoreError where it cannot be looked at.
-    """
-    with translate_os_errors(path):
-        if path.exists() and not path.is_dir():
-            raise StoreMismatchError(
-                path,
-                "is a file",
-                "a folder or nothing",
-                "Choose another output.",
-            )
-        standing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
-        described = (path / MANIFEST).exists()
-    if described:
-        if read_manifest(path / MANIFEST) is None:
-            raise StoreMismatchError(
-                path,
-                f"holds a {MANIFEST} that is not ours",
-                remedy="Choose another output, or move it.",
-            )
-    elif standing:
-        raise StoreMismatchError(
-            path,
-            f"holds {standing[0]!r} and no {MANIFEST}",
-            "an empty folder or one of ours",
-            "Choose another output, or move it away.",
+    model: str = ""
+    weights_sha256: str | None = None
+    weights_source: str = ""  # a path, or "untrained:SEED"
+    architecture: dict[str, Any] = field(default_factory=dict[str, Any])
+    preprocess: str = ""
+    preprocess_settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    precision: str = "reference"
+    computed_in: str = ""
+    calibration: dict[str, Any] | None = None  # number and sha256 of the images the run was quantised by
+    tuned: dict[str, Any] | None = None  # what `min_cosine` measured
+    engine: str = ""
+    decode: DecodeOptions = DecodeOptions()  # noqa: RUF009  frozen, as are the next two
+    limits: Limits = Limits()  # noqa: RUF009
+    columns: Columns = Columns()  # noqa: RUF009
+    normalised: bool = True
+    dtype: str = "float32"
+    hashes: bool = False
+    long_text: str | None = None  # None without texts
+    dim: int
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+    source: tuple[str, ...] = ()
+    globs: tuple[str, ...] = ()
+    root: str = ""
+    duplicate_ids: str = "error"
+    limit: int | None = None
+    shard_size: int = 10_000
+    input_fingerprint: str | None = None  # None until the input is listed
+    counts: dict[str, Any] | None = None  # None until the run is over
+
+    @property
+    def kind(self) -> Kind:
+        """Whether entries are images, texts or pairs."""
+        return self.columns.kind
+
+    @property
+    def untrained(self) -> int | None:
+        """The seed of weights that were drawn at random, else None."""
+        seed = self.weights_source.removeprefix(UNTRAINED)
+        return int(seed) if seed != self.weights_source else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values under the JSON keys, in the order in which they are written."""
+        policies, columns = asdict(self.decode), self.columns
+        content = {
+            "model": self.model,
+            "weights_sha256": self.weights_sha256,
+            "weights_source": self.weights_source,
+            "architecture": self.architecture,
+            "preprocess": self.preprocess,
+            "preprocess_settings": self.preprocess_settings,
+            "precision": self.precision,
+            "computed_in": self.computed_in,
+            "calibration": self.calibration,
+            "tuned": self.tuned,
+            "engine": self.engine,
+            "decode": policies.pop("pixels"),
+            "kind": KINDS[self.kind],
+            "policies": policies,
+            "guards": asdict(self.limits),
+            "normalised": self.normalised,
+            "dtype": self.dtype,
+            "hashes": self.hashes,
+            "long_text": self.long_text,
+            "keep": columns.kept,  # pairs, as the order counts
+            "dim": self.dim,
+            "device": self.device,
+            "versions": self.versions,
+            "source": self.source,
+            "globs": self.globs,
+            "column": columns.entry,
+            "id_column": columns.id,
+            "text_column": columns.text,
+            "root": self.root,
+            "duplicate_ids": self.duplicate_ids,
+            "limit": self.limit,
+            "shard_size": self.shard_size,
+            "input_fingerprint": self.input_fingerprint,
+            "counts": self.counts,
+        }
+        return json.loads(json.dumps(content))  # lists for tuples, as when it is read
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Manifest:
+        """Return the manifest that `to_json` of this version or an earlier one wrote.
+
+        Raises:  KeyError, TypeError or ValueError for any other object.
+        """
+        values: dict[str, Any] = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+        keep, types = zip(*content["keep"], strict=True) if content.get("keep") else ((), ())
+        entry, own_id, text = (content.get(name) for name in ("column", "id_column", "text_column"))
+        values["columns"] = Columns(entry, own_id, content.get("kind") == KINDS["texts"], text, keep, types)
+        values["decode"] = DecodeOptions(content.get("decode", "exact"), **content.get("policies", {}))
+        values["limits"] = Limits(**content.get("guards", {}))
+        values |= {name: tuple(content.get(name, ())) for name in ("source", "globs")}
+        return cls(**values)
+
+    def first_difference(self, other: Manifest) -> tuple[str, Any, Any] | None:
+        """Return the first key of FINGERPRINT in which two manifests differ, and both values; None if they agree.
+
+        Weights without a hash were drawn at random, and are compared by their seed.
+        """
+        by_name = () if self.weights_sha256 else ("weights_source",)
+        mine, theirs = self.to_json(), other.to_json()
+        return next(
+            ((key, mine[key], theirs[key]) for key in (*by_name, *FINGERPRINT) if mine[key] != theirs[key]), None
         )
 
 
+def read_manifest(path: Path) -> Manifest | None:
+    """Read a manifest; return None for any other file, as web applications also have a manifest.json."""
+    try:
+        content = json.loads(path.read_bytes())
+        return Manifest.from_json(content) if {"dim", "dtype"} <= content.keys() else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest into an output."""
+    with atomic_write(path / MANIFEST) as file:
+        file.write(json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
+
+
 def read_calibration(path: Path) -> np.ndarray | None:
-    """The pixels by which the run that stands in an output was quantised; None where there are none that are whole.
+    """Read the pixels that a run was quantised by; return None where the file is missing or damaged.
 
     Shapes:  uint8 (N, R, R, 3).
     """
@@ -86,15 +173,6 @@ def read_calibration(path: Path) -> np.ndarray | None:
 
 
 def write_calibration(path: Path, pixels: np.ndarray) -> None:
-    """Keep the pixels in an output. Raises: StoreError where it cannot be written."""
+    """Write the pixels that a run is quantised by into its output. Raises: StoreError if that fails."""
     with translate_os_errors(path / CALIBRATION), atomic_write(path / CALIBRATION) as file:
         np.save(file, pixels)
-
-
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest of ours; None for anything else, as web applications have files of this name too."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and {"dim", "dtype"} <= content.keys() else None

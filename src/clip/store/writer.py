@@ -1,10 +1,10 @@
-"""The folder we write: Parquet parts, failures, manifest; each file whole or absent. Knows nothing about models.
+"""StoreWriter: writes the output of a run, each file complete or absent.
 
-    OUT/manifest.json                    what was run, on what, and how many rows came of it
-    OUT/embeddings/, OUT/failures/       a part for each shard: parts.py
+    OUT/manifest.json                    what was run, on which input, and how many rows it gave
+    OUT/embeddings/, OUT/failures/       a file per shard in each: parts.py
 
-A file is written to a temporary name, synced, renamed, and its folder synced. Of a shard the failures go first and the
-embeddings last: a shard is done when that part stands and carries the fingerprint of the shard's listing.
+A file is written under a temporary name, synced, renamed, and its folder synced. The failures of a shard are written
+first, its embeddings last: a shard is done when both files are there and carry the fingerprint of its listing.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..atomic_files import atomic_write, remove_temporaries, translate_os_errors
+from ..atomic_files import remove_temporaries, translate_os_errors
 from ..errors import StoreMismatchError
-from .manifest import CALIBRATION, FINGERPRINT, INDEX, INPUT, MANIFEST, MAX_SHOWN, check_room, read_manifest
+from .manifest import CALIBRATION, INDEX, MANIFEST, Manifest, read_manifest, write_manifest
 from .parts import (
     EMBEDDING,
     EMBEDDINGS,
@@ -39,53 +40,75 @@ if TYPE_CHECKING:
 
     from ..records import Failure, Row, Shard
 
+MAX_SHOWN = 60  # characters of a value in an error
+
+
+def check_room(path: Path) -> None:
+    """Refuse a folder with files that a run must not add to or remove.
+
+    Raises:  StoreMismatchError; StoreError where the folder cannot be read.
+    """
+    with translate_os_errors(path):
+        if path.exists() and not path.is_dir():
+            raise StoreMismatchError(path, "is a file", "a folder or nothing", "Choose another output.")
+        existing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
+        has_manifest = (path / MANIFEST).exists()
+    if has_manifest and read_manifest(path / MANIFEST) is None:
+        raise StoreMismatchError(
+            path, f"holds a {MANIFEST} that is not ours", remedy="Choose another output, or move it."
+        )
+    if existing and not has_manifest:
+        raise StoreMismatchError(
+            path,
+            f"holds {existing[0]!r} and no {MANIFEST}",
+            "an empty folder or one of ours",
+            "Choose another output, or move it away.",
+        )
+
 
 class StoreWriter:
-    """Writes one run into a folder, or goes on with one that was interrupted there."""
+    """Writes a run into a folder, or resumes the one that was interrupted there."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], *, overwrite: bool = False) -> None:
-        """Look at what stands in the folder; nothing is written before `begin`.
+    def __init__(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> None:
+        """Look at what the folder holds; nothing is written before `begin`.
 
-        The manifest must hold "dim" and "dtype". A run that stands there is gone on with if its manifest agrees in
-        FINGERPRINT, unless `overwrite` removes it.
+        A run in it is resumed if its manifest agrees in FINGERPRINT; `overwrite` removes it instead.
 
-        Raises:  StoreMismatchError where the folder holds another run, or files of these names that no manifest
-                 describes.
+        Raises:  StoreMismatchError where the folder holds another run, or files of these names without a manifest.
         """
         self.path = path
-        self.manifest: dict[str, Any] = json.loads(json.dumps(manifest))  # as it will be read back: no tuples
+        self.manifest = manifest
         self.schema = embedding_schema(manifest)
         self._overwrite = overwrite
         check_room(path)
-        self._standing: dict[str, Any] | None = None
+        self._earlier: Manifest | None = None
         if (path / MANIFEST).exists() and not overwrite:
-            self._standing = read_manifest(path / MANIFEST)
-            by_name = () if manifest.get("weights_sha256") else ("weights_source",)
-            for field in (*by_name, *FINGERPRINT):
-                self._check_same(field)
+            self._earlier = read_manifest(path / MANIFEST)
+            if self._earlier and (difference := self._earlier.first_difference(manifest)):
+                raise self._mismatch(*difference)
 
     @property
     def is_new(self) -> bool:
-        """Whether no run stands there, or none that is to stay."""
-        return self._standing is None
+        """Whether there is no earlier run to resume."""
+        return self._earlier is None
 
-    def is_of(self, input_fingerprint: str) -> bool:
-        """Whether the run that stands there, if any does, is of this input."""
-        return self._standing is None or self._standing.get(INPUT) == input_fingerprint
+    def has_input(self, input_fingerprint: str) -> bool:
+        """Return whether the earlier run, if there is one, has this input."""
+        return self._earlier is None or self._earlier.input_fingerprint == input_fingerprint
 
     def begin(self, input_fingerprint: str, *, update: bool = False) -> None:
-        """Make the folder and write the manifest, or go on with the run that stands there.
+        """Make the folder and write the manifest, or resume the earlier run.
 
-        Raises:  StoreMismatchError where that run's input was another and is not to be updated; StoreError where it
-                 cannot be written.
+        Raises:  StoreMismatchError where that run has another input and is not to be updated; StoreError where the
+                 folder cannot be written.
         """
-        self.manifest = {**self.manifest, INPUT: input_fingerprint}
-        if not self.is_of(input_fingerprint):
+        self.manifest = replace(self.manifest, input_fingerprint=input_fingerprint)
+        if self._earlier is not None and not self.has_input(input_fingerprint):
             if not update:
-                self._check_same(INPUT)
-            self._standing = None  # the manifest is written anew, the parts stay
-        if self._standing is not None:
-            self.manifest = self._standing
+                raise self._mismatch("input_fingerprint", self._earlier.input_fingerprint, input_fingerprint)
+            self._earlier = None  # the manifest is written anew, the parts stay
+        if self._earlier is not None:
+            self.manifest = self._earlier
         with translate_os_errors(self.path):
             if self._overwrite:
                 for folder in (EMBEDDINGS, FAILURES, INDEX):
@@ -93,29 +116,27 @@ class StoreWriter:
                         shutil.rmtree(self.path / folder)
                 (self.path / CALIBRATION).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            if self._standing is None:
-                self._write_manifest()  # before the folders, which nobody would know for ours without it
+            if self._earlier is None:
+                write_manifest(self.path, self.manifest)  # before the folders, which without it would not be ours
             remove_temporaries(self.path, MANIFEST)
             for folder in (EMBEDDINGS, FAILURES):
                 (self.path / folder).mkdir(exist_ok=True)
                 remove_temporaries(self.path / folder, "part-")
 
-    def _check_same(self, field: str) -> None:
-        found, asked = ((manifest or {}).get(field) for manifest in (self._standing, self.manifest))
-        if found != asked:
-            shown = [json.dumps(value)[:MAX_SHOWN] for value in (found, asked)]
-            cure = "Pass --update to bring it up to date," if field == INPUT else "Pass"
-            raise StoreMismatchError(
-                self.path,
-                f"holds a run whose {field} is {shown[0]}",
-                f"{shown[1]} to go on with it",
-                f"{cure} `overwrite=True` to replace it, or choose another output.",
-            )
+    def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:
+        earlier, wanted = (json.dumps(value)[:MAX_SHOWN] for value in values)
+        remedy = "Pass `update=True` to bring it up to date," if key == "input_fingerprint" else "Pass"
+        return StoreMismatchError(
+            self.path,
+            f"holds a run whose {key} is {earlier}",
+            f"{wanted} to resume it",
+            f"{remedy} `overwrite=True` to replace it, or choose another output.",
+        )
 
     def fingerprint(self, index: int) -> str | None:
-        """The fingerprint of a shard's two parts; None where they do not both stand and agree.
+        """Return the fingerprint of a shard's two files; None where one is missing or they disagree.
 
-        Raises:  StoreError for a part that cannot be read.
+        Raises:  StoreError for a file that cannot be read.
         """
         paths = [self.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)]
         if not all(path.exists() for path in paths):
@@ -124,7 +145,7 @@ class StoreWriter:
         return fingerprints.pop() if len(fingerprints) == 1 else None
 
     def remove_beyond(self, shards: int) -> None:
-        """Remove parts of shards that no plan has any more."""
+        """Remove the parts of shards that the plan no longer has."""
         for folder in (EMBEDDINGS, FAILURES):
             with translate_os_errors(self.path / folder):
                 for path in (self.path / folder).glob("part-*.parquet"):
@@ -132,46 +153,43 @@ class StoreWriter:
                         path.unlink()
 
     def reopen(self) -> None:
-        """Note that the run is not over."""
-        if self.manifest.get("counts") is not None:
-            self.finish({"counts": None})
+        """Record that the run is not over."""
+        if self.manifest.counts is not None:
+            self.finish(None)
 
     def ignored(self, shards: Iterable[int]) -> Counter[str]:
-        """What was passed over while these shards were read, by reason. Raises: StoreError as `counts`."""
-        found: Counter[str] = Counter()
+        """Count what was passed over while these shards were read, by reason. Raises: StoreError as `counts`."""
+        ignored: Counter[str] = Counter()
         for index in shards:
-            found.update(json.loads(read_metadata(self.path / EMBEDDINGS / PART.format(index)).get(IGNORED, b"{}")))
-        return found
+            metadata = read_metadata(self.path / EMBEDDINGS / PART.format(index))
+            ignored.update(json.loads(metadata.get(IGNORED, b"{}")))
+        return ignored
 
     def counts(self, shards: Iterable[int]) -> tuple[int, int]:
-        """How many rows and failures the parts of these shards hold.
+        """Count the rows and the failures in the parts of these shards.
 
         Raises:  StoreError for a part that cannot be read.
         """
-        written_rows = failed = 0
+        rows = failed = 0
         for index in shards:
-            written_rows += count_rows(self.path / EMBEDDINGS / PART.format(index))
+            rows += count_rows(self.path / EMBEDDINGS / PART.format(index))
             failed += count_rows(self.path / FAILURES / PART.format(index))
-        return written_rows, failed
+        return rows, failed
 
     def commit(self, shard: Shard, rows: Sequence[Row], vectors: np.ndarray, failures: Sequence[Failure]) -> None:
-        """Write a shard at once; see `part`."""
+        """Write a shard with one call; see `part`."""
         with self.part(shard) as part:
             part.add(rows, {EMBEDDING: vectors}, failures)
 
     def part(self, shard: Shard) -> PartWriter:
-        """Write a shard piece by piece, in a `with` block: its failures stand first at the end, then its embeddings.
+        """Return the writer of a shard, for a `with` block at whose end the failures appear, then the embeddings.
 
-        Raises:  StoreError where it cannot be written; then neither file stands half.
+        Raises:  StoreError where it cannot be written; then neither file is left incomplete.
         """
         return PartWriter(self.path, self.schema, shard)
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Add what only the end of a run can tell to the manifest."""
-        self.manifest = {**self.manifest, **results}
+    def finish(self, counts: dict[str, Any] | None) -> None:
+        """Write the counts of the run into the manifest; None for a run that is not over."""
+        self.manifest = replace(self.manifest, counts=counts)
         with translate_os_errors(self.path):
-            self._write_manifest()
-
-    def _write_manifest(self) -> None:
-        with atomic_write(self.path / MANIFEST) as file:
-            file.write(json.dumps(self.manifest, indent=2).encode() + b"\n")
+            write_manifest(self.path, self.manifest)

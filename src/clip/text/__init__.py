@@ -1,4 +1,4 @@
-"""Texts to the tokens a model reads.
+"""Turn texts into the tokens that a model reads.
 
 It may import jobs and the ground floor.
 """

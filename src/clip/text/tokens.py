@@ -1,4 +1,4 @@
-"""Texts -> the tokens that a model reads, or the reason why not. Knows nothing about networks."""
+"""Turn texts into the tokens that a model reads, or into the reason why there are none."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def token_table(
     tokenizer: SimpleTokenizer, texts: str | Iterable[str], context_length: int, truncate: bool = False
 ) -> torch.Tensor:
-    """The ids of texts, a row each: start, tokens, end, then zeros.
+    """Return the ids of texts, one row per text: start, tokens, end, then zeros.
 
     Shapes:  T texts -> int32 (T, context_length).
-    Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for what is no text.
+    Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for other types.
     """
     rows = _as_list(texts)
     table = torch.zeros(len(rows), context_length, dtype=torch.int32)
@@ -37,7 +37,7 @@ def token_table(
                     f"text {i} of {len(rows)}",
                     f"found {len(ids)} tokens",
                     f"at most {context_length}: {text[:40]!r}",
-                    "Shorten it, or pass truncate=True to drop the tail.",
+                    "Shorten it, or pass `truncate=True` to drop the tail.",
                 )
             ids = [*ids[: context_length - 1], tokenizer.encoder[END]]
         table[i, : len(ids)] = torch.tensor(ids)
@@ -45,14 +45,13 @@ def token_table(
 
 
 def check_ids(tokens: torch.Tensor, vocab_size: int) -> None:
-    """Raise InputError where a token table has ids that the vocabulary does not."""
+    """Raise InputError for a token table with ids that the vocabulary lacks."""
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
         raise InputError(
-            "tokens",
+            "`tokens`",
             f"found ids from {int(tokens.min())} to {int(tokens.max())}",
             f"0 to {vocab_size - 1}, those of this model's vocabulary",
-            "Make them with model.tokenize(texts) or Encoder.tokenize(texts), of weights that bring "
-            "their vocabulary along.",
+            "Make them with model.tokenize(texts) or Encoder.tokenize(texts), which use that vocabulary.",
         )
 
 
@@ -61,63 +60,58 @@ def _as_list(texts: object) -> list[str]:
         return [texts]
     if not isinstance(texts, Iterable):
         raise InputTypeError(
-            "texts",
-            f"found {type(texts).__name__}",
-            "str or a list of str",
-            "Pass one of them.",
+            "`texts`", f"found {type(texts).__name__}", "str or a list of str", "Pass a text or a list of texts."
         )
     rows: list[str] = []
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputTypeError(
-                f"text {i}",
-                f"found {type(text).__name__}",
-                "str",
-                "Pass a text or a list of texts.",
-            )
+            raise InputTypeError(f"text {i}", f"found {type(text).__name__}", "str", "Pass a text or a list of texts.")
         rows.append(text)
     return rows
 
 
-# What byte-pair encoding takes grows with the square of a word: 1.7 s for 10,000 random letters, which are more tokens
-# than any model reads.
-MAX_WORD = 10_000
+# The time of byte-pair encoding grows with the square of a word's length: 1.7 s for 10,000 random letters, which are
+# more tokens than any model reads.
+MAX_WORD = 10_000  # characters
 
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """What is the same for all texts of a job."""
+    """How all texts of a job are tokenized."""
 
     kind: Kind
     context_length: int
     long_text: LongText
-    tokenizer: SimpleTokenizer | None = None  # of the model's own vocabulary; None for that of the released models
+    tokenizer: SimpleTokenizer | None = None  # of the model's own vocabulary; None: that of the released models
 
     def __call__(self, item: Item) -> np.ndarray | Failure:
-        """The text of an item, the first of its values -> int32 (L,), or the reason why there are no tokens."""
-        text = item.values[0]
+        """Return the tokens int32 (L,) of an item's text, the first of its values, or the reason why there are none."""
+        try:
+            return self._tokenize(item.values[0])
+        except (InputError, TextTooLongError) as exc:
+            return Failure.of(item, "read", exc)
+
+    def _tokenize(self, text: str | None) -> np.ndarray:
         if text is None:
-            return _failure(item, InputError, "its row has no text, expected one. Leave it out.")
+            raise InputError("text", "its row has no text", remedy="Leave it out.")
         try:
             text.encode()
-        except UnicodeEncodeError:  # as lists are read, a byte that is none has become a surrogate
-            return _failure(item, InputError, "its text is not UTF-8, expected that. Save the list as UTF-8.")
-        room = self.context_length - 2  # beside start and end
+        except UnicodeEncodeError as exc:  # lists are read with surrogates for bytes that are not UTF-8
+            raise InputError("text", "its text is not UTF-8", remedy="Save the list as UTF-8.") from exc
+        room = self.context_length - 2  # without start and end
         ids: list[int] = []
         tokenizer = self.tokenizer or shared_tokenizer()
         for word in tokenizer.words(text):
             if len(word) > MAX_WORD:
-                message = f"a word of {len(word):,} characters, expected at most {MAX_WORD:,}. Leave it out."
-                return _failure(item, InputError, message)
+                raise InputError(
+                    "text", f"a word of {len(word):,} characters", f"at most {MAX_WORD:,}", "Leave it out."
+                )
             ids += tokenizer.encode_word(word)
             if len(ids) > room:
-                break  # what follows need not be known
+                break  # the rest would be cut, or fails the text
         if len(ids) > room and self.long_text == "fail":
-            message = f"more than {self.context_length} tokens, expected fewer. Shorten it, or pass --long-text cut."
-            return _failure(item, TextTooLongError, message)
+            raise TextTooLongError(
+                "text", f"more than {self.context_length} tokens", "fewer", 'Shorten it, or pass `long_text="cut"`.'
+            )
         ids = [tokenizer.encoder[START], *ids[:room], tokenizer.encoder[END]]
         return np.array(ids + [0] * (self.context_length - len(ids)), np.int32)
-
-
-def _failure(item: Item, error: type[Exception], message: str) -> Failure:
-    return Failure(item.id, item.path, "read", error.__name__, message)

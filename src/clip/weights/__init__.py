@@ -1,4 +1,4 @@
-"""A name or a path to a checkpoint: found, fetched, verified, and read without running it.
+"""Find, download, verify and read checkpoints, without running anything that is in them.
 
-It may import network, text, jobs and `model`. With sources/remote the only room that uses the network.
+It may import network, text, jobs and `model`. Only this room and sources/remote use the network.
 """

@@ -1,4 +1,4 @@
-"""The models: which there are, which are here, and how to get one here. Knows nothing about running them."""
+"""List the models, download their weights, and check the hashes of those that are here."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 SKETCH_NOTE = "knows drawn shapes only; for photographs use ViT-B/32"
 
 
-def models(download_root: str | None = None) -> list[ModelRow]:
-    """The nine models OpenAI released, in its order. Sizes of cached files are compared, hashes not: see `fetch`."""
+def list_models(download_root: str | None = None) -> list[ModelRow]:
+    """Return OpenAI's nine models, in its order. Of cached files only the size is compared: see `fetch`."""
     return [
         ModelRow(
             name=name,
@@ -29,14 +29,14 @@ def models(download_root: str | None = None) -> list[ModelRow]:
             gflops=release.gflops,
             size_bytes=release.size_bytes,
             licence=LICENCE,
-            cached=_cached(release, download_root),
+            cached=_find_cached(release, download_root),
         )
         for name, release in RELEASES.items()
     ]
 
 
-def sketch() -> ModelRow:
-    """The model that comes with the package, as its file's own notes tell."""
+def describe_sketch() -> ModelRow:
+    """Return the model that comes with the package, as the header of its file describes it."""
     from safetensors import safe_open
 
     with safe_open(locate.locate(locate.SKETCH), framework="np") as file:
@@ -56,22 +56,22 @@ def sketch() -> ModelRow:
 
 
 def fetch(job: FetchJob) -> list[Fetched]:
-    """Get the weights of each name, or with `check` hash those that are here; with `to` export them as well.
+    """Download the weights of each name, and with `to` export them; with `check` hash those that are here instead.
 
-    Raises:  WeightsMissingError, DownloadError or UnknownModelError for what cannot be had, CheckpointError for a file
-             with another hash, or that cannot be exported.
+    Raises:  WeightsMissingError, DownloadError or UnknownModelError for weights that cannot be got, CheckpointError for
+             a file that has another hash or cannot be exported.
     """
     if job.check:
         return _check(job)
-    fetched = [_fetched(name, locate.locate(name, job.download_root)) for name in job.names]
+    fetched = [_describe(name, locate.locate(name, job.download_root)) for name in job.names]
     if job.to is not None:
-        from .checkpoints import export, read_checkpoint  # here, because they bring torch
+        from .checkpoints import export, read_checkpoint  # here, because they import torch
 
         export(read_checkpoint(fetched[0].path), Path(job.to))
     return fetched
 
 
-def _fetched(name: str, path: Path) -> Fetched:
+def _describe(name: str, path: Path) -> Fetched:
     release = RELEASES.get(name)
     archive = release is not None and path.name == release.file_name
     return Fetched(name, path, release.sha256 if release and archive else None)
@@ -82,38 +82,26 @@ def _check(job: FetchJob) -> list[Fetched]:
     for name in job.names or RELEASES:
         if name not in RELEASES:
             raise WeightsMissingError(
-                name,
-                "not a released name",
-                f"one of {list(RELEASES)}",
-                "The Hub's cache checks its own files.",
+                name, "not a released name", f"one of {list(RELEASES)}", "Leave it out: the Hub checks its own files."
             )
         release = RELEASES[name]
         path = locate.cache_path(release.url, job.download_root)
         if not path.is_file():
             if name in job.names:
-                raise WeightsMissingError(
-                    path,
-                    "not there",
-                    f"the weights of {name}",
-                    f"Run: clip fetch {name}",
-                )
+                raise WeightsMissingError(path, "not there", f"the weights of {name}", f"Run: clip fetch {name}")
             continue
-        found = locate.file_sha256(path)
-        if found != release.sha256:
-            raise CheckpointError(
-                path,
-                f"sha256 {found}",
-                f"{release.sha256}",
-                f"Remove the file and run: clip fetch {name}",
-            )
-        locate.remember(path, found)
-        checked.append(Fetched(name, path, found))
+        sha256 = locate.file_sha256(path)
+        if sha256 != release.sha256:
+            remedy = f"Remove the file and run: clip fetch {name}"
+            raise CheckpointError(path, f"sha256 {sha256}", release.sha256, remedy)
+        locate.remember(path, sha256)
+        checked.append(Fetched(name, path, sha256))
     return checked
 
 
-def _cached(release: Release, download_root: str | None) -> str | None:
+def _find_cached(release: Release, download_root: str | None) -> str | None:
     path = locate.cache_path(release.url, download_root)
     if path.is_file() and path.stat().st_size == release.size_bytes:
         return str(path)
-    snapshot = locate.cached_copy(release)
+    snapshot = locate.find_cached_copy(release)
     return str(snapshot) if snapshot else None

@@ -1,7 +1,7 @@
-"""A URL and a sha256 -> that file, whole, in its place, or nothing there. Knows nothing about models.
+"""Download a file that is known by its sha256, so that under its name it is whole or absent.
 
-The bytes go to a hidden file beside the target; what an interrupted run left in it is continued, not fetched again.
-Only when the hash is right does the file get its name. One process fetches, the others wait for it.
+The bytes go to a hidden file beside the target. A later run resumes what an interrupted one left there. The file gets
+its name only when its hash is right. One process downloads, the others wait for it.
 """
 
 from __future__ import annotations
@@ -12,39 +12,28 @@ import os
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock
 from tqdm import tqdm
 
 from ..errors import DownloadError
-from ..retry import RETRIED_STATUS
+from ..retry import RETRIED_STATUS, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
-MAX_WAIT_S = 30.0
-MAX_RESTARTS = 1  # of a file whose hash turned out wrong; a second wrong one is the server's
+MAX_RESTARTS = 1  # of a file whose hash turned out wrong; after a second wrong one the server is at fault
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to bear with a server."""
-
-    attempts: int = 4  # in a row that bring no byte
-    timeout_s: float = 30.0  # for a connection, and between two reads
-    first_wait_s: float = 1.0  # before the second attempt; doubled each time, up to MAX_WAIT_S
 
 
 DEFAULT_PATIENCE = Patience()
 
 
 class _RetryError(Exception):
-    """The server did something that may go better the next time."""
+    """A failure that may pass. Its message says what the server did."""
 
 
 def fetch(
@@ -56,12 +45,12 @@ def fetch(
     size_bytes: int | None = None,
     patience: Patience = DEFAULT_PATIENCE,
 ) -> None:
-    """Make `target` the file of this URL, in the place of whatever stands there.
+    """Download a URL to `target`, replacing what is there.
 
-    `is_whole` tells whether another process did so while this one waited for it. Proxies come from the environment.
-    Without `size_bytes` the server's word is taken for the length.
+    `is_whole` returns whether another process did so while this one waited for the lock. Proxies come from the
+    environment. Without `size_bytes` the length is what the server says.
 
-    Raises:  DownloadError (a RuntimeError), saying what the server did, or what the disk lacks.
+    Raises:  DownloadError (a RuntimeError) that says what the server did, or what the disk lacks.
     """
     part = target.with_name(f".{target.name}.{sha256[:8]}.part")
     try:
@@ -79,29 +68,29 @@ def fetch(
             target,
             f"cannot be written ({exc.strerror or exc})",
             "a folder with space and permission",
-            "Make room, or pass another folder as download_root.",
+            "Make room, or pass another folder as `download_root`.",
         ) from exc
 
 
 class _Download:
-    """One file on its way: what is on the disk, its hash so far, and the attempts made."""
+    """A download in progress: the bytes on the disk, their hash, and the restarts so far."""
 
     def __init__(self, url: str, file: BinaryIO, sha256: str, size_bytes: int | None, patience: Patience) -> None:
         self.url = url
         self.file = file
         self.sha256 = sha256
-        self.total = size_bytes  # None until the server has told
+        self.total = size_bytes  # None where it is not known
         self.patience = patience
         self.digest = hashlib.sha256()
         self.done = 0
         self.restarts = 0
 
     def run(self) -> None:
-        """Fetch until the hash is right. Raises DownloadError when patience is at an end."""
-        self._take_up()
+        """Download until the hash is right. Raises DownloadError after too many attempts."""
+        self._resume()
         if self.digest.hexdigest() == self.sha256:
-            return  # an earlier run was ended between the last byte and the renaming
-        idle = 0
+            return  # an earlier run ended between the last byte and the renaming
+        idle = 0  # attempts in a row that brought no byte
         with tqdm(
             total=self.total, initial=self.done, unit="iB", unit_scale=True, unit_divisor=1024, ncols=80, disable=None
         ) as bar:
@@ -121,14 +110,14 @@ class _Download:
                         self.url,
                         f"the server {problem}",
                         f"the file with sha256 {self.sha256}",
-                        "Try again later; what came of it is kept and continued.",
+                        "Try again later; the download will be resumed.",
                     )
                 bar.reset(self.total)
                 bar.update(self.done)
-                time.sleep(min(self.patience.first_wait_s * 2 ** max(0, idle - 1), MAX_WAIT_S))
+                time.sleep(self.patience.wait_s(idle + 1))
 
-    def _take_up(self) -> None:
-        """Hash what an earlier run left, and stand behind its last byte."""
+    def _resume(self) -> None:
+        """Hash the bytes that an earlier run left; what comes is written after them."""
         self.file.seek(0)
         while chunk := self.file.read(CHUNK_BYTES):
             self._count(chunk)
@@ -145,14 +134,14 @@ class _Download:
         self.done = 0
 
     def _transfer(self, bar: tqdm[Any]) -> None:
-        """Ask for what is missing and append what comes. Returns when nothing is missing; raises _RetryError else."""
+        """Request the missing bytes and append them. Raises _RetryError unless all of them came."""
         if self.done == self.total:
             return
-        with self._ask() as response:
+        with self._request() as response:
             if self.done and not self._continues(response):
                 self._start_over()
                 if response.status == PARTIAL_CONTENT:
-                    raise _RetryError("sends another part than the one asked for")
+                    raise _RetryError("sends another part than was requested")
             length = response.headers.get("Content-Length", "")
             total = self.total if self.total is not None else self.done + int(length) if length.isdigit() else None
             while chunk := self._read(response):
@@ -165,12 +154,12 @@ class _Download:
         if total is not None and self.done < total:
             raise _RetryError(f"closed the connection after {self.done:,} of {total:,} bytes")
 
-    def _ask(self) -> http.client.HTTPResponse:
+    def _request(self) -> http.client.HTTPResponse:
         request = urllib.request.Request(self.url, headers={"User-Agent": "clip-turbo"})
         if self.done:
             request.add_header("Range", f"bytes={self.done}-")
         try:
-            # An opener of its own, because urlopen's keeps the proxies that the environment named at its first use.
+            # Not urlopen, which keeps the proxies that the environment named at its first use.
             return urllib.request.build_opener().open(request, timeout=self.patience.timeout_s)
         except urllib.error.HTTPError as exc:
             exc.close()
@@ -181,7 +170,7 @@ class _Download:
                     self.url,
                     f"the server answered {exc.code} {exc.reason}",
                     "the file",
-                    "Take it from elsewhere, or pass the path of a copy.",
+                    "Get it from elsewhere, or pass the path of a copy.",
                 ) from exc
             raise _RetryError(f"answered {exc.code} {exc.reason}") from exc
         except (OSError, http.client.HTTPException) as exc:

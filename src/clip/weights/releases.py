@@ -1,4 +1,4 @@
-"""The nine models OpenAI published: files, hashes, shapes, other copies. Knows nothing about fetching or reading."""
+"""The nine models that OpenAI published: their files, hashes, shapes and copies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..network.records import Architecture
 
-LICENCE = "MIT"  # of OpenAI's repository, which the weights came with
+LICENCE = "MIT"  # of OpenAI's repository, which published the weights
 HOST = "https://openaipublic.azureedge.net/clip/models"
 
 
@@ -15,7 +15,7 @@ class HubCopy:
     """A repository of the Hugging Face Hub with the same numbers, converted to fp32."""
 
     repository: str
-    revision: str  # a commit, so that what is fetched cannot change; "main" where no commit is known
+    revision: str  # a commit, so that its files cannot change; "main" where no commit is known
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Release:
     """A model that OpenAI published."""
 
     file_name: str
-    sha256: str  # of the archive; its identity, wherever it was fetched from
+    sha256: str  # of the archive, wherever it comes from
     size_bytes: int
     parameters: int  # both towers
-    gflops: float  # of one image, counted as two a multiplication; open_clip docs/model_profile.csv
+    gflops: float  # of one image; a multiply-add counts as two; open_clip docs/model_profile.csv
     architecture: Architecture
-    hub: tuple[HubCopy, ...]  # other places of the same numbers, the first one tried first
+    hub: tuple[HubCopy, ...]  # other places of the same numbers, in the order in which they are tried
 
     @property
     def url(self) -> str:
-        """Where OpenAI published it."""
+        """The address at which OpenAI published it."""
         return f"{HOST}/{self.sha256}/{self.file_name}"
 
 

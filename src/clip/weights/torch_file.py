@@ -1,9 +1,9 @@
-"""A .pt file -> its tensors, without running what is in it. Knows nothing about CLIP.
+"""Read the tensors of a .pt file without running what is in it.
 
-Three formats carry PyTorch weights: the zip of torch.save since 1.6, the same zip with code beside it (TorchScript, in
-which OpenAI published), and the bare pickles of older versions. `torch.jit.load` compiles the code of the second and an
-unrestricted unpickler runs whatever the others name; here storages are memory-mapped, bounds are checked, and
-`restricted_pickle` reads the rest.
+Three formats carry PyTorch weights: the zip of torch.save since 1.6, the same zip with code in it (TorchScript, in
+which OpenAI published), and the bare pickles of older versions. `torch.jit.load` compiles the code of the second, and
+an unrestricted unpickler runs whatever the others name. Here storages are memory-mapped, bounds are checked, and
+`restricted_pickle` reads the rest. Errors are about "weights" until `read_torch_file` names the file.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-MAX_PICKLE_BYTES = 16 * 2**20  # the pickle of a state dict takes about 150 bytes a tensor
+MAX_PICKLE_BYTES = 16 * 2**20  # the pickle of a state dict takes about 150 bytes per tensor
 MAX_CODE_BYTES = 16 * 2**20  # of all classes of a TorchScript archive; a traced ViT-L/14 has 0.4 MB
 MAX_RECORDS = 100_000  # files in a zip; RN50x64's archive has under 5,000
-MAX_SHARING = 4  # times a byte of the file may be used: a training script saves weights, averages and steps
-MAX_MAPPINGS = 64  # of a file, a descriptor each; processes may have 256 on macOS, 1,024 on Linux
-MAX_DEPTH = 32  # containers inside containers
+MAX_SHARING = 4  # times that a byte of the file may be used: a training script saves weights, averages and steps
+MAX_MAPPINGS = 64  # of a file, one descriptor each; a process may have 256 on macOS, 1,024 on Linux
+MAX_DEPTH = 32  # of nested containers
+FETCH_AGAIN = "Fetch the file again."
 ZIP_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # APPNOTE.TXT 4.3.7
 PICKLE_PROTO = b"\x80"  # the opcode every binary pickle starts with
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
-LEGACY_NUMEL = struct.Struct("<q")  # stands before each storage of a legacy file
+LEGACY_NUMEL = struct.Struct("<q")  # before each storage of a legacy file
 
-# What zipfile, zlib and struct raise over a file that is cut or scrambled.
+# Exceptions of zipfile, zlib and struct for a file that is cut or scrambled.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -46,28 +47,28 @@ _DAMAGE = (
     EOFError,
     OverflowError,
     RuntimeError,  # encrypted records; NotImplementedError is one
-    OSError,  # offsets before the file's start or beyond what a file can have
-    MemoryError,  # sizes that only a liar states
+    OSError,  # offsets before the start of the file or beyond what a file can have
+    MemoryError,  # sizes that no file has
 )
 
-# The lists that TorchScript writes into the source of each class, as text; nothing of that source is run.
+# The lists that TorchScript writes into the source of each class. They are read as text; the source is not run.
 _CLASS = re.compile(r"^class (\w+)\(Module\):$", re.MULTILINE)
 _ENTRIES = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class _Region:
-    """Where a storage lies in its file."""
+    """The place of a storage in its file."""
 
     offset: int  # [Unit: bytes]
     size: int  # [Unit: bytes]
 
 
 def read_torch_file(path: Path) -> Any:
-    """What torch.save or torch.jit.save wrote to `path`, with tensors that are views of the file.
+    """Return the value that torch.save or torch.jit.save wrote to `path`, with tensors that are views of the file.
 
-    Dicts, lists, tuples and plain values as they were saved. A TorchScript archive gives the dict of its parameters and
-    buffers. Mappings are private, so that writing to a tensor leaves the file as it is.
+    It has dicts, lists, tuples and plain values as they were saved. A TorchScript archive gives the dict of its
+    parameters and buffers. Mappings are private, so that writing to a tensor leaves the file unchanged.
 
     Raises:  UnsafeCheckpointError for anything but tensors and plain values, CheckpointError for a damaged file.
     """
@@ -77,91 +78,90 @@ def read_torch_file(path: Path) -> Any:
                 return _read_zip(file)
             file.seek(0)
             if file.read(1) != PICKLE_PROTO:
-                raise CheckpointError(
-                    "it is neither a whole zip nor a pickle, expected PyTorch weights. Fetch it again."
-                )
+                raise CheckpointError("weights", "neither a whole zip nor a pickle", "PyTorch weights", FETCH_AGAIN)
             return _read_legacy(file)
         except CheckpointError as exc:
-            raise type(exc)(f"{path}: {exc}") from exc
+            raise exc.about(path) from exc
         except _DAMAGE as exc:
-            raise CheckpointError(
-                path,
-                f"the file is damaged ({quote(str(exc))})",
-                "PyTorch weights",
-                "Fetch it again.",
-            ) from exc
+            found = f"the file is damaged ({quote(str(exc))})"
+            raise CheckpointError(path, found, "PyTorch weights", FETCH_AGAIN) from exc
 
 
 def _read_zip(file: BinaryIO) -> Any:
     with zipfile.ZipFile(file) as archive:
         records = {info.filename: info for info in archive.infolist()}
         if len(records) > MAX_RECORDS:
-            raise CheckpointError(f"it has {len(records):,} records, expected at most {MAX_RECORDS:,}")
+            raise CheckpointError("weights", f"the zip has {len(records):,} records", f"at most {MAX_RECORDS:,}")
         roots = [name.removesuffix("/data.pkl") for name in records if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(roots) != 1:
             raise CheckpointError(
-                f"it is a zip with {len(roots)} pickles of weights, expected one. "
-                "Pass a file that torch.save or torch.jit.save wrote."
+                "weights",
+                f"a zip with {len(roots)} pickles of weights",
+                "one",
+                "Pass a file that torch.save or torch.jit.save wrote.",
             )
         root = roots[0]
         byteorder = records.get(f"{root}/byteorder")
         if byteorder and _read_record(archive, byteorder, len("little")) != b"little":
-            raise CheckpointError(
-                "its numbers are big-endian, expected little-endian. Save it again on such a machine."
-            )
-        _record_region(file, records[f"{root}/data.pkl"])  # refuses a compressed one
+            remedy = "Save the weights again on a little-endian machine."
+            raise CheckpointError("weights", "its numbers are big-endian", "little-endian", remedy)
+        _locate_record(file, records[f"{root}/data.pkl"])  # raises for a compressed one
         value = read_pickle(io.BytesIO(_read_record(archive, records[f"{root}/data.pkl"], MAX_PICKLE_BYTES)))
 
-        def region(storage: Storage) -> _Region:
+        def locate(storage: Storage) -> _Region:
             name = f"{root}/data/{storage.key}"
             if name not in records:
                 raise CheckpointError(
-                    f"record {quote(name)} is missing, though a tensor lies in it. Fetch the file again."
+                    "weights", f"record {quote(name)} is missing, though a tensor is in it", remedy=FETCH_AGAIN
                 )
-            return _record_region(file, records[name])
+            return _locate_record(file, records[name])
 
         if isinstance(value, ScriptObject):
-            value = dict(_script_tensors(value, _ScriptSources(archive, root, records)))
-        return _with_tensors(value, _Mapper(file, _storages(value), region))
+            value = dict(_find_script_tensors(value, _ScriptSources(archive, root, records)))
+        return _put_tensors(value, _Mapper(file, _find_storages(value), locate))
 
 
 def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
-    """A record's bytes. Read with a limit, or zipfile would inflate all there is before it looks at the stated size."""
+    """Return the bytes of a record. Without the limit zipfile would inflate everything before it checks the size."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > most:
         raise CheckpointError(
-            f"record {quote(info.filename)} is {info.file_size:,} bytes, compressed by method {info.compress_type}, "
-            f"expected at most {most:,}, deflated or stored. Fetch the file again."
+            "weights",
+            f"record {quote(info.filename)} is {info.file_size:,} bytes, compressed by method {info.compress_type}",
+            f"at most {most:,}, deflated or stored",
+            FETCH_AGAIN,
         )
     with archive.open(info) as record:
         return record.read(most + 1)
 
 
-def _record_region(file: BinaryIO, info: zipfile.ZipInfo) -> _Region:
-    """Where a record's bytes are, read from its local header and held against the file's size."""
+def _locate_record(file: BinaryIO, info: zipfile.ZipInfo) -> _Region:
+    """Return the place of a record's bytes, read from its local header and checked against the file's size."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
         raise CheckpointError(
-            f"record {quote(info.filename)} is compressed or encrypted, expected it stored as PyTorch does. "
-            "Save the file again with torch.save."
+            "weights",
+            f"record {quote(info.filename)} is compressed or encrypted",
+            "it stored as PyTorch does",
+            "Save the file again with torch.save.",
         )
     if info.filename.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
-        raise CheckpointError(f"its pickle takes {info.file_size:,} bytes, expected at most {MAX_PICKLE_BYTES:,}")
+        found = f"its pickle takes {info.file_size:,} bytes"
+        raise CheckpointError("weights", found, f"at most {MAX_PICKLE_BYTES:,}")
     file.seek(info.header_offset)
     header = ZIP_LOCAL_HEADER.unpack(file.read(ZIP_LOCAL_HEADER.size))
     name_bytes, extra_bytes = header[-2:]
     offset = info.header_offset + ZIP_LOCAL_HEADER.size + name_bytes + extra_bytes
     size = file.seek(0, io.SEEK_END)
     if header[0] != b"PK\x03\x04" or info.file_size != info.compress_size or offset + info.file_size > size:
-        raise CheckpointError(
-            f"record {quote(info.filename)} ends beyond the file's {size:,} bytes, expected it inside. Fetch it again."
-        )
+        found = f"record {quote(info.filename)} ends beyond the file's {size:,} bytes"
+        raise CheckpointError("weights", found, "it inside", FETCH_AGAIN)
     return _Region(offset, info.file_size)
 
 
 def _read_legacy(file: BinaryIO) -> Any:
-    """The format before torch 1.6: magic number, version, system, value, storage keys, then the storages in a row."""
+    """Read the format before torch 1.6: magic number, version, system, value, storage keys, then the storages."""
     position = 0
 
-    def next_pickle() -> Any:
+    def read_next() -> Any:
         nonlocal position
         file.seek(position)
         stream = io.BytesIO(file.read(MAX_PICKLE_BYTES))
@@ -169,44 +169,50 @@ def _read_legacy(file: BinaryIO) -> Any:
         position += stream.tell()
         return value
 
-    if next_pickle() != LEGACY_MAGIC:
+    if read_next() != LEGACY_MAGIC:
         raise CheckpointError(
-            "it is a pickle without PyTorch's magic number, expected what torch.save writes. "
-            "Save the model's state_dict() with torch.save, or as safetensors."
+            "weights",
+            "a pickle without PyTorch's magic number",
+            "a file of torch.save",
+            "Save the model's state_dict() with torch.save, or as safetensors.",
         )
-    _version, system, value, keys = (next_pickle() for _ in range(4))
+    _version, system, value, keys = (read_next() for _ in range(4))
     if not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
-        raise CheckpointError("its header is none that torch.save wrote on a little-endian machine. Save it again.")
+        raise CheckpointError(
+            "weights",
+            "its header is not that of torch.save on a little-endian machine",
+            remedy="Save the weights again on such a machine.",
+        )
     starts: dict[str, int] = {}
-    stated = {storage.key: storage for storage in _storages(value)}
+    stated = {storage.key: storage for storage in _find_storages(value)}
     for key in keys:
         if not isinstance(key, str) or key not in stated:
-            raise CheckpointError("it has storages that no tensor lies in, expected none. Save it again.")
+            raise CheckpointError("weights", "a storage has no tensor in it", remedy="Save the weights again.")
         file.seek(position)
         (numel,) = LEGACY_NUMEL.unpack(file.read(LEGACY_NUMEL.size))
         if numel != stated[key].numel:
             raise CheckpointError(
-                f"storage {quote(key)} has {numel:,} elements, expected the {stated[key].numel:,} its tensors tell of. "
-                "Fetch the file again."
+                "weights",
+                f"storage {quote(key)} has {numel:,} elements",
+                f"the {stated[key].numel:,} of its tensors",
+                FETCH_AGAIN,
             )
         starts[key] = position = position + LEGACY_NUMEL.size
         position += max(numel, 0) * stated[key].dtype.itemsize
     file_bytes = file.seek(0, io.SEEK_END)
 
-    def region(storage: Storage) -> _Region:
+    def locate(storage: Storage) -> _Region:
         size = storage.numel * storage.dtype.itemsize
         if storage.key not in starts or size < 0 or starts[storage.key] + size > file_bytes:
-            raise CheckpointError(
-                f"storage {quote(storage.key)} reaches beyond the file's {file_bytes:,} bytes, expected it inside. "
-                "Fetch it again."
-            )
+            found = f"storage {quote(storage.key)} ends beyond the file's {file_bytes:,} bytes"
+            raise CheckpointError("weights", found, "it inside", FETCH_AGAIN)
         return _Region(starts[storage.key], size)
 
-    return _with_tensors(value, _Mapper(file, _storages(value), region))
+    return _put_tensors(value, _Mapper(file, _find_storages(value), locate))
 
 
 class _ScriptSources:
-    """The code of a TorchScript archive, for the lists of parameters and buffers in it."""
+    """The code of a TorchScript archive, searched for its lists of parameters and buffers."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str, records: dict[str, zipfile.ZipInfo]) -> None:
         self.archive = archive
@@ -215,8 +221,8 @@ class _ScriptSources:
         self.known: dict[str, dict[str, set[str]]] = {}  # by module: the entries of each of its classes
         self.left_bytes = MAX_CODE_BYTES
 
-    def entries(self, type_name: str) -> set[str] | None:
-        """Names of the parameters and buffers of a class; None where its source does not tell."""
+    def list_entries(self, type_name: str) -> set[str] | None:
+        """Return the names of the parameters and buffers of a class; None where its source does not list them."""
         module, _, cls = type_name.rpartition(".")
         if module not in self.known:
             self.known[module] = self._parse(module)
@@ -229,28 +235,30 @@ class _ScriptSources:
         source = _read_record(self.archive, info, self.left_bytes).decode("utf-8")
         self.left_bytes -= len(source)
         classes = list(_CLASS.finditer(source))
-        found: dict[str, set[str]] = {}
+        entries: dict[str, set[str]] = {}
         ends = [cls.start() for cls in classes[1:]] + [len(source)]
         for start, end in zip(classes, ends, strict=False):
             lists = _ENTRIES.findall(source, start.end(), end)
             if lists:
-                found[start[1]] = {name.strip(' "') for names in lists for name in names.split(",")} - {""}
-        return found
+                entries[start[1]] = {name.strip(' "') for names in lists for name in names.split(",")} - {""}
+        return entries
 
 
-def _script_tensors(root: ScriptObject, sources: _ScriptSources) -> Iterator[tuple[str, object]]:
-    """The state dict of a module: its parameters and buffers, named by their path. Other attributes stay behind."""
+def _find_script_tensors(root: ScriptObject, sources: _ScriptSources) -> Iterator[tuple[str, object]]:
+    """Yield the state dict of a module: its parameters and buffers, named by their path, and no other attributes."""
     seen = {id(root)}
     pending: list[tuple[str, ScriptObject]] = [("", root)]
     for prefix, module in pending:
-        entries = sources.entries(module.type_name)
+        entries = sources.list_entries(module.type_name)
         for name, value in module.attributes.items():
             path = f"{prefix}{name}"
             if len(path) > MAX_KEY:
-                raise CheckpointError(f"its names are over {MAX_KEY} characters long, expected those of one network")
+                raise CheckpointError(
+                    "weights", f"its names are over {MAX_KEY} characters long", "those of one network"
+                )
             if isinstance(value, ScriptObject):
                 if id(value) in seen:
-                    raise CheckpointError("a module of it stands in two places, expected the tree of one network")
+                    raise CheckpointError("weights", "one of its modules has two places", "the tree of one network")
                 seen.add(id(value))
                 pending.append((f"{path}.", value))
             elif isinstance(value, TensorLayout) and (entries is None or name in entries):
@@ -258,30 +266,30 @@ def _script_tensors(root: ScriptObject, sources: _ScriptSources) -> Iterator[tup
 
 
 class _Mapper:
-    """Turns layouts into tensors that are views of the file.
+    """Makes tensors of layouts, as views of the file.
 
     Neighbouring storages share a mapping, because Python's mmap keeps a file descriptor open for each, and RN50x64 has
-    1,353 tensors; each mapping goes when its last tensor does.
+    1,353 tensors. A mapping is freed with its last tensor.
     """
 
-    def __init__(self, file: BinaryIO, storages: Iterable[Storage], region: Callable[[Storage], _Region]) -> None:
+    def __init__(self, file: BinaryIO, storages: Iterable[Storage], locate: Callable[[Storage], _Region]) -> None:
         self.file_bytes = file.seek(0, io.SEEK_END)
         self.used_bytes = 0
         self.regions: dict[str, _Region] = {}
         for storage in dict.fromkeys(storages):
-            found = region(storage)
-            if found.size >= self.regions.get(storage.key, found).size:
-                self.regions[storage.key] = found
-        self.mapped: dict[str, tuple[mmap.mmap, int]] = {}  # by key, and where the storage begins in it
-        for group in _groups(self.regions):
+            place = locate(storage)
+            if place.size >= self.regions.get(storage.key, place).size:
+                self.regions[storage.key] = place
+        self.mapped: dict[str, tuple[mmap.mmap, int]] = {}  # by key: its mapping, and where the storage begins in it
+        for group in _group_regions(self.regions):
             first, last = self.regions[group[0]], self.regions[group[-1]]
             start = first.offset - first.offset % mmap.ALLOCATIONGRANULARITY
             mapping = mmap.mmap(file.fileno(), last.offset + last.size - start, access=mmap.ACCESS_COPY, offset=start)
             for key in group:
                 self.mapped[key] = mapping, self.regions[key].offset - start
 
-    def tensor(self, layout: TensorLayout) -> torch.Tensor:
-        """A view of the layout's part of the file. Raises CheckpointError where it reaches beyond its storage."""
+    def make_tensor(self, layout: TensorLayout) -> torch.Tensor:
+        """Return a view of the layout's part of the file. Raises CheckpointError where it exceeds its storage."""
         storage, region = layout.storage, self.regions[layout.storage.key]
         itemsize = storage.dtype.itemsize
         first, last = layout.offset, layout.offset
@@ -294,25 +302,29 @@ class _Mapper:
             or len(layout.shape) > MAX_DIMENSIONS
             or min((first, *layout.shape, *layout.stride)) < 0
             or not 0 <= storage.numel * itemsize <= region.size
-            or numel > storage.numel  # repeated elements would cost the file nothing and us memory
+            or numel > storage.numel  # repeated elements cost the file nothing and us memory
             or (numel and last >= storage.numel)
         ):
             raise CheckpointError(
+                "weights",
                 f"a tensor of shape {layout.shape}, stride {layout.stride} and offset {layout.offset} does not fit "
-                f"its storage of {min(storage.numel, region.size // itemsize):,} elements. Fetch the file again."
+                f"its storage of {min(storage.numel, region.size // itemsize):,} elements",
+                remedy=FETCH_AGAIN,
             )
-        self.used_bytes += (last - first + 1) * itemsize if numel else 0  # what lies between strides is read too
+        self.used_bytes += (last - first + 1) * itemsize if numel else 0  # the elements between strides are read too
         if self.used_bytes > MAX_SHARING * self.file_bytes:
             raise CheckpointError(
-                f"its tensors take over {MAX_SHARING} times the file's {self.file_bytes:,} bytes, expected tensors "
-                "that do not share memory. Save the state dict with each tensor cloned."
+                "weights",
+                f"its tensors take over {MAX_SHARING} times the file's {self.file_bytes:,} bytes",
+                "tensors that do not share memory",
+                "Save the state dict with each tensor cloned.",
             )
         if numel == 0:
             return torch.empty(layout.shape, dtype=storage.dtype)
-        flat = self._flat(storage, first, last - first + 1)
+        flat = self._make_flat(storage, first, last - first + 1)
         return flat.as_strided(layout.shape, layout.stride)
 
-    def _flat(self, storage: Storage, first: int, count: int) -> torch.Tensor:
+    def _make_flat(self, storage: Storage, first: int, count: int) -> torch.Tensor:
         mapping, start = self.mapped[storage.key]
         start += first * storage.dtype.itemsize
         if start % storage.dtype.itemsize:  # legacy files do not align their storages
@@ -321,8 +333,8 @@ class _Mapper:
         return torch.frombuffer(mapping, dtype=storage.dtype, count=count, offset=start)
 
 
-def _groups(regions: dict[str, _Region]) -> Iterator[list[str]]:
-    """Keys of neighbouring regions, at most MAX_MAPPINGS groups of about the same size."""
+def _group_regions(regions: dict[str, _Region]) -> Iterator[list[str]]:
+    """Yield the keys of neighbouring regions in at most MAX_MAPPINGS groups of about the same size."""
     share = sum(region.size for region in regions.values()) // MAX_MAPPINGS
     group: list[str] = []
     size = 0
@@ -338,18 +350,18 @@ def _groups(regions: dict[str, _Region]) -> Iterator[list[str]]:
         yield group
 
 
-def _with_tensors(value: Any, mapper: _Mapper) -> Any:
-    """The same value with a tensor for each layout."""
-    done: dict[int, Any] = {}  # by id, so that what is shared is converted once, however often it is referred to
+def _put_tensors(value: Any, mapper: _Mapper) -> Any:
+    """Return the value with a tensor in place of each layout."""
+    done: dict[int, Any] = {}  # by id, so that a shared value is converted once, however many references it has
 
     def convert(value: Any, depth: int) -> Any:
         if depth > MAX_DEPTH:
-            raise CheckpointError(f"its values nest over {MAX_DEPTH} deep, expected a state dict")
+            raise CheckpointError("weights", f"its values nest over {MAX_DEPTH} deep", "a state dict")
         if not isinstance(value, (TensorLayout, dict, list, tuple)):
             return value
         if id(value) not in done:
             if isinstance(value, TensorLayout):
-                done[id(value)] = mapper.tensor(value)
+                done[id(value)] = mapper.make_tensor(value)
             elif isinstance(value, dict):
                 done[id(value)] = {key: convert(item, depth + 1) for key, item in value.items()}
             else:
@@ -359,7 +371,7 @@ def _with_tensors(value: Any, mapper: _Mapper) -> Any:
     return convert(value, 0)
 
 
-def _storages(value: Any) -> Iterator[Storage]:
+def _find_storages(value: Any) -> Iterator[Storage]:
     pending = [value]
     seen: set[int] = set()
     while pending:

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from kit import checkpoints, forks, formula
+from kit.jobs import embed_job
 
 import clip
 
@@ -258,7 +259,7 @@ def test_pictures_that_change_under_the_job_are_rows_or_failure_rows(
 def test_photos_that_go_as_a_whole_are_failure_rows(weights: Path, photos: Path, tmp_path: Path) -> None:
     source, output = tmp_path / "photos", tmp_path / "out"
     shutil.copytree(photos, source)
-    job = clip.EmbedJob(source=source, output=output, model=str(weights), batch_size=1, workers=1, threads=1)
+    job = embed_job(source=source, output=output, model=str(weights), batch_size=1, workers=1, threads=1)
     report = clip.embed(job, lambda _: shutil.rmtree(source, ignore_errors=True))
     rows, failures, _ = contents(output)
     assert sorted(row["id"] for row in rows + failures) == sorted([*GOOD, "05.broken.jpg"])

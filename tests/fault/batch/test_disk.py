@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, forks, formula
+from kit.jobs import embed_job
 
 import clip
 from clip.errors import StoreError
@@ -330,7 +331,7 @@ def test_an_output_that_becomes_read_only_under_the_job_fails_it(job: Job, folde
 
 def test_the_error_is_one_of_ours(photos: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    job = clip.EmbedJob(source=photos, output=out, model=str(weights), threads=1)
+    job = embed_job(source=photos, output=out, model=str(weights), threads=1)
     with pytest.raises(StoreError, match=rf"{out}/\S+: cannot be written \({os.strerror(errno.ENOENT)}\)"):
         clip.embed(job, lambda _: shutil.rmtree(out, ignore_errors=True))
     assert clip.embed(job).written == PICTURES

@@ -68,7 +68,7 @@ def run(out, prepare=None, delay=None, update=False):
             if prepare:
                 prepare()
             source = changed if update else photos
-            clip.embed(clip.EmbedJob(
+            clip.embed(embed_job(
                 source=source, output=out, model=weights, shard_size=int(shard_size), threads=1, update=update
             ))
             code = 0

@@ -8,7 +8,8 @@ import pytest
 import clip
 from clip.errors import StoreError
 from clip.records import Row, Shard
-from clip.retrieval.index_file import FILE, indexed
+from clip.retrieval.index_file import FILE, check_index
+from clip.store.manifest import Manifest
 from clip.store.reader import Store
 from clip.store.writer import StoreWriter
 
@@ -18,15 +19,15 @@ DIM, ROWS, QUERY = 4, 90, np.array([1.0, 2.0, 3.0, 4.0])  # vectors of more than
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("out")
-    writer = StoreWriter(path, {"dim": DIM, "dtype": "float32", "model": "m"})
+    writer = StoreWriter(path, Manifest(dim=DIM, dtype="float32", model="m"))
     writer.begin("input")
     vectors = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(np.float32)
     writer.commit(Shard(0, [], "m"), [Row(f"{n}.jpg", "in", n, n, "JPEG", n) for n in range(ROWS)], vectors, [])
     return path
 
 
-def found(out: Path) -> list[clip.Hit] | None:
-    """The hits, or None where the index is called damaged."""
+def search(out: Path) -> list[clip.Hit] | None:
+    """Return the hits, or None if the index is reported as damaged."""
     try:
         return clip.Index(out).search(vector=QUERY, k=5)
     except StoreError as exc:
@@ -36,8 +37,8 @@ def found(out: Path) -> list[clip.Hit] | None:
 
 
 def test_a_changed_bit_is_an_error_or_changes_nothing(out: Path) -> None:
-    right = found(out)
-    assert right is not None
+    expected = search(out)
+    assert expected is not None
     path = out / "_index" / FILE
     whole = path.read_bytes()
     occupied = [place for place, byte in enumerate(whole) if byte]  # between sections there are zeros
@@ -47,18 +48,18 @@ def test_a_changed_bit_is_an_error_or_changes_nothing(out: Path) -> None:
         changed = bytearray(whole)
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
-        hits = found(out)
-        assert hits in (None, right), place
+        hits = search(out)
+        assert hits in (None, expected), place
         if hits is None:
             noticed.add(place)
     path.write_bytes(whole)
-    assert found(out) == right
+    assert search(out) == expected
     assert noticed >= set(places[-20:]) | set(range(8))
     assert len(noticed) > 0.6 * len(set(occupied[::7]))  # the others lie in vectors that no candidate needed
 
 
 def test_each_vector_is_checked_when_it_is_a_candidate(out: Path) -> None:
-    right = found(out)
+    expected = search(out)
     path = out / "_index" / FILE
     whole = path.read_bytes()
     numbers = Store(out).vectors().tobytes()
@@ -70,29 +71,29 @@ def test_each_vector_is_checked_when_it_is_a_candidate(out: Path) -> None:
         with pytest.raises(StoreError, match="of its vectors is not as it was written"):
             clip.Index(out).search(vector=np.frombuffer(numbers, np.float32).reshape(-1, DIM)[row], k=1)
     path.write_bytes(whole)
-    assert found(out) == right
+    assert search(out) == expected
 
 
 def test_a_file_that_is_cut_is_an_error(out: Path) -> None:
-    assert found(out) is not None
+    assert search(out) is not None
     path = out / "_index" / FILE
     whole = path.read_bytes()
     for size in [*range(0, 40), *range(40, len(whole), 101), *range(len(whole) - 40, len(whole))]:
         path.write_bytes(whole[:size])
-        assert found(out) is None, size
+        assert search(out) is None, size
     path.write_bytes(whole + b"\0")
-    assert found(out) is None
+    assert search(out) is None
     path.write_bytes(whole)
 
 
 def test_a_damaged_index_is_made_again_by_the_command(out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    right = found(out)
+    expected = search(out)
     path = out / "_index" / FILE
     whole = path.read_bytes()
     start = whole.index(Store(out).vectors().tobytes())
     path.write_bytes(whole[: start + 5] + b"\xff\xff" + whole[start + 7 :])
-    _, made = indexed(Store(out))
+    _, made = check_index(Store(out))
     assert made
     assert "damaged" in caplog.text
     assert path.read_bytes() == whole
-    assert found(out) == right
+    assert search(out) == expected

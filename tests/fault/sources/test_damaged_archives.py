@@ -15,9 +15,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
+from kit.jobs import embed_job
 
 import clip
-from clip.jobs.embed import EmbedJob
 from clip.records import Failure, Item, Member
 from clip.sources.source import Source
 
@@ -311,7 +311,7 @@ def test_a_run_over_damaged_archives_ends_with_all_of_it_told(tmp_path: Path) ->
     (tmp_path / "in/empty.zip").touch()
     out = tmp_path / "out"
     before = {path for path in tmp_path.rglob("*")}
-    report = clip.embed(EmbedJob(source=f"{tmp_path}/in/*", output=out, model=str(weights), threads=1))
+    report = clip.embed(embed_job(source=f"{tmp_path}/in/*", output=out, model=str(weights), threads=1))
     ids = pq.read_table(out / "embeddings")["id"].to_pylist()
     failed = pq.read_table(out / "failures")["id"].to_pylist()
     assert (report.written, report.failed, report.read) == (len(ids), len(failed), len(ids) + len(failed))

@@ -18,6 +18,7 @@ from fsspec.asyn import get_loop
 from kit import checkpoints, clouds, forks, forms
 from kit.clouds import Cloud
 from kit.forms import ALL, BAD, NAMES, embedded
+from kit.jobs import embed_job
 
 import clip
 from clip.errors import InputError
@@ -284,9 +285,7 @@ def test_a_run_over_a_server_that_misbehaves_loses_nothing(cloud: Cloud, weights
     assert found[0] == {name: vector for name, vector in expected[0].items() if name not in lasting}
     assert set(found[1]) == lasting | {BAD}
     report = clip.embed(
-        clip.EmbedJob(
-            source="s3://bucket/photos", output=tmp_path / "out", model=str(weights), shard_size=7, update=True
-        )
+        embed_job(source="s3://bucket/photos", output=tmp_path / "out", model=str(weights), shard_size=7, update=True)
     )
     assert (report.read, report.written, report.failed) == (31, 30, 1)
 

@@ -40,7 +40,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_a_file_is_fetched_once_and_hashed_once(tmp_path: Path, hashed: list[Path]) -> None:
     with serving(CONTENT) as server:
-        paths = [locate.cached_file(url_on(server.url), tmp_path) for _ in range(3)]
+        paths = [locate.ensure_cached(url_on(server.url), tmp_path) for _ in range(3)]
         assert len(server.requests) == 1
     assert paths == [str(tmp_path / "tiny.pt")] * 3
     assert hashed == [], "the download has hashed it already"
@@ -78,14 +78,14 @@ def test_a_broken_memory_means_hashing_again(memory: str, tmp_path: Path) -> Non
 def test_a_wrong_file_is_named_and_fetched_again(tmp_path: Path) -> None:
     (tmp_path / "tiny.pt").write_bytes(b"another")
     with serving(CONTENT) as server, pytest.warns(UserWarning, match=r"tiny\.pt: found another sha256"):
-        locate.cached_file(url_on(server.url), tmp_path)
+        locate.ensure_cached(url_on(server.url), tmp_path)
     assert (tmp_path / "tiny.pt").read_bytes() == CONTENT
 
 
 def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "tiny.pt").mkdir()
     with pytest.raises(CheckpointError, match="exists and is not a regular file"):
-        locate.cached_file(url_on("http://127.0.0.1:9"), tmp_path)
+        locate.ensure_cached(url_on("http://127.0.0.1:9"), tmp_path)
 
 
 @pytest.mark.parametrize("variable", locate.OFFLINE)
@@ -95,10 +95,10 @@ def test_without_the_network_a_warm_cache_works_and_a_cold_one_says_what_to_do(
     monkeypatch.setenv(variable, "1")
     url = url_on("http://127.0.0.1:9")
     with pytest.raises(WeightsMissingError, match="forbids") as caught:
-        locate.cached_file(url, tmp_path)
+        locate.ensure_cached(url, tmp_path)
     assert all(word in str(caught.value) for word in (str(tmp_path / "tiny.pt"), SHA256, url))
     (tmp_path / "tiny.pt").write_bytes(CONTENT)
-    assert locate.cached_file(url, tmp_path) == str(tmp_path / "tiny.pt")
+    assert locate.ensure_cached(url, tmp_path) == str(tmp_path / "tiny.pt")
 
 
 def test_a_cache_that_cannot_be_written_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,13 +108,13 @@ def test_a_cache_that_cannot_be_written_is_used_as_it_is(tmp_path: Path, monkeyp
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "write_text", refuse)  # root, as tests may run, is refused nothing
-    assert locate.cached_file(url_on("http://127.0.0.1:9"), tmp_path) == str(tmp_path / "tiny.pt")
+    assert locate.ensure_cached(url_on("http://127.0.0.1:9"), tmp_path) == str(tmp_path / "tiny.pt")
 
 
 CHILD = """
 import sys
 from clip.weights import locate
-print(locate.cached_file(sys.argv[1], sys.argv[2]))
+print(locate.ensure_cached(sys.argv[1], sys.argv[2]))
 """
 
 
@@ -149,7 +149,7 @@ def test_after_kill_9_the_rest_is_fetched(tmp_path: Path) -> None:
         assert not (tmp_path / "tiny.pt").exists()
         left = part.stat().st_size
         assert 0 < left < len(CONTENT)
-        locate.cached_file(url_on(server.url), tmp_path)
+        locate.ensure_cached(url_on(server.url), tmp_path)
         assert [asked for _, asked in server.requests] == [None, f"bytes={left}-"]
     assert (tmp_path / "tiny.pt").read_bytes() == CONTENT
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_an_error_with_the_path_and_the_rest_comes_when_there_is_
         assert process.returncode == 1
         assert f"DownloadError: {tmp_path / 'tiny.pt'}: cannot be written (File too large)" in said
         assert not (tmp_path / "tiny.pt").exists()
-        locate.cached_file(url_on(server.url), tmp_path)
+        locate.ensure_cached(url_on(server.url), tmp_path)
     assert (tmp_path / "tiny.pt").read_bytes() == CONTENT
 
 
@@ -173,11 +173,11 @@ def test_the_environments_proxy_is_asked(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("http_proxy", proxy.url)
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
-        locate.cached_file(f"http://weights.invalid/models/{SHA256}/tiny.pt", tmp_path)
+        locate.ensure_cached(f"http://weights.invalid/models/{SHA256}/tiny.pt", tmp_path)
         assert proxy.requests == [(f"http://weights.invalid/models/{SHA256}/tiny.pt", None)]
 
 
 def test_no_server_at_all_is_a_download_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clip.weights.download.time.sleep", lambda _: None)
     with pytest.raises(DownloadError, match="cannot be reached"):
-        locate.cached_file(url_on("http://127.0.0.1:9"), tmp_path)
+        locate.ensure_cached(url_on("http://127.0.0.1:9"), tmp_path)

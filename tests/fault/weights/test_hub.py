@@ -13,10 +13,9 @@ from kit import formula
 from kit.loopback import Hub, running
 from safetensors.torch import save
 
-import clip
-import clip.engine
-import clip.weights.releases
+from clip.clip import load_model
 from clip.network.records import Checkpoint, PreprocessSettings
+from clip.weights.releases import RELEASES
 
 ARCHITECTURE = formula.TINY["tiny-vit"]
 CONFIG = {
@@ -31,9 +30,10 @@ CONFIG = {
 # Each call prints the features of one image, or the error, as a line of JSON; the network's names lead nowhere.
 CHILD = """
 import dataclasses, json, sys, torch
-import clip, clip.download, clip.weights as w
+import clip
+from clip.weights import download
 from clip.weights.releases import RELEASES, HubCopy
-clip.download.time.sleep = lambda _: None
+download.time.sleep = lambda _: None
 RELEASES["ViT-B/32"] = dataclasses.replace(RELEASES["ViT-B/32"], hub=(HubCopy("acme/tiny", sys.argv[2]),))
 for name in sys.argv[3:]:
     try:
@@ -72,7 +72,7 @@ def weights() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def wanted(weights: dict[str, torch.Tensor]) -> list[float]:
     settings = PreprocessSettings(32)
-    model = clip.engine.load_model(Checkpoint(ARCHITECTURE, dict(weights), settings, "test"), torch.device("cpu"))
+    model = load_model(Checkpoint(ARCHITECTURE, dict(weights), settings, "test"), torch.device("cpu"))
     with torch.no_grad():
         return model.encode_image(torch.ones(1, 3, 32, 32))[0].tolist()
 
@@ -121,7 +121,7 @@ def test_with_no_source_at_all_the_error_says_what_would_do(tmp_path: Path) -> N
     with running(Hub({})) as hub:
         (found,), _ = call(hub.url, tmp_path, "ViT-B/32")
     assert found["error"] == "WeightsMissingError"
-    release = clip.weights.releases.RELEASES["ViT-B/32"]
+    release = RELEASES["ViT-B/32"]
     for word in (release.sha256, str(tmp_path / "cache" / "ViT-B-32.pt"), "acme/tiny", release.url):
         assert word in found["message"]
 

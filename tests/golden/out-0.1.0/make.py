@@ -1,4 +1,4 @@
-"""Make the OUT of version 0.1.0 that tests/unit/store/test_old_out.py opens: run at commit b7724f7, in an empty folder."""
+"""Make the OUT of version 0.1.0 that tests/unit/store/test_old_out.py opens; at commit b7724f7, in an empty folder."""
 
 import io
 import tarfile

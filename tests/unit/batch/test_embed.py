@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import checkpoints, formula
+from kit.jobs import embed_job
 
 import clip
 from clip.batch import embed as embed_module
@@ -40,7 +41,7 @@ from clip.parallel import ByteBudget
 from clip.records import Item, Shard
 from clip.sources import folders
 from clip.sources.source import Source
-from clip.store.lock import locked
+from clip.store.lock import hold_lock
 from clip.store.writer import PartWriter, StoreWriter
 
 TOLERANCE = 1e-5
@@ -71,7 +72,7 @@ def expected(weights_path: Path, photos: Path) -> np.ndarray:
 
 def job(photos: Path, output: Path, weights_path: Path, **choices: Any) -> EmbedJob:
     choices = {"threads": 1} | choices  # so small a network gains nothing from more
-    return EmbedJob(source=str(photos), output=output, model=str(weights_path), **choices)
+    return embed_job(source=str(photos), output=output, model=str(weights_path), **choices)
 
 
 def rows(output: Path, folder: str = "embeddings") -> list[dict[str, Any]]:
@@ -492,7 +493,7 @@ def test_failures_of_an_earlier_run_count(photos: Path, weights_path: Path, tmp_
 
 
 def test_two_jobs_on_one_output_are_one_too_many(photos: Path, weights_path: Path, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(StoreBusyError, match="is at work there"):
+    with hold_lock(tmp_path), pytest.raises(StoreBusyError, match="is at work there"):
         clip.embed(job(photos, tmp_path, weights_path))
     assert clip.embed(job(photos, tmp_path, weights_path)).read == 13
 
@@ -505,7 +506,7 @@ def test_two_jobs_on_one_output_are_one_too_many(photos: Path, weights_path: Pat
 )
 def test_a_job_that_asks_for_nothing_is_refused_when_it_is_made(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
-        EmbedJob(source="in", output="out", **wrong)
+        embed_job(source="in", output="out", **wrong)
 
 
 def _encoded(format_name: str, n: int) -> bytes:

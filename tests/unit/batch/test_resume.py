@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
+from kit.jobs import embed_job
 
 import clip
 from clip.atomic_files import atomic_write
@@ -23,11 +24,10 @@ from clip.batch import run as run_module
 from clip.batch.decode import Decoding
 from clip.batch.verify import verify
 from clip.errors import InputError, StoreBusyError, StoreError, TooManyFailuresError
-from clip.jobs.embed import EmbedJob
 from clip.jobs.verify import VerifyJob
 from clip.records import Item
 from clip.sources.source import Source
-from clip.store.lock import locked, process_began
+from clip.store.lock import hold_lock, read_process_start
 from clip.store.plan import Plan
 from clip.store.writer import StoreWriter
 
@@ -50,7 +50,7 @@ def draw(folder: Path, count: int, first: int = 0, prefix: str = "") -> Path:
 
 def run(source: Path, output: Path, weights_path: Path, **choices: Any) -> clip.EmbedReport:
     choices = {"threads": 1, "shard_size": 4} | choices
-    return clip.embed(EmbedJob(source=source, output=output, model=str(weights_path), **choices))
+    return clip.embed(embed_job(source=source, output=output, model=str(weights_path), **choices))
 
 
 def vectors(output: Path) -> dict[str, np.ndarray]:
@@ -191,7 +191,7 @@ def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) ->
 
 
 def test_a_lock_that_is_gone_is_lost(tmp_path: Path) -> None:
-    with locked(tmp_path) as lock:
+    with hold_lock(tmp_path) as lock:
         lock.check()
         (tmp_path / ".lock").unlink()
         with pytest.raises(StoreBusyError, match="another job has taken it over"):
@@ -220,7 +220,7 @@ def test_a_job_whose_lock_was_taken_while_it_listed_replaces_nothing(
 def test_a_process_that_nobody_waited_for_holds_no_lock() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     deadline = time.monotonic() + 20
-    while process_began(child.pid) is not None:
+    while read_process_start(child.pid) is not None:
         assert time.monotonic() < deadline, "it has ended, and its parent has not asked"
         time.sleep(0.01)
     assert Path(f"/proc/{child.pid}").exists()
@@ -269,7 +269,7 @@ def test_a_picture_that_does_not_fit_into_memory_is_a_failure_row(
 def test_a_time_for_a_picture_that_no_clock_holds_is_refused() -> None:
     for seconds in (float("inf"), 1e7, 0, -1, float("nan")):
         with pytest.raises(InputError, match="max_seconds"):
-            EmbedJob(source="a", output="b", isolate=True, max_seconds=seconds)
+            embed_job(source="a", output="b", isolate=True, max_seconds=seconds)
 
 
 def test_failures_that_an_update_keeps_count(weights_path: Path, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_failures_stand_in_the_order_of_the_input(tmp_path: Path) -> None:
     for n in (1, 3, 5):
         (photos / f"0{n}.png").write_bytes(b"broken")
     weights = checkpoints.write(tmp_path, texts=False, projection=0.0)
-    clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1))
+    clip.embed(embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1))
     table = pq.read_table(tmp_path / "out/failures")
     assert table["id"].to_pylist() == [f"0{n}.png" for n in range(6)]
     assert table["stage"].to_pylist() == ["encode", "open"] * 3
@@ -359,4 +359,4 @@ def test_a_job_says_what_it_was_asked_for_with_stop(weights_path: Path, tmp_path
     (photos / "00.png").write_bytes(b"broken")
     with pytest.raises(TooManyFailuresError, match="expected at most 0 to"):
         run(photos, tmp_path / "out", weights_path, on_failure="stop")
-    assert dataclasses.asdict(EmbedJob(source="a", output="b"))["on_failure"] == "record"
+    assert dataclasses.asdict(embed_job(source="a", output="b"))["on_failure"] == "record"

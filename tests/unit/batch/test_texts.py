@@ -17,16 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import checkpoints, formula
+from kit.jobs import embed_job
 
 import clip
 from clip.batch import run as run_module
 from clip.batch.verify import verify
 from clip.encoder import Encoder
 from clip.errors import InputError, StoreError, StoreMismatchError, TooManyFailuresError
-from clip.jobs.embed import EmbedJob
 from clip.jobs.export import ExportJob
 from clip.jobs.verify import VerifyJob
-from clip.records import Columns, Item, Row
+from clip.jobs.options import Columns
+from clip.records import Item, Row
 from clip.sources.source import Source
 from clip.store.export import export
 from clip.store.parts import PartWriter, embedding_schema
@@ -67,7 +68,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def embedded(output: Path, weights: Path, *inputs: str | Path, **choices: Any) -> tuple[pa.Table, list[dict[str, Any]]]:
     choices = {"threads": 1, "shard_size": 4} | choices
-    report = clip.embed(EmbedJob(source=inputs, output=output, model=str(weights), **choices))
+    report = clip.embed(embed_job(source=inputs, output=output, model=str(weights), **choices))
     rows, failures = pq.read_table(output / "embeddings"), pq.read_table(output / "failures").to_pylist()
     assert (report.read, report.written, report.failed) == (rows.num_rows + len(failures), rows.num_rows, len(failures))
     return rows, failures
@@ -352,7 +353,7 @@ def test_what_has_no_columns_is_refused_where_they_are_asked_for(weights: Path, 
 )
 def test_options_that_do_not_go_together(choices: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        EmbedJob(source="a.csv", output="out", **choices)
+        embed_job(source="a.csv", output="out", **choices)
 
 
 def test_later_tables_are_cast_to_the_types_of_the_first(weights: Path, photos: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from kit import checkpoints, formula
+from kit.jobs import embed_job, tune_job
 
 import clip
 from clip.batch import embed as embed_module
@@ -20,9 +21,9 @@ from clip.cli.main import cli
 from clip.encoder import Encoder
 from clip.engine.backend_openvino import usable_precisions
 from clip.errors import InputError
-from clip.jobs.embed import EmbedJob, Progress
+from clip.jobs.embed import Progress
 from clip.jobs.options import FAST_COSINE
-from clip.jobs.tune import SettingRow, TuneJob, TuneReport
+from clip.jobs.tune import SettingRow, TuneReport
 
 PICTURES = 40
 
@@ -62,7 +63,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(weights: Path, photos: Path) -> TuneReport:
-    return tune(TuneJob(source=photos, model=str(weights), threads=1, workers=1, pictures=32))
+    return tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, pictures=32))
 
 
 def test_each_setting_of_the_machine_is_measured_once(report: TuneReport) -> None:
@@ -109,12 +110,14 @@ def test_neighbours_are_counted() -> None:
 
 @pytest.mark.skipif("int8" not in usable_precisions(), reason="this processor has no products of 8-bit integers")
 def test_outliers_make_int8_fail_and_it_is_not_chosen(outliers: Path, photos: Path, tmp_path: Path) -> None:
-    found = tune(TuneJob(source=photos, model=str(outliers), threads=1, workers=1, pictures=32))
+    found = tune(tune_job(source=photos, model=str(outliers), threads=1, workers=1, pictures=32))
     int8 = [row for row in found.rows if row.precision == "int8"]
     assert int8
     assert not any(row.within for row in int8), int8
     assert found.best.precision != "int8"
-    clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(outliers), threads=1, min_cosine=FAST_COSINE))
+    clip.embed(
+        embed_job(source=photos, output=tmp_path / "out", model=str(outliers), threads=1, min_cosine=FAST_COSINE)
+    )
     manifest = clip.Store(tmp_path / "out").manifest
     assert manifest["precision"] != "int8"
     assert {
@@ -125,7 +128,7 @@ def test_outliers_make_int8_fail_and_it_is_not_chosen(outliers: Path, photos: Pa
 def test_where_nothing_fast_stays_within_the_bound_it_is_exact_and_says_so(
     weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = tune(TuneJob(source=photos, model=str(weights), threads=1, workers=1, pictures=16))
+    one = tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, pictures=16))
     rows = tuple(replace(row, min_cosine=0.5, within=False) if n else row for n, row in enumerate(one.rows))
     poor = replace(one, rows=rows, best=rows[0])
     monkeypatch.setattr(embed_module, "tune", lambda _job, _told: poor)
@@ -134,7 +137,7 @@ def test_where_nothing_fast_stays_within_the_bound_it_is_exact_and_says_so(
     def note(progress: Progress) -> None:
         told.extend([progress.told] if progress.told else [])
 
-    clip.embed(EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99), note)
+    clip.embed(embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99), note)
     assert told == ["nothing faster stays within a cosine of 0.999 on 16 images: exact"]
     manifest = clip.Store(tmp_path / "out").manifest
     assert (manifest["precision"], manifest["decode"]) == ("reference", "exact")
@@ -150,7 +153,9 @@ def test_a_run_takes_what_was_chosen_and_keeps_it_when_it_is_gone_on_with(
     fast = row_of(report, decode="fast", images_per_s=1e9, min_cosine=0.9999)
     chosen = replace(report, min_cosine=0.99, rows=(report.rows[0], fast), best=fast)
     monkeypatch.setattr(embed_module, "tune", lambda _job, _told: chosen)
-    job = EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99, shard_size=7)
+    job = embed_job(
+        source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99, shard_size=7
+    )
     clip.embed(job)
     before = clip.Store(tmp_path / "out").manifest
     assert before["decode"] == "fast"
@@ -169,8 +174,8 @@ def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photo
         archive.add(photos, "photos")
     given: dict[str, Any] = {"model": str(weights), "threads": 1, "workers": 1, "images": 16}
     for source, more in ((tmp_path / "a.csv", {"column": "two", "root": str(photos)}), (tmp_path / "a.tar", {})):
-        assert tune(TuneJob(source=source, **given, **more)).pictures == 16
-    job = EmbedJob(
+        assert tune(tune_job(source=source, **given, **more)).pictures == 16
+    job = embed_job(
         source=tmp_path / "a.csv",
         output=tmp_path / "out",
         model=str(weights),
@@ -191,7 +196,7 @@ def test_a_choice_outlives_updates(
     monkeypatch.setattr(embed_module, "tune", lambda _job, _told: chosen)
     photos = tmp_path / "photos"
     photos.mkdir()
-    job = EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99)
+    job = embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99)
     for n in range(3):
         formula.picture(n, 50, 40).save(photos / f"{n}.png")
         assert clip.embed(job if n == 0 else replace(job, update=True)).read == n + 1
@@ -203,7 +208,7 @@ def test_what_cannot_be_measured_is_embedded_exactly(weights: Path, tmp_path: Pa
     (tmp_path / "photos").mkdir()
     formula.picture(1, 50, 40).save(tmp_path / "photos/a.png")
     told: list[str] = []
-    job = EmbedJob(
+    job = embed_job(
         source=tmp_path / "photos", output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.9, isolate=True
     )
     assert clip.embed(job, lambda progress: told.append(progress.told)).written == 1
@@ -216,7 +221,7 @@ def test_a_precision_that_does_not_run_this_network_is_left_out(
 ) -> None:
     monkeypatch.setattr(tune_module, "usable_precisions", lambda _: ["fp32", "fp8"])
     told: list[str] = []
-    found = tune(TuneJob(source=photos, model=str(weights), threads=1, workers=1, pictures=16), told.append)
+    found = tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, pictures=16), told.append)
     assert [(row.precision, row.decode) for row in found.rows] == [("reference", "exact"), ("reference", "fast")]
     assert any(line.startswith("left out: precision 'fp8'") for line in told)
 
@@ -237,17 +242,17 @@ def test_a_precision_that_does_not_run_this_network_is_left_out(
 )
 def test_bounds_that_make_no_sense(choices: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        EmbedJob(**{"source": "a", "output": "out"} | choices)
+        embed_job(**{"source": "a", "output": "out"} | choices)
 
 
 def test_too_few_pictures_are_told(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images: found 3, expected at least 16"):
-        TuneJob(source=tmp_path, pictures=3)
+        tune_job(source=tmp_path, pictures=3)
     with pytest.raises(InputError, match="workers: found -1, expected at least 1"):
-        TuneJob(source=tmp_path, workers=-1)
+        tune_job(source=tmp_path, workers=-1)
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"no image that can be decoded|found 0 images"):
-        tune(TuneJob(source=tmp_path, model=str(weights), threads=1))
+        tune(tune_job(source=tmp_path, model=str(weights), threads=1))
 
 
 def test_the_command_prints_a_table_or_json(weights: Path, photos: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
+from kit.jobs import embed_job
 
 import clip
 from clip.batch.decode import Decoding
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos/02.broken.png").write_bytes(b"no image")
     weights = checkpoints.write(folder, texts=False)
     clip.embed(
-        clip.EmbedJob(
+        embed_job(
             source=folder / "photos", output=folder / "out", model=str(weights), shard_size=3, threads=1, batch_size=2
         )
     )
@@ -137,7 +138,7 @@ def test_a_sample_finds_pictures_that_changed_since(folder: Path, tmp_path: Path
     photos = tmp_path / "photos"
     shutil.copytree(folder / "photos", photos)
     weights = next(folder.glob("*.pt"))
-    job = clip.EmbedJob(source=photos, output=tmp_path / "out", model=str(weights), threads=1)
+    job = embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1)
     clip.embed(job)
     (photos / "00.png").write_bytes(b"no image any more")
     (photos / "02.broken.png").write_bytes((photos / "01.png").read_bytes())
@@ -178,7 +179,7 @@ def test_a_sample_is_by_its_seed(folder: Path) -> None:
 
 def test_raw_vectors_need_not_be_of_length_one(folder: Path, tmp_path: Path) -> None:
     weights = next(folder.glob("*.pt"))
-    job = clip.EmbedJob(
+    job = embed_job(
         source=folder / "photos", output=tmp_path, model=str(weights), threads=1, normalize=False, dtype="float16"
     )
     clip.embed(job)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clip.engine import backend_cuda
-from clip.engine.backend_cuda import CudaGraph
+from clip.engine.backend_cuda import CudaGraph, describe_cause
 
 CPU = torch.device("cpu")
 
@@ -135,8 +135,26 @@ def test_where_the_compiler_fails_the_graph_runs_uncompiled(
     batch = inputs(4)
     assert torch.equal(graph(*batch), recorder.compute(*batch))
     assert [record.message for record in caplog.records] == [
-        "torch.compile failed (Failed to find C compiler); the graph runs uncompiled"
+        "torch.compile failed (RuntimeError: Failed to find C compiler); the graph runs uncompiled"
     ]
+
+
+def test_a_failure_of_the_compiler_is_told_by_its_first_cause() -> None:
+    """torch wraps it, and its own message ends its first line before the cause."""
+
+    def backend(*_: Any) -> Any:
+        try:
+            raise OSError(2, "No such file: gcc")
+        except OSError as exc:
+            raise ImportError("a line\nand more") from exc
+
+    with pytest.raises(Exception, match="backend='backend' raised:\n") as caught:
+        torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(2))
+    torch.compiler.reset()
+    assert describe_cause(caught.value) == "FileNotFoundError: [Errno 2] No such file: gcc"
+    assert describe_cause(ValueError("\n  the first line  \nthe second")) == "ValueError: the first line  "
+    assert describe_cause(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert len(describe_cause(ValueError("a" * 1000))) == backend_cuda.MAX_REASON
 
 
 def test_memory_that_runs_out_in_the_compiler_is_not_taken_for_a_failure_of_it(recorder: Recorder) -> None:

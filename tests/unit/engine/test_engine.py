@@ -17,12 +17,14 @@ from kit import checkpoints, formula
 
 import clip
 from clip.engine import backend_cuda, backend_openvino, backend_torch, devices
-from clip.engine.backend_cuda import full_wave_batch, padded_size, with_fp8_blocks
+from clip.engine.backend import Backend
+from clip.engine.backend_cuda import CudaBackend, full_wave_batch, padded_size, round_blocks_to_fp8
 from clip.engine.backend_torch import Fp8Linear, TorchOps, cpu_batch_size, to_fp8
 from clip.engine.devices import make_backend, usable_precisions
 from clip.engine.engine import Engine
 from clip.engine.fold import LeanViT, Linear, fold_image_tower
 from clip.errors import DeviceError, InputError
+from clip.images.preprocess import normalize_pixels
 from clip.model import QuickGELU, load_weights
 from clip.network.records import Architecture, PreprocessSettings
 
@@ -90,7 +92,7 @@ TEXTS: dict[str, Engine] = {}
 def test_bytes_and_normalised_floats_give_the_same(name: str) -> None:
     made = make_engine(name)
     images = pictures(3, made.settings.resolution_px)
-    floats = clip.preprocess.normalize_pixels(images, made.settings)
+    floats = normalize_pixels(images, made.settings)
     expected = made.encode_pixels(images)
     assert error(made.encode_image(floats), expected) < TOLERANCE
     assert error(made.encode_image(floats.double()), expected) < TOLERANCE
@@ -155,7 +157,7 @@ def test_a_word_that_is_no_precision_is_refused() -> None:
 
 
 def test_the_devices_of_this_machine_are_listed() -> None:
-    rows = devices.devices()
+    rows = devices.list_devices()
     assert rows[0].device == "cpu"
     assert rows[0].precisions[0] == "fp32"
     assert all(row.name and row.backend for row in rows)
@@ -183,8 +185,8 @@ def test_pictures_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         make_engine().encode_image(torch.zeros(shape))
 
 
-class FullMemory:
-    """A back end on which batches above a size do not fit, told in the words of some library."""
+class FullMemory(Backend):
+    """A back end on which batches above a size do not fit, as some library reports it."""
 
     name, device, precision, dtype = "test", CPU, "fp32", torch.float32
 
@@ -230,8 +232,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
     assert backend.sizes == [8, 4, 2, 2, 2, 2, 2, 1]
     assert made.batch_size == 2
     assert [record.message for record in caplog.records] == [
-        "cpu: out of memory for a batch of 8; going on with 4",
-        "cpu: out of memory for a batch of 4; going on with 2",
+        "cpu: out of memory for a batch of 8; continuing with 4",
+        "cpu: out of memory for a batch of 4; continuing with 2",
     ]
 
 
@@ -283,10 +285,10 @@ def test_a_single_picture_that_does_not_fit_is_an_error_and_others_come_through(
     architecture = formula.TINY["tiny-vit"]
     weights = formula.state_dict(architecture)
     made = Engine(weights, architecture, PreprocessSettings(32), FullMemory(0, MemoryError("no room")))
-    with pytest.raises(DeviceError, match=r"cpu: out of memory for a batch of 1.*\(no room\)"):
+    with pytest.raises(DeviceError, match=r"cpu: out of memory for a batch of 1 \(no room\)\. Free some"):
         made.encode_pixels(pictures(2, 32))
     made = Engine(weights, architecture, PreprocessSettings(32), FullMemory(0, MemoryError()))
-    with pytest.raises(DeviceError, match=r"cpu: out of memory for a batch of 1.*\(MemoryError\)"):
+    with pytest.raises(DeviceError, match=r"cpu: out of memory for a batch of 1 \(MemoryError\)\. Free some"):
         made.encode_pixels(pictures(2, 32))
     made = Engine(weights, architecture, PreprocessSettings(32), FullMemory(0, RuntimeError("another fault")))
     with pytest.raises(RuntimeError, match="another fault"):
@@ -365,7 +367,7 @@ def test_fp8_is_for_the_blocks_of_large_vits() -> None:
     placed = backend_torch.place(exact, torch.Tensor.bfloat16)
     assert isinstance(placed, LeanViT)
     assert isinstance(exact, LeanViT)
-    large = with_fp8_blocks(placed, exact)
+    large = round_blocks_to_fp8(placed, exact)
     kinds = [type(block.qkv) for block in large.stack.blocks]
     assert kinds == [Linear, Fp8Linear]
     assert {block.qkv.scale.dtype for block in large.stack.blocks[1:]} == {torch.float32}
@@ -379,8 +381,7 @@ def test_fp8_is_for_the_blocks_of_large_vits() -> None:
 
 @pytest.mark.parametrize(("name", "what"), [("tiny-vit", "ViT 64 wide"), ("tiny-rn", "ResNet 16 wide")])
 def test_fp8_is_refused_where_it_is_no_faster_before_any_work(name: str, what: str) -> None:
-    backend = FullMemory(8, MemoryError())
-    backend.precision = "fp8"
+    backend = CudaBackend(torch.device("cuda", 0), "fp8")
     architecture = formula.TINY[name]
     with pytest.raises(DeviceError, match=f"precision 'fp8': found a {what}, expected a ViT of at least 1024"):
         Engine({}, architecture, PreprocessSettings(32), backend)
@@ -403,7 +404,7 @@ def test_a_gpus_batch_is_by_the_model(name: str, size: int, monkeypatch: pytest.
         multi_processor_count = 132
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Processors)
-    backend = backend_cuda.CudaBackend(torch.device("cuda", 0), "fp16")
+    backend = CudaBackend(torch.device("cuda", 0), "fp16")
     assert backend.batch_size(formula.ARCHITECTURES[name]) == size
 
 

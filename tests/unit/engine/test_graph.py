@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from clip.engine.backend_torch import TorchOps, image_features, place
-from clip.engine.engine import _text_inputs
+from clip.engine.engine import make_text_inputs
 from clip.engine.fold import LeanResNet, fold_image_tower, fold_text_tower
 from clip.engine.graph import resnet_features, text_features, vit_features
 from clip.images.preprocess import normalize_pixels
@@ -96,13 +96,23 @@ def test_texts_cut_behind_the_longest(name: str, lengths: list[int]) -> None:
         model, tower = model_of(architecture, state_dict), fold_text_tower(state_dict, architecture)
         TEXT_TOWERS[name] = (model, tower)
     tokens = texts(lengths)
-    inputs = _text_inputs(tokens, tokens.argmax(dim=-1))
+    inputs = make_text_inputs(tokens, tokens.argmax(dim=-1))
     assert inputs[0].shape[1] == min(77, -(-(max(lengths) + 2) // 8) * 8)
     with torch.no_grad():
         found = text_features(
             TorchOps(torch.float64), tower, *(x.double() if x.is_floating_point() else x for x in inputs)
         )
         assert error(found, model.encode_text(tokens)) < TOLERANCE
+
+
+def test_the_inputs_of_texts_have_their_dtypes_whatever_torchs_default_is() -> None:
+    tokens = texts([3, 5])
+    torch.set_default_dtype(torch.float64)
+    try:
+        inputs = make_text_inputs(tokens, tokens.argmax(dim=-1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [x.dtype for x in inputs] == [torch.int32, torch.int32, torch.int32, torch.float32]
 
 
 TEXT_TOWERS: dict[str, Any] = {}

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
+from kit.jobs import embed_job
 
 import clip
 from clip.batch.verify import verify
 from clip.encoder import Encoder
 from clip.engine import backend_openvino, quantize
 from clip.errors import DeviceError, InputError, StoreError, StoreMismatchError
-from clip.jobs.embed import EmbedJob
 from clip.jobs.verify import VerifyJob
 from clip.store.manifest import CALIBRATION
 
@@ -88,12 +88,12 @@ def test_normalised_pictures_and_texts_go_through_an_int8_encoder_too(vit: Path,
 
 
 def test_pictures_that_cannot_be_quantised_by_are_refused(vit: Path, photos: Path) -> None:
-    with pytest.raises(InputError, match="no image was shown"):
+    with pytest.raises(InputError, match=r"the encoder has no images to quantise by\. Call calibrate"):
         encoder(vit).embed(paths(photos))
     for images in ([], np.zeros((3, 31, 31, 3), np.uint8), np.zeros((3, 32, 32, 3), np.float32)):
         with pytest.raises(InputError, match=r"images: found .* expected some, uint8 \(N, 32, 32, 3\)"):
             encoder(vit).calibrate(images)
-    with pytest.raises(InputError, match="images for another precision, expected int8"):
+    with pytest.raises(InputError, match=r"precision 'fp32' is not quantised by images\. Leave the call out"):
         Encoder(str(vit), device="cpu").calibrate(paths(photos))
     one = encoder(vit)
     one.calibrate(paths(photos)[:2])
@@ -116,7 +116,7 @@ def test_without_nncf_int8_is_not_offered_and_says_what_to_install(
 
 
 def embedded(photos: Path, output: Path, weights: Path, **choices: Any) -> dict[str, list[float]]:
-    job = EmbedJob(
+    job = embed_job(
         source=photos, output=output, model=str(weights), precision="int8", threads=1, shard_size=5, **choices
     )
     report = clip.embed(job)
@@ -129,8 +129,9 @@ def test_a_run_is_quantised_by_its_first_pictures_and_gone_on_with_by_the_same(
 ) -> None:
     found = embedded(photos, tmp_path / "out", vit)
     manifest = clip.Store(tmp_path / "out").manifest
-    assert manifest["computed_in"].startswith("int8+")
-    assert manifest["calibration"]["images"] == 12
+    assert manifest.computed_in.startswith("int8+")
+    assert manifest.calibration is not None
+    assert manifest.calibration["pictures"] == 12
     assert len(np.load(tmp_path / "out" / CALIBRATION)) == 12
     (tmp_path / "out/embeddings/part-00001.parquet").unlink()
     assert embedded(photos, tmp_path / "out", vit) == found
@@ -160,11 +161,11 @@ def test_an_update_keeps_the_calibration_though_the_first_pictures_are_others(vi
     for n in range(4):
         formula.picture(n, 50, 40).save(photos / f"{n}.png")
     job: dict[str, Any] = {"source": photos, "output": tmp_path / "out", "model": str(vit), "precision": "int8"}
-    clip.embed(EmbedJob(**job))
-    before = clip.Store(tmp_path / "out").manifest["calibration"]
+    clip.embed(embed_job(**job))
+    before = clip.Store(tmp_path / "out").manifest.calibration
     formula.picture(9, 50, 40).save(photos / "0.png")
-    assert clip.embed(EmbedJob(**job, update=True)).read == 4
-    assert clip.Store(tmp_path / "out").manifest["calibration"] == before
+    assert clip.embed(embed_job(**job, update=True)).read == 4
+    assert clip.Store(tmp_path / "out").manifest.calibration == before
 
 
 @pytest.mark.parametrize(
@@ -176,10 +177,10 @@ def test_an_update_keeps_the_calibration_though_the_first_pictures_are_others(vi
 )
 def test_options_that_do_not_go_together(choices: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        EmbedJob(source="a", output="out", **choices)
+        embed_job(source="a", output="out", **choices)
 
 
 def test_an_input_without_pictures_cannot_be_quantised_by(vit: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="no image that can be decoded among the first 1, expected some"):
-        clip.embed(EmbedJob(source=tmp_path, output=tmp_path / "out", model=str(vit), precision="int8"))
+        clip.embed(embed_job(source=tmp_path, output=tmp_path / "out", model=str(vit), precision="int8"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from kit import checkpoints, formula
 from kit.in_process import Run, runner
+from kit.jobs import change_job, embed_job
 from PIL import Image
 
 import clip
@@ -32,14 +33,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         formula.picture(n, 40, 40 + n).save(folder / "photos" / name)
     (folder / "photos/dog/bad.png").write_bytes(b"no image")
     model = str(checkpoints.write(folder))
-    clip.embed(clip.EmbedJob(source=folder / "photos", output=folder / "out", model=model, threads=1))
+    clip.embed(embed_job(source=folder / "photos", output=folder / "out", model=model, threads=1))
     return folder
 
 
 def classify(folder: Path, source: str = "out", **choices: Any) -> clip.ClassifyReport:
     model = {} if source == "out" else {"model": str(folder / "tiny-vit.pt")}
-    asked = {"labels": LABELS, "device": "cpu", **model, **choices}
-    return clip.classify(clip.ClassifyJob(source=folder / source, **asked))
+    options = {"labels": LABELS, "device": "cpu", **model, **choices}
+    return clip.classify(clip.ClassifyJob(source=folder / source, **options))
 
 
 def by_id(report: clip.ClassifyReport) -> dict[str, dict[str, float]]:
@@ -111,35 +112,35 @@ def test_the_seven_templates_are_those_of_openai() -> None:
 
 def test_many_labels_are_encoded_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = by_id(classify(folder, templates="openai7"))
-    monkeypatch.setattr("clip.retrieval.classify.TEXTS_AT_A_TIME", 8)
-    monkeypatch.setattr("clip.retrieval.classify.CELLS_AT_A_TIME", 4)
+    monkeypatch.setattr("clip.retrieval.classify.BATCH_TEXTS", 8)
+    monkeypatch.setattr("clip.retrieval.classify.BATCH_CELLS", 4)
     assert_close(by_id(classify(folder, templates="openai7")), whole, 1e-6)
 
 
 @pytest.mark.parametrize("source", ["out", "photos"])
 def test_nothing_is_lost(folder: Path, source: str) -> None:
-    taken: list[clip.Classified] = []
+    rows: list[clip.Classified] = []
     model = None if source == "out" else str(folder / "tiny-vit.pt")
     job = clip.ClassifyJob(source=folder / source, labels=LABELS, k=2, model=model)
-    report = clip.classify(job, taken.append)
+    report = clip.classify(job, rows.append)
     assert (report.read, report.classified, report.failed, report.rows) == (6, 5, 1, ())
-    assert [row.id for row in taken] == ["4.png", "cat/0.png", "cat/1.png", "dog/2.png", "elk/3.png", "dog/bad.png"]
-    assert all(len(row.top) == 2 for row in taken[:-1])
-    assert (taken[-1].top, taken[-1].stage, taken[-1].error) == ((), "open", "ImageError")
-    assert taken[-1].path == str(folder / "photos/dog/bad.png")
-    assert classify(folder, source, k=2).rows == tuple(taken)
+    assert [row.id for row in rows] == ["4.png", "cat/0.png", "cat/1.png", "dog/2.png", "elk/3.png", "dog/bad.png"]
+    assert all(len(row.top) == 2 for row in rows[:-1])
+    assert (rows[-1].top, rows[-1].stage, rows[-1].error) == ((), "open", "ImageError")
+    assert rows[-1].path == str(folder / "photos/dog/bad.png")
+    assert classify(folder, source, k=2).rows == tuple(rows)
     assert len(classify(folder, k=99).rows[0].top) == 3
 
 
-def test_a_picture_that_is_listed_twice_has_two_rows(folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_listed_twice_has_two_rows(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{folder}/photos/4.png\n{folder}/photos/4.png\n")
     job = clip.ClassifyJob(source=tmp_path / "list.txt", labels=LABELS, model=str(folder / "tiny-vit.pt"))
     assert clip.classify(job).read == 2
 
 
 def test_raw_vectors_in_fp16_give_the_same(folder: Path, tmp_path: Path) -> None:
-    job = clip.EmbedJob(source=folder / "photos", output=tmp_path, model=str(folder / "tiny-vit.pt"), threads=1)
-    clip.embed(clip.EmbedJob(**{**vars(job), "normalize": False, "dtype": "float16"}))
+    job = embed_job(source=folder / "photos", output=tmp_path, model=str(folder / "tiny-vit.pt"), threads=1)
+    clip.embed(change_job(job, **{"normalize": False, "dtype": "float16"}))
     report = clip.classify(clip.ClassifyJob(source=tmp_path, labels=LABELS))
     assert_close({k: dict(sorted(v.items())) and v for k, v in by_id(report).items()}, by_id(classify(folder)), 0.05)
 
@@ -149,12 +150,12 @@ def test_the_truth_of_folders_is_counted(folder: Path) -> None:
     truths = {row.id: row.truth for row in report.rows}
     assert truths["cat/0.png"] == "cat"
     assert (truths["elk/3.png"], truths["4.png"], truths["dog/bad.png"]) == ("elk", None, None)
-    assert (report.judged, report.unknown) == (3, ("elk",))
-    taken = {row.id: row.top[0][0] for row in report.rows if row.top}
-    right = sum(taken[own_id] == own_id.split("/")[0] for own_id in ("cat/0.png", "cat/1.png", "dog/2.png"))
-    assert (report.right, report.accuracy) == (right, right / 3)
+    assert (report.evaluated, report.unknown) == (3, ("elk",))
+    predicted = {row.id: row.top[0][0] for row in report.rows if row.top}
+    correct = sum(predicted[own_id] == own_id.split("/")[0] for own_id in ("cat/0.png", "cat/1.png", "dog/2.png"))
+    assert (report.correct, report.accuracy) == (correct, correct / 3)
     assert sum(count for _, _, count in report.confusion) == 3
-    assert ("dog", taken["dog/2.png"], 1) in report.confusion
+    assert ("dog", predicted["dog/2.png"], 1) in report.confusion
     assert classify(folder).accuracy is None
 
 
@@ -164,7 +165,7 @@ def test_the_truth_of_archives_is_the_folder_inside(folder: Path, tmp_path: Path
     report = clip.classify(
         clip.ClassifyJob(source=tmp_path / "a.zip", labels=LABELS, truth="folder-names", model=model)
     )
-    assert (report.read, report.judged, report.unknown) == (6, 3, ("elk",))
+    assert (report.read, report.evaluated, report.unknown) == (6, 3, ("elk",))
 
 
 def test_the_truth_may_be_a_column(folder: Path, tmp_path: Path) -> None:
@@ -174,38 +175,38 @@ def test_the_truth_may_be_a_column(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(part).append_column("kind", kinds), part)
     report = clip.classify(clip.ClassifyJob(source=tmp_path / "out", labels=LABELS, truth="kind"))
     assert [row.truth for row in report.rows] == ["cat", None, "boat", "fish", "dog", None]
-    assert (report.judged, report.unknown) == (3, ("fish",))
+    assert (report.evaluated, report.unknown) == (3, ("fish",))
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[ClipError], str]] = {
-    "one label": ({"labels": "cat"}, InputError, "labels 'cat': found 1, expected at least 2"),
-    "a label twice": ({"labels": "cat,dog, cat"}, InputError, "label 'cat' stands twice"),
-    "no place for a label": ({"template": ("a photo",)}, InputError, r"template 'a photo': found no \{\}"),
-    "no such set": ({"templates": "openai8"}, InputError, "templates 'openai8': no such file"),
+    "one label": ({"labels": "cat"}, InputError, "labels: found 1 in 'cat', expected at least 2"),
+    "a label twice": ({"labels": "cat,dog, cat"}, InputError, "labels: 'cat' appears twice"),
+    "no place for a label": ({"template": ("a photo",)}, InputError, r"template: 'a photo' has no \{\}"),
+    "no such set": ({"templates": "openai8"}, InputError, "templates: found 'openai8', expected a file or one of"),
     "two kinds of templates": ({"template": ("{}",), "templates": "openai7"}, InputError, "templates: found single"),
-    "no label told": ({"k": 0}, InputError, "k: found 0"),
-    "no such column": ({"truth": "nope"}, InputError, "truth 'nope': no such column"),
+    "no label asked for": ({"k": 0}, InputError, "k: found 0"),
+    "no such column": ({"truth": "nope"}, InputError, "truth: .* has no column 'nope', expected one of"),
     "a label too long": ({"labels": ("cat", "dog " * 99)}, TextTooLongError, "found 105 tokens"),
     "random weights": ({"untrained": 3}, InputError, "untrained: found 3"),
 }
 
 
 @pytest.mark.parametrize("what", list(WRONG))
-def test_what_makes_no_sense_is_told_in_one_line(folder: Path, what: str) -> None:
+def test_wrong_arguments_are_refused_in_one_line(folder: Path, what: str) -> None:
     choices, error, words = WRONG[what]
-    with pytest.raises(error, match=words) as told:
+    with pytest.raises(error, match=words) as caught:
         classify(folder, **choices)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_other_weights_and_empty_outputs_are_refused(folder: Path, tmp_path: Path) -> None:
     other = checkpoints.write(tmp_path, projection=0.5)
-    with pytest.raises(StoreMismatchError, match="Pass the run's weights with -m"):
+    with pytest.raises(StoreMismatchError, match="Pass the run's weights as model"):
         classify(folder, model=str(other))
     shutil.copytree(folder / "out", tmp_path / "out")
     for name in ("embeddings", "failures"):
         shutil.rmtree(tmp_path / "out" / name)
-    with pytest.raises(StoreError, match="holds no vectors, expected some to classify"):
+    with pytest.raises(StoreError, match=r"holds no vectors\. Embed images into it"):
         clip.classify(clip.ClassifyJob(source=tmp_path / "out", labels=LABELS))
 
 
@@ -215,7 +216,7 @@ def test_labels_come_from_files_and_texts(tmp_path: Path) -> None:
     assert read_labels(file) == read_labels(str(file)) == ("cat", "great white shark", "Über, alles")
     assert read_labels("cat, dog,,a boat ") == ("cat", "dog", "a boat")
     assert read_templates((), None) == (TEMPLATE,)
-    for name, content, words in (("e.txt", b"", "an empty file"), ("l.txt", b"\xff", "cannot be read")):
+    for name, content, words in (("e.txt", b"", "is empty"), ("l.txt", b"\xff", "cannot be read")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=words):
             read_templates((), str(tmp_path / name))
@@ -226,7 +227,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return runner(capsys)
 
 
-def test_the_command_writes_a_line_a_picture_and_a_table(run: Run, folder: Path) -> None:
+def test_the_command_writes_a_line_per_image_and_a_table(run: Run, folder: Path) -> None:
     report = classify(folder, truth="folder-names", k=2)
     flags = ("--labels", "cat,dog,boat", "-k", 2, "--truth", "folder-names", "--device", "cpu")
     code, said, error = run("classify", folder / "out", *flags)
@@ -242,25 +243,25 @@ def test_the_command_writes_a_line_a_picture_and_a_table(run: Run, folder: Path)
     assert lines[0] == "read 6 = classified 5, failed 1"
     assert lines[1] == "of 5, 3 have a truth that is a label; others: 'elk'"
     assert lines[2].split() == ["truth", *LABELS]
-    counts = {(truth, taken): count for truth, taken, count in report.confusion}
+    counts = {(truth, predicted): count for truth, predicted, count in report.confusion}
     for line, truth in zip(lines[3:6], LABELS, strict=True):
         assert line.split() == [truth, *(str(counts.get((truth, label), 0)) for label in LABELS)]
-    assert lines[6] == f"right {report.right} of 3: {report.accuracy:.2%}"
-    told = json.loads(run("classify", folder / "out", *flags, "--json")[2])
-    assert (told["read"], told["accuracy"], told["labels"]) == (6, report.accuracy, list(LABELS))
-    assert [tuple(found) for found in told["confusion"]] == list(report.confusion)
+    assert lines[6] == f"right {report.correct} of 3: {report.accuracy:.2%}"
+    summary = json.loads(run("classify", folder / "out", *flags, "--json")[2])
+    assert (summary["read"], summary["accuracy"], summary["labels"]) == (6, report.accuracy, list(LABELS))
+    assert [tuple(entry) for entry in summary["confusion"]] == list(report.confusion)
 
 
-def test_the_command_classifies_pictures_and_names_what_is_mistaken_most(run: Run, folder: Path) -> None:
+def test_the_command_classifies_images_and_names_the_most_frequent_mistakes(run: Run, folder: Path) -> None:
     labels = ",".join(["cat", "dog", *map(str, range(20))])
     flags = ("-m", folder / "tiny-vit.pt", "--labels", labels, "--truth", "folder-names")
     code, said, error = run("classify", folder / "photos", *flags)
     assert (code, said.count("\n")) == (3, 6)
     wrong = [line for line in error.splitlines() if re.fullmatch(r" +\d+  (cat|dog) taken for .*", line)]
     rows = [json.loads(line) for line in said.splitlines()]
-    judged = [row for row in rows if row.get("truth") in ("cat", "dog")]
+    evaluated = [row for row in rows if row.get("truth") in ("cat", "dog")]
     assert len(wrong) == len(
-        {(row["truth"], row["top"][0]["label"]) for row in judged} - {("cat", "cat"), ("dog", "dog")}
+        {(row["truth"], row["top"][0]["label"]) for row in evaluated} - {("cat", "cat"), ("dog", "dog")}
     )
     (folder / "photos/dog/bad.png").rename(folder / "bad")
     try:
@@ -270,12 +271,12 @@ def test_the_command_classifies_pictures_and_names_what_is_mistaken_most(run: Ru
 
 
 def test_vectors_alone_decide(folder: Path) -> None:
-    """A label's own vector, stored as an image's, is taken for that label."""
+    """The label of an image whose vector is a label's is that label."""
     encoder = clip.Encoder(folder / "tiny-vit.pt", device="cpu")
     features = encoder.encode_text([TEMPLATE.replace("{}", label) for label in LABELS]).numpy()
     assert encoder.logit_scale == pytest.approx(np.exp(4.6052), rel=1e-6)
     from clip.retrieval.classify import _Classifier
 
-    (found,) = _Classifier(encoder, LABELS, (TEMPLATE,)).probabilities(features)
+    (found,) = _Classifier(encoder, LABELS, (TEMPLATE,)).predict(features)
     assert found.argmax(axis=1).tolist() == [0, 1, 2]
     assert found.sum(axis=1) == pytest.approx(1)

@@ -11,15 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from kit.exact import exact_scores, near_zero
 
 import clip
 from clip.errors import StoreBusyError, StoreError
 from clip.records import Row, Shard
 from clip.retrieval import index_file as module
-from clip.retrieval.index_file import FILE, indexed, opened
+from clip.retrieval.index_file import FILE, check_index, open_index
 from clip.retrieval.scan import ScanEngine
+from clip.store.manifest import Manifest
 from clip.store.reader import Store
 from clip.store.writer import StoreWriter
 
@@ -28,12 +30,12 @@ DIM = 6
 
 def write(path: Path, shards: list[tuple[list[str], np.ndarray]], dtype: str = "float32") -> StoreWriter:
     """An output whose shards have these ids and vectors; a row's width is its number."""
-    writer = StoreWriter(path, {"dim": shards[0][1].shape[1], "dtype": dtype, "model": "m"})
+    writer = StoreWriter(path, Manifest(dim=shards[0][1].shape[1], dtype=dtype, model="m"))
     writer.begin("input")
     number = 0
     for index, (ids, vectors) in enumerate(shards):
         rows = [Row(own_id, f"in/{own_id}", number + n, 480, "JPEG", 100) for n, own_id in enumerate(ids)]
-        writer.commit(Shard(index, [], "mark"), rows, vectors.astype(np.float32), [])
+        writer.commit(Shard(index, [], "fingerprint"), rows, vectors.astype(np.float32), [])
         number += len(ids)
     return writer
 
@@ -47,17 +49,13 @@ def three(path: Path, dtype: str = "float32") -> StoreWriter:
 
 
 def oracle(ids: list[str], vectors: np.ndarray, query: np.ndarray, k: int) -> list[tuple[str, float]]:
-    """The k best by fp32 cosine, then by id; each row alone, summed exactly."""
-    found: list[tuple[float, str]] = []
-    length = math.sqrt(math.fsum(x * x for x in query.tolist()))
-    for own_id, row in zip(ids, vectors.astype(float).tolist(), strict=True):
-        dot = math.fsum(x * y for x, y in zip(row, query.tolist(), strict=True))
-        found.append((-float(np.float32(dot / math.sqrt(math.fsum(x * x for x in row)) / length)), own_id))
-    return [(own_id, -negated) for negated, own_id in sorted(found)[:k]]
+    """The k best by their exact scores, then by id."""
+    ranked = sorted((-score, own_id) for score, own_id in zip(exact_scores(vectors, query), ids, strict=True))
+    return [(own_id, -negated) for negated, own_id in ranked[:k]]
 
 
-def hits(found: list[clip.Hit]) -> list[tuple[str, float]]:
-    return [(hit.id, float(np.float32(hit.score))) for hit in found]
+def pairs(hits: list[clip.Hit]) -> list[tuple[str, float]]:
+    return [(hit.id, hit.score) for hit in hits]
 
 
 @pytest.mark.parametrize("engine", ["faiss", "numpy"])
@@ -71,12 +69,13 @@ def test_hits_are_those_of_an_oracle(tmp_path: Path, dtype: str, engine: ScanEng
     for seed in range(5):
         query = np.random.default_rng(seed).standard_normal(DIM)
         for k in (1, 7, 145, 1_000):
-            assert hits(index.search(vector=query, k=k)) == oracle(ids, vectors, query, k)
+            assert pairs(index.search(vector=query, k=k)) == oracle(ids, vectors, query, k)
     (best,) = index.search(vector=1e-300 * vectors[3].astype(float), k=1)
     assert best == clip.Hit(ids[3], f"in/{ids[3]}", 1.0)
 
 
 @settings(max_examples=25, deadline=None)
+@example(seed=40936, count=171, kinds=4, k=2)  # rows v and 3 v, orthogonal to the query: cosines 0 and 3e-17 in float64
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 300), kinds=st.integers(1, 4), k=st.integers(1, 40))
 def test_ties_by_the_hundred_go_by_their_ids(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, kinds: int, k: int
@@ -91,22 +90,46 @@ def test_ties_by_the_hundred_go_by_their_ids(
     query = rng.integers(-3, 4, DIM).astype(float) + 0.5
     expected = oracle(ids, vectors, query, k)
     for engine in ("faiss", "numpy"):
-        assert hits(clip.Index(path, engine=engine).search(vector=query, k=k)) == expected
+        assert pairs(clip.Index(path, engine=engine).search(vector=query, k=k)) == expected
 
 
-def test_an_id_that_stands_twice_is_found_twice(tmp_path: Path) -> None:
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 200), k=st.integers(1, 60))
+@pytest.mark.parametrize("kind", ["orthogonal", "nearly orthogonal", "opposite", "mixed"])
+def test_cosines_near_0_are_ranked_as_in_exact_arithmetic(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, seed: int, count: int, k: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    query = rng.integers(1, 9, DIM).astype(float)
+    vectors = near_zero(kind, rng, query, count)
+    ids = [f"{n:03}" for n in rng.permutation(count)]
+    path = tmp_path_factory.mktemp("near-0")
+    write(path, [(ids[: count // 3], vectors[: count // 3]), (ids[count // 3 :], vectors[count // 3 :])])
+    expected = oracle(ids, vectors, query, k)
+    for engine in ("faiss", "numpy"):
+        index = clip.Index(path, engine=engine)
+        hits = index.search(vector=query, k=k)
+        assert pairs(hits) == expected
+        assert "-0.0" not in {str(hit.score) for hit in hits}
+        for hit in hits[::7]:  # a score as it is shown is a limit that its row passes
+            assert index.search(vector=query, k=k, min_score=float(str(hit.score)))[-1].score == hit.score
+
+
+def test_an_id_that_appears_twice_is_found_twice(tmp_path: Path) -> None:
     write(tmp_path, [(["a", "b"], np.eye(2)), (["a"], np.eye(2)[:1])])
     assert [hit.id for hit in clip.Index(tmp_path).search(vector=[1, 0], k=3)] == ["a", "a", "b"]
 
 
 def test_the_index_is_made_once_and_again_when_parts_change(tmp_path: Path) -> None:
     writer, store, path = three(tmp_path), Store(tmp_path), tmp_path / "_index" / FILE
-    assert indexed(store)[1]
+    assert check_index(store)[1]
     inode = path.stat().st_ino
     before = clip.Index(tmp_path)
-    assert not indexed(store)[1]
+    assert not check_index(store)[1]
     assert path.stat().st_ino == inode
-    writer.commit(Shard(0, [], "mark"), [Row("new", "in/new", 1, 1, "JPEG", 1)], np.ones((1, DIM), np.float32), [])
+    writer.commit(
+        Shard(0, [], "fingerprint"), [Row("new", "in/new", 1, 1, "JPEG", 1)], np.ones((1, DIM), np.float32), []
+    )
     after = clip.Index(tmp_path)
     assert path.stat().st_ino != inode
     assert after.search(vector=np.ones(DIM), k=1) == [clip.Hit("new", "in/new", 1.0)]
@@ -117,13 +140,13 @@ def test_the_index_is_made_once_and_again_when_parts_change(tmp_path: Path) -> N
 def test_an_index_of_another_version_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three(tmp_path)
     monkeypatch.setattr(module, "VERSION", 2)
-    inode = indexed(Store(tmp_path))[0] and (tmp_path / "_index" / FILE).stat().st_ino
+    inode = check_index(Store(tmp_path))[0] and (tmp_path / "_index" / FILE).stat().st_ino
     monkeypatch.setattr(module, "VERSION", 1)
     clip.Index(tmp_path)
     assert (tmp_path / "_index" / FILE).stat().st_ino != inode
 
 
-def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_build_are_removed(tmp_path: Path) -> None:
     three(tmp_path)
     (tmp_path / "_index").mkdir()
     (tmp_path / "_index" / f".{FILE}.0123.tmp").write_bytes(b"half")
@@ -133,25 +156,25 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
 
 def test_parts_that_change_while_they_are_read_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = three(tmp_path)
-    written, changes = module._sections_written, [2]
+    written, changes = module._write_sections, [2]
 
     def disturbed(*arguments: Any) -> bool:
         done = written(*arguments)
         if changes[0]:
             changes[0] -= 1
             row = Row(f"new{changes[0]}", "in/new", 1, 1, "JPEG", 1)
-            writer.commit(Shard(0, [], "mark"), [row], np.ones((1, DIM), np.float32), [])
+            writer.commit(Shard(0, [], "fingerprint"), [row], np.ones((1, DIM), np.float32), [])
         return done
 
-    monkeypatch.setattr(module, "_sections_written", disturbed)
+    monkeypatch.setattr(module, "_write_sections", disturbed)
     assert clip.Index(tmp_path).search(vector=np.ones(DIM), k=1)[0].id == "new0"
     changes[0] = 99
-    writer.commit(Shard(0, [], "mark"), [Row("x", "x", 1, 1, "JPEG", 1)], np.ones((1, DIM), np.float32), [])
-    with pytest.raises(StoreBusyError, match=r"its parts change while they are read, .* Wait for the job"):
+    writer.commit(Shard(0, [], "fingerprint"), [Row("x", "x", 1, 1, "JPEG", 1)], np.ones((1, DIM), np.float32), [])
+    with pytest.raises(StoreBusyError, match=r"its parts change while they are read\. Wait for the job"):
         clip.Index(tmp_path)
 
 
-def test_searching_while_parts_are_replaced_finds_what_stood_at_one_moment(tmp_path: Path) -> None:
+def test_searching_while_parts_are_replaced_finds_the_rows_of_one_moment(tmp_path: Path) -> None:
     """All rows of a moment have one vector, so hits of two moments would differ in score."""
 
     def rows(of: int) -> list[Row]:
@@ -164,7 +187,7 @@ def test_searching_while_parts_are_replaced_finds_what_stood_at_one_moment(tmp_p
         turn = 0
         while not over.wait(0.02):
             turn += 1
-            writer.commit(Shard(0, [], "mark"), rows(turn), np.eye(DIM, dtype=np.float32)[[turn % DIM] * 3], [])
+            writer.commit(Shard(0, [], "fingerprint"), rows(turn), np.eye(DIM, dtype=np.float32)[[turn % DIM] * 3], [])
 
     job = threading.Thread(target=update)
     job.start()
@@ -185,7 +208,7 @@ def test_searching_while_parts_are_replaced_finds_what_stood_at_one_moment(tmp_p
     assert found
 
 
-def test_two_that_make_it_at_a_time_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_that_need_it_at_a_time_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three(tmp_path)
     made: list[None] = []
     write_index = module._write
@@ -215,7 +238,7 @@ def test_where_nothing_can_be_written_the_index_is_a_temporary_file(
     assert "the index is made in a temporary file" in caplog.text
     assert os.listdir(tmp_path / "_index") == [".exact.guard"]
     with pytest.raises(StoreError, match="cannot be written"):
-        indexed(Store(tmp_path))
+        check_index(Store(tmp_path))
 
 
 def test_all_columns_but_vectors_are_kept(tmp_path: Path) -> None:
@@ -239,7 +262,7 @@ def test_parts_of_different_columns_are_refused(tmp_path: Path) -> None:
     three(tmp_path)
     part = tmp_path / "embeddings/part-00002.parquet"
     pq.write_table(pq.read_table(part).rename_columns({"width": "breadth"}), part)
-    with pytest.raises(StoreError, match=r"part-00002.parquet: (its columns are|cannot be read)"):
+    with pytest.raises(StoreError, match=r"part-00002.parquet: (has the columns|cannot be read)"):
         clip.Index(tmp_path)
 
 
@@ -266,9 +289,9 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
 
 def test_memory_is_let_go_of_and_read_again(tmp_path: Path) -> None:
     three(tmp_path)
-    index = opened(Store(tmp_path))
+    index = open_index(Store(tmp_path))
     query = np.eye(DIM)[0]
-    assert index.nearest(query, 145) == index.nearest(query, 145)
+    assert index.find_nearest(query, 145) == index.find_nearest(query, 145)
     index.check()
 
 
@@ -276,13 +299,13 @@ def test_the_header_leaves_room_for_other_kinds(tmp_path: Path) -> None:
     three(tmp_path)
     clip.Index(tmp_path)
     content = (tmp_path / "_index" / FILE).read_bytes()
-    told = json.loads(content[content.rindex(b'{"kind"') : content.rindex(b"}") + 1])
-    assert (told["kind"], told["version"], told["rows"], told["dim"], told["dtype"]) == (
+    header = json.loads(content[content.rindex(b'{"kind"') : content.rindex(b"}") + 1])
+    assert (header["kind"], header["version"], header["rows"], header["dim"], header["dtype"]) == (
         "exact",
         1,
         145,
         DIM,
         "float32",
     )
-    assert list(told["sections"]) == ["codes", "vectors", "rows"]
-    assert told["stamp"]["rows"] == 145
+    assert list(header["sections"]) == ["codes", "vectors", "rows"]
+    assert header["stamp"]["rows"] == 145

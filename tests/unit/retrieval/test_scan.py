@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.exact import exact_scores, near_zero
 
 from clip.retrieval import scan as scan_module
-from clip.retrieval.scan import ScanEngine, candidates, cosines, scan_error, unit_codes
+from clip.retrieval.scan import ScanEngine, bound_scan_error, compute_scores, find_candidates, make_codes
 
 ENGINES: list[ScanEngine] = ["faiss", "numpy"]
 
@@ -21,7 +22,7 @@ def small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan_module, "CHUNK_ROWS", 16)
         patch.setattr(scan_module, "PIECE_ROWS", 5)
-        patch.setattr(scan_module, "EXTRA", 2)
+        patch.setattr(scan_module, "EXTRA_ROWS", 2)
         yield
 
 
@@ -31,11 +32,8 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def oracle(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Cosines in fp32, each number of a row alone. Shapes: (N, D), (D,) -> (N,)."""
-    rows = [[float(x) for x in row] for row in vectors]
-    norms = [math.sqrt(math.fsum(x * x for x in row)) for row in rows]
-    dots = [math.fsum(x * y for x, y in zip(row, query.tolist(), strict=True)) for row in rows]
-    return np.array([dot / norm for dot, norm in zip(dots, norms, strict=True)], np.float32)
+    """Exact scores. Shapes: (N, D), (D,) -> (N,)."""
+    return np.array(exact_scores(vectors, query))
 
 
 @st.composite
@@ -52,6 +50,10 @@ def collections(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     vectors = vectors.astype(np.float32)
     vectors[~vectors.any(axis=1)] = 1
     query = pool[0] + draw(st.sampled_from([0, 1e-4, 1])) * rng.standard_normal(dim)
+    kind = draw(st.sampled_from([None, "orthogonal", "nearly orthogonal", "opposite", "mixed"]))
+    if kind is not None and dim > 1:
+        query = rng.integers(1, 9, dim).astype(float)
+        vectors = near_zero(kind, rng, query, count)
     return vectors, unit(query if np.linalg.norm(query) > 1e-9 else np.ones(dim))
 
 
@@ -62,7 +64,7 @@ def test_candidates_hold_the_k_nearest_and_all_ties(
 ) -> None:
     vectors, query = made
     exact = oracle(vectors, query)
-    found = candidates(unit_codes(vectors), query, k, engine=engine)
+    found = find_candidates(make_codes(vectors), query, k, engine=engine)
     kth = np.sort(exact)[-min(k, len(exact))]
     assert set(np.flatnonzero(exact >= kth)) <= set(found.tolist())
     assert found.tolist() == sorted(set(found.tolist()))
@@ -75,7 +77,7 @@ def test_some_rows_are_searched_as_if_there_were_no_others(
 ) -> None:
     vectors, query = made
     rows = np.flatnonzero(np.random.default_rng(seed).random(len(vectors)) < 0.5)
-    found = candidates(unit_codes(vectors), query, k, rows=rows, engine=engine)
+    found = find_candidates(make_codes(vectors), query, k, rows=rows, engine=engine)
     exact = oracle(vectors, query)
     kth = np.sort(exact[rows])[-min(k, len(rows))] if len(rows) else 0
     assert {row for row in rows.tolist() if exact[row] >= kth} <= set(found.tolist()) <= set(rows.tolist())
@@ -84,7 +86,7 @@ def test_some_rows_are_searched_as_if_there_were_no_others(
 def test_few_candidates_are_enough_where_vectors_differ() -> None:
     vectors = np.random.default_rng(0).standard_normal((2_000, 64)).astype(np.float32)
     for engine in ENGINES:
-        assert len(candidates(unit_codes(vectors), unit(vectors[7]), 10, engine=engine)) < 20
+        assert len(find_candidates(make_codes(vectors), unit(vectors[7]), 10, engine=engine)) < 20
 
 
 @pytest.mark.parametrize("dim", [1, 32, 512, 1024])
@@ -99,13 +101,13 @@ def test_no_score_of_a_scan_is_further_from_the_cosine_than_its_bound(dim: int) 
     for query in (unit(vectors[0]), unit(halfway[0]), unit(vectors[0] ** 9)):
         scores = [place_score for engine in ENGINES for place_score in _all_scores(engine, vectors, query)]
         worst = max(worst, float(np.abs(np.array(scores) - np.tile(oracle(vectors, query), 2).astype(float)).max()))
-    assert worst <= scan_error(dim) < 7e-4
+    assert worst <= bound_scan_error(dim) < 7e-4
     assert worst > 1e-5 or dim == 1  # a unit vector of one number is 1 or -1
 
 
 def _all_scores(engine: ScanEngine, vectors: np.ndarray, query: np.ndarray) -> list[float]:
-    scan = {"faiss": scan_module._faiss_best, "numpy": scan_module._numpy_best}[engine]
-    scores, places = scan(unit_codes(vectors), query.astype(np.float32), len(vectors))
+    scan = {"faiss": scan_module._scan_with_faiss, "numpy": scan_module._scan_with_numpy}[engine]
+    scores, places = scan(make_codes(vectors), query.astype(np.float32), len(vectors))
     return scores[np.argsort(places)].astype(float).tolist()
 
 
@@ -114,32 +116,56 @@ def test_unit_codes_are_rounded_once() -> None:
     middle = Fraction(1) + Fraction(1, 2**11)  # between 1 and its next in fp16
     above = float(middle + Fraction(1, 2**30))
     vectors = np.array([[above * 2.0**-20, 1.0]])  # of length 1 in float64
-    assert unit_codes(vectors)[0, 0] == np.float16(above * 2.0**-20 / math.hypot(above * 2.0**-20, 1))
+    assert make_codes(vectors)[0, 0] == np.float16(above * 2.0**-20 / math.hypot(above * 2.0**-20, 1))
     assert np.float64(above).astype(np.float32).astype(np.float16) == 1.0 != np.float64(above).astype(np.float16)
 
 
-def test_the_cosine_of_a_row_is_the_same_wherever_it_stands() -> None:
-    rng = np.random.default_rng(1)
-    for dim in (1, 2, 3, 5, 512, 513):
-        row, query = rng.standard_normal(dim).astype(np.float32), unit(rng.standard_normal(dim))
-        others = rng.standard_normal((64, dim)).astype(np.float32)
-        found = set[float]()
-        for place in range(64):
-            block = others.copy()
-            block[place] = row
-            found.add(float(cosines(block, query)[place]))
-        assert len(found) == 1
+@given(made=collections())
+def test_scores_are_exact_cosines_in_steps(made: tuple[np.ndarray, np.ndarray]) -> None:
+    vectors, query = made
+    scores = compute_scores(vectors, query)
+    assert scores.tolist() == oracle(vectors, query).tolist()
+    assert compute_scores(-vectors, query).tolist() == (-scores).tolist()
+    assert "-0.0" not in map(str, scores.tolist())
+
+
+@pytest.mark.parametrize("dim", [2, 3, 5, 64, 512, 513])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_equal_vectors_at_the_border_of_a_step_have_equal_scores_in_any_place(dim: int, dtype: type) -> None:
+    """The query is turned until the score changes: there an error of 1e-17 in one of the cosines would show."""
+    rng = np.random.default_rng(dim)
+    row = rng.standard_normal(dim).astype(dtype)
+    other = unit(rng.standard_normal(dim))
+
+    def turned(share: float) -> np.ndarray:
+        return unit(other + share * unit(row))
+
+    def score(share: float) -> float:
+        return float(compute_scores(row[None], turned(share))[0])
+
+    low, high = 0.0, 1e-6
+    assert score(low) < score(high)
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if score(middle) == score(0.0) else (low, middle)
+    others = rng.standard_normal((100, dim)).astype(dtype)
+    for share in (low, high):
+        for count in (1, 2, 3, 64, 100):
+            for place in range(count):
+                block = others[:count].copy()
+                block[[place, place // 2]] = row
+                scores = compute_scores(np.asfortranarray(block) if place % 2 else block, turned(share))
+                assert scores[place] == scores[place // 2] == score(share)
 
 
 def test_without_faiss_numpy_scans(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert scan_module.scan_engine() == "faiss"
+    assert scan_module.choose_engine() == "faiss"
 
     def missing() -> None:
         raise ImportError("no faiss")
 
-    monkeypatch.setattr(scan_module, "_faiss", missing)
-    scan_module.scan_engine.cache_clear()
+    monkeypatch.setattr(scan_module, "_import_faiss", missing)
+    scan_module.choose_engine.cache_clear()
     try:
-        assert scan_module.scan_engine() == "numpy"
+        assert scan_module.choose_engine() == "numpy"
     finally:
-        scan_module.scan_engine.cache_clear()
+        scan_module.choose_engine.cache_clear()

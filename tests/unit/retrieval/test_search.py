@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from kit import checkpoints, formula
 from kit.in_process import Run, runner
+from kit.jobs import change_job, embed_job
 from PIL import Image
 
 import clip
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exif = Image.Exif()
     exif[0x0112] = 6
     formula.quarters(40, 32).save(folder / "photos/turned.png", exif=exif)
-    job = clip.EmbedJob(
+    job = embed_job(
         source=folder / "photos", output=folder / "out", model=str(checkpoints.write(folder)), threads=1, orient="exif"
     )
     assert clip.embed(job).written == 7
@@ -82,7 +83,7 @@ def test_a_text_finds_the_rows_of_the_highest_cosine(folder: Path, index: clip.I
 
 
 @pytest.mark.parametrize("form", ["path", "text", "bytes", "image", "array"])
-def test_a_picture_finds_itself(folder: Path, index: clip.Index, form: str) -> None:
+def test_an_image_finds_itself(folder: Path, index: clip.Index, form: str) -> None:
     path = folder / "photos/3.png"
     forms: dict[str, Any] = {
         "path": path,
@@ -96,13 +97,13 @@ def test_a_picture_finds_itself(folder: Path, index: clip.Index, form: str) -> N
     assert hit.score == pytest.approx(1, abs=1e-6)
 
 
-def test_a_picture_is_read_as_the_run_read_its_own(folder: Path, index: clip.Index) -> None:
+def test_an_image_is_read_as_the_run_read_its_images(folder: Path, index: clip.Index) -> None:
     hit = index.search(image=folder / "photos/turned.png", k=1)[0]
     assert (hit.id, hit.score) == ("turned.png", pytest.approx(1, abs=1e-6))
     assert of(index.search(image=formula.quarters(40, 32), k=7))["turned.png"] < 0.9999
 
 
-def test_several_are_averaged_and_what_is_not_wanted_is_subtracted(
+def test_several_are_averaged_and_negative_texts_are_subtracted(
     folder: Path, index: clip.Index, encoder: clip.Encoder
 ) -> None:
     cat, dog, car, bus = texts(encoder, "a cat", "a dog", "a car", "a bus")
@@ -110,7 +111,7 @@ def test_several_are_averaged_and_what_is_not_wanted_is_subtracted(
     vector = np.arange(1.0, 33)
     query = (cat + dog + photo + unit(vector)) / 4 - (car + bus) / 2
     found = index.search(
-        text=["a cat", "a dog"], image=[folder / "photos/2.png"], vector=vector, without=("a car", "a bus"), k=7
+        text=["a cat", "a dog"], image=[folder / "photos/2.png"], vector=vector, negative=("a car", "a bus"), k=7
     )
     assert of(found) == pytest.approx(expected(folder, query), abs=1e-6)
 
@@ -126,8 +127,8 @@ def test_hits_can_be_limited_by_score_and_by_columns(index: clip.Index) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "nothing": ({}, InputError, "query: found nothing to look for"),
-    "only what is not wanted": ({"without": "x"}, InputError, "query: found nothing to look for"),
-    "what cancels out": ({"text": "x", "without": "x"}, InputError, "query: its parts cancel out"),
+    "only a negative": ({"negative": "x"}, InputError, "query: found nothing to look for"),
+    "what cancels out": ({"text": "x", "negative": "x"}, InputError, "query: its parts cancel out"),
     "no hits asked for": ({"text": "x", "k": 0}, InputError, "k: found 0, expected at least 1"),
     "a score that is none": ({"text": "x", "min_score": float("nan")}, InputError, "min_score: found nan"),
     "a text too long": ({"text": "word " * 99}, TextTooLongError, "text 0 of 1: found 101 tokens"),
@@ -137,21 +138,21 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a vector of NaN": ({"vector": [float("nan")] * 32}, InputError, "vector: has a norm of nan"),
     "an infinite vector": ({"vector": [float("inf")] * 32}, InputError, "vector: has a norm of"),
     "a vector of zeros": ({"vector": [0] * 32}, InputError, "vector: has a norm of 0.0"),
-    "a vector too short": ({"vector": [1.0]}, InputError, r"vector: found an array \(1,\), expected \(32,\)"),
-    "a number": ({"vector": 3}, InputError, r"vector: found an array \(\), expected \(32,\)"),
+    "a vector too short": ({"vector": [1.0]}, InputError, r"vector: found an array of shape \(1,\), expected \(32,\)"),
+    "a number": ({"vector": 3}, InputError, r"vector: found an array of shape \(\), expected \(32,\)"),
     "a vector of words": ({"vector": ["x"] * 32}, InputError, "vector: cannot be read"),
 }
 
 
 @pytest.mark.parametrize("what", list(WRONG))
-def test_a_query_that_makes_no_sense_is_told_in_one_line(index: clip.Index, what: str) -> None:
+def test_a_wrong_query_is_refused_in_one_line(index: clip.Index, what: str) -> None:
     query, error, words = WRONG[what]
-    with pytest.raises(error, match=words) as told:
+    with pytest.raises(error, match=words) as caught:
         index.search(**query)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_picture_whose_end_is_missing_is_told(index: clip.Index, folder: Path, tmp_path: Path) -> None:
+def test_a_truncated_image_is_refused(index: clip.Index, folder: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.png"
     half.write_bytes((folder / "photos/5.png").read_bytes()[:-900])
     with pytest.raises(ImageError, match=r"half\.png: .*truncated"):
@@ -161,26 +162,25 @@ def test_a_picture_whose_end_is_missing_is_told(index: clip.Index, folder: Path,
 
 
 def test_vectors_of_any_length_are_cosines_all_the_same(folder: Path, tmp_path: Path) -> None:
-    job = clip.EmbedJob(
-        source=folder / "photos", output=tmp_path, model=str(folder / "tiny-vit.pt"), threads=1, orient="exif"
-    )
-    clip.embed(dataclasses.replace(job, normalize=False, dtype="float16"))
+    model = str(folder / "tiny-vit.pt")
+    job = embed_job(source=folder / "photos", output=tmp_path, model=model, threads=1, orient="exif")
+    clip.embed(change_job(job, normalize=False, dtype="float16"))
     found = of(clip.Index(tmp_path, device="cpu").search(text="a cat", k=7))
     assert found == pytest.approx(of(clip.Index(folder / "out", device="cpu").search(text="a cat", k=7)), abs=2e-3)
 
 
-def test_an_output_without_rows_is_told(tmp_path: Path, folder: Path) -> None:
+def test_an_output_without_rows_is_refused(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/bad.png").write_bytes(b"no image")
-    clip.embed(clip.EmbedJob(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
-    with pytest.raises(StoreError, match="holds no vectors, expected some to search"):
+    clip.embed(embed_job(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
+    with pytest.raises(StoreError, match=r"holds no vectors\. Embed images into it"):
         clip.Index(tmp_path / "out")
 
 
 def test_other_weights_than_the_run_had_are_refused(folder: Path, tmp_path: Path) -> None:
     other = checkpoints.write(tmp_path, "tiny-vit", projection=0.5)
     index = clip.Index(folder / "out", model=str(other), device="cpu")
-    with pytest.raises(StoreMismatchError, match=r"have sha256 .*, expected .* Pass the run's weights with -m"):
+    with pytest.raises(StoreMismatchError, match=r"have sha256 .*, expected .* Pass the run's weights as model"):
         index.search(text="a cat")
     assert index.search(vector=np.ones(32), k=1)  # needs none
 
@@ -214,7 +214,7 @@ def test_the_command_takes_all_that_a_query_has(
     (tmp_path / "v.json").write_text(json.dumps(vector.tolist()))
     np.save(tmp_path / "v.npy", vector[None].astype(np.float32))
     path = folder / "photos/1.png"
-    expected = index.search(text="a cat", image=path, vector=vector, without="a dog", k=7, where="width > 50")
+    expected = index.search(text="a cat", image=path, vector=vector, negative="a dog", k=7, where="width > 50")
     for name in ("v.json", "v.npy"):
         flags = ("-t", "a cat", "-i", path, "--vector", tmp_path / name, "--not", "a dog", "--where", "width > 50")
         code, said, error = run("search", folder / "out", *flags, "--json", "--device", "cpu")
@@ -232,13 +232,13 @@ REFUSED = {
     "nothing to look for": ([], 2, "query: found nothing to look for"),
     "stdin twice": (["-i", "-", "--vector", "-"], 2, "query: found '-' twice"),
     "two forms": (["-t", "x", "--json", "--csv"], 2, "found several of --json, --csv and --plain"),
-    "no hits": (["-t", "x", "-n", "0"], 2, "k: found 0"),
+    "no hits": (["-t", "x", "-n", "0"], 2, "-n: found 0"),
     "no such column": (["-t", "x", "--where", "nope"], 2, '"nope" not found'),
     "a text too long": (["-t", "word " * 99], 2, "found 101 tokens"),
     "an unreadable image": (["-i", __file__], 2, "expected a format that Pillow decodes"),
     "no vector": (["--vector", __file__], 2, "cannot be read"),
     "a vector that is none": (["--vector", "/dev/null"], 2, "cannot be read"),
-    "a sheet of no format": (["-t", "x", "--contact-sheet", "x.doc"], 2, "contact_sheet: found 'x.doc'"),
+    "a sheet of no format": (["-t", "x", "--contact-sheet", "x.doc"], 2, "--contact-sheet: found 'x.doc'"),
     "a sheet too large": (["-t", "x", "-n", "1001", "--contact-sheet", "x.png"], 2, "1,001 hits, expected at most"),
     "a sheet nowhere": (["-t", "x", "--contact-sheet", "/no/such/folder/x.png"], 1, "cannot be written"),
 }
@@ -253,24 +253,26 @@ def test_the_command_refuses_in_one_line(run: Run, folder: Path, what: str) -> N
     assert "Traceback" not in error
 
 
-def test_the_command_refuses_what_is_no_output_or_other_weights(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_the_command_refuses_a_folder_that_is_no_output_and_other_weights(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
     code, _, error = run("search", tmp_path, "-t", "x")
     assert (code, "holds no manifest.json of ours" in error) == (1, True)
     other = checkpoints.write(tmp_path, projection=0.5)
     code, _, error = run("search", folder / "out", "-t", "x", "-m", other)
-    assert (code, "Pass the run's weights with -m" in error) == (2, True)
+    assert (code, "Pass the run's weights as --model" in error) == (2, True)
 
 
 def test_names_do_nothing_to_a_terminal(run: Run, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     shutil.copy(folder / "photos/1.png", tmp_path / "in/\x1b[2Jé\n.png")
-    clip.embed(clip.EmbedJob(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
+    clip.embed(embed_job(source=tmp_path / "in", output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
     lines = run("search", tmp_path / "out", "-t", "x")[1].splitlines()
     assert len(lines) == 2
     assert lines[1].split()[1] == r"\x1b[2Jé\n.png"
 
 
-def test_a_contact_sheet_shows_the_hits_and_what_cannot_be_read(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_a_contact_sheet_shows_the_hits_and_names_those_it_cannot_read(run: Run, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, colour in {"red.png": (250, 0, 0), "green.png": (0, 250, 0), "gone.png": (0, 0, 250)}.items():
         Image.new("RGB", (50, 40), colour).save(tmp_path / "in" / name)
@@ -278,7 +280,7 @@ def test_a_contact_sheet_shows_the_hits_and_what_cannot_be_read(run: Run, folder
         tar.add(tmp_path / "in/green.png", "green.png")
     (tmp_path / "in/green.png").unlink()
     source = [tmp_path / "in", tmp_path / "in.tar"]
-    clip.embed(clip.EmbedJob(source=source, output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
+    clip.embed(embed_job(source=source, output=tmp_path / "out", model=str(folder / "tiny-vit.pt")))
     (tmp_path / "in/gone.png").unlink()
     query = ("search", tmp_path / "out", "-t", "x", "--json", "--contact-sheet", tmp_path / "hits.png")
     code, said, error = run(*query)
@@ -294,15 +296,13 @@ def test_a_contact_sheet_shows_the_hits_and_what_cannot_be_read(run: Run, folder
     assert "hits.png: 0 hits\n" in run(*query, "--min-score", "2")[2]
 
 
-def test_texts_and_pairs_with_what_they_keep_can_be_searched(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_texts_and_pairs_with_kept_columns_can_be_searched(run: Run, folder: Path, tmp_path: Path) -> None:
     lines = [f"{n}.png,{text},{n}" for n, text in enumerate(["a cat", "a dog", "a boat"])]
     (tmp_path / "list.csv").write_text("\n".join(["file,caption,year", *lines]))
     model = {"model": str(folder / "tiny-vit.pt"), "keep": ("year",), "id_column": "file"}
+    clip.embed(embed_job(source=tmp_path / "list.csv", output=tmp_path / "t", texts=True, column="caption", **model))
     clip.embed(
-        clip.EmbedJob(source=tmp_path / "list.csv", output=tmp_path / "t", texts=True, column="caption", **model)
-    )
-    clip.embed(
-        clip.EmbedJob(
+        embed_job(
             source=tmp_path / "list.csv",
             output=tmp_path / "p",
             column="file",
@@ -331,7 +331,7 @@ def test_the_command_makes_the_index_and_says_whether_it_had_to(run: Run, folder
     shutil.copytree(folder / "out", tmp_path / "out", ignore=shutil.ignore_patterns("_index"))
     vector = tmp_path / "v.json"
     vector.write_text(json.dumps([1.0] * 32))
-    made = f"{tmp_path}/out/_index/exact.index: being made, as there is none of the parts as they are\n"
+    made = f"{tmp_path}/out/_index/exact.index: being made, as none fits the present parts\n"
     assert run("search", tmp_path / "out", "--vector", vector, "-n", 1)[2] == made
     assert run("search", tmp_path / "out", "--vector", vector, "-n", 1)[2] == ""
     shutil.rmtree(tmp_path / "out/_index")
@@ -340,9 +340,9 @@ def test_the_command_makes_the_index_and_says_whether_it_had_to(run: Run, folder
     assert error.startswith(f"{tmp_path}/out/_index/exact.index: 7 rows, 0.0 MB, made in ")
     code, said, error = run("index", tmp_path / "out", "--json")
     assert error == f"{tmp_path}/out/_index/exact.index: 7 rows, 0.0 MB, whole and up to date\n"
-    told = json.loads(said)
-    assert (told["rows"], told["made"]) == (7, False)
-    assert told["size_bytes"] == (tmp_path / "out/_index/exact.index").stat().st_size
+    report = json.loads(said)
+    assert (report["rows"], report["made"]) == (7, False)
+    assert report["size_bytes"] == (tmp_path / "out/_index/exact.index").stat().st_size
 
 
 def test_each_field_of_a_job_has_a_flag_and_each_flag_a_field() -> None:
@@ -363,7 +363,7 @@ def test_each_field_of_a_job_has_a_flag_and_each_flag_a_field() -> None:
 
 def test_a_search_by_vector_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.ones(32))
-    script = "import sys\nfrom clip.cli import main\\ntry: main.main(sys.argv[1:])\n"
+    script = "import sys\nfrom clip.cli import main\ntry: main.main(sys.argv[1:])\n"
     script += "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
     command = [sys.executable, "-c", script, "search", str(folder / "out"), "--vector", str(tmp_path / "v.npy")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

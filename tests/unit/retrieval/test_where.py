@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from clip.errors import InputError, MissingExtraError
-from clip.retrieval.where import matching
+from clip.retrieval.where import filter_rows
 
 TABLE = pa.table(
     {
@@ -36,15 +36,15 @@ TABLE = pa.table(
     ],
 )
 def test_the_rows_for_which_it_is_true_are_found_in_order(condition: str, rows: list[int]) -> None:
-    assert matching(TABLE, condition).tolist() == rows
+    assert filter_rows(TABLE, condition).tolist() == rows
 
 
 def test_many_rows_keep_their_places() -> None:
     chunks = [pa.table({"id": [f"{c}-{n}" for n in range(5_000)], "n": range(c, c + 5_000)}) for c in range(40)]
-    found = matching(pa.concat_tables(chunks), "n % 1000 = 0")
+    found = filter_rows(pa.concat_tables(chunks), "n % 1000 = 0")
     numbers = pa.concat_tables(chunks).column("n").to_pylist()
     assert found.tolist() == [place for place, n in enumerate(numbers) if n % 1000 == 0]
-    assert matching(TABLE.slice(0, 0), "width > 1").tolist() == []
+    assert filter_rows(TABLE.slice(0, 0), "width > 1").tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_many_rows_keep_their_places() -> None:
         ("id = '\udcff'", "surrogate"),
     ],
 )
-def test_what_is_no_condition_is_told_in_one_line(condition: str, words: str) -> None:
-    with pytest.raises(InputError, match=r"expected a condition on the columns id, width, row, a name, the") as told:
-        matching(TABLE, condition)
-    assert words in str(told.value)
-    assert "\n" not in str(told.value)
+def test_another_text_than_a_condition_is_refused_in_one_line(condition: str, words: str) -> None:
+    with pytest.raises(InputError, match=r"expected a condition on the columns id, width, row, a name, the") as caught:
+        filter_rows(TABLE, condition)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -77,18 +77,18 @@ def test_a_condition_reaches_no_file_and_no_variable(source: str, tmp_path: Path
     file.write_text("a,b\n1,2\n")
     table_of_python = TABLE
     assert table_of_python.num_rows
-    told = source.format(file=file, folder=tmp_path)
+    relation = source.format(file=file, folder=tmp_path)
     with pytest.raises(InputError, match=r"Permission Error|Catalog Error"):
-        matching(TABLE, f"(SELECT count(*) FROM {told}) > 0")
+        filter_rows(TABLE, f"(SELECT count(*) FROM {relation}) > 0")
 
 
 @pytest.mark.parametrize("command", ["SET enable_external_access = true", "INSTALL httpfs", "COPY x TO 'y'"])
 def test_a_condition_changes_no_setting(command: str) -> None:
     with pytest.raises(InputError):
-        matching(TABLE, command)
+        filter_rows(TABLE, command)
 
 
 def test_without_duckdb_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
-    with pytest.raises(MissingExtraError, match=r"where: found no duckdb, .* pip install 'clip-turbo\[search\]'"):
-        matching(TABLE, "width > 3")
+    with pytest.raises(MissingExtraError, match=r"where: needs duckdb, .* pip install 'clip-turbo\[search\]'"):
+        filter_rows(TABLE, "width > 3")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from kit import formula
 
 from clip.errors import InputError
-from clip.records import Columns, ContainerPart, Failure, Item, Member
+from clip.jobs.options import Columns
+from clip.records import ContainerPart, Failure, Item, Member
 from clip.sources.kinds import CONTAINERS, ENDINGS, find_container
 from clip.sources.lists import LIST_ENDINGS
 from clip.sources.source import Source

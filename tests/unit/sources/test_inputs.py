@@ -25,11 +25,11 @@ from kit.forms import (
     write_tar,
     write_zip,
 )
+from kit.jobs import change_job, embed_job
 
 import clip
 from clip.batch.verify import verify
 from clip.errors import InputError
-from clip.jobs.embed import EmbedJob
 from clip.jobs.verify import VerifyJob
 from clip.sources.source import Source
 
@@ -83,7 +83,7 @@ def test_a_list_on_stdin(photos: Path, weights: Path, expected: Contents, tmp_pa
 def test_tar_archives(photos: Path, weights: Path, expected: Contents, tmp_path: Path, ending: str, mode: str) -> None:
     path = write_tar(photos, tmp_path / f"a.{ending}", mode, prefix="./")
     check_same(embedded(tmp_path / "out", weights, path), expected, lambda name: f"a.{ending}!{name}")
-    counts = clip.Store(tmp_path / "out").manifest["counts"]
+    counts = clip.Store(tmp_path / "out").manifest.counts
     assert counts == {"read": 31, "written": 30, "failed": 1, "ignored": {"not an image": 1}}
     assert len(list((tmp_path / "out/embeddings").iterdir())) == 1, "a tar is a shard"
 
@@ -159,11 +159,11 @@ def test_ids_that_stand_twice_are_refused_by_both_names_or_kept(photos: Path, we
         (tmp_path / "copy").mkdir()
         (tmp_path / "copy/00.png").write_bytes((photos / NAMES[0]).read_bytes())
         embedded(tmp_path / "out", weights, photos, tmp_path / "copy")
-    asked = EmbedJob(source=tmp_path / "list.txt", output=tmp_path / "kept", model=str(weights), duplicate_ids="keep")
+    asked = embed_job(source=tmp_path / "list.txt", output=tmp_path / "kept", model=str(weights), duplicate_ids="keep")
     assert clip.embed(asked).written == 3
     assert verify(VerifyJob(output=tmp_path / "kept", sample=3)).problems == ()
     with pytest.raises(InputError, match="duplicate_ids='keep' too"):
-        EmbedJob(source="x", output="y", duplicate_ids="keep", update=True)
+        embed_job(source="x", output="y", duplicate_ids="keep", update=True)
 
 
 def test_members_of_one_name_are_told_apart(photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -188,11 +188,11 @@ def test_outputs_of_archives_are_resumed_updated_and_verified(
     assert (report.problems, report.sampled) == ((), 20)
     assert report.read == 62
     before = {path.name: path.stat().st_ino for path in out.glob("embeddings/*")}
-    asked = EmbedJob(source=f"{tmp_path}/*.{ending}", output=out, model=str(weights), threads=1, shard_size=7)
+    asked = embed_job(source=f"{tmp_path}/*.{ending}", output=out, model=str(weights), threads=1, shard_size=7)
     assert clip.embed(asked).resumed == 62
     os.utime(tmp_path / f"1.{ending}", ns=(1, 1))
     make(photos, tmp_path / f"2.{ending}")
-    updated = EmbedJob(**{**vars(asked), "update": True})
+    updated = change_job(asked, **{"update": True})
     report = clip.embed(updated)
     assert (report.read, report.resumed) == (93, 31)
     assert {name: vector for name, vector in contents(out)[0].items() if not name.startswith("2")} == first[0]

@@ -13,11 +13,11 @@ import pytest
 from kit import checkpoints, clouds, forms
 from kit.clouds import Cloud
 from kit.forms import BAD, Contents, check_same, embedded
+from kit.jobs import embed_job
 
 import clip
 from clip.batch.verify import verify
 from clip.errors import InputError
-from clip.jobs.embed import EmbedJob
 from clip.jobs.verify import VerifyJob
 from clip.records import ContainerPart, Item
 from clip.sources.remote import client
@@ -253,11 +253,11 @@ def test_many_requests_are_under_way_and_no_more_than_asked_for(cloud: Cloud, we
 @pytest.mark.parametrize("inputs", ["s3://bucket/photos/00*", "gs://bucket/photos/00*"])
 def test_an_update_reads_what_changed_by_its_etag(cloud: Cloud, weights: Path, tmp_path: Path, inputs: str) -> None:
     job = {"source": inputs, "output": tmp_path / "out", "model": str(weights), "threads": 1, "shard_size": 100}
-    assert clip.embed(EmbedJob(**job)).read == 4
+    assert clip.embed(embed_job(**job)).read == 4
     cloud.files["/bucket/photos/003.jpg"] = bytes(reversed(cloud.files["/bucket/photos/003.jpg"]))  # in the same second
     del cloud.files["/bucket/photos/006.png"]
     cloud.requests.clear()
-    report = clip.embed(EmbedJob(**job, update=True))
+    report = clip.embed(embed_job(**job, update=True))
     assert (report.read, report.removed, report.resumed) == (3, 1, 2)
     assert [path for _, path, _ in cloud.requests if path.endswith(("g", "f"))] == ["/bucket/photos/003.jpg"]
 
@@ -266,17 +266,17 @@ def test_an_update_of_a_list_reads_all_of_it_and_compares_hashes(cloud: Cloud, w
     urls = [f"{cloud.url}/bucket/photos/{name}" for name in NAMES[:9]]
     (tmp_path / "list.txt").write_text("\n".join(urls))
     job = {"source": tmp_path / "list.txt", "output": tmp_path / "out", "model": str(weights), "hashes": True}
-    clip.embed(EmbedJob(**job))
+    clip.embed(embed_job(**job))
     assert {method for method, _, _ in cloud.requests} == {"GET"}
     assert len(cloud.requests) == 9, "nothing is asked for while it is listed"
     cloud.files["/bucket/photos/003.jpg"] = cloud.files["/bucket/photos/009.jpg"]
-    report = clip.embed(EmbedJob(**job, update=True))
+    report = clip.embed(embed_job(**job, update=True))
     assert (report.written, report.resumed) == (9, 8)
 
 
 @pytest.mark.parametrize("form", ["photos", "a.tar", "a.zip", "bytes.parquet"])
 def test_outputs_of_servers_are_verified_and_resumed(cloud: Cloud, weights: Path, tmp_path: Path, form: str) -> None:
-    job = EmbedJob(source=f"s3://bucket/few/{form}", output=tmp_path / "out", model=str(weights), shard_size=9)
+    job = embed_job(source=f"s3://bucket/few/{form}", output=tmp_path / "out", model=str(weights), shard_size=9)
     assert clip.embed(job).written == len(FEW) - 1
     assert verify(VerifyJob(output=tmp_path / "out", sample=9)).problems == ()
     assert clip.embed(job).resumed == len(FEW)

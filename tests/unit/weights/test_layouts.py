@@ -127,9 +127,9 @@ def test_interpolation_and_resize_mode_are_pillows(
         ("model_cfg.vision_cfg.pool_type", "avg", "pool_type"),
         ("model_cfg.vision_cfg.attentional_pool", True, "attentional_pool"),
         ("model_cfg.vision_cfg.qk_norm", True, "qk_norm"),
-        ("model_cfg.vision_cfg.a_new_setting", 1, "a_new_setting is 1, expected 'a setting we know'"),
+        ("model_cfg.vision_cfg.a_new_setting", 1, "a_new_setting is 1, expected a setting we know"),
         ("model_cfg.vision_cfg.norm_kwargs", {"eps": 1e-6}, "norm_kwargs"),
-        ("model_cfg.embed_dim", 64, "embed_dim is 64, and the weights' shapes tell 32"),
+        ("model_cfg.embed_dim", 64, "embed_dim is 64, and 32 by the weights' shapes"),
         ("model_cfg.vision_cfg.layers", 3, "vision_layers is 3"),
         ("model_cfg.vision_cfg.image_size", 64, "image_resolution is 64"),
         ("model_cfg.vision_cfg.mlp_ratio", 4.5, "vision_mlp_width is 288"),
@@ -161,7 +161,7 @@ def test_what_open_clips_configuration_asks_for_and_we_cannot_do_is_refused_by_n
         ("projection_dim", 64, "embed_dim is 64"),
         ("vision_config.patch_size", 16, "vision_patch_size is 16"),
         ("vision_config.num_hidden_layers", 3, "vision_layers is 3|weights"),
-        ("text_config.num_hidden_layers", 1, "tells of .* tensors, and 16 more were found"),
+        ("text_config.num_hidden_layers", 1, "describes .* tensors, and 16 more were found"),
         ("text_config.intermediate_size", 128, "transformer_mlp_width is 128"),
         ("vision_config.num_attention_heads", 5, "vision width"),
     ],
@@ -200,8 +200,9 @@ def test_weights_without_the_configuration_that_they_need_are_refused(tmp_path: 
 def test_a_broken_configuration_is_named(content: bytes, tmp_path: Path) -> None:
     open_clip_folder(tmp_path)
     (tmp_path / "open_clip_config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"open_clip_config\.json: "):
+    with pytest.raises(CheckpointError, match=r"open_clip_config\.json (is not JSON|holds a list)") as caught:
         read_checkpoint(tmp_path)
+    assert caught.value.item == str(tmp_path)
 
 
 def test_weights_in_several_files_are_read_through_their_index(tmp_path: Path) -> None:
@@ -216,8 +217,13 @@ def test_weights_in_several_files_are_read_through_their_index(tmp_path: Path) -
     checkpoint = read_checkpoint(tmp_path)
     assert all(torch.equal(checkpoint.state_dict[key], WEIGHTS[key]) for key in WEIGHTS)
     assert len(checkpoint.files) == 2
+    broken = tmp_path / "model-00002-of-00002.safetensors"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path)
+    assert caught.value.item == str(broken), "which of the files it is"
     index.write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
-    with pytest.raises(CheckpointError, match="names no files beside it"):
+    with pytest.raises(CheckpointError, match="names no files of its folder"):
         read_checkpoint(tmp_path)
 
 
@@ -239,7 +245,7 @@ def test_an_exported_file_gives_the_same_checkpoint(architecture: Architecture, 
 def test_a_header_that_contradicts_its_weights_is_an_error(tmp_path: Path) -> None:
     wrong = replace(ARCHITECTURE, embed_dim=64)
     export(Checkpoint(wrong, WEIGHTS, PreprocessSettings(32), source="test"), tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="header: tells of"):
+    with pytest.raises(CheckpointError, match="header: describes"):
         read_checkpoint(tmp_path / "a.safetensors")
     save_file(WEIGHTS, tmp_path / "b.safetensors", metadata={"clip-turbo": "{}"})
     with pytest.raises(CheckpointError, match="header: not one that clip-turbo wrote"):

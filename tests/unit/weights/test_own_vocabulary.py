@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from kit import formula
+from kit.jobs import embed_job
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -132,7 +133,7 @@ def test_a_job_of_texts_and_its_check_use_it(weights: Path, tmp_path: Path) -> N
     captions = tmp_path / "captions.txt"
     captions.write_text("red star\nstar\nred star star red\n")
     out = tmp_path / "out"
-    job = clip.EmbedJob(source=captions, output=out, model=str(weights), texts=True, device="cpu")
+    job = embed_job(source=captions, output=out, model=str(weights), texts=True, device="cpu")
     assert clip.embed(job).written == 3
     stored = np.stack(pq.read_table(out / "embeddings")["embedding"].to_numpy())
     wanted = clip.Encoder(weights, device="cpu").encode_text(captions.read_text().splitlines())

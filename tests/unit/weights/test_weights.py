@@ -22,7 +22,7 @@ from clip.errors import CheckpointError, CheckpointKeyError, UnknownModelError, 
 from clip.model import CLIP, build_model, convert_weights
 from clip.network.architecture import infer_architecture
 from clip.network.records import Architecture
-from clip.weights.checkpoints import untrained
+from clip.weights.checkpoints import draw_checkpoint
 from clip.weights.releases import RELEASES, Release
 
 TINY = ("tiny-vit", "tiny-rn")
@@ -228,24 +228,25 @@ def small_release(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_untrained_weights_follow_from_the_seed_alone(small_release: str) -> None:
-    first, other = untrained(small_release, 1), untrained(small_release, 2)
+    first, other = draw_checkpoint(small_release, 1), draw_checkpoint(small_release, 2)
     torch.manual_seed(7)
-    again = untrained(small_release, 1)
+    again = draw_checkpoint(small_release, 1)
     assert all(torch.equal(first.state_dict[key], again.state_dict[key]) for key in first.state_dict)
     assert not torch.equal(first.state_dict["text_projection"], other.state_dict["text_projection"])
     assert (first.source, other.source) == ("untrained:1", "untrained:2")
+    assert (first.seed, other.seed) == (1, 2)
     assert first.architecture == SMALLEST["vit"] == infer_architecture(first.state_dict)
 
 
 def test_untrained_weights_leave_torchs_random_numbers_alone(small_release: str) -> None:
     before = torch.get_rng_state()
-    untrained(small_release, 3)
+    draw_checkpoint(small_release, 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_untrained_weights_need_a_released_name() -> None:
     with pytest.raises(UnknownModelError, match="'tiny': not found"):
-        untrained("tiny", 0)
+        draw_checkpoint("tiny", 0)
 
 
 # What is read off the shapes.
@@ -262,6 +263,7 @@ def refusal_of(content: object, path: Path) -> CheckpointError:
     with pytest.raises(CheckpointError) as caught:
         clip.load(path, device="cpu")
     assert isinstance(caught.value, RuntimeError)
+    assert caught.value.item == str(path), "the path once, in place of what the inner error was about"
     assert str(caught.value).startswith(f"{path}: ")
     return caught.value
 
@@ -301,7 +303,11 @@ LONG = "z" * 1_000_000
         ("vit", {"visual.conv1.weight": zeros(63, 3, 16, 16)}, "entries do not fit"),
         ("vit", {"visual.conv1.weight": zeros(64, 3)}, "has shape (64, 3), expected 4 sizes above 0"),
         ("vit", {"visual.conv1.weight": zeros(64, 3, 0, 0)}, "has shape (64, 3, 0, 0)"),
-        ("vit", {"visual.transformer.resblocks.0.attn.in_proj_weight": None}, "vision depth their shapes tell is 0"),
+        (
+            "vit",
+            {"visual.transformer.resblocks.0.attn.in_proj_weight": None},
+            "the vision depth is 0, by the weights' shapes",
+        ),
         ("vit", {"ln_final.bias": None}, "missing ln_final.bias"),
         ("vit", {"logit_scale": zeros(1)}, "logit_scale is (1,) and should be ()"),
         ("vit", {"visual.ln_pre.bias": zeros(32)}, "visual.ln_pre.bias is (32,) and should be (64,)"),

@@ -1,0 +1,57 @@
+"""Flags that mirror the fields of a job: name, default, choices and help come from there."""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+import click
+
+from ..jobs.fields import field_docs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class JobOption(click.Option):
+    """A flag of a job's field, whose help is the field's docstring, read when it is shown."""
+
+    record: type
+    leaf: str
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the flag and its help."""
+        self.help = self.help or field_docs(self.record).get(self.leaf)
+        if self.multiple and self.help and "repeated" not in self.help:
+            self.help += " May be repeated."
+        return super().get_help_record(ctx)
+
+
+def job_option(job: type, field: str, *flags: str, **settings: Any) -> Callable[..., Any]:
+    """Return the decorator of a flag that sets a field of a job, or of a record in it: `limits.max_bytes`."""
+    first, _, leaf = field.rpartition(".")
+    record: type = type(getattr(job, first)) if first else job
+    hints = get_type_hints(record, localns={"Path": str, "Sequence": tuple})
+    kinds = [kind for kind in get_args(hints[leaf]) if kind is not NoneType] or [hints[leaf]]
+    default = getattr(record, leaf, None)
+    if all(isinstance(kind, str) for kind in kinds):
+        settings.setdefault("type", click.Choice(kinds))
+    elif isinstance(default, bool):
+        settings.setdefault("is_flag", True)
+    elif kinds[0] in (int, float):
+        settings.setdefault("type", kinds[0])
+    shown = default not in (None, (), "") and not isinstance(default, bool)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        name = field.replace(".", "__")
+        decorated = click.option(*flags, name, cls=JobOption, default=default, show_default=shown, **settings)(command)
+        option: JobOption = decorated.__click_params__[-1]  # type: ignore[attr-defined]  # where click collects them
+        option.record, option.leaf = record, leaf
+        return decorated
+
+    return decorate
+
+
+def split_names(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001
+    """Return the names in `A,B` of a flag that may be repeated."""
+    return tuple(name for value in values for name in value.split(",") if name)
