@@ -25,8 +25,8 @@ from clip.batch.verify import verify
 from clip.encoder import Encoder
 from clip.errors import InputError, StoreError, StoreMismatchError, TooManyFailuresError
 from clip.jobs.export import ExportJob
-from clip.jobs.verify import VerifyJob
 from clip.jobs.options import Columns
+from clip.jobs.verify import VerifyJob
 from clip.records import Item, Row
 from clip.sources.source import Source
 from clip.store.export import export
