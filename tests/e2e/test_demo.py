@@ -32,7 +32,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
     (folder / "offline").mkdir()
     (folder / "offline" / "sitecustomize.py").write_text(NO_NETWORK)
     environment = {name: value for name, value in os.environ.items() if name != "CLIP_OFFLINE"}
-    environment |= {"PYTHONPATH": str(folder / "offline"), "HOME": str(folder)}
+    environment |= {"HOME": str(folder)}
+    paths = [str(folder / "offline"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     command = [sys.executable, "-m", "clip", "demo", "--seed", "4", "--scenes", str(SCENES)]
     ran = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment)
     assert ran.returncode == 0, ran.stderr
@@ -49,7 +51,7 @@ def test_the_demo_finds_what_it_asks_for(shown: tuple[str, str, Path]) -> None:
     assert len(asked) == len(best) == 3
     assert [match and Path(match[1]).name for match in best] == [paths[caption] for caption in asked]
     assert f"read {SCENES} = written {SCENES}, failed 0" in err
-    parts = [float(part) for part in re.findall(r"right \d+ of \d+: ([\d.]+)%", err)]
+    parts = [float(part) for part in re.findall(r"correct \d+ of \d+: ([\d.]+)%", err)]
     assert len(parts) == 2
     assert min(parts) >= 90
 
@@ -119,4 +121,4 @@ def test_a_list_that_is_not_ours_is_left_alone(found: bytes, run: Run, tmp_path:
 def test_too_few_or_too_many_scenes_are_refused(scenes: int, run: Run, tmp_path: Path) -> None:
     code, _, err = run("demo", "-o", tmp_path / "out", "--scenes", scenes)
     assert (code, (tmp_path / "out").exists()) == (2, False)
-    assert f"scenes: found {scenes:,}, expected 50 to 100,000" in err
+    assert f"--scenes: found {scenes:,}, expected 50 to 100,000" in err

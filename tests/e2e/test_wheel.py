@@ -24,7 +24,7 @@ def test_the_wheel_holds_the_package_its_table_and_its_types_and_nothing_else(wh
         path for path in (ROOT / "src" / "clip").rglob("*") if path.is_file() and path.parent.name != "__pycache__"
     )
     package = {f"clip/{path.relative_to(ROOT / 'src' / 'clip').as_posix()}" for path in files}
-    assert {"clip/merges.bin", "clip/py.typed", "clip/sketch/model.safetensors"} <= package
+    assert {"clip/merges.bin", "clip/py.typed", "clip/weights/sketch.safetensors"} <= package
     assert wheel.stat().st_size < 10_000_000
     assert {name for name in names if ".dist-info/" not in name} == package
 

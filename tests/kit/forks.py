@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-MAX_WALL_S = 30  # of a run, which takes a quarter of a second; one that hangs ends with -SIGALRM
+MAX_WALL_S = 300  # of a run, which takes a quarter of a second; one that hangs ends with -SIGALRM
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ class Hostile(ImageFile.ImageFile):
         elif self.deed == "leave":
             os._exit(3)
         elif self.deed == "hang":
-            time.sleep(1000)
+            if "CLIP_TEST_HANGS" in os.environ:
+                open(os.environ["CLIP_TEST_HANGS"], "w").close()
+            time.sleep(10_000)
         elif self.deed == "hang-with-the-lock":
             ctypes.PyDLL(None).sleep(1000)
         elif self.deed == "eat":
@@ -47,16 +49,17 @@ Image.register_extension("HOSTILE", ".hostile")
 """
 
 
-def write_plugin(folder: Path) -> Path:
-    """The folder, to be put on PYTHONPATH."""
-    (folder / "sitecustomize.py").write_text(PLUGIN)
+def write_plugin(folder: Path, more: str = "") -> Path:
+    """The folder, to be put on PYTHONPATH; `more` is executed too when a process starts."""
+    (folder / "sitecustomize.py").write_text(PLUGIN + more)
     return folder
 
 
-def environment(plugin: Path) -> dict[str, str]:
-    """What processes need to have the plugin."""
+def environment(plugin: Path, hangs: Path | None = None) -> dict[str, str]:
+    """What processes need to have the plugin; an image that hangs makes the file `hangs` when it begins to."""
     return {
         **os.environ,
+        **({} if hangs is None else {"CLIP_TEST_HANGS": str(hangs)}),
         "PYTHONPATH": os.pathsep.join([str(plugin), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
     }
 

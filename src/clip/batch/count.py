@@ -1,4 +1,9 @@
-"""The one check that read = written + failed: what a plan lists beside what the parts hold. Run and verify share it."""
+"""Check that read = written + failed: compare what a plan lists with what the parts of each shard hold.
+
+`clip embed` checks every shard at the end of a run, `clip verify` checks it again, both by `Count.find_error`. Three
+numbers have to agree: the entries that are listed, the entries that the reader counted (kept in the part's metadata),
+and the rows and failure rows.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..records import ContainerPart
-from ..store.parts import EMBEDDINGS, FAILURES, IGNORED, PART, READ, count_rows, read_metadata, read_part
-from ..store.plan import count_members
+from ..store.parts import EMBEDDINGS, FAILURES, FRAMES, IGNORED, PART, READ, count_rows, read_metadata, read_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,47 +24,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expected:
-    """How many entries a shard lists."""
+    """How many entries a shard has by the plan."""
 
-    entries: int | None  # None where a container does not say how many members it has
+    entries: int | None  # of a container its members, ignored ones included; None where it does not say how many
     container: str | None = None  # its id, where the shard is one
+    limit: int | None = None  # of a container: how many images and failures to take at most
 
     @classmethod
     def of(cls, shard: Shard) -> Expected:
         """Count the entries of a shard, of a container its members."""
-        known = [count_members(entry) for entry in shard.entries]
-        container = next((entry.id for entry in shard.entries if isinstance(entry, ContainerPart)), None)
-        return cls(None if None in known else sum(filter(None, known)), container)
+        container = next((entry for entry in shard.entries if isinstance(entry, ContainerPart)), None)
+        if container is None:
+            return cls(len(shard.entries))
+        return cls(container.members, container.id, container.limit)
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many outcomes the two parts of a shard hold, and how many were counted while it was read."""
+    """How many outcomes the two parts of a shard hold, and how many the reader counted."""
 
     rows: int
     failures: int
     ignored: int  # members of a container that are no images
-    read: int | None  # None in parts of version 0.1.0
+    read: int | None  # entries and further frames; None in parts of version 0.1.0
+    frames: int  # of these, frames beyond the first of their file
     ends_early: bool  # whether a failure stands for all the rest of a container
 
     def find_error(self, expected: Expected, frames: Frames) -> str | None:
         """Say what is wrong; None where each entry became a row or a failure row.
 
-        A container that says how many members it has is held to it: outcomes and ignored members make up exactly these,
-        unless a failure stands for the rest. A file of several frames has one outcome for each, and at least one.
+        A container that says how many members it has is held to it: outcomes and ignored members are exactly as many,
+        unless a failure stands for the rest, or the run's limit was reached first.
         """
         outcomes = self.rows + self.failures
         found = f"{self.rows:,} rows and {self.failures:,} failures"
         if self.read is not None and self.read != outcomes:
             return f"{found}, expected {self.read:,} together, as many as were read"
-        if expected.entries is None:
-            return None
-        too_few = outcomes + self.ignored < (1 if self.ends_early else expected.entries)
-        too_many = outcomes + self.ignored > expected.entries and frames == "first"
+        entries = outcomes - self.frames
+        members = entries - self.ends_early + self.ignored
+        limited = expected.limit is not None and entries >= expected.limit
+        too_few = expected.entries is not None and members < expected.entries and not (self.ends_early or limited)
+        too_many = expected.limit is not None and entries > expected.limit
+        too_many |= expected.entries is not None and members > expected.entries
+        if self.read is None and frames == "all":
+            too_many = False  # version 0.1.0 did not count frames
         if not (too_few or too_many):
             return None
+        of = f" of {entries:,} entries" if self.frames else ""
         ignored = f" and {self.ignored:,} ignored" if self.ignored else ""
-        return f"{found}{ignored}, expected {expected.entries:,} together, as many as are listed"
+        most = expected.limit if expected.entries is None else expected.entries
+        return f"{found}{of}{ignored}, expected {most:,} together, as many as are listed"
 
 
 def count_expected(plan: Plan, index: int) -> Expected:
@@ -71,14 +84,15 @@ def count_expected(plan: Plan, index: int) -> Expected:
 def count_shard(output: Path, index: int, expected: Expected) -> Count:
     """Count what the parts of a shard hold, by their footers. Raises: StoreError for a part that cannot be read."""
     embeddings, failures = (output / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES))
-    noted, failed = read_metadata(embeddings), count_rows(failures)
+    notes, failed = read_metadata(embeddings), count_rows(failures)
     ends_early = bool(failed and expected.container) and (
         expected.container in read_part(failures, ["id"]).column("id").to_pylist()
     )
     return Count(
         rows=count_rows(embeddings),
         failures=failed,
-        ignored=sum(json.loads(noted.get(IGNORED, b"{}")).values()),
-        read=int(noted[READ]) if READ in noted else None,
+        ignored=sum(json.loads(notes.get(IGNORED, b"{}")).values()),
+        read=int(notes[READ]) if READ in notes else None,
+        frames=int(notes.get(FRAMES, b"0")),
         ends_early=ends_early,
     )

@@ -1,4 +1,4 @@
-"""An entry of a source -> pixels, in the thread that asks. Knows nothing about models."""
+"""Turn an entry of a source into pixels, in the calling thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What is the same for all images of a job."""
+    """Reads and decodes the entries of a job; holds what is the same for all of them."""
 
     source: Source
     settings: PreprocessSettings
@@ -32,17 +32,17 @@ class Decoding:
     def __call__(
         self, entry: Item | Member, reserve: Callable[[int], AbstractContextManager[None]] = nullcontext
     ) -> list[Pixels | Failure]:
-        """One entry of a source -> what `pixels.decode` makes of it, or the reason why it cannot be read."""
+        """Return the pixels of an entry, or the reason why there are none; of each frame where all are wanted."""
         item = entry.item if isinstance(entry, Member) else entry
         try:
             data = entry.data if isinstance(entry, Member) else self.source.read(item, self.limits.max_bytes)
-        except Exception as exc:  # noqa: BLE001  what becomes of one image never ends a run: MemoryError among them
+        except Exception as exc:  # noqa: BLE001  no image ends a run, whatever it raises, MemoryError included
             return [Failure.of(item, "read", exc)]
-        found = decode(item, data, self.settings, reserve, self.limits, self.options)
+        outcomes = decode(item, data, self.settings, reserve, self.limits, self.options)
         if not self.hashes:
-            return found
+            return outcomes
         sha256 = hashlib.sha256(data).hexdigest()
         return [
             replace(outcome, row=replace(outcome.row, sha256=sha256)) if isinstance(outcome, Pixels) else outcome
-            for outcome in found
+            for outcome in outcomes
         ]

@@ -1,4 +1,4 @@
-"""embed(job): what is to be done, listed; done, by running.py; and counted. Knows nothing about the command line.
+"""embed(job): list the input, have run.py write what is missing, check the counts.
 
 Each entry of the source becomes a row or a failure row, so that read = written + failed.
 """
@@ -40,7 +40,7 @@ from ..store.writer import StoreWriter, check_room
 from .count import count_expected, count_shard
 from .decode import Decoding
 from .run import Run
-from .sample import first_pixels
+from .sample import draw_calibration
 from .tune import summarise, tune
 
 if TYPE_CHECKING:
@@ -51,26 +51,26 @@ if TYPE_CHECKING:
     from ..records import Entry, Kind
 
 
-SHOWN_CHARACTERS = 60  # of a text, as an example
+MAX_EXAMPLE = 60  # characters of a text that a message repeats
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
 
 def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> EmbedReport:
-    """Turn images into Parquet files of vectors; `progress` is told while they are listed and after each.
+    """Turn images into Parquet files of vectors; call `progress` while they are listed, and after each.
 
-    An output that holds an interrupted run of the same job is gone on with: shards that are written stay. One whose
-    input has changed since is brought up to date if the job says so.
+    An interrupted run of the same job in the output is resumed: shards that are written stay. Where the input has
+    changed since, the output is brought up to date if the job says so.
 
     Raises:  InputError for an input that cannot be used, StoreMismatchError for an output that holds another run and
-             StoreBusyError for one where another job is at work, before any image; what Encoder raises; StoreError
-             for an output that cannot be written; TooManyFailuresError, with finished parts kept.
+             StoreBusyError for one where another job is at work, before any image is read; what Encoder raises;
+             StoreError for an output that cannot be written; TooManyFailuresError, with finished parts kept.
     """
     started = time.monotonic()
     output = Path(job.output)
     check_room(output)
-    source = open_source(job)  # also refuses what is not there, before weights are read
+    source = open_source(job)  # first, as it refuses an input that is not there before weights are read
     with limit_threads(job.model_options.threads or available_cores()), warnings.catch_warnings():
-        # What Pillow has to say about an image is in its row, or in its failure row.
+        # What Pillow warns of is in the image's row or failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         job, tuned = _tune(job, output, progress)
         model = job.model_options
@@ -87,13 +87,13 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             output.mkdir(parents=True, exist_ok=True)
         with hold_lock(output) as lock:
             if encoder.needs_calibration:
-                encoder.calibrate(_calibration(job, source, encoder.settings, output))
+                encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
             store = StoreWriter(output, _describe_run(job, encoder, source, tuned), overwrite=job.policy.overwrite)
-            plan, removed = _planned(job, source, store, lock, progress)
+            plan, removed = _plan_run(job, source, store, lock, progress)
             if encoder.calibration is not None:
                 write_calibration(output, encoder.calibration.pixels)
             resumed = Run(job, encoder, source, plan, store, lock, progress).write()
-            counts = _count(output, plan, job.decode.frames)
+            counts = _check_counts(output, plan, job.decode.frames)
             lock.check()
             ignored = dict(Counter(plan.ignored) + store.ignored(range(plan.shards)))
             store.finish({**counts, "ignored": ignored})
@@ -101,8 +101,8 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
     return EmbedReport(output, **counts, ignored=ignored, seconds=seconds, resumed=resumed, removed=removed)
 
 
-def _count(output: Path, plan: Plan, frames: Frames) -> dict[str, int]:
-    """Count what the parts hold, and check it against the plan. Raises: StoreError where an entry is missing."""
+def _check_counts(output: Path, plan: Plan, frames: Frames) -> dict[str, int]:
+    """Count what the parts hold, and compare it with the plan. Raises: StoreError where an entry is missing."""
     read = written = failed = 0
     for index in range(plan.shards):
         expected = count_expected(plan, index)
@@ -116,60 +116,60 @@ def _count(output: Path, plan: Plan, frames: Frames) -> dict[str, int]:
 
 
 def open_source(job: EmbedJob) -> Source:
-    """Return what the job names as input. Raises: InputError for an input that is not there."""
+    """Return the input of a job. Raises: InputError where it is not there."""
     return Source(job.inputs, job.globs, job.columns, job.root).with_types()
 
 
 def count(job: EmbedJob) -> Listing:
-    """What the job would read, and what it would pass over. Decodes nothing.
+    """Count what the job would read, and what it would ignore. Decodes nothing.
 
     Raises:  InputError for an input that cannot be used, StoreMismatchError for an output that is not ours.
     """
     check_room(Path(job.output))
     ignored: Counter[str] = Counter()
-    told: list[Progress] = []
-    for _ in _told(open_source(job).shards(job.policy.shard_size, ignored, job.limit), ignored, told.append, job.kind):
+    reports: list[Progress] = []
+    shards = open_source(job).shards(job.policy.shard_size, ignored, job.limit)
+    for _ in _report_listing(shards, ignored, reports.append, job.kind):
         pass
-    return told[-1].listing or Listing()
+    return reports[-1].listing or Listing()
 
 
-def _planned(
+def _plan_run(
     job: EmbedJob, source: Source, store: StoreWriter, lock: Lock, progress: Callable[[Progress], None] | None
 ) -> tuple[Plan, int]:
-    """What is to be done, in shards, standing in the output; and how many entries an update drops."""
-    standing = None if store.is_new else read_plan(store.path)
+    """List the input into the output, by shards; return that, and how many entries an update drops."""
+    earlier = None if store.is_new else read_plan(store.path)
     removed = 0
     ignored: Counter[str] = Counter()
     of = json.dumps([[os.path.abspath(name) for name in job.inputs], job.globs, asdict(job.columns), job.root])  # noqa: PTH100
-    # What a listing that was killed had found is taken over only where no vector depends on it yet.
+    # The entries of a listing that was killed are taken over only where no vector depends on them yet.
     known = recover_listing(store.path, of) if store.is_new and not job.policy.overwrite else iter(())
     shards = source.shards(job.policy.shard_size, ignored, job.limit, known, store.path)
     hashed: list[np.ndarray] = []
-    plan = write_plan(
-        store.path, collect_id_hashes(_told(shards, ignored, progress, job.kind), hashed), ignored, inputs=of
-    )
-    if job.duplicate_ids == "error" and (found := plan.find_repeated(hashed)) is not None:
+    shards = _report_listing(shards, ignored, progress, job.kind)
+    plan = write_plan(store.path, collect_id_hashes(shards, hashed), ignored, inputs=of)
+    if job.duplicate_ids == "error" and (pair := plan.find_repeated(hashed)) is not None:
         plan.discard()
         raise InputError(
-            f"{found[0].id!r}",
-            f"stands for {found[0].path} and for {found[1].path}",
-            "one of each id",
-            'Leave one out, name an `columns.id`, or pass `duplicate_ids="keep"`.',
+            f"{pair[0].id!r}",
+            f"found as the id of {pair[0].path} and of {pair[1].path}",
+            "one entry for each id",
+            'Leave one out, name a column of ids with `columns.id`, or pass `duplicate_ids="keep"`.',
         )
     if not (job.policy.update or store.has_input(plan.fingerprint)):
         plan.discard()
-    elif standing is not None and (job.policy.update or standing.summaries() != plan.summaries()):
+    elif earlier is not None and (job.policy.update or earlier.summaries() != plan.summaries()):
         content_hash = (
-            (lambda item: _content_hash(source, item, job.limits.max_bytes))
+            (lambda item: _hash_content(source, item, job.limits.max_bytes))
             if job.policy.update and job.policy.hashes
             else None
         )
         plan, removed = update_plan(
-            store, standing, plan, job.policy.shard_size, retry=job.policy.update, content_hash=content_hash
+            store, earlier, plan, job.policy.shard_size, retry=job.policy.update, content_hash=content_hash
         )
     lock.check()
     if job.policy.overwrite:
-        remove_plan(store.path)  # first: no listing of another run may describe the parts of this one
+        remove_plan(store.path)  # first, as no listing of another run may describe the parts of this one
     store.begin(plan.fingerprint, update=job.policy.update)
     plan = plan.adopt()
     store.remove_beyond(plan.shards)
@@ -179,16 +179,17 @@ def _planned(
 def _tune(
     job: EmbedJob, output: Path, progress: Callable[[Progress], None] | None
 ) -> tuple[EmbedJob, dict[str, Any] | None]:
-    """Return the job with the precision and pixels that its bound allows, and what was measured for it.
+    """Return the job with the precision and pixels that its bound allows, and the measurements.
 
-    A run that is resumed keeps those it has: what is fastest may have changed since, and its vectors belong together.
+    A run that is resumed keeps those it has: another setting may be the fastest by now, but vectors of one run belong
+    together.
     """
     if job.min_cosine is None:
         return job, None
 
-    def tell(line: str) -> None:
+    def report(message: str) -> None:
         if progress:
-            progress(Progress(0, 0, 0, message=line))
+            progress(Progress(0, 0, 0, message=message))
 
     earlier = None if job.policy.overwrite else read_manifest(output / MANIFEST)
     tuned = earlier.tuned if earlier else None
@@ -197,22 +198,23 @@ def _tune(
         precision, pixels = cast("Precision", earlier.precision), earlier.decode.pixels
     else:
         try:
-            report = tune(_tune_job(job, job.min_cosine), tell)
-        except InputError as exc:  # too few images; anything else about the input, the run itself reports
+            measured = tune(_make_tune_job(job, job.min_cosine), report)
+        except InputError as exc:  # too few images; the run itself reports anything else about the input
             tuned = {"min_cosine": job.min_cosine, "pictures": 0, "rows": [], "best": None}
-            tell(f"exact, as nothing could be measured: {exc}")
+            report(f"exact, as nothing could be measured: {exc}")
         else:
-            measured = asdict(report)
-            tuned = {{"images": "pictures"}.get(key, key): value for key, value in measured.items()}  # as in 0.1.0
-            precision, pixels = report.best.precision, report.best.decode
-            tell(summarise(report))
+            tuned = {
+                {"images": "pictures"}.get(key, key): value for key, value in asdict(measured).items()
+            }  # as in 0.1.0
+            precision, pixels = measured.best.precision, measured.best.decode
+            report(summarise(measured))
     calibration = job.calibration if precision in CALIBRATED_PRECISIONS else None
     model, decode = replace(job.model_options, precision=precision), replace(job.decode, pixels=pixels)
     return replace(job, model=model, decode=decode, calibration=calibration, min_cosine=None), tuned
 
 
-def _tune_job(job: EmbedJob, min_cosine: float) -> TuneJob:
-    """Return the job that measures for another."""
+def _make_tune_job(job: EmbedJob, min_cosine: float) -> TuneJob:
+    """Return the job that measures the settings of another."""
     return TuneJob(
         source=job.source,
         model=job.model,
@@ -228,30 +230,29 @@ def _tune_job(job: EmbedJob, min_cosine: float) -> TuneJob:
     )
 
 
-def _calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, output: Path) -> np.ndarray:
-    """The pixels to quantise by: those of the run that stands, else of the first images. Shapes: (N, R, R, 3).
+def _choose_calibration(job: EmbedJob, source: Source, settings: PreprocessSettings, output: Path) -> np.ndarray:
+    """Return the pixels to quantise by: those of the run to resume, else of the first images. Shapes: (N, R, R, 3).
 
-    Raises:  InputError where none of them can be decoded.
+    Raises:  InputError where none of these can be decoded.
     """
-    standing = None if job.calibration or job.policy.overwrite else read_calibration(output)
-    if standing is not None and standing.shape[1] == settings.resolution_px:  # else the run is of another model
-        return standing
-    of = Source((str(job.calibration),)) if job.calibration else source
-    return first_pixels(Decoding(of, settings, job.limits, replace(job.decode, pixels="exact")), job.isolated_s)[
-        0
-    ].pixels
+    earlier = None if job.calibration or job.policy.overwrite else read_calibration(output)
+    if earlier is not None and earlier.shape[1] == settings.resolution_px:  # else the run is of another model
+        return earlier
+    images = Source((str(job.calibration),)) if job.calibration else source
+    decoding = Decoding(images, settings, job.limits, replace(job.decode, pixels="exact"))
+    return draw_calibration(decoding, job.isolated_s)[0].pixels
 
 
-def _told(
+def _report_listing(
     shards: Iterable[Shard], ignored: Counter[str], progress: Callable[[Progress], None] | None, kind: Kind
 ) -> Iterator[Shard]:
-    """The shards; how many images they have is told after each, and what they are after the last."""
+    """Yield the same shards; report how many images there are after each, and an example after the last."""
     images = archives = 0
     example = ""
     for shard in shards:
         counts = [count_members(entry) for entry in shard.entries]
         images, archives = images + sum(filter(None, counts)), archives + counts.count(None)
-        example = example or _example(shard.entries[0], kind)
+        example = example or _describe_entry(shard.entries[0], kind)
         if progress:
             progress(Progress(0, 0, 0, listing=Listing(images, archives)))
         yield shard
@@ -259,25 +260,25 @@ def _told(
         progress(Progress(0, 0, 0, listing=Listing(images, archives, example, dict(ignored))))
 
 
-def _example(entry: Entry, kind: Kind) -> str:
+def _describe_entry(entry: Entry, kind: Kind) -> str:
     if kind == "texts" and isinstance(entry, Item):
-        return f"{entry.id!r} ({(entry.values[0] or '')[:SHOWN_CHARACTERS]!r})"
+        return f"{entry.id!r} ({(entry.values[0] or '')[:MAX_EXAMPLE]!r})"
     return f"{entry.id!r} ({utf8_path(entry.path)})"
 
 
-def _content_hash(source: Source, item: Item, max_bytes: int) -> str | None:
+def _hash_content(source: Source, item: Item, max_bytes: int) -> str | None:
     try:
         return hashlib.sha256(source.read(item, max_bytes)).hexdigest()
     except (OSError, ClipError):
-        return None  # it is done again, and what is wrong with it becomes its failure row
+        return None  # it is embedded again, and the error becomes its failure row
 
 
 def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, Any] | None) -> Manifest:
-    """Return all that a vector depends on, and where it came from."""
+    """Return the manifest: all that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
     with suppress(metadata.PackageNotFoundError):
         versions["pi-heif"] = metadata.version("pi-heif")  # which reads HEIC files where it is installed
-    pixels = None if encoder.calibration is None else encoder.calibration
+    calibration = encoder.calibration
     return Manifest(
         model=encoder.model_name,
         weights_sha256=encoder.weights_sha256,
@@ -287,7 +288,7 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         preprocess_settings=asdict(encoder.settings),
         precision=encoder.precision,
         computed_in=encoder.computed_in,
-        calibration=pixels and {"pictures": len(pixels.pixels), "sha256": pixels.sha256},
+        calibration=calibration and {"pictures": len(calibration.pixels), "sha256": calibration.sha256},
         tuned=tuned,
         engine=encoder.backend,
         decode=job.decode,

@@ -1,8 +1,7 @@
-"""Items to pixels: in the thread that asks, or in a process of its own. Knows nothing about models.
+"""Decode images in separate processes, which may crash, hang or use up memory without harm to the job.
 
-Such a process may crash, hang or eat memory without harm to the job. It decodes one image at a time, so the one that
-kills it is known. If it had decoded others before, the image is tried once more in a fresh one: what broke the first
-may have been left behind by an earlier image. No torch is needed for exact pixels.
+A process decodes one image at a time, so the image that kills it is known. If the process had decoded others before,
+the image is tried once more in a fresh one, as an earlier image may have damaged the first. Exact pixels need no torch.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
-START_S = 120.0  # for a process to begin, on a machine that is busy or swaps
-ORPHAN_S = 30.0  # beyond the limit, after which a process whose parent is gone ends itself
-END_S = 5.0  # for a killed process to be gone
+START_S = 120.0  # for a process to start, on a machine that is busy or swaps
+ORPHAN_S = 30.0  # beyond the time limit, after which a process whose parent is gone ends itself
+END_S = 5.0  # for a killed process to end
 # Pillow holds up to four bytes a pixel, twice while it resizes; a progressive JPEG's coefficients take six.
 MEMORY_PER_PIXEL, MEMORY_BASE = 16, 512_000_000
 WORK = f"import sys; from {__name__} import work; work(int(sys.argv[1]))"
@@ -47,17 +46,12 @@ class IsolatedDecoder:
         max_seconds: float,
         reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`max_seconds` is for opening an image, and again for decoding each frame; waiting in `reserve` not counted.
+        """Allow `max_seconds` to open an image, and again to decode each frame; waiting in `reserve` does not count.
 
         Raises:  InputError on Windows.
         """
         if os.name == "nt":
-            raise InputError(
-                "`isolate`",
-                "not on Windows",
-                "Linux or macOS",
-                "Decode in threads, without it.",
-            )
+            raise InputError("`isolate`", "found Windows", "Linux or macOS", "Leave it out, to decode in threads.")
         self._decoding = decoding
         self._max_seconds = max_seconds
         self._reserve = reserve
@@ -67,24 +61,24 @@ class IsolatedDecoder:
         self._closed = False
 
     def __call__(self, entry: Item | Member) -> list[Pixels | Failure]:
-        """One entry of a source -> what `Decoding` makes of it; one failure, whatever its frames, if that kills it.
+        """Return what `Decoding` makes of an entry; one failure, whatever its frames, if it kills its process.
 
         Raises:  OSError where no process can be started.
         """
         while True:
             process = self._process()
             fresh = process.decoded == 0
-            found = process.decode(entry, self._max_seconds, self._reserve)
+            outcomes = process.decode(entry, self._max_seconds, self._reserve)
             if not process.alive:
-                ended = self._drop(process)
-                if found is None and (fresh or self._closed):
-                    message = f"the process that decodes it {ended}, expected pixels. Leave it out, or repair it."
-                    return [_failure(entry, ChildProcessError, message)]
-            if found is not None:
-                return found
+                ending = self._drop(process)
+                if outcomes is None and (fresh or self._closed):
+                    message = f"the process that decodes it {ending}, expected pixels. Leave it out, or repair it."
+                    return [Failure.of(entry, "decode", ChildProcessError(message))]
+            if outcomes is not None:
+                return outcomes
 
     def close(self) -> None:
-        """End all processes at once; calls under way return."""
+        """End all processes at once; calls that are waiting for one return."""
         with self._starting:
             self._closed = True
             for process in self._processes:
@@ -111,12 +105,8 @@ class IsolatedDecoder:
         return process.end()
 
 
-def _failure(entry: Item | Member, error: type[Exception], message: str) -> Failure:
-    return Failure(entry.id, entry.path, "decode", error.__name__, message)
-
-
 class _Process:
-    """A process that decodes, seen from outside."""
+    """A process that decodes, as its parent sees it."""
 
     def __init__(self, decoding: Decoding, max_seconds: float) -> None:
         ours, theirs = socket.socketpair()
@@ -129,8 +119,8 @@ class _Process:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # what libraries print there is in no failure row's place
-                process_group=0,  # Ctrl-C is for us; we end it
+                stderr=subprocess.DEVNULL,  # libraries print there what the failure row says
+                process_group=0,  # Ctrl-C goes to the parent, which ends it
             )
         self._connection = Connection(ours.detach())
         self.decoded = 0
@@ -143,40 +133,40 @@ class _Process:
         except (OSError, EOFError) as exc:
             self.kill()
             raise ChildProcessError(
-                f"a process to decode in: {self.end()} before it was ready, expected it to begin. "
-                'Look at what `python -c "import clip.decoders"` says, or run without --isolate.'
+                f"a process to decode in: {self.end()} before it was ready, expected it to start. "
+                f'Run `python -c "import {__name__}"` to see why, or leave out isolate.'
             ) from exc
 
     def decode(
         self, entry: Item | Member, max_seconds: float, reserve: Callable[[int], AbstractContextManager[None]]
     ) -> list[Pixels | Failure] | None:
-        """What became of an image; None if the process died of it. It is not alive after a time-out."""
+        """Return the outcomes of an image; None if the process died of it. After a time-out it is not alive."""
         try:
-            with ExitStack() as held:
+            with ExitStack() as reserved:
                 self._connection.send(entry)
                 while self._connection.poll(max_seconds):
-                    found = self._connection.recv()
-                    if not isinstance(found, int):
+                    answer = self._connection.recv()
+                    if not isinstance(answer, int):
                         self.decoded += 1
-                        return found
-                    held.close()  # the frame before is done
-                    held.enter_context(reserve(found))
+                        return answer
+                    reserved.close()  # the frame before is done
+                    reserved.enter_context(reserve(answer))
                     self._connection.send(None)
         except (OSError, EOFError):
             self.alive = False
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_S)  # by itself, so that what it tells of its end is its own
+                self._process.wait(END_S)  # before anyone kills it, so that its exit code is that of the crash
             return None
         self.alive = False
-        message = f"not decoded after {max_seconds:g} s, expected less. Leave it out, or raise --max-seconds."
-        return [_failure(entry, TimeoutError, message)]
+        message = f"not decoded after {max_seconds:g} s, expected less. Leave it out, or raise max_seconds."
+        return [Failure.of(entry, "decode", TimeoutError(message))]
 
     def kill(self) -> None:
         self.alive = False
         self._process.kill()
 
     def end(self) -> str:
-        """How the process ended, in words."""
+        """Wait for the process, and return how it ended, in words."""
         with suppress(subprocess.TimeoutExpired):
             code = self._process.wait(END_S)
             if code >= 0:
@@ -188,7 +178,7 @@ class _Process:
 
 
 def work(descriptor: int) -> None:
-    """What such a process does: items in, pixels or failures out, until nobody is there any more."""
+    """Run as such a process: take entries from the parent, send back pixels or failures, until the parent is gone."""
     connection = Connection(descriptor)
     decoding, max_seconds = connection.recv()
     limit_bytes = MEMORY_BASE + MEMORY_PER_PIXEL * decoding.limits.max_pixels
@@ -197,7 +187,7 @@ def work(descriptor: int) -> None:
     _limit_memory(limit_bytes)
 
     def watch() -> None:
-        # The alarm's own action ends the process, whatever holds Python's lock, if nobody is there to do it.
+        # The alarm's default action ends the process if the parent is gone, even while a library holds Python's lock.
         signal.alarm(math.ceil(max_seconds + ORPHAN_S))
 
     @contextmanager
@@ -213,12 +203,12 @@ def work(descriptor: int) -> None:
         while True:
             entry = connection.recv()
             watch()
-            found = decoding(entry, reserve)
+            outcomes = decoding(entry, reserve)
             signal.alarm(0)
-            connection.send([_with_limit(outcome, limit_bytes) for outcome in found])
+            connection.send([_name_limit(outcome, limit_bytes) for outcome in outcomes])
 
 
-def _with_limit(outcome: Pixels | Failure, limit_bytes: int) -> Pixels | Failure:
+def _name_limit(outcome: Pixels | Failure, limit_bytes: int) -> Pixels | Failure:
     if not isinstance(outcome, Failure) or outcome.error != MemoryError.__name__:
         return outcome
     message = f"needs more than {limit_bytes:,} bytes of memory, expected less. Leave it out, or shrink it."
@@ -226,7 +216,7 @@ def _with_limit(outcome: Pixels | Failure, limit_bytes: int) -> Pixels | Failure
 
 
 def _limit_memory(limit_bytes: int) -> None:
-    """Let this process have so many bytes more than it has; only where the system keeps such limits."""
+    """Let this process use that many bytes more than now, where the system supports such limits."""
     import resource  # here, as Windows has none
 
     with suppress(OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""What a run had, found again: its model, its way of decoding, its entries. Knows nothing about what that is for."""
+"""Open again what a run used: its model, its way of decoding, its entries; for verify, search and contact sheets."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Outcome = TypeVar("Outcome", Pixels, Pixels | Tokens)
 def load_run_encoder(store: Store, model: str | None = None, device: str = "auto") -> Encoder:
     """Load the model of a run, or `model` if that has its weights.
 
-    Raises:  what Encoder does; StoreMismatchError where the weights found are others; StoreError where the pixels are
-             gone that they were quantised by.
+    Raises:  what Encoder raises; StoreMismatchError for other weights; StoreError where the pixels are gone that they
+             were quantised by.
     """
     manifest = store.manifest
     untrained, precision = manifest.untrained, cast("Precision", manifest.precision)
@@ -42,7 +42,7 @@ def load_run_encoder(store: Store, model: str | None = None, device: str = "auto
     if encoder.weights_sha256 != manifest.weights_sha256:
         raise StoreMismatchError(
             store.path,
-            f"weights of {encoder.model_name} have sha256 {encoder.weights_sha256}",
+            f"the weights of {encoder.model_name} have sha256 {encoder.weights_sha256}",
             str(manifest.weights_sha256),
             "Pass the run's weights as `model`.",
         )
@@ -56,7 +56,7 @@ def load_run_encoder(store: Store, model: str | None = None, device: str = "auto
             raise StoreError(
                 store.path,
                 f"holds {'no' if pixels is None else 'another'} {CALIBRATION}",
-                f"that by which {precision} was quantised",
+                f"the one by which {precision} was quantised",
                 "Run the job again with `overwrite=True`.",
             )
         encoder.calibrate(pixels)
@@ -64,7 +64,7 @@ def load_run_encoder(store: Store, model: str | None = None, device: str = "auto
 
 
 def open_run_source(store: Store, settings: PreprocessSettings) -> Decoding:
-    """Return how the run read and decoded its images, to the size that `settings` ask for.
+    """Return what reads and decodes images as the run did, to the size in `settings`.
 
     Raises:  InputError where the source is not there any more.
     """
@@ -79,24 +79,24 @@ def replay_entries(
     decoding: Decoding,
     prepare: Callable[[Item | Member], Sequence[Outcome | Failure]],
 ) -> Iterator[Outcome | Failure]:
-    """What becomes of the entries of these ids when they are read and prepared again."""
-    pack = shard.entries[0]
+    """Read and prepare the entries of these ids again; yield the outcomes, a failure for an id that is gone."""
+    first = shard.entries[0]
     entries = (
-        decoding.source.members(pack, decoding.limits.max_bytes, Counter())
-        if isinstance(pack, ContainerPart)
+        decoding.source.members(first, decoding.limits.max_bytes, Counter())
+        if isinstance(first, ContainerPart)
         else shard.entries
     )
     missing = set(wanted)
     files = wanted | {own_id.rpartition("#")[0] for own_id in wanted}
     for entry in entries:
         if not missing:
-            return  # what follows need not be read
+            return  # the rest need not be read
         if entry.id not in files or isinstance(entry, ContainerPart):
             continue
         for outcome in [entry] if isinstance(entry, Failure) else prepare(entry):
-            found = outcome.id if isinstance(outcome, Failure) else outcome.row.id
-            if found in missing:
-                missing.discard(found)
+            own_id = outcome.id if isinstance(outcome, Failure) else outcome.row.id
+            if own_id in missing:
+                missing.discard(own_id)
                 yield outcome
     for own_id in sorted(missing):
         yield Failure.of(Item(own_id, "", 0), "read", InputError(own_id, "is not there any more"))

@@ -1,14 +1,14 @@
-"""The shards of a plan that are not written yet: read, decode, encode, write.
+"""Write the shards of a plan that are not written yet: read, decode, encode, write.
 
-Threads read and decode ahead of the model; a look-ahead and a budget of decoded bytes bound what they hold. Each entry of
-a shard becomes a row or a failure row.
+Threads read and decode ahead of the model; a look-ahead and a budget of decoded bytes bound what they hold. Each entry
+of a shard becomes a row or a failure row. The reader counts entries, the writer rows; count.py compares the two.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,16 +59,14 @@ class Run:
         self._store = store
         self._lock = lock
         self._progress = progress
-        self._summaries = plan.summaries()
 
     def write(self) -> int:
         """Write the missing shards, and return how many entries earlier runs had written."""
-        fingerprints = [summary.fingerprint for summary in self._summaries]
-        done = {index for index, value in enumerate(fingerprints) if self._store.fingerprint(index) == value}
-        carried_over = sum(summary.carried_over for index, summary in enumerate(self._summaries) if index not in done)
-        rows, failed = self._store.counts(done)
-        read = resumed = rows + failed + carried_over
+        summaries = self._plan.summaries()
+        done = {n for n, summary in enumerate(summaries) if self._store.fingerprint(n) == summary.fingerprint}
         missing = [index for index in range(self._plan.shards) if index not in done]
+        rows, failed = self._store.counts(done)
+        read = resumed = rows + failed + sum(summaries[index].carried_over for index in missing)
         if missing:
             self._store.reopen()
         part: _Part | None = None
@@ -103,22 +101,23 @@ class Run:
             part.failed = sum(own_id in shard.carried_over for own_id in ids)
         return part
 
-    def _check_failures(self, failed: int, part: _Part, of: int) -> None:
+    def _check_failures(self, failed: int, part: _Part, total: int) -> None:
         """Raise TooManyFailuresError where more entries failed than the job allows."""
-        allowed = self._job.allowed_failures(self._plan.total or of)
+        total = self._plan.total or total
+        allowed = self._job.allowed_failures(total)
         last = part.last_failure
         if failed + part.failed <= allowed or last is None:
             return
         raise TooManyFailuresError(
             self._job.output,
-            f"more than {allowed:,} of {self._plan.total or of:,} {self._job.kind} failed",
-            # With on_failure="stop" there is no number.
-            f"at most {self._job.max_failures or '0'} to; the last was {last.id!r} ({last.message[:MAX_MESSAGE]})",
+            f"more than {allowed:,} of {total:,} {self._job.kind} failed; "
+            f"the last was {last.id!r} ({last.message[:MAX_MESSAGE]})",
+            f"at most {self._job.max_failures or '0'}",  # with on_failure="stop" there is no number
             "Repair them, or raise `max_failures` and run again: finished parts are kept.",
         )
 
     def _outcomes(self, indices: Iterable[int]) -> Generator[_Outcome]:
-        """Yield each shard, the outcome of each of its entries in order, and its end.
+        """Yield each shard, the outcomes of its entries in order, and its end.
 
         Threads run ahead across the borders of shards.
         """
@@ -134,54 +133,58 @@ class Run:
             return prepare_entry(entry, decode, self._tokenizing) if isinstance(entry, (Item, Member)) else [entry]
 
         stop = isolated.close if isolated else (lambda: None)
+        all_frames = job.decode.frames == "all"
         # A file may have many frames, so no more files are ahead than are being decoded.
         batch = TEXTS_AT_A_TIME if job.kind == "texts" else self._encoder.batch_size
-        ahead = workers if job.decode.frames == "all" else 2 * batch + workers
+        ahead = workers if all_frames else 2 * batch + workers
         local = self._entries(indices)
         entries: Generator[Item | Member | Failure | Shard | _End] = (
             local if job.kind == "texts" else prefetch(local, job.limits.max_bytes, job.readers)
         )
-        extra = 0  # outcomes beyond one for each entry: the other frames of a file
+        frames = 0
         with closing(entries), closing(map_ahead(prepare, entries, workers=workers, ahead=ahead, stop=stop)) as results:
             for outcomes in results:
-                if isinstance(end := outcomes[0], _End):
-                    yield replace(end, read=end.read + extra)
-                    extra = 0
-                    continue
-                extra += len(outcomes) - 1
-                yield from outcomes
+                for outcome in outcomes:
+                    if isinstance(outcome, _End):
+                        outcome.frames, frames = frames, 0
+                    yield outcome
+                frames += max(0, len(outcomes) - 1) if all_frames else 0
 
     def _entries(self, indices: Iterable[int]) -> Generator[Item | Member | Failure | Shard | _End]:
+        """Yield each shard, its entries as the source gives them, and its end, with the reader's count."""
         for index in indices:
-            shard = self._plan.shard(index)
-            ignored: Counter[str] = Counter()
-            read = 0
+            shard, end = self._plan.shard(index), _End()
             yield shard
             for entry in shard.entries:
                 if isinstance(entry, ContainerPart):
-                    members = self._decoding.source.members(entry, self._job.limits.max_bytes, ignored)
-                    with closing(read_ahead(members, _size_of, READ_AHEAD_BYTES)) as stream:
-                        for member in stream:
-                            read += 1
-                            yield member
+                    members = self._decoding.source.members(entry, self._job.limits.max_bytes, end.ignored)
+                    with closing(read_ahead(end.count(members), _size_of, READ_AHEAD_BYTES)) as stream:
+                        yield from stream
                 elif entry.id not in shard.carried_over:
-                    read += 1
-                    yield entry
-            yield _End(read, ignored)
+                    yield from end.count([entry])
+            yield end
 
 
-@dataclass(frozen=True)
+@dataclass
 class _End:
-    """The end of a shard's entries."""
+    """The end of a shard's entries, and how many there were; entries that an update carries over do not count."""
 
-    read: int  # entries, of files with several frames frames, that were read; not those carried over by an update
-    ignored: Counter[str]  # what was passed over in it
+    read: int = 0
+    frames: int = 0  # beyond the first of their file
+    ignored: Counter[str] = field(default_factory=Counter[str])  # members of containers, by reason
+
+    def count(self, entries: Iterable[_Entry]) -> Generator[_Entry]:
+        """Yield the same entries, and count them before anything else sees them."""
+        for entry in entries:
+            self.read += 1
+            yield entry
 
 
+_Entry = Item | Member | Failure
 _Outcome = Pixels | Tokens | Failure | Shard | _End
 
 
-def _size_of(entry: Item | Member | Failure) -> int:
+def _size_of(entry: _Entry) -> int:
     return len(entry.data) if isinstance(entry, Member) else 0
 
 
@@ -219,9 +222,9 @@ class _Part:
             self._write()
 
     def finish(self, end: _End) -> None:
-        """Encode and write what waits."""
+        """Encode and write what waits, and note the reader's count in the part."""
         self._write()
-        self._writer.note(end.read, end.ignored)
+        self._writer.note(end.read, end.ignored, end.frames)
 
     def _fail(self, place: int, failure: Failure) -> None:
         self._failures.append((place, failure))
@@ -242,7 +245,7 @@ class _Part:
         usable = np.ones(len(self._waiting), np.bool_)
         norms: dict[str, np.ndarray] = {}
         for name, block in features.items():
-            with np.errstate(over="ignore"):  # an overflow gives an infinity, which is looked for
+            with np.errstate(over="ignore"):  # an overflow gives an infinity, which the next line finds
                 norms[name] = np.linalg.norm(block, axis=1)  # (B,)
                 stored = block if self._job.policy.normalize else block.astype(self._job.policy.dtype)  # (B, D)
             usable &= np.isfinite(norms[name]) & (norms[name] > 0) & np.isfinite(stored).all(axis=1)
@@ -271,7 +274,7 @@ def prepare_entry(
         return [tokens]
     if tokenizing.kind == "texts":
         return [Tokens(Row(item.id, item.path, 0, 0, "", item.size_bytes, values=item.values), tokens)]
-    return [replace(one, tokens=tokens) if isinstance(one, Pixels) else one for one in decode(entry)]
+    return [replace(outcome, tokens=tokens) if isinstance(outcome, Pixels) else outcome for outcome in decode(entry)]
 
 
 def encode_outcomes(outcomes: Sequence[Pixels | Tokens], encoder: Encoder) -> dict[str, np.ndarray]:

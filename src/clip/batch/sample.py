@@ -1,4 +1,4 @@
-"""Some images of an input: the first to quantise by, and some at random to measure on. Knows nothing about models."""
+"""Draw images from an input: the first ones to quantise by, and some at random to measure on."""
 
 from __future__ import annotations
 
@@ -23,58 +23,61 @@ if TYPE_CHECKING:
     from .decode import Decoding
 
 CALIBRATION_IMAGES = 256  # by which int8 is quantised
-ATTEMPTS = 4  # times as many entries are looked at, to find so many that can be decoded
+ATTEMPTS = 4  # entries to try for each image that is wanted, as some cannot be decoded
 
 
-def first_pixels(decoding: Decoding, isolated_s: float | None) -> tuple[Calibration, int]:
-    """The first images of the decoding's source that can be decoded, and how many entries were looked at for them.
+def draw_calibration(decoding: Decoding, isolated_s: float | None) -> tuple[Calibration, int]:
+    """Return the first images of the source that can be decoded, and how many entries were read for them.
 
-    With `isolated_s` they are decoded in a process of its own, in so many seconds each.
+    With `isolated_s` they are decoded in a separate process, in at most so many seconds each.
 
     Raises:  InputError where there are none.
     """
     pixels: list[np.ndarray] = []
-    looked_at = 0
-    with _decoder(decoding, isolated_s) as decoded:
-        for entry in islice(_images(decoding), ATTEMPTS * CALIBRATION_IMAGES):
-            looked_at += 1
-            pixels += [outcome.array for outcome in decoded(entry) if isinstance(outcome, Pixels)]
+    read = 0
+    with _open_decoder(decoding, isolated_s) as decode:
+        for entry in islice(_list_images(decoding), ATTEMPTS * CALIBRATION_IMAGES):
+            read += 1
+            pixels += [outcome.array for outcome in decode(entry) if isinstance(outcome, Pixels)]
             if len(pixels) >= CALIBRATION_IMAGES:
                 break
     if not pixels:
         raise InputError(
-            f"{', '.join(decoding.source.inputs)}: found no image that can be decoded among the first {looked_at:,}, "
-            "expected some. Check the input, or pass --calibration FOLDER."
+            ", ".join(decoding.source.inputs),
+            f"none of the first {read:,} entries can be decoded",
+            "images to quantise by",
+            "Check the input, or pass a folder of images as `calibration`.",
         )
-    return Calibration(np.stack(pixels[:CALIBRATION_IMAGES])), looked_at
+    return Calibration(np.stack(pixels[:CALIBRATION_IMAGES])), read
 
 
-def drawn(
+def draw_sample(
     decoding: Decoding, count: int, seed: int, skipped: int, isolated_s: float | None
 ) -> tuple[list[Item | Member], int]:
-    """`count` entries at random of those behind the first `skipped`, which are taken too where there are no others.
+    """Draw `count` entries at random after the first `skipped`; return them, and how many of those were needed too.
 
-    Images that cannot be decoded are none. Of a large input only the beginning is looked at. Also tells how many of
-    the first ones were taken. Those on servers come with their bytes. `isolated_s` as of `first_pixels`.
+    The first ones are taken only where there are too few others. Entries that cannot be decoded are left out. Of a
+    large input only the beginning is read. Entries on servers come with their bytes. `isolated_s` as in
+    `draw_calibration`.
     """
-    entries = _images(decoding)
+    entries = _list_images(decoding)
     before = list(islice(entries, skipped))
     chosen: list[Item | Member] = []
     spare = count + count // 4  # some cannot be decoded
     generator = random.Random(seed)
-    for place, entry in enumerate(islice(entries, ATTEMPTS * count)):  # memory holds so many members of archives
+    for place, entry in enumerate(islice(entries, ATTEMPTS * count)):  # memory may hold that many members of archives
         if len(chosen) < spare:
             chosen.append(entry)
         elif (at := generator.randrange(place + 1)) < spare:
             chosen[at] = entry
     taken: list[Item | Member] = []
     overlap = 0
-    with _decoder(decoding, isolated_s) as decoded:
+    with _open_decoder(decoding, isolated_s) as decode:
         fetched = prefetch((*chosen, *before), decoding.limits.max_bytes, EmbedJob.readers)
         for place, entry in enumerate(fetched):
             if len(taken) == count:
                 break
-            if not isinstance(entry, Failure) and any(isinstance(outcome, Pixels) for outcome in decoded(entry)):
+            if not isinstance(entry, Failure) and any(isinstance(outcome, Pixels) for outcome in decode(entry)):
                 taken.append(entry)
                 overlap += place >= len(chosen)
         fetched.close()
@@ -82,7 +85,7 @@ def drawn(
 
 
 @contextmanager
-def _decoder(
+def _open_decoder(
     decoding: Decoding, isolated_s: float | None
 ) -> Generator[Callable[[Item | Member], list[Pixels | Failure]]]:
     if isolated_s is None:
@@ -95,9 +98,9 @@ def _decoder(
         isolated.close()
 
 
-def _images(decoding: Decoding) -> Iterator[Item | Member]:
+def _list_images(decoding: Decoding) -> Iterator[Item | Member]:
     for shard in decoding.source.shards(CALIBRATION_IMAGES, Counter()):
         for entry in shard.entries:
-            is_pack = isinstance(entry, ContainerPart)
-            found = decoding.source.members(entry, decoding.limits.max_bytes, Counter()) if is_pack else [entry]
-            yield from (one for one in found if isinstance(one, (Item, Member)))
+            is_container = isinstance(entry, ContainerPart)
+            members = decoding.source.members(entry, decoding.limits.max_bytes, Counter()) if is_container else [entry]
+            yield from (member for member in members if isinstance(member, (Item, Member)))

@@ -1,7 +1,7 @@
-"""tune(job): how fast each setting of this machine is, and how far its vectors are from the exact ones.
+"""tune(job): measure how fast each setting of this machine is, and how far its vectors are from the exact ones.
 
-All is measured, on this machine, with these weights, on images of the user's; the settings take turns, so that what
-else the machine does hurts all alike. Knows nothing about Parquet or the command line.
+Everything is measured: on this machine, with these weights, on the user's images. The settings take turns, so that
+other work on the machine slows all of them alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..parallel import available_cores, map_ahead
 from ..records import Pixels
 from ..sources.source import Source
 from .decode import Decoding
-from .sample import drawn, first_pixels
+from .sample import draw_calibration, draw_sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,72 +34,77 @@ NEIGHBOURS = 10
 DECODES: tuple[PixelMode, ...] = ("exact", "fast")
 
 
-def tune(job: TuneJob, told: Callable[[str], None] | None = None) -> TuneReport:
+def tune(job: TuneJob, report: Callable[[str], None] | None = None) -> TuneReport:
     """Measure each setting that this machine can run, and name the fastest whose vectors stay within the bound.
 
-    `told` is given a line before what takes time.
+    `report` is called with a line before each step that takes time.
 
     Raises:  InputError for an input without images; what Encoder raises.
     """
     source = Source(job.inputs, job.globs, job.columns, job.root)
-    encoders = _encoders(job, tell := told or (lambda _: None))
-    several = [_Setting(job, source, encoder, decode) for encoder in encoders.values() for decode in DECODES]
-    exact = several[0]
-    looked_at = 0
-    if quantised := [encoder for encoder in encoders.values() if encoder.needs_calibration]:
+    say = report or (lambda _: None)
+    encoders = _load_encoders(job, say)
+    settings = [_Setting(job, source, encoder, decode) for encoder in encoders for decode in DECODES]
+    exact = settings[0]
+    quantised_by = 0
+    if quantised := [encoder for encoder in encoders if encoder.needs_calibration]:
         images = Source((str(job.calibration),)) if job.calibration else source
-        calibration, looked_at = first_pixels(replace(exact.decoding, source=images), job.isolated_s)
+        calibration, quantised_by = draw_calibration(replace(exact.decoding, source=images), job.isolated_s)
         for encoder in quantised:
             encoder.calibrate(calibration.pixels)
-    skipped = 0 if job.calibration else looked_at
-    entries, overlap = drawn(exact.decoding, job.images, job.seed, skipped, job.isolated_s)
+    skipped = 0 if job.calibration else quantised_by
+    entries, overlap = draw_sample(exact.decoding, job.images, job.seed, skipped, job.isolated_s)
     if len(entries) < 2:
         raise InputError(
-            f"{', '.join(job.inputs)}: found {len(entries)} images that can be decoded, expected at least 2 to "
-            "measure on. Pass more."
+            ", ".join(job.inputs),
+            f"found {len(entries)} images that can be decoded",
+            "at least 2 to measure on",
+            "Pass more.",
         )
-    for one in several:
-        tell(f"measuring {one.encoder.precision}, {one.decode} pixels, on {len(entries):,} images")
-        one.vectors = unit_vectors(one.run(entries))  # also makes the graph ready
+    for setting in settings:
+        say(f"measuring {setting.encoder.precision}, {setting.decode} pixels, on {len(entries):,} images")
+        setting.vectors = unit_vectors(setting.run(entries))  # the first run also builds the graph
     for _ in range(ROUNDS):
-        for one in several:
-            one.time(entries)
-    rows = tuple(one.row(exact, len(entries), job.min_cosine) for one in several)
-    within = [row for row in rows if row.within]  # the exact one among them
+        for setting in settings:
+            setting.time(entries)
+    rows = tuple(setting.summarise(exact, len(entries), job.min_cosine) for setting in settings)
+    within = [row for row in rows if row.within]  # the exact one is among them
     best = max(within, key=lambda row: row.images_per_s)
     return TuneReport(exact.encoder.model_name, len(entries), overlap, job.min_cosine, rows, best)
 
 
 def summarise(report: TuneReport) -> str:
-    """What was found, in a line."""
+    """Return the result of a measurement in one line."""
     best, exact = report.best, report.rows[0]
     if best == exact:
         return f"nothing faster stays within a cosine of {report.min_cosine:g} on {report.images:,} images: exact"
     faster = f"{best.images_per_s / exact.images_per_s:.1f} times as fast as exact vectors"
-    near = f"least cosine to them {best.min_cosine:.6f} on {report.images:,} images"
+    near = f"min cosine to them {best.min_cosine:.6f} on {report.images:,} images"
     return f"took {best.precision}, {best.decode} pixels: {faster}, {near}"
 
 
-def _encoders(job: TuneJob, tell: Callable[[str], None]) -> dict[Precision, Encoder]:
-    """One for each precision that the device has for this model, the exact one first."""
+def _load_encoders(job: TuneJob, say: Callable[[str], None]) -> list[Encoder]:
+    """Load an encoder for each precision that the device has for this model, the exact one first."""
     model = job.model_options
     usable = cast("list[Precision]", usable_precisions(resolve_device(model.device)))
     precisions: list[Precision] = ["reference", *usable[1:]]  # the first is what "reference" means
-    found: dict[Precision, Encoder] = {}
+    encoders: list[Encoder] = []
     for precision in precisions:
         try:
-            found[precision] = Encoder(
+            encoder = Encoder(
                 model.name, device=model.device, precision=precision, threads=model.threads, untrained=model.untrained
             )
-        except DeviceError as exc:  # as of fp8 with a network that is too narrow for it
-            if precision == "reference":
+        except DeviceError as exc:  # fp8, for example, with a network that is too narrow for it
+            if not encoders:
                 raise
-            tell(f"left out: {exc}")
-    return found
+            say(f"left out: {exc}")
+        else:
+            encoders.append(encoder)
+    return encoders
 
 
 class _Setting:
-    """One way to make vectors, and what was seen of it."""
+    """One way to make vectors, and its measurements."""
 
     def __init__(self, job: TuneJob, source: Source, encoder: Encoder, decode: PixelMode) -> None:
         self.encoder = encoder
@@ -113,54 +118,50 @@ class _Setting:
         """Read, decode and encode. Shapes: float32 (N, D), not normalised."""
         size = self.encoder.batch_size
 
-        def pixels_of(entry: Item | Member) -> np.ndarray:
+        def decode(entry: Item | Member) -> np.ndarray:
             for outcome in self.decoding(entry):
                 if isinstance(outcome, Pixels):
                     return outcome.array
-            raise InputError(
-                entry.id,
-                "cannot be decoded any more",
-                "an image",
-                "Measure again.",
-            )
+            raise InputError(entry.id, "cannot be decoded any more", remedy="Measure again.")
 
-        decoded = map_ahead(pixels_of, entries, workers=self._workers, ahead=2 * size + self._workers)
+        decoded = map_ahead(decode, entries, workers=self._workers, ahead=2 * size + self._workers)
         return np.concatenate([self.encoder.encode_pixels(np.stack(batch)) for batch in batched(decoded, size)])
 
     def time(self, entries: Sequence[Item | Member]) -> None:
         """Note how long a run takes."""
-        began = time.monotonic()
+        started = time.monotonic()
         self.run(entries)
-        self._seconds.append(time.monotonic() - began)
+        self._seconds.append(time.monotonic() - started)
 
-    def row(self, exact: _Setting, count: int, min_cosine: float) -> SettingRow:
-        """What was seen, beside the exact vectors."""
+    def summarise(self, exact: _Setting, count: int, min_cosine: float) -> SettingRow:
+        """Return the measurements, compared with the exact vectors."""
         cosines = np.einsum("nd,nd->n", self.vectors, exact.vectors, dtype=np.float64).clip(-1, 1)  # (N,)
-        least = 1.0 if self is exact else float(cosines.min())
+        lowest = 1.0 if self is exact else float(cosines.min())
         return SettingRow(
             precision=self.encoder.precision,
             decode=self.decode,
             images_per_s=count / float(np.median(self._seconds)),
-            min_cosine=least,
+            min_cosine=lowest,
             p1_cosine=1.0 if self is exact else float(np.percentile(cosines, 1)),
             mean_cosine=1.0 if self is exact else float(cosines.mean()),
-            max_angle_degrees=float(np.degrees(np.arccos(least))),
+            max_angle_degrees=float(np.degrees(np.arccos(lowest))),
             neighbours=_agreement(self.vectors, exact.vectors),
-            within=least >= min_cosine,
+            within=lowest >= min_cosine,
         )
 
 
 def _agreement(vectors: np.ndarray, exact: np.ndarray) -> float:
-    """Of the nearest neighbours that images have by their exact vectors, the part they have by these too.
+    """Return the part of the images' nearest neighbours by exact vectors that are also nearest by these, 0..1.
 
     Shapes:  unit vectors (N, D) twice.
     """
-    near = [_nearest(one) for one in (vectors, exact)]
-    shared = [len(np.intersect1d(ours, theirs)) for ours, theirs in zip(*near, strict=True)]
-    return float(np.mean(shared)) / near[0].shape[1]
+    ours, theirs = _find_nearest(vectors), _find_nearest(exact)
+    shared = [len(np.intersect1d(*pair)) for pair in zip(ours, theirs, strict=True)]
+    return float(np.mean(shared)) / ours.shape[1]
 
 
-def _nearest(vectors: np.ndarray) -> np.ndarray:
+def _find_nearest(vectors: np.ndarray) -> np.ndarray:
+    """Shapes: unit vectors (N, D) -> places (N, up to 10)."""
     scores = vectors @ vectors.T  # (N, N)
     np.fill_diagonal(scores, -np.inf)
     return np.argsort(-scores, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(vectors) - 1)]

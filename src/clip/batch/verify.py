@@ -1,7 +1,7 @@
-"""verify(job): an output read back and compared with its plan, its manifest, and, for a sample, with its images.
+"""verify(job): read an output back and compare it with its plan, its manifest, and, for a sample, with its images.
 
-Nothing that the run counted is believed: ids are compared one by one with the listing, vectors are looked at. Memory
-holds a shard, and eight bytes for each id. Knows nothing about the command line.
+No count of the run is trusted: ids are compared one by one with the listing, vectors are checked. Memory holds a shard,
+and eight bytes for each id.
 """
 
 from __future__ import annotations
@@ -46,35 +46,36 @@ if TYPE_CHECKING:
 
 NORM_TOLERANCE = 1e-3  # of a vector that should have length 1; float16 rounds at 5e-4
 SAME_COSINE = 0.9995  # between a stored vector and one made again, in another batch, perhaps on another machine
-CHANGED = "The image changed, or could not be reached."
+CHANGED = "The image changed, or cannot be reached."
 AGAIN = "Run the job again with overwrite."
+REMOVE = "Remove the part, and run the job again."
 MAX_NAMED = 5  # ids in one problem
 
 
 def verify(job: VerifyJob) -> VerifyReport:
-    """Read an output back, and say what is not as it should be.
+    """Read an output back, and report what is wrong with it.
 
-    Raises:  StoreError where there is no output; for a sample what Encoder raises, and StoreMismatchError where its
-             weights are not those of the run.
+    Raises:  StoreError where there is no output; for a sample what Encoder raises, and StoreMismatchError for other
+             weights than those of the run.
     """
     store = Store(job.output)
     plan = read_plan(store.path)
     if plan is None:
         problem = Problem(
-            "_plan", "no whole listing, expected one. Run the job again: it lists, and keeps what is done."
+            "_plan", "holds no complete listing. Run the job again: it lists the input, and keeps finished parts."
         )
         return VerifyReport(store.path, 0, 0, 0, 0, None, (problem,))
     reader = _Reader(store, plan)
     problems = list(reader.problems())
     sampled, cosine = 0, None
     if job.sample:
-        sampled, cosine, differing = _sample(job, store, plan)
-        problems += differing
+        sampled, cosine, of_sample = _check_sample(job, store, plan)
+        problems += of_sample
     return VerifyReport(store.path, reader.read, reader.written, reader.failed, sampled, cosine, tuple(problems))
 
 
 class _Reader:
-    """Reads all parts once."""
+    """Reads all parts once, and collects the problems."""
 
     def __init__(self, store: Store, plan: Plan) -> None:
         self.read = self.written = self.failed = 0
@@ -96,17 +97,18 @@ class _Reader:
         for folder in (EMBEDDINGS, FAILURES):
             for path in self._store.parts(folder):
                 if path.name not in names:
-                    yield Problem(f"{folder}/{path.name}", "a shard that the plan does not have. Remove it.")
+                    yield Problem(f"{folder}/{path.name}", "belongs to no shard of the plan. Remove it.")
         yield from self._check_manifest(listed)
         hashes = np.concatenate([np.empty(0, np.uint64), *self._hashes])
         repeated = len(hashes) - len(np.unique(hashes))
         if repeated and self._store.manifest.duplicate_ids == "error":
-            yield Problem(EMBEDDINGS, f"{repeated} ids occur twice, expected each once. {AGAIN}")
+            yield Problem(EMBEDDINGS, f"{repeated} ids occur twice, expected once. {AGAIN}")
 
     def _check_shard(self, shard: Shard) -> Iterator[Problem]:
         part = PART.format(shard.index)
-        where, frames = f"{EMBEDDINGS}/{part}", self._store.manifest.decode.frames
+        where = f"{EMBEDDINGS}/{part}"
         expected = Expected.of(shard)
+        frames = self._store.manifest.decode.frames
         counted_by_plan = expected.container is None and frames == "first"
         self.read += (expected.entries or 0) if counted_by_plan else 0
         try:
@@ -121,13 +123,13 @@ class _Reader:
         self.failed += failures.num_rows
         self.read += 0 if counted_by_plan else rows.num_rows + failures.num_rows
         if fingerprint != shard.fingerprint:
-            yield Problem(where, "of another listing than _plan. Run the job again.")
+            yield Problem(where, "was made from another listing than _plan. Run the job again.")
         if not rows.schema.equals(self._store.schema):
-            yield Problem(where, f"its columns are not those of the manifest. {AGAIN}")
+            yield Problem(where, f"has other columns than the manifest says. {AGAIN}")
             return
-        count = replace(count, rows=rows.num_rows, failures=failures.num_rows)  # as read, not as the footers say
+        count = replace(count, rows=rows.num_rows, failures=failures.num_rows)  # as read, whatever the footers say
         if error := count.find_error(expected, frames):
-            yield Problem(where, f"holds {error}. Remove the part, and run again.")
+            yield Problem(where, f"holds {error}. {REMOVE}")
         ids, failed = rows.column("id").to_pylist(), failures.column("id").to_pylist()
         self._hashes.append(np.array([id_hash(name) for name in (*ids, *failed)], np.uint64))
         if expected.container is None:
@@ -138,16 +140,16 @@ class _Reader:
         listed = [entry.id for entry in shard.entries]
         places = {name: place for place, name in enumerate(listed)}
         present = {listed_id(name, places) for name in (*ids, *failed)}
-        yield from self._name_ids(part, "listed and not there", [name for name in listed if name not in present])
-        yield from self._name_ids(part, "there and not listed", sorted(present - set(listed)))
+        yield from self._name_ids(part, "are listed and missing", [name for name in listed if name not in present])
+        yield from self._name_ids(part, "are not listed", sorted(present - set(listed)))
         order = [places.get(listed_id(name, places), -1) for name in ids]
         if order != sorted(order) and self._store.manifest.duplicate_ids == "error":
-            yield Problem(f"{EMBEDDINGS}/{part}", f"not in the order of the listing. {AGAIN}")
+            yield Problem(f"{EMBEDDINGS}/{part}", f"its rows are not in the order of the listing. {AGAIN}")
 
     def _name_ids(self, part: str, what: str, ids: list[str]) -> Iterator[Problem]:
         if ids:
             some = ", ".join(map(repr, ids[:MAX_NAMED])) + (", ..." if len(ids) > MAX_NAMED else "")
-            yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {some}. Remove the part, and run again.")
+            yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {some}. {REMOVE}")
 
     def _check_vectors(self, part: str, ids: list[str], rows: pa.Table) -> Iterator[Problem]:
         for name in vector_columns(self._store.schema):
@@ -159,23 +161,26 @@ class _Reader:
                 usable &= np.abs(norms - 1) <= NORM_TOLERANCE
             for place in np.flatnonzero(~usable)[:MAX_NAMED]:
                 what = f"{ids[place]!r} has a vector of norm {norms[place]} as its {name}."
-                yield Problem(f"{EMBEDDINGS}/{part}", f"{what} Remove the part, and run again.")
+                yield Problem(f"{EMBEDDINGS}/{part}", f"{what} {REMOVE}")
 
     def _check_manifest(self, listed: int) -> Iterator[Problem]:
         manifest, plan = self._store.manifest, self._plan
         if manifest.input_fingerprint != plan.fingerprint:
-            yield Problem(MANIFEST, "its input is not that of _plan. Run the job again.")
+            yield Problem(MANIFEST, "is of another input than _plan. Run the job again.")
         if listed != plan.entries:
             yield Problem("_plan", f"lists {listed} entries, expected {plan.entries}. Run the job again.")
         counts = {"read": self.read, "written": self.written, "failed": self.failed}
         if manifest.counts is None:
-            yield Problem(MANIFEST, "the run is not over. Run the job again to resume it.")
+            yield Problem(MANIFEST, "the run is not finished. Run the job again to resume it.")
         elif {key: manifest.counts[key] for key in counts} != counts:
             yield Problem(MANIFEST, f"counts {manifest.counts}, expected {counts}. Run the job again.")
+        if self.read != self.written + self.failed:
+            outcomes = f"{self.written:,} rows and {self.failed:,} failures"
+            yield Problem(EMBEDDINGS, f"holds {outcomes}, expected {self.read:,} together. Run the job again.")
 
 
-def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:
-    """Embed some of the images again: how many, the least cosine, and what differs."""
+def _check_sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None, list[Problem]]:
+    """Embed some of the images again; return how many, the lowest cosine, and the problems."""
     encoder = load_run_encoder(store, job.model, job.device)
     decoding = open_run_source(store, encoder.settings)
     long_text = cast("LongText", store.manifest.long_text or "fail")
@@ -195,27 +200,27 @@ def _sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float | None
             places.setdefault(own_id, []).append(place)
         ids += read_part(parts[index][1], ["id"]).column("id").to_pylist()
         wanted = {ids[number - starts[index]] for number in numbers}
-        made = replay_entries(
+        replayed = replay_entries(
             plan.shard(index), wanted, decoding, lambda entry: prepare_entry(entry, decoding, tokenizing)
         )
-        for again in made:
+        for again in replayed:
             if isinstance(again, Failure):
                 if again.id in places:
                     problems.append(Problem(again.id, f"fails now ({again.message}). {CHANGED}"))
                 continue
             if again.row.id not in places:
-                problems.append(Problem(again.row.id, f"failed in the run, decodes now. {CHANGED}"))
+                problems.append(Problem(again.row.id, f"failed in the run, and is decoded now. {CHANGED}"))
                 continue
             features = encode_outcomes([again], encoder)
             cosine = max(_cosine(rows.slice(place, 1), features, store) for place in places[again.row.id])
             cosines.append(cosine)
             if not cosine >= SAME_COSINE:
-                problems.append(Problem(again.row.id, f"cosine {cosine:.6f} to its vector made again. It changed."))
+                problems.append(Problem(again.row.id, f"has cosine {cosine:.6f} to its vector made again. It changed."))
     return len(picked), min(cosines, default=None), problems
 
 
 def _cosine(row: pa.Table, features: dict[str, np.ndarray], store: Store) -> float:
-    """Between what stands in a row and what is made now, the lower one of a pair's two. Shapes: features (1, D)."""
+    """Return the cosine of a row's vector to a new one, of a pair the lower of the two. Shapes: features (1, D)."""
     return min(
         float(unit_vectors(stack_vectors(row, store.schema, name).astype(np.float32))[0] @ unit_vectors(after)[0])
         for name, after in features.items()

@@ -1,4 +1,4 @@
-"""The command `clip`: flags in, jobs to the verbs, progress and summaries out.
+"""The command `clip`: make jobs of flags, call the verbs, print progress and summaries.
 
 It may import everything; nothing imports it.
 """

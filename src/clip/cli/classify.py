@@ -1,4 +1,4 @@
-"""The command `clip classify`: flags in, rows out. Knows nothing about vectors."""
+"""The command `clip classify`: classify images, write a JSON line for each."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .signals import undisturbed
 if TYPE_CHECKING:
     from ..jobs.classify import Classified, ClassifyReport
 
-MATRIX_LABELS = 12  # that a confusion table has room for beside each other
-MOST_CONFUSED = 20  # lines of it where there are more
-DIGITS = 7  # of a probability
+MATRIX_LABELS = 12  # columns that a confusion table has room for
+MOST_CONFUSED = 20  # lines of the list that replaces it where there are more labels
+DIGITS = 7  # of a probability, after the point
 
-LABELS_HELP = "A file with a label a line, or labels with commas between."
-TEMPLATE_HELP = f"A sentence with {{}} for the label. May be repeated: they are averaged.  [default: {TEMPLATE}]"
-SET_HELP = "A set of them: openai7, or a file with one a line."
-TRUTH_HELP = "What images are, to count how often that is found: a column, or folder-names."
-CLASSIFY_MODEL_HELP = "A name or file; of OUT, the run's weights.  [default: ViT-B/32; as in the manifest]"
+LABELS_HELP = "A file with one label per line, or labels separated by commas; at least two."
+TEMPLATE_HELP = f"Sentence with {{}} for the label. May be repeated: all are averaged.  [default: {TEMPLATE}]"
+SET_HELP = "A set of templates instead: openai7, the seven of OpenAI's notebook, or a file with one per line."
+TRUTH_HELP = "Compare with the correct labels: those in a column of OUT, or the folder-names of the images."
+MODEL_HELP = "A model's name or path; for OUT the run's weights.  [default: ViT-B/32; for OUT as in the manifest]"
 
 
 @click.command()
@@ -33,19 +33,26 @@ CLASSIFY_MODEL_HELP = "A name or file; of OUT, the run's weights.  [default: ViT
 @click.option("--labels", metavar="FILE|A,B", required=True, help=LABELS_HELP)
 @click.option("--template", metavar="TEXT", multiple=True, help=TEMPLATE_HELP)
 @click.option("--templates", metavar="SET", help=SET_HELP)
-@click.option("-k", metavar="N", type=int, default=ClassifyJob.k, show_default=True, help="Labels to tell of each.")
+@click.option(
+    "-k",
+    metavar="N",
+    type=int,
+    default=ClassifyJob.k,
+    show_default=True,
+    help="Number of labels to return per image, the most probable first.",
+)
 @click.option("--truth", metavar="COLUMN", help=TRUTH_HELP)
-@click.option("-m", "--model", metavar="MODEL", help=CLASSIFY_MODEL_HELP)
-@click.option("--untrained", metavar="SEED", type=int, help="Of images: draw the named model's weights at random.")
-@click.option("--device", default="auto", show_default=True, help="Of the model.")
-@click.option("--json", "as_json", is_flag=True, help="The summary on stderr as one JSON object.")
+@click.option("-m", "--model", metavar="MODEL", help=MODEL_HELP)
+@click.option("--untrained", metavar="SEED", type=int, help="For IMAGES: draw the weights at random from this seed.")
+@click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
+@click.option("--json", "as_json", is_flag=True, help="Write the summary, the last line on stderr, as one JSON object.")
 def classify(*, as_json: bool, **options: Any) -> int:
-    """Tell which of some labels images show, with probabilities, as NDJSON.
+    """Classify images into labels that you name; write a JSON line for each image.
 
-    The vectors of OUT, as `clip embed` wrote it, are used; IMAGES, anything that `clip embed` takes, are embedded
-    first. Each image is a line: id, path, top (label and probability, the most probable first), truth where it is
-    asked for; or, where it cannot be read, id, path, stage, error, message. Exit code 0: all were classified; 3: some
-    could not be read; 1: the run failed; 2: it did not begin.
+    OUT is a folder that `clip embed` wrote; its vectors are used. IMAGES is any input of `clip embed`; it is embedded
+    first. A line has id, path, top (labels and their probabilities, the most probable first), and truth with --truth;
+    for an image that cannot be read it has id, path, stage, error, message. Exit code 0: all images are classified; 3:
+    some could not be read; 1: the command failed; 2: it did not begin.
     """
     job = ClassifyJob(**options)
     with undisturbed():
@@ -56,45 +63,45 @@ def classify(*, as_json: bool, **options: Any) -> int:
         say(f"{model} is untrained (random weights of seed {job.untrained}): probabilities mean nothing yet")
     reporter = Reporter()
 
-    def tell(row: Classified) -> None:
-        reporter.close()  # all is embedded by now: its bar gives way to the rows
-        click.echo(json.dumps(_row(row)))
+    def write(row: Classified) -> None:
+        reporter.close()  # everything is embedded by now, so the bar makes room for the rows
+        click.echo(json.dumps(_to_json(row)))
 
     try:
-        report = classify_module.classify(job, tell, reporter.update)
+        report = classify_module.classify(job, write, reporter.update)
     finally:
         reporter.close()
-    told = {name: value for name, value in asdict(report).items() if name != "rows"}
-    say(json.dumps({**told, "accuracy": report.accuracy}) if as_json else _summary(job, report))
+    summary = {name: value for name, value in asdict(report).items() if name != "rows"}
+    say(json.dumps({**summary, "accuracy": report.accuracy}) if as_json else _summarise(job, report))
     return EXIT_WITH_FAILURES if report.failed else 0
 
 
-def _row(row: Classified) -> dict[str, Any]:
+def _to_json(row: Classified) -> dict[str, Any]:
     if row.error is not None:
-        told = {"stage": row.stage, "error": row.error, "message": row.message}
-        return {"id": row.id, "path": row.path, **told}
+        return {name: getattr(row, name) for name in ("id", "path", "stage", "error", "message")}
     top = [{"label": label, "probability": round(probability, DIGITS)} for label, probability in row.top]
     truth = {} if row.truth is None else {"truth": row.truth}
     return {"id": row.id, "path": row.path, "top": top, **truth}
 
 
-def _summary(job: ClassifyJob, report: ClassifyReport) -> str:
+def _summarise(job: ClassifyJob, report: ClassifyReport) -> str:
     lines = [f"read {report.read:,} = classified {report.classified:,}, failed {report.failed:,}"]
     if job.truth is not None:
         if report.unknown:
             some = ", ".join(map(repr, report.unknown))
             lines.append(f"of {report.classified:,}, {report.evaluated:,} have a truth that is a label; others: {some}")
         if report.accuracy is not None:
-            lines += [*_confusion(report), f"right {report.correct:,} of {report.evaluated:,}: {report.accuracy:.2%}"]
+            lines += _tabulate_confusion(report)
+            lines.append(f"correct {report.correct:,} of {report.evaluated:,}: {report.accuracy:.2%}")
     return "\n".join(lines)
 
 
-def _confusion(report: ClassifyReport) -> list[str]:
-    """A line a truth and a column a label; where there are many labels, what was most often taken for another."""
+def _tabulate_confusion(report: ClassifyReport) -> list[str]:
+    """Return a line for each truth with a column for each label; of many labels the most frequent confusions."""
     if len(report.labels) > MATRIX_LABELS:
-        wrong = sorted((found for found in report.confusion if found[0] != found[1]), key=lambda found: -found[2])
-        return [f"{count:>7,}  {truth} taken for {taken}" for truth, taken, count in wrong[:MOST_CONFUSED]]
-    counts = {(truth, taken): count for truth, taken, count in report.confusion}
+        wrong = sorted((cell for cell in report.confusion if cell[0] != cell[1]), key=lambda cell: -cell[2])
+        return [f"{count:>7,}  {truth} predicted as {label}" for truth, label, count in wrong[:MOST_CONFUSED]]
+    counts = {(truth, label): count for truth, label, count in report.confusion}
     widths = [max(len(label), 6) + 2 for label in report.labels]
     first = max(map(len, ("truth", *report.labels)))
     head = "".join(f"{label:>{width}}" for label, width in zip(report.labels, widths, strict=True))

@@ -1,4 +1,4 @@
-"""The command `clip demo`: the other commands, on images drawn for it. Knows nothing about vectors."""
+"""The command `clip demo`: draw images, and run the other commands on them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from .signals import undisturbed
 if TYPE_CHECKING:
     from ..demo.folder import Drawing
 
+OUTPUT_HELP = "Folder to write; an earlier demo in it is replaced, files of others stop the demo."
 HITS = 5
-LINES_SHOWN = 3  # of a line for each image
+LINES_SHOWN = 3  # of an output that has one line for each image
 CLOSING = """
 Your own photos, with the model that knows photos (ViT-B/32, 354 MB, fetched once):
 
@@ -27,37 +28,40 @@ Your own photos, with the model that knows photos (ViT-B/32, 354 MB, fetched onc
   $ clip search vectors/ -t "a red boat" --contact-sheet boats.png
   $ clip classify vectors/ --labels boat,house,dog
 
-What the sketch model cannot do: photographs, faces, writing, or anything but {shapes}
+The sketch model cannot do: photographs, faces, writing, or anything but {shapes}
 in {colours}, one to four alike or two in a relation.
-It is for trying things out, for tests, and for machines without a network. The images and vectors stay in {output}.
+It is for trials, for tests, and for machines without a network. The images and vectors stay in {output}.
 """
 
 
 @click.command()
-@click.option("-o", "--output", metavar="OUT", default=DemoJob.output, show_default=True, help="Folder to write.")
-@click.option("--scenes", metavar="N", type=int, default=DemoJob.scenes, show_default=True, help="Images to draw.")
-@click.option("--seed", metavar="N", type=int, help="Of what is drawn.  [default: other scenes each time]")
+@click.option("-o", "--output", metavar="OUT", default=DemoJob.output, show_default=True, help=OUTPUT_HELP)
+@click.option(
+    "--scenes", metavar="N", type=int, default=DemoJob.scenes, show_default=True, help="Images to draw, at least 50."
+)
+@click.option("--seed", metavar="N", type=int, help="Seed of the scenes.  [default: other scenes each time]")
 @click.pass_context
 def demo(context: click.Context, **options: Any) -> None:
-    """Draw images, embed them, search and classify them with the small model that comes along; no network.
+    """Draw images, then embed, search and classify them with the small model that is included; needs no network.
 
-    OUT gets scenes/, scenes.csv with what each image shows, vectors/, and hits.png. Takes some ten seconds.
+    Writes into OUT: scenes/ with the images, scenes.csv with a caption of each, vectors/, and hits.png with the hits of
+    a search. Takes some ten seconds.
     """
     job = DemoJob(**options)
     with undisturbed():
         from ..demo.folder import SHEET, VECTORS, draw_folder
         from ..demo.scenes import COLOURS, SHAPES
 
-    listed, drawn = draw_folder(job)
-    click.echo(f"drew {len(drawn)} images: {listed.parent / 'scenes'}, and what they show: {listed}")
-    vectors, sheet = str(listed.with_name(VECTORS)), str(listed.with_name(SHEET))
+    table, scenes = draw_folder(job)
+    click.echo(f"drew {len(scenes)} images: {table.parent / 'scenes'}, with captions: {table}")
+    vectors, sheet = str(table.with_name(VECTORS)), str(table.with_name(SHEET))
     run = _Runner(context.find_root().command)
-    root, keep = ("--root", str(listed.parent)), ("--keep", "caption,shape,colour")
-    run("embed", str(listed), *root, "-o", vectors, "-m", "sketch", *keep, "--overwrite")
-    for number, one in enumerate(_asked_for(drawn, Random(job.seed))):
+    root, keep = ("--root", str(table.parent)), ("--keep", "caption,shape,colour")
+    run("embed", str(table), *root, "-o", vectors, "-m", "sketch", *keep, "--overwrite")
+    for number, scene in enumerate(_choose_queries(scenes, Random(job.seed))):
         click.echo()
         with_sheet = ("--contact-sheet", sheet) if number == 0 else ()
-        run("search", vectors, "-t", one.caption, "-n", str(HITS), *with_sheet)
+        run("search", vectors, "-t", scene.caption, "-n", str(HITS), *with_sheet)
     click.echo()
     run("classify", vectors, "--labels", ",".join(SHAPES), "-k", "1", "--truth", "shape", lines=LINES_SHOWN)
     click.echo()
@@ -65,32 +69,32 @@ def demo(context: click.Context, **options: Any) -> None:
     run(
         "classify", vectors, "--labels", ",".join(COLOURS), *template, "-k", "1", "--truth", "colour", lines=LINES_SHOWN
     )
-    told = {"shapes": _enumerated(SHAPES), "colours": _enumerated(COLOURS), "output": listed.parent}
-    click.echo(CLOSING.format(**told))
+    shapes, colours = _join_words(SHAPES), _join_words(COLOURS)
+    click.echo(CLOSING.format(shapes=shapes, colours=colours, output=table.parent))
 
 
-def _asked_for(drawn: list[Drawing], rng: Random) -> list[Drawing]:
-    """Of each kind of scene one."""
+def _choose_queries(scenes: list[Drawing], rng: Random) -> list[Drawing]:
+    """Return a scene of each kind, whose caption is then searched for."""
     kinds = [
-        [one for one in drawn if one.scene.relation == "left of"],
-        [one for one in drawn if one.scene.relation == "inside"],
-        [one for one in drawn if one.scene.count > 1],
+        [drawn for drawn in scenes if drawn.scene.relation == "left of"],
+        [drawn for drawn in scenes if drawn.scene.relation == "inside"],
+        [drawn for drawn in scenes if drawn.scene.count > 1],
     ]
     return [rng.choice(some) for some in kinds if some]
 
 
-def _enumerated(words: tuple[str, ...]) -> str:
+def _join_words(words: tuple[str, ...]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 class _Runner:
-    """Runs commands as a user would, and shows what was asked."""
+    """Runs commands as a user would, and prints each before its output."""
 
     def __init__(self, group: click.Command) -> None:
         self._group = group
 
     def __call__(self, *arguments: str, lines: int | None = None) -> None:
-        """Run one; with `lines` show only the first so many of what goes to stdout."""
+        """Run a command; with `lines` print only so many lines of its stdout."""
         click.echo(f"$ clip {shlex.join(arguments)}")
         if lines is None:
             self._run(arguments)
@@ -98,7 +102,7 @@ class _Runner:
         first = _FirstLines(sys.stdout, lines)
         with contextlib.redirect_stdout(first):
             self._run(arguments)
-        click.echo(f"... and {first.hidden:,} more lines, an image each")
+        click.echo(f"... and {first.hidden:,} more lines, one per image")
 
     def _run(self, arguments: tuple[str, ...]) -> None:
         code = self._group.main(list(arguments), prog_name="clip", standalone_mode=False)
@@ -107,7 +111,7 @@ class _Runner:
 
 
 class _FirstLines(io.StringIO):
-    """Hands on what is written, but only so many lines of it."""
+    """Passes on the first lines that are written, and counts the others."""
 
     def __init__(self, to: TextIO, lines: int) -> None:
         super().__init__()
@@ -116,7 +120,7 @@ class _FirstLines(io.StringIO):
         self.hidden = 0
 
     def write(self, text: str) -> int:
-        written = super().write(text)  # refuses bytes, by which click tells what kind of file it has
+        written = super().write(text)  # raises for bytes, from which click knows that this is a text file
         for line in text.splitlines(keepends=True):
             if self._left > 0:
                 self._to.write(line)

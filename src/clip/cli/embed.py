@@ -1,4 +1,4 @@
-"""The command `clip embed`: flags in, a job to `batch.embed`, a summary out. Knows nothing about images."""
+"""The command `clip embed`: make an EmbedJob of flags, run it, print a summary."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..jobs.options import FAST_COSINE
 from ..records import Kind
 from .exit_codes import EXIT_WITH_FAILURES
 from .flags import job_option, split_names
-from .progress import UNITS, Reporter, Style, listed, say, summarise, told_ignored
+from .progress import Reporter, Style, describe_ignored, describe_listing, say, summarise
 from .signals import undisturbed
 
-PROGRESS_HELP = "A bar on a terminal and lines elsewhere (auto), lines, JSON lines, or nothing, on stderr."
+PROGRESS_HELP = "Progress on stderr: a bar on a terminal and lines elsewhere (auto), lines, JSON lines, or none."
 _option = partial(job_option, EmbedJob)
 
 
@@ -26,16 +26,16 @@ _option = partial(job_option, EmbedJob)
 @click.option("-o", "--output", metavar="OUT", required=True, help="Folder to write.")
 @_option("model.name", "-m", "--model", metavar="MODEL")
 @_option("model.untrained", "--untrained", metavar="SEED")
-@_option("model.device", "--device")
+@_option("model.device", "--device", metavar="DEVICE")
 @_option("model.precision", "--precision")
 @_option("min_cosine", "--min-cosine", metavar="X")
-@click.option("--fast", is_flag=True, help=f"The same as --min-cosine {FAST_COSINE}.")
+@click.option("--fast", is_flag=True, help=f"Short for --min-cosine {FAST_COSINE}.")
 @_option("calibration", "--calibration", metavar="DIR")
 @_option("model.batch_size", "--batch-size", metavar="N")
 @_option("workers", "--workers", metavar="N")
 @_option("readers", "--readers", metavar="N")
 @_option("model.threads", "--threads", metavar="N")
-@click.option("--raw", is_flag=True, help="Write features as the model gives them, not scaled to unit length.")
+@click.option("--raw", is_flag=True, help="Write features as the model gives them, instead of vectors of unit length.")
 @_option("policy.dtype", "--dtype")
 @_option("globs", "--glob", metavar="PATTERN", multiple=True)
 @_option("columns.entry", "--column", metavar="NAME")
@@ -65,23 +65,23 @@ _option = partial(job_option, EmbedJob)
 @_option("policy.hashes", "--hash")
 @_option("isolate", "--isolate")
 @_option("max_seconds", "--max-seconds", metavar="S")
-@click.option("--dry-run", is_flag=True, help="List what would be read, and stop.")
+@click.option("--dry-run", is_flag=True, help="List the input, and stop.")
 @click.option("--progress", type=click.Choice(get_args(Style)), default="auto", show_default=True, help=PROGRESS_HELP)
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object, on stdout too.")
+@click.option("--json", "as_json", is_flag=True, help="Write the summary as one JSON object, also to stdout.")
 def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: bool, **options: Any) -> int:
     """Turn images, texts, or pairs of them into Parquet files of vectors.
 
     INPUT is a folder, a quoted pattern, a list (.txt, .csv, .tsv, .ndjson, - for stdin), an archive (.tar, .tar.gz,
-    .zip) or a table (.parquet), here or at s3://, gs://, https://; {000..127} stands for its numbers. There may be
-    several.
+    .zip) or a table (.parquet), on this machine or at s3://, gs://, https://; {000..127} means each of these numbers.
+    There may be several.
 
-    OUT gets embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes; of texts id, path,
-    embedding, text), failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every image becomes
-    a row of one or the other. The same command again resumes a run that was interrupted. Exit code 0: all have
-    vectors; 3: some are failure rows; 1: the run failed; 2: it did not begin.
+    Writes into OUT: embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes; for texts id,
+    path, embedding, text), failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every image
+    becomes a row of embeddings or of failures. The same command again resumes a run that was interrupted. Exit code 0:
+    all images have vectors; 3: some are failure rows; 1: the run failed; 2: it did not begin.
     """
     if fast and options["min_cosine"] is not None:
-        raise click.UsageError("found --fast and --min-cosine, expected one. Pass one.")
+        raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
     options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
     job = EmbedJob(**nest(EmbedJob, {**options, "policy__normalize": not raw}))
     with undisturbed():
@@ -89,7 +89,7 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
 
     if dry_run:
         listing = embed_module.count(job)
-        summarise(asdict(listing) if as_json else listed(listing, job.kind))
+        summarise(asdict(listing) if as_json else describe_listing(listing, job.kind))
         return 0
     model = job.model_options
     if model.untrained is not None:
@@ -99,18 +99,18 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         report = embed_module.embed(job, reporter.update)
     finally:
         reporter.close()
-    summarise(asdict(report) if as_json else _summary(report, job.kind))
+    summarise(asdict(report) if as_json else _describe_report(report, job.kind))
     return EXIT_WITH_FAILURES if report.failed else 0
 
 
-def _summary(report: EmbedReport, kind: Kind) -> str:
-    rate = f"{(report.read - report.resumed) / report.seconds:.1f} {UNITS[kind]}/s"
+def _describe_report(report: EmbedReport, kind: Kind) -> str:
+    rate = f"{(report.read - report.resumed) / report.seconds:.1f} {kind}/s"
     failed = f", failed {report.failed:,} (see {report.output}/failures)" if report.failed else ", failed 0"
     resumed = f"{report.resumed:,} by an earlier run; " if report.resumed else ""
     removed = f"{report.removed:,} removed; " if report.removed else ""
     if not report.read:
-        return f"found no {kind} in the source{told_ignored(report.ignored)}; {report.output}"
+        return f"no {kind} in the source{describe_ignored(report.ignored)}; {report.output}"
     return (
         f"read {report.read:,} = written {report.written:,}{failed}; "
-        f"{resumed}{removed}{report.seconds:.1f} s, {rate}; {report.output}{told_ignored(report.ignored)}"
+        f"{resumed}{removed}{report.seconds:.1f} s, {rate}; {report.output}{describe_ignored(report.ignored)}"
     )

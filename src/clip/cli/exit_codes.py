@@ -1,4 +1,4 @@
-"""What the command's exit codes mean, and which errors are refusals. Knows nothing about commands."""
+"""The exit codes of the command, and the errors that are refusals: found before any work begins."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from ..errors import (
 )
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES = 1, 2, 3
-# Errors that are found before any work begins.
 REFUSALS = (
-    ImageError,  # of a query; of others it is a failure row
+    ImageError,  # of a query; every other bad image is a failure row
     InputError,
     InputTypeError,
     StoreBusyError,

@@ -1,4 +1,4 @@
-"""The command `clip export`. Knows nothing about file formats."""
+"""The command `clip export`: write the vectors of an output as files for other programs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any, get_args
 import click
 
 from ..jobs.export import ExportJob
-from ..jobs.options import (
-    ExportFormat,
-)
+from ..jobs.options import ExportFormat
 from .progress import summarise
 from .signals import undisturbed
 
@@ -18,20 +16,27 @@ from .signals import undisturbed
 @click.command()
 @click.argument("output", metavar="OUT")
 @click.argument("target", metavar="TARGET")
-@click.option("--format", type=click.Choice(get_args(ExportFormat)), required=True, help="Of the files in TARGET.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier export in TARGET.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object, on stdout too.")
+@click.option(
+    "--format", type=click.Choice(get_args(ExportFormat)), required=True, help="Format of the files in TARGET."
+)
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace an earlier export in TARGET; files that it did not write are never removed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Write the summary as one JSON object, also to stdout.")
 def export(*, as_json: bool, **options: Any) -> None:
-    """Write the vectors that `clip embed` left in OUT into the folder TARGET, as files for other programs.
+    """Write the vectors of OUT into the folder TARGET, as files for other programs.
 
-    npy: vectors.npy and ids.parquet. clip-retrieval: img_emb/img_emb_*.npy and metadata/metadata_*.parquet, float16 of
-    unit length. csv: vectors.csv. safetensors: vectors.safetensors and ids.parquet. All in the order of OUT, and with
-    export.json. Exit code 0: done; 1: the export failed, and nothing is left of it; 2: it did not begin.
+    OUT is a folder that `clip embed` wrote. The formats are npy (vectors.npy and ids.parquet), clip-retrieval
+    (img_emb/img_emb_*.npy and metadata/metadata_*.parquet, in float16 and of unit length), csv (vectors.csv) and
+    safetensors (vectors.safetensors and ids.parquet). Rows keep the order of OUT; export.json describes the export.
+    Exit code 0: done; 1: the export failed, and nothing is left of it; 2: it did not begin.
     """
     job = ExportJob(**options)
     with undisturbed():
-        from ..store import export as exporting
+        from ..store import export as export_module
 
-    report = exporting.export(job)
+    report = export_module.export(job)
     files = f"{len(report.files):,} files in {report.target}"
     summarise(asdict(report) if as_json else f"exported {report.rows:,} rows as {job.format}; {files}")

@@ -1,4 +1,4 @@
-"""Flags that mirror the fields of a job: name, default, choices and help come from there."""
+"""Make flags from the fields of a job: the field gives default, choices and help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class JobOption(click.Option):
-    """A flag of a job's field, whose help is the field's docstring, read when it is shown."""
+    """A flag of a job's field; its help is the field's docstring, read when help is shown."""
 
     record: type
     leaf: str
@@ -28,7 +28,7 @@ class JobOption(click.Option):
 
 
 def job_option(job: type, field: str, *flags: str, **settings: Any) -> Callable[..., Any]:
-    """Return the decorator of a flag that sets a field of a job, or of a record in it: `limits.max_bytes`."""
+    """Return the decorator of a flag that sets a field of a job, or of a record in it (`limits.max_bytes`)."""
     first, _, leaf = field.rpartition(".")
     record: type = type(getattr(job, first)) if first else job
     hints = get_type_hints(record, localns={"Path": str, "Sequence": tuple})
@@ -45,7 +45,7 @@ def job_option(job: type, field: str, *flags: str, **settings: Any) -> Callable[
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         name = field.replace(".", "__")
         decorated = click.option(*flags, name, cls=JobOption, default=default, show_default=shown, **settings)(command)
-        option: JobOption = decorated.__click_params__[-1]  # type: ignore[attr-defined]  # where click collects them
+        option: JobOption = decorated.__click_params__[-1]  # type: ignore[attr-defined]  # click collects flags there
         option.record, option.leaf = record, leaf
         return decorated
 

@@ -1,4 +1,4 @@
-"""The command `clip index`. Knows nothing about vectors."""
+"""The command `clip index`: build the index of an output."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from .signals import undisturbed
 
 @click.command()
 @click.argument("output", metavar="OUT")
-@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object to stdout.")
 def index(*, as_json: bool, **options: Any) -> None:
-    """Make the index that `clip search` uses, OUT/_index/exact.index, unless one stands that is whole and up to date.
+    """Build the index of OUT that `clip search` uses, unless it is complete and up to date.
 
-    A search makes it too where there is none. Exit code 0: it stands; 1: it cannot be made.
+    OUT is a folder that `clip embed` wrote; the index is OUT/_index/exact.index. A search builds it too where there is
+    none. Exit code 0: the index is there; 1: it cannot be built.
     """
     job = IndexJob(**options)
     with undisturbed():
-        from ..retrieval import search as searching
+        from ..retrieval import search as search_module
 
-    report = searching.index(job)
+    report = search_module.index(job)
     if as_json:
         click.echo(json.dumps(asdict(report), default=str))
-    what = f"made in {report.seconds:.1f} s" if report.made else "whole and up to date"
-    say(f"{report.path}: {report.rows:,} rows, {report.size_bytes / 1e6:,.1f} MB, {what}")
+    state = f"made in {report.seconds:.1f} s" if report.made else "whole and up to date"
+    say(f"{report.path}: {report.rows:,} rows, {report.size_bytes / 1e6:,.1f} MB, {state}")

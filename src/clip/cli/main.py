@@ -1,7 +1,8 @@
-"""The command `clip`: flags in, jobs to the verbs, a bar and a summary out. Knows nothing about images or models.
+"""The command `clip`: its subcommands, its exit codes, its error messages.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done; 3 done, with failure rows; 1 failed; 2 refused
-before any work; 130 and 143 interrupted, with finished parts kept.
+before any work; 130 and 143 interrupted, with finished parts kept. A message of the library names Python arguments;
+here they become the flags of the command that ran.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from .demo import demo
 from .embed import embed
 from .exit_codes import EXIT_FAILED, EXIT_REFUSED, REFUSALS
 from .export import export
+from .fetch import fetch
 from .index import index
-from .models import fetch, models
+from .models import models
 from .progress import say
 from .search import search
 from .signals import InterruptedBySignal, interruptible
@@ -36,9 +38,9 @@ QUOTES = "\"'"
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="clip-turbo %(version)s")
-@click.option("--debug", is_flag=True, help="Show where an error arose.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Images to CLIP vectors: OpenAI's numbers, in bulk."""
+    """Turn images and texts into CLIP vectors: the same vectors as OpenAI's, in bulk."""
 
 
 for command in (embed, verify, export, search, index, classify, tune, models, fetch, demo):
@@ -48,7 +50,7 @@ for command in (embed, verify, export, search, index, classify, tune, models, fe
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # its warnings would end up between ours on stderr
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # keeps its warnings off stderr
     try:
         with interruptible():
             code = cli.main(arguments, prog_name="clip", standalone_mode=False) or 0
@@ -56,31 +58,33 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         exc.show()
         code = exc.exit_code
     except InterruptedBySignal as exc:
-        say(
-            "interrupted; finished parts are kept"
-            if exc.number == signal.SIGINT
-            else "terminated; finished parts are kept"
-        )
+        ending = "interrupted" if exc.number == signal.SIGINT else "terminated"
+        say(f"{ending}; finished parts are kept")
         code = exc.code
     except (ClipError, OSError) as exc:
         if "--debug" in arguments:
             raise
-        message = exc.render(_spell_flag(arguments)) if isinstance(exc, ClipError) else str(exc)
+        message = exc.render(spell_as_flags(arguments)) if isinstance(exc, ClipError) else str(exc)
         say(f"clip: {message}")
         code = EXIT_REFUSED if isinstance(exc, REFUSALS) else EXIT_FAILED
     sys.exit(code)
 
 
-def _spell_flag(arguments: list[str]) -> Callable[[str, str | None], str]:
-    """Return what writes an argument of a Python call as the flag of the command that ran; others stay as they are."""
+def spell_as_flags(arguments: list[str]) -> Callable[[str, str | None], str]:
+    """Return what spells an argument of Python as the flag of the command that ran; other arguments stay as they are.
+
+    `limits.max_bytes` and `max_bytes` become --max-bytes, `overwrite=True` becomes --overwrite, and `long_text="cut"`
+    becomes --long-text cut.
+    """
     command = next((cli.commands[word] for word in arguments if word in cli.commands), None)
     options = [parameter for parameter in (command.params if command else ()) if isinstance(parameter, click.Option)]
-    flags = {option.name: max(option.opts, key=len) for option in options}
-    flags |= {(name or "").rpartition("__")[2]: flag for name, flag in flags.items()} | flags
+    paths = {option.name or "": max(option.opts, key=len) for option in options}  # columns__text: --text-column
+    leaves = {path.rpartition("__")[2]: flag for path, flag in paths.items()}  # text: --text-column
+    flags = {flag.strip("-").replace("-", "_"): flag for flag in paths.values()} | leaves | paths
 
     def spell(name: str, value: str | None) -> str:
         flag = flags.get(name.replace(".", "__")) or flags.get(name.rpartition(".")[2])
-        if flag is None:
+        if flag is None or value == "False":  # no flag says that another is left out
             return name if value is None else f"{name}={value}"
         return flag if value in (None, "True") else f"{flag} {value.strip(QUOTES)}"
 

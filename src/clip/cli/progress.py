@@ -1,4 +1,4 @@
-"""How far a run is, told on stderr: a bar, plain lines or JSON. Knows nothing about how a run gets on."""
+"""Report on stderr how far a run is: as a bar, plain lines or JSON."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ if TYPE_CHECKING:
     from ..jobs.embed import Progress
     from ..records import Kind
 
-
 Style = Literal["auto", "plain", "json", "none"]
 INTERVALS_S = {"plain": 5.0, "json": 1.0}  # between lines
-UNITS: dict[Kind, str] = {"images": "images", "texts": "texts", "pairs": "pairs"}  # that are counted
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
 
 def say(message: str) -> None:
-    """A line on stderr. Who closed it, or let its disk fill up, does not want to know; that ends no run."""
+    """Write a line to stderr. A stderr that is closed, or on a full disk, ends no run."""
     with suppress(OSError):
         click.echo(message, err=True)
 
 
 class Reporter:
-    """A bar with images/s and time left on a terminal, elsewhere a line every few seconds; or what a style says."""
+    """Shows a bar with images/s and time left on a terminal, elsewhere a line every few seconds; or another style."""
 
     def __init__(self, style: Style = "auto", kind: Kind = "images") -> None:
         is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None where a process has no stderr
@@ -42,35 +40,32 @@ class Reporter:
         self._started: float | None = None  # when the first image came
 
     def update(self, progress: Progress) -> None:
-        """Take note of how far a run is."""
+        """Show how far a run is, if it is time to."""
         if progress.message:
+            as_json = json.dumps({"event": "told", "message": progress.message})
             if self._style != "none":
-                say(
-                    json.dumps({"event": "told", "message": progress.message})
-                    if self._style == "json"
-                    else progress.message
-                )
+                say(as_json if self._style == "json" else progress.message)
             return
         now = time.monotonic()
         if progress.listing is None and self._started is None:
             self._started = self._spoken = now
         if progress.listing is not None and progress.listing.example:
-            self._conclude(progress.listing)
+            self._end_listing(progress.listing)
         elif self._style == "bar":
             with suppress(OSError):  # as in `say`
                 self._draw(progress)
         elif self._style != "none" and now - self._spoken >= INTERVALS_S[self._style]:
             self._spoken = now
-            told = _told(progress, self._kind, now - self._started if self._started is not None else 0.0)
-            say(json.dumps(told) if self._style == "json" else _line(told, self._kind))
+            event = _make_event(progress, self._kind, now - self._started if self._started is not None else 0.0)
+            say(json.dumps(event) if self._style == "json" else _format_event(event, self._kind))
 
-    def _conclude(self, listing: Listing) -> None:
+    def _end_listing(self, listing: Listing) -> None:
         self.close()
         self._bar = None
         if self._style == "json":
             say(json.dumps({"event": "listed", **asdict(listing)}))
         elif self._style != "none":
-            say(listed(listing, self._kind))
+            say(describe_listing(listing, self._kind))
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -85,7 +80,7 @@ class Reporter:
             self._bar = self._bar if self._bar is not None else tqdm(unit=f" {self._kind} listed", dynamic_ncols=True)
             self._bar.update(progress.listing.images - self._bar.n)
             return
-        unit = f" {UNITS[self._kind]}"
+        unit = f" {self._kind}"
         if self._bar is None or self._bar.unit != unit:
             self.close()
             self._bar = tqdm(total=progress.total, initial=progress.resumed, unit=unit, dynamic_ncols=True)
@@ -93,22 +88,22 @@ class Reporter:
         self._bar.update(progress.read - self._bar.n)
 
 
-def listed(listing: Listing, kind: Kind = "images") -> str:
-    """What an input was found to be, in words."""
+def describe_listing(listing: Listing, kind: Kind = "images") -> str:
+    """Return in words what an input holds."""
     counts = [(listing.images, kind.removesuffix("s")), (listing.archives, "archive")]
-    found = " and ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts if count)
+    content = " and ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts if count)
     example = f", the first {listing.example}" if listing.example else ""
-    return f"listed {found or 'nothing'}{example}{told_ignored(listing.ignored)}"
+    return f"listed {content or 'nothing'}{example}{describe_ignored(listing.ignored)}"
 
 
-def told_ignored(ignored: dict[str, int]) -> str:
-    """What was passed over, behind a line that tells what was not."""
+def describe_ignored(ignored: dict[str, int]) -> str:
+    """Return the end of a line that says what was ignored; empty where nothing was."""
     if not ignored:
         return ""
     return "; ignored: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(ignored.items()))
 
 
-def _told(progress: Progress, kind: Kind, seconds: float) -> dict[str, Any]:
+def _make_event(progress: Progress, kind: Kind, seconds: float) -> dict[str, Any]:
     if progress.listing is not None:
         return {"event": "listing", "images": progress.listing.images, "archives": progress.listing.archives}
     rate = (progress.read - progress.resumed) / seconds if seconds else None
@@ -120,23 +115,22 @@ def _told(progress: Progress, kind: Kind, seconds: float) -> dict[str, Any]:
         "failed": progress.failed,
         "shard": progress.shard,
         "shards": progress.shards,
-        f"{UNITS[kind]}_per_s": None if rate is None else round(rate, 1),
+        f"{kind}_per_s": None if rate is None else round(rate, 1),
         "seconds_left": None if not rate or left is None else round(left / rate),
     }
 
 
-def _line(told: dict[str, Any], kind: Kind) -> str:
-    if told["event"] == "listing":
-        return listed(Listing(told["images"], told["archives"]), kind)
-    unit = UNITS[kind]
-    total = "" if told["total"] is None else f" of {told['total']:,}"
-    shards = "" if told["total"] is not None else f" in {told['shard']:,} of {told['shards']:,} shards"
-    done = f"{told['read']:,}{total} {unit}{shards}, failed {told['failed']:,}"
-    left = told["seconds_left"]
-    return f"{done}, {told[f'{unit}_per_s']} {unit}/s" + ("" if left is None else f", {_duration(left)} left")
+def _format_event(event: dict[str, Any], kind: Kind) -> str:
+    if event["event"] == "listing":
+        return describe_listing(Listing(event["images"], event["archives"]), kind)
+    total = "" if event["total"] is None else f" of {event['total']:,}"
+    shards = "" if event["total"] is not None else f" in {event['shard']:,} of {event['shards']:,} shards"
+    done = f"{event['read']:,}{total} {kind}{shards}, failed {event['failed']:,}"
+    left = event["seconds_left"]
+    return f"{done}, {event[f'{kind}_per_s']} {kind}/s" + ("" if left is None else f", {_format_duration(left)} left")
 
 
-def _duration(seconds: int) -> str:
+def _format_duration(seconds: int) -> str:
     if seconds < 2 * MINUTE_S:
         return f"{seconds} s"
     if seconds < 2 * HOUR_S:
@@ -146,16 +140,9 @@ def _duration(seconds: int) -> str:
     return f"{seconds // DAY_S} days {seconds % DAY_S // HOUR_S} h"
 
 
-pass
-pass
-
-
-def summarise(told: str | dict[str, Any]) -> None:
-    """The last line on stderr; what programs read on stdout too, unless both are the same terminal."""
-    line = told if isinstance(told, str) else json.dumps(told, default=str)
-    if not isinstance(told, str) and not (sys.stdout.isatty() and sys.stderr.isatty()):
+def summarise(summary: str | dict[str, Any]) -> None:
+    """Write the last line to stderr; a record for programs to stdout too, unless both are the same terminal."""
+    line = summary if isinstance(summary, str) else json.dumps(summary, default=str)
+    if not isinstance(summary, str) and not (sys.stdout.isatty() and sys.stderr.isatty()):
         click.echo(line)
     say(line)
-
-
-pass

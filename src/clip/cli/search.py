@@ -1,4 +1,4 @@
-"""The command `clip search`: flags in, hits out. Knows nothing about vectors."""
+"""The command `clip search`: find the rows of an output that are nearest to a query, and print them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ from .signals import undisturbed
 if TYPE_CHECKING:
     from ..jobs.search import Hit
 
-WIDEST_ID = 60  # letters that the table makes room for
+MAX_ID_WIDTH = 60  # letters of an id's column in the table
 
-TEXT_HELP = "What to look for, in words. May be repeated: all texts, images and the vector are averaged."
-IMAGE_HELP = "An image to look for, - for stdin. May be repeated."
-VECTOR_HELP = "A vector to look for, as a JSON list or .npy, - for stdin."
-NOT_HELP = "What not to look for, in words: its vector is subtracted. May be repeated."
-WHERE_HELP = "Only rows for which this is true, as in SQL: \"width > 1000 AND format = 'JPEG'\"."
-SHEET_HELP = "Also write an image of the hits."
-RUN_MODEL_HELP = "The run's weights.  [default: as in the manifest]"
+TEXT_HELP = "Text to find images of. May be repeated: all texts, images and the vector are averaged."
+IMAGE_HELP = "Image file to find similar images to; - is stdin. May be repeated."
+VECTOR_HELP = "File with a vector to find, as a JSON list or .npy; - is stdin. Needs no model."
+NOT_HELP = "Text to avoid: its vector is subtracted. May be repeated."
+WHERE_HELP = (
+    "Condition on the columns of OUT but the vectors, in SQL: \"width > 1000 AND format = 'JPEG'\". Needs DuckDB."
+)
+PLAIN_HELP = (
+    "Write only the paths, one per line, for members of an archive its path; only --json shows line feeds in paths."
+)
+SHEET_HELP = "Also write the hits, at most 1,000, as one image."
+MODEL_HELP = "Where the run's weights are.  [default: as in the manifest]"
 
 
 @click.command()
@@ -34,59 +39,61 @@ RUN_MODEL_HELP = "The run's weights.  [default: as in the manifest]"
 @click.option("-i", "--image", "images", metavar="FILE", multiple=True, help=IMAGE_HELP)
 @click.option("--vector", metavar="FILE", help=VECTOR_HELP)
 @click.option("--not", "negative", metavar="TEXT", multiple=True, help=NOT_HELP)
-@click.option("-n", "k", metavar="N", type=int, default=SearchJob.k, show_default=True, help="Hits.")
-@click.option("--min-score", metavar="S", type=float, help="Only hits of at least this cosine.")
+@click.option(
+    "-n", "k", metavar="N", type=int, default=SearchJob.k, show_default=True, help="Number of hits to return."
+)
+@click.option("--min-score", metavar="S", type=float, help="Lowest cosine that a hit may have.")
 @click.option("--where", metavar="SQL", help=WHERE_HELP)
 @click.option("--contact-sheet", metavar="FILE.png", help=SHEET_HELP)
-@click.option("-m", "--model", metavar="MODEL", help=RUN_MODEL_HELP)
-@click.option("--device", default="auto", show_default=True, help="Of the model.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--csv", "as_csv", is_flag=True, help="CSV with a head.")
-@click.option("--plain", is_flag=True, help="Only the paths, a line each.")
+@click.option("-m", "--model", metavar="MODEL", help=MODEL_HELP)
+@click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object per hit: id, path, score.")
+@click.option("--csv", "as_csv", is_flag=True, help="Write CSV with a header: id, path, score.")
+@click.option("--plain", is_flag=True, help=PLAIN_HELP)
 def search(*, as_json: bool, as_csv: bool, plain: bool, **options: Any) -> None:
-    """Find the rows of OUT, as `clip embed` wrote it, that are nearest to texts, images or a vector.
+    """Find the images of OUT that are nearest to texts, images or a vector.
 
-    Each hit is an id, a path and a score, the cosine to the query. The search is exact. Exit code 0: done, whether
-    there are hits or not; 1: the search failed; 2: it did not begin.
+    OUT is a folder that `clip embed` wrote. Each hit has an id, a path and a score, which is the cosine to the query.
+    The search is exact. Exit code 0: done, with or without hits; 1: the search failed; 2: it did not begin.
     """
     if as_json + as_csv + plain > 1:
-        raise click.UsageError("found several of --json, --csv and --plain, expected one. Pass one.")
+        raise click.UsageError("found several of --json, --csv and --plain, expected one. Leave the others out.")
     job = SearchJob(**options)
     with undisturbed():
-        from ..retrieval import search as searching
+        from ..retrieval import search as search_module
 
-    report = searching.search(job, say)
-    form = _ndjson if as_json else _csv if as_csv else _plain if plain else _table
-    click.echo(form(report.hits), nl=False)
+    report = search_module.search(job, say)
+    render = _format_ndjson if as_json else _format_csv if as_csv else _format_plain if plain else _format_table
+    click.echo(render(report.hits), nl=False)
     if len(report.hits) < job.k:
-        limits = {"min_score": "--min-score", "where": "--where"}
-        asked = " and ".join(flag for name, flag in limits.items() if getattr(job, name) is not None)
-        say(f"{len(report.hits):,} hits of {job.k:,} asked for: {report.rows:,} rows{asked and f', fewer by {asked}'}")
+        filters = {"min_score": "--min-score", "where": "--where"}
+        flags = " and ".join(flag for name, flag in filters.items() if getattr(job, name) is not None)
+        say(f"{len(report.hits):,} hits of {job.k:,} asked for: {report.rows:,} rows{flags and f', fewer by {flags}'}")
     if job.contact_sheet is not None:
         unread = f", {report.unreadable:,} of them cannot be read any more" if report.unreadable else ""
         say(f"{job.contact_sheet}: {len(report.hits):,} hits{unread}")
 
 
-def _table(hits: tuple[Hit, ...]) -> str:
-    rows = [("score", "id", "path"), *((f"{hit.score:.4f}", _shown(hit.id), _shown(hit.path)) for hit in hits)]
-    width = min(WIDEST_ID, max(len(own_id) for _, own_id, _ in rows))
+def _format_table(hits: tuple[Hit, ...]) -> str:
+    rows = [("score", "id", "path"), *((f"{hit.score:.4f}", _escape(hit.id), _escape(hit.path)) for hit in hits)]
+    width = min(MAX_ID_WIDTH, max(len(own_id) for _, own_id, _ in rows))
     return "".join(f"{score:<9}{own_id:<{width}}  {path}\n" for score, own_id, path in rows)
 
 
-def _shown(text: str) -> str:
-    """A name that does nothing to a terminal."""
+def _escape(text: str) -> str:
+    """Return a name without characters that control a terminal."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _ndjson(hits: tuple[Hit, ...]) -> str:
+def _format_ndjson(hits: tuple[Hit, ...]) -> str:
     return "".join(json.dumps(asdict(hit)) + "\n" for hit in hits)
 
 
-def _csv(hits: tuple[Hit, ...]) -> str:
+def _format_csv(hits: tuple[Hit, ...]) -> str:
     lines = io.StringIO(newline="")
     csv.writer(lines, lineterminator="\n").writerows([("id", "path", "score"), *(asdict(h).values() for h in hits)])
     return lines.getvalue()
 
 
-def _plain(hits: tuple[Hit, ...]) -> str:
+def _format_plain(hits: tuple[Hit, ...]) -> str:
     return "".join(f"{hit.path}\n" for hit in hits)

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM for a command: the first ends it in order, the second at once. Knows nothing about commands.
+"""Handle Ctrl-C and SIGTERM: the first one ends a command in order, the second one at once.
 
-What is under way may hold the main thread: an image that hangs its decoder, a batch of a large model. So a thread of
-its own sees each signal as it comes, and ends the process where that takes too long.
+The main thread may be busy: with an image that hangs its decoder, with a batch of a large model. So another thread
+watches for signals, and ends the process where an orderly end takes too long.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
-GRACE_S = 8.0  # for an orderly end; people and schedulers wait about ten
+GRACE_S = 8.0  # for an orderly end; people and schedulers wait about 10 s
 FORCED = b"ended without waiting for what was under way; finished parts are kept\n"
 
 
 class InterruptedBySignal(BaseException):
-    """A signal, on its way out through what has to be cleaned up."""
+    """Raised by a signal, so that what is open is cleaned up."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -35,7 +35,7 @@ class InterruptedBySignal(BaseException):
 
 
 class _Delay:
-    """Whether signals have to wait, and which one does."""
+    """Whether signals have to wait, and which one is waiting."""
 
     on = False
     number: int | None = None
@@ -51,7 +51,7 @@ def interruptible() -> Generator[None]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         came.append(number)
         if len(came) > 1:
-            return  # the watch ends the process
+            return  # the watching thread ends the process
         if _Delay.on:
             _Delay.number = number
         else:
@@ -63,7 +63,7 @@ def interruptible() -> Generator[None]:
     try:
         yield
     finally:
-        if not came:  # else the watch goes on to the process's end
+        if not came:  # else the thread watches until the process ends
             signal.set_wakeup_fd(wakeup)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -72,9 +72,9 @@ def interruptible() -> Generator[None]:
 
 @contextmanager
 def undisturbed() -> Generator[None]:
-    """Let the exception wait: one that passes through the import of torch may abort the process (1 in 266 tries).
+    """Delay the exception: one that passes through the import of torch may abort the process (1 in 266 tries).
 
-    The signal itself comes at once, so the watch ends an import that takes too long.
+    The signal itself is seen at once, so an import that takes too long is ended too.
     """
     _Delay.on = True
     try:
@@ -94,10 +94,10 @@ def _watch(signals: socket.socket) -> None:
         while select.select([signals], [], [], None if first is None else max(0.0, deadline - time.monotonic()))[0]:
             number = int.from_bytes(signals.recv(1), "big")
             if not number:
-                return  # the other end was closed: all is over
+                return  # the other end was closed: the command is over
             if number in SIGNALS and first is not None:
                 os._exit(EXIT_SIGNAL + first)
-            if number in SIGNALS:  # others have handlers of their own
+            if number in SIGNALS:  # other signals have other handlers
                 first, deadline = number, time.monotonic() + GRACE_S
     os.write(2, FORCED)
     os._exit(EXIT_SIGNAL + (first or 0))

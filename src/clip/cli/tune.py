@@ -1,4 +1,4 @@
-"""The command `clip tune`: flags in, a table out. Knows nothing about how settings are measured."""
+"""The command `clip tune`: measure settings, and print a table of them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from ..jobs.tune import SettingRow, TuneReport
 
 HEAD = (
-    f"{'precision':<11}{'pixels':<8}{'images/s':>9}{'faster':>8}  cosine: {'least':>9}{'1 %':>10}{'mean':>10}"
+    f"{'precision':<11}{'pixels':<8}{'images/s':>9}{'faster':>8}  cosine: {'min':>9}{'1 %':>10}{'mean':>10}"
     f"{'angle':>8}{'top 10':>8}"
 )
-
-
 _option = partial(job_option, TuneJob)
 
 
@@ -31,7 +29,7 @@ _option = partial(job_option, TuneJob)
 @click.argument("source", metavar="INPUT...", nargs=-1, required=True)
 @_option("model.name", "-m", "--model", metavar="MODEL")
 @_option("model.untrained", "--untrained", metavar="SEED")
-@_option("model.device", "--device")
+@_option("model.device", "--device", metavar="DEVICE")
 @_option("min_cosine", "--min-cosine", metavar="X")
 @_option("images", "--pictures", metavar="N")
 @_option("seed", "--seed", metavar="N")
@@ -41,14 +39,14 @@ _option = partial(job_option, TuneJob)
 @_option("root", "--root", metavar="DIR")
 @_option("workers", "--workers", metavar="N")
 @_option("model.threads", "--threads", metavar="N")
-@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object to stdout.")
 def tune(*, as_json: bool, **options: Any) -> None:
-    """Measure how fast each setting of this machine is on some of your images, and how near its vectors stay.
+    """Measure on some of your images how fast each setting of this machine is, and how exact its vectors are.
 
-    INPUT is what clip embed takes. Each precision is tried with exact and with fast pixels, in turns, from files to
+    INPUT is any input of `clip embed`. Each precision is measured with exact and with fast pixels, from files to
     vectors; cosines are to the exact vectors, those of --precision reference and exact pixels. The last line names the
-    fastest setting of which no image of the sample is below the bound; clip embed --min-cosine X measures and takes
-    it.
+    fastest setting whose cosines are all within the bound. `clip embed --min-cosine X` measures first and takes that
+    setting.
     """
     job = TuneJob(**nest(TuneJob, options))
     with undisturbed():
@@ -60,14 +58,14 @@ def tune(*, as_json: bool, **options: Any) -> None:
         return
     click.echo(HEAD)
     for row in report.rows:
-        click.echo(_line(row, report))
+        click.echo(_format_row(row, report))
     click.echo(tune_module.summarise(report))
     if report.quantised_by:
-        say(f"{report.quantised_by:,} of the images also served to quantise int8: others may be further off")
+        say(f"{report.quantised_by:,} of the images also quantised int8: for other images it may be less exact")
 
 
-def _line(row: SettingRow, report: TuneReport) -> str:
+def _format_row(row: SettingRow, report: TuneReport) -> str:
     faster = f"{row.images_per_s / report.rows[0].images_per_s:.2f}x"
     cosines = f"{row.min_cosine:>17.6f}{row.p1_cosine:>10.6f}{row.mean_cosine:>10.6f}"
-    told = f"{row.max_angle_degrees:>7.2f}°{row.neighbours:>8.1%}{'' if row.within else '  below the bound'}"
-    return f"{row.precision:<11}{row.decode:<8}{row.images_per_s:>9.1f}{faster:>8}  {cosines}{told}"
+    rest = f"{row.max_angle_degrees:>7.2f}°{row.neighbours:>8.1%}{'' if row.within else '  below the bound'}"
+    return f"{row.precision:<11}{row.decode:<8}{row.images_per_s:>9.1f}{faster:>8}  {cosines}{rest}"

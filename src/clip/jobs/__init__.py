@@ -1,16 +1,15 @@
-"""What a user can ask of each verb, and what comes back: one record each.
+"""Records of what a user asks of each verb (jobs), and of what it returns (reports).
 
 It may import the ground floor.
 """
 
-from ..jobs.options import Columns
 from .classify import Classified, ClassifyJob, ClassifyReport
 from .demo import DemoJob
 from .embed import EmbedJob, EmbedReport, Listing, Progress
 from .export import ExportJob, ExportReport
 from .index import IndexJob, IndexReport
 from .models import DeviceRow, Fetched, FetchJob, ModelRow
-from .options import DecodeOptions, Limits, ModelOptions, OutputPolicy
+from .options import Columns, DecodeOptions, Limits, ModelOptions, OutputPolicy
 from .search import Hit, SearchJob, SearchReport
 from .tune import SettingRow, TuneJob, TuneReport
 from .verify import Problem, VerifyJob, VerifyReport

@@ -1,4 +1,4 @@
-"""The job of `clip.classify`, and what comes back."""
+"""The job of `clip.classify`, its rows and its report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .fields import documented
 if TYPE_CHECKING:
     from pathlib import Path
 
-FOLDER_NAMES = "folder-names"  # as `truth`: the folder an image lies in
+FOLDER_NAMES = "folder-names"  # as `truth`: the name of the folder that an image is in
 TEMPLATE = "a photo of a {}"
 
 
@@ -23,27 +23,27 @@ class ClassifyJob:
     source: str | Path
     """The folder that `clip.embed` wrote, or images in any form that it takes."""
     labels: str | Path | tuple[str, ...]
-    """A file with a label per line, or labels with commas between, or several."""
+    """A file with one label per line, or labels separated by commas."""
     template: tuple[str, ...] = ()
-    """Texts with {} for the label, averaged; default: "a photo of a {}"."""
+    """Sentence with {} for the label; several are averaged. Default: "a photo of a {}"."""
     templates: str | None = None
     """A set of templates instead: "openai7", or a file with one per line."""
     k: int = 5
-    """Labels to return per image, the most probable first."""
+    """Number of labels to return per image, the most probable first."""
     truth: str | None = None
     """Column with the correct label, or "folder-names"."""
     model: str | None = None
-    """Name or path; default: of an output the run's weights, of images ViT-B/32."""
+    """A model's name or path; default: for an output the run's weights, for images ViT-B/32."""
     untrained: int | None = None
-    """For images: seed to draw the weights from at random."""
+    """For images: draw the weights at random from this seed."""
     device: str = "auto"
-    """Of the model."""
+    """Device of the model."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError("`k`", f"found {self.k}", "at least 1 label", "Pass a larger number.")
         if self.template and self.templates:
-            raise InputError("`templates`", "found single ones and a set", "one of the two", "Pass one.")
+            raise InputError("`templates`", "found template too", "one of the two", "Leave out `template`.")
 
 
 @documented
@@ -70,7 +70,7 @@ class Classified:
 @documented
 @dataclass(frozen=True)
 class ClassifyReport:
-    """What classifying gave. read = classified + failed."""
+    """The result of classifying. read = classified + failed."""
 
     read: int
     """Images, failures included."""
@@ -85,13 +85,13 @@ class ClassifyReport:
     evaluated: int = 0
     """Images whose truth is one of the labels."""
     correct: int = 0
-    """Of these, images whose most probable label is the truth."""
+    """Of these, images whose predicted label, the most probable one, is the truth."""
     unknown: tuple[str, ...] = ()
     """Some truths that are not among the labels."""
     confusion: tuple[tuple[str, str, int], ...] = ()
-    """Truth, predicted label, how often."""
+    """Truth, predicted label, and how many images have both."""
 
     @property
     def accuracy(self) -> float | None:
-        """The correct part of those evaluated; None where there are none."""
+        """Part of the evaluated images that is correct, 0..1; None where none were evaluated."""
         return self.correct / self.evaluated if self.evaluated else None

@@ -1,4 +1,4 @@
-"""The job of `clip demo`."""
+"""The job of `clip demo`: how many scenes to draw, and where."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DemoJob:
     scenes: int = 300
     """Images to draw."""
     seed: int | None = None
-    """Of the scenes; default: other scenes each time."""
+    """Seed of the scenes; default: other scenes each time."""
 
     def __post_init__(self) -> None:
         if not MIN_SCENES <= self.scenes <= MAX_SCENES:

@@ -1,17 +1,17 @@
-"""The job of `clip.embed`: all that decides which vectors a run writes, and how; and what comes back."""
+"""The job of `clip.embed`, with all that decides which vectors a run writes; its progress; its report."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..jobs.options import Columns
 from ..records import STDIN, Kind, as_utf8
 from .fields import documented
 from .options import (
     CALIBRATED_PRECISIONS,
+    Columns,
     DecodeOptions,
     DuplicateIds,
     Limits,
@@ -22,8 +22,8 @@ from .options import (
     check_cosine,
     check_counts,
     check_words,
-    differing,
-    inputs_of,
+    find_differences,
+    list_inputs,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ IMAGES_ONLY = (
     *("model.batch_size", "policy.hashes", "columns.text", "limits", "decode", "root", "isolate", "max_seconds"),
     *("decode_budget_bytes", "min_cosine", "calibration"),
 )
-DECODE_SECONDS = 60.0  # for one image in a process of its own
+DECODE_SECONDS = 60.0  # for one image in a separate process
 MAX_SECONDS = 86_400  # a day
 MAX_READERS = 100  # as many connections as aiohttp opens
 
@@ -50,47 +50,47 @@ class EmbedJob:
     """All that decides which vectors a run of `clip.embed` writes, and how."""
 
     source: str | Path | Sequence[str | Path]
-    """One or several inputs: folders, patterns, lists, archives, tables, here or on servers."""
+    """One or several inputs: folders, patterns, lists, archives, tables, on this machine or on servers."""
     output: str | Path
     """Folder to write."""
     model: str | ModelOptions = ModelOptions()  # noqa: RUF009  frozen, as are the next four
-    """A model's name or path, or with it where and in what it computes."""
+    """A model's name or path; or ModelOptions, which also say where and in which precision it computes."""
     decode: DecodeOptions = DecodeOptions()  # noqa: RUF009
     """How files become pixels."""
     limits: Limits = Limits()  # noqa: RUF009
     """What an image may cost."""
     columns: Columns = Columns()  # noqa: RUF009
-    """Which columns of lists and tables are read, and what the entries are: images, texts or pairs."""
+    """Which columns of lists and tables to read, and what an entry is: an image, a text or a pair."""
     policy: OutputPolicy = OutputPolicy()  # noqa: RUF009
-    """What is written, and what happens to an earlier run in the output."""
+    """What to write, and what to do with an earlier run in the output."""
     globs: tuple[str, ...] = ()
-    """Patterns of the paths to take, instead of those with an image's extension."""
+    """Take the paths that match a pattern, instead of those with an image's extension."""
     root: str = ""
-    """Where relative paths in lists start; default: the current folder."""
+    """Folder at which relative paths in lists start; default: the current folder."""
     limit: int | None = None
-    """Read the first so many images only."""
+    """Number of images to read; default: all."""
     duplicate_ids: DuplicateIds = "error"
-    """Refuse an input in which an id occurs twice, or keep both rows."""
+    """error: refuse an input in which an id occurs twice; keep: keep both rows."""
     long_text: LongText = "fail"
-    """A text of more tokens than the model reads becomes a failure row, or loses its tail."""
+    """A text of more tokens than the model reads becomes a failure row (fail), or loses its tail (cut)."""
     min_cosine: float | None = None
-    """Measure first, and take the fastest precision and pixels whose vectors stay within this cosine."""
+    """Measure first; take the fastest precision and pixels whose vectors have at least this cosine to exact ones."""
     calibration: str | Path | None = None
-    """Images to quantise int8 by; default: the first of the input."""
+    """Folder of images to quantise int8 by; default: the first images of the input."""
     workers: int | None = None
     """Threads that decode; default: one per core."""
     readers: int = 32
-    """Images requested from servers at a time."""
+    """Images to request from servers at the same time, at most 100."""
     decode_budget_bytes: int = 400_000_000
-    """Decoded images that threads may hold at a time."""
+    """Bytes of decoded images that threads may hold at the same time."""
     isolate: bool = False
     """Decode in separate processes, so that an image that kills its decoder becomes a failure row."""
     max_seconds: float | None = None
-    """For one image to decode, with isolate; default: 60."""
+    """Seconds that decoding an image may take, with isolate; default: 60."""
     on_failure: OnFailure = "record"
-    """Write a failure row and continue, or stop at the first failure."""
+    """record: write a failure row and continue; stop: end the run at the first failure."""
     max_failures: str | None = None
-    """A number, or a part of the input as in "5%", after which the run stops; default: never."""
+    """Failures after which the run stops: a number, or a part of the input as in 5%; default: never."""
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None and not (self.isolate and 0 < self.max_seconds <= MAX_SECONDS):
@@ -98,12 +98,12 @@ class EmbedJob:
             raise InputError(
                 "`max_seconds`",
                 f"found {self.max_seconds} {beside} isolate",
-                f"more than 0 and at most {MAX_SECONDS:,} with it, as only a process can be stopped",
-                "Pass both.",
+                f"more than 0 and at most {MAX_SECONDS:,}, with isolate, as only a process can be stopped",
+                "Pass `isolate=True` too.",
             )
         if self.policy.update and (self.policy.overwrite or self.duplicate_ids == "keep"):
-            other = "overwrite" if self.policy.overwrite else "duplicate_ids='keep'"
-            raise InputError("`update`", f"found {other} too", "one of them", "Pass one.")
+            other = "overwrite" if self.policy.overwrite else "duplicate_ids"
+            raise InputError("`update`", f"found {other} too", "one of them", f"Leave out `{other}`.")
         self._check_columns()
         self._check_speed()
         check_counts(self, ("workers", "readers", "limit", "decode_budget_bytes"))
@@ -116,10 +116,11 @@ class EmbedJob:
             )
 
     def _check_columns(self) -> None:
-        for name in self._given_for_images() if self.columns.texts else ():
-            raise InputError("`texts`", f"found {name} too", "it with images only", "Leave one out.")
+        if self.columns.texts and (names := self._find_image_options()):
+            remedy = f"Leave out {', '.join(f'`{name}`' for name in names)}."
+            raise InputError("`texts`", "found options of images too", remedy=remedy)
         if isinstance(self.columns.keep, str):
-            raise InputError("`keep`", f"found the text {self.columns.keep!r}", "several", "Pass a tuple of them.")
+            raise InputError("`keep`", f"found the text {self.columns.keep!r}", "names", "Pass a tuple of them.")
         for place, name in enumerate(self.columns.keep):
             if as_utf8(name) != name:
                 raise InputError("`keep`", f"found {name!r}", "UTF-8", "Rename it in the table.")
@@ -132,47 +133,44 @@ class EmbedJob:
                     "Leave it out, or rename it in the table.",
                 )
 
-    def _given_for_images(self) -> list[str]:
-        """Return the names of the options that differ from their defaults and that texts have no use for."""
+    def _find_image_options(self) -> list[str]:
+        """Return the names of the options that only images use, and that differ from their defaults."""
         names: list[str] = []
         for path in IMAGES_ONLY:
             first, _, leaf = path.partition(".")
-            value, default = getattr(self, first), getattr(EmbedJob, first)
-            if leaf:
-                names += (
-                    [leaf] if leaf in differing(ModelOptions.of(value) if first == "model" else value, default) else []
-                )
-            elif value != default:
-                names += differing(value, default) if hasattr(default, "__dataclass_fields__") else [first]
+            value = self.model_options if first == "model" else getattr(self, first)
+            default = getattr(EmbedJob, first)
+            if not is_dataclass(default):
+                names += [first] if value != default else []
+            else:
+                names += [f"{first}.{name}" for name in find_differences(value, default) if leaf in ("", name)]
         return names
 
     def _check_speed(self) -> None:
         precision, pixels = self.model_options.precision, self.decode.pixels
         quantised = precision in CALIBRATED_PRECISIONS
-        reader = "min_cosine" if self.min_cosine is not None else str(precision) if quantised else None
-        if reader and STDIN in self.inputs and not (quantised and self.calibration):
+        reads_twice = self.min_cosine is not None or (quantised and not self.calibration)
+        if reads_twice and STDIN in self.inputs:
             raise InputError(
-                f"`{reader}`" if reader == "min_cosine" else reader,
-                f"found '{STDIN}' as input",
-                "one that can be read twice",
+                "`precision`" if self.min_cosine is None else "`min_cosine`",
+                f"found {precision if self.min_cosine is None else self.min_cosine} with '{STDIN}' as input",
+                "an input that can be read twice",
                 "Write the list to a file.",
             )
         if quantised and self.columns.texts:
-            raise InputError("`precision`", f"found {precision} for texts", "it for images", "Pass another one.")
+            raise InputError("`precision`", f"found {precision} for texts", "images for it", "Pass another precision.")
         if self.min_cosine is not None:
             check_cosine(self.min_cosine)
             if (precision, pixels) != (ModelOptions.precision, DecodeOptions.pixels):
                 raise InputError(
                     "`min_cosine`",
                     f"found precision {precision} and {pixels} pixels too",
-                    "neither, as it chooses them",
-                    "Leave them out.",
+                    "neither, as it chooses both",
+                    "Leave out `precision` and `decode.pixels`.",
                 )
         elif self.calibration is not None and not quantised:
             some = " or ".join(sorted(CALIBRATED_PRECISIONS))
-            raise InputError(
-                "`calibration`", f"found it with precision {precision}", some, f"Leave it out, or pass {some}."
-            )
+            raise InputError("`calibration`", f"found precision {precision}", some, f"Leave it out, or pass {some}.")
 
     @property
     def model_options(self) -> ModelOptions:
@@ -186,13 +184,13 @@ class EmbedJob:
 
     @property
     def isolated_s(self) -> float | None:
-        """Seconds an image may take in a process of its own; None without `isolate`."""
+        """Seconds an image may take in a separate process; None without `isolate`."""
         return (self.max_seconds or DECODE_SECONDS) if self.isolate else None
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What `source` names, as text."""
-        return inputs_of(self.source)
+        """The inputs in `source`, as texts."""
+        return list_inputs(self.source)
 
     def allowed_failures(self, total: int) -> int:
         """Return how many of `total` entries may fail before the run stops."""
@@ -234,13 +232,13 @@ class Progress:
     resumed: int = 0
     """Entries read by an earlier run."""
     listing: Listing | None = None
-    """How far listing is, during it."""
+    """What has been listed so far; None once the run itself has begun."""
     shard: int = 0
-    """Shards that are done."""
+    """Shards that are finished."""
     shards: int = 0
-    """Shards there are."""
+    """Shards of the run."""
     message: str = ""
-    """Something else a user wants to know; the numbers mean nothing then."""
+    """Something else to say to the user; then the numbers mean nothing."""
 
 
 @documented
@@ -263,4 +261,4 @@ class EmbedReport:
     resumed: int = 0
     """Entries read by an earlier run."""
     removed: int = 0
-    """Rows and failures that an update dropped, as they are listed no more."""
+    """Rows and failures that an update dropped, as they are not listed any more."""

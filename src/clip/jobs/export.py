@@ -1,4 +1,4 @@
-"""The job of `clip.export`, and what comes back."""
+"""The job of `clip.export`, and its report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ExportJob:
     target: str | Path
     """Folder to write."""
     format: ExportFormat
-    """Of the files."""
+    """Format of the files."""
     overwrite: bool = False
     """Replace an earlier export in the target."""
 
@@ -33,7 +33,7 @@ class ExportJob:
 @documented
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote."""
+    """The files that an export wrote."""
 
     target: Path
     """The folder."""

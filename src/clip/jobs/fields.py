@@ -1,4 +1,4 @@
-"""What the job records have in common: docstrings of fields, shown by `help()`, and building nested records."""
+"""Show the docstrings of a record's fields in `help()`, and build nested records from flat options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def documented(record: Record) -> Record:
 
 
 def field_docs(record: type) -> dict[str, str]:
-    """Return the docstring of each field of a record, by its name; empty where the source is not at hand."""
+    """Return the docstring of each field of a record, by its name; nothing where there is no source."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(record)))
     except (OSError, TypeError):

@@ -1,4 +1,4 @@
-"""The job of `clip.index`, and what comes back."""
+"""The job of `clip.index`, and its report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class IndexJob:
-    """Which output to make an index of."""
+    """Which output to index."""
 
     output: str | Path
     """The folder that `clip.embed` wrote."""
@@ -26,11 +26,11 @@ class IndexReport:
     """The index of an output."""
 
     path: Path
-    """Of its file."""
+    """Path of its file."""
     rows: int
     """Vectors in it."""
     size_bytes: int
-    """Of its file."""
+    """Size of its file."""
     made: bool
     """False where a whole and current index was there already."""
     seconds: float

@@ -20,11 +20,11 @@ class DeviceRow:
     device: str
     """As `device` takes it."""
     name: str
-    """The processor's."""
+    """Name of the processor."""
     backend: str
-    """Library and version."""
+    """Library that computes, and its version."""
     precisions: tuple[str, ...]
-    """The first is what "reference" means there."""
+    """Number types it can compute in; "reference" means the first."""
 
 
 @documented
@@ -33,7 +33,7 @@ class FetchJob:
     """Which weights to fetch or to check."""
 
     names: tuple[str, ...] = ()
-    """Released names, or hf-hub:ORG/NAME[@REVISION]."""
+    """Models: released names, or hf-hub:ORG/NAME[@REVISION]."""
     download_root: str | None = None
     """The cache; default: ~/.cache/clip."""
     check: bool = False
@@ -59,11 +59,11 @@ class Fetched:
     """Where a model's weights are."""
 
     name: str
-    """The model's."""
+    """Name of the model."""
     path: Path
-    """Of its file or folder."""
+    """Path of its file or folder."""
     sha256: str | None
-    """Of OpenAI's archive; None for a copy from the Hub, whose path has the revision."""
+    """The sha256 of OpenAI's archive; None for a copy from the Hub, whose path has the revision."""
 
 
 @documented
@@ -76,16 +76,16 @@ class ModelRow:
     dim: int
     """Numbers in a vector."""
     resolution_px: int
-    """Side of the images it reads."""
+    """Side of the square images it reads."""
     parameters: int
-    """Of both towers."""
+    """Number of parameters in both towers."""
     gflops: float
-    """For one image, a multiplication and an addition counted as two."""
+    """Billions of operations for one image; a multiplication and an addition count as two."""
     size_bytes: int
-    """Of its file; of a released model OpenAI's archive."""
+    """Size of its file; for a released model of OpenAI's archive."""
     licence: str
-    """Of the weights."""
+    """Licence of the weights."""
     cached: str | None
-    """Path on this machine."""
+    """Path on this machine; None where it is not here."""
     note: str = ""
     """What else a user should know."""

@@ -40,13 +40,13 @@ class ModelOptions:
     name: str = "ViT-B/32"
     """A released name, "sketch", or the path of a weights file."""
     untrained: int | None = None
-    """Seed to draw the weights from at random, instead of reading any."""
+    """Draw the weights at random from this seed, instead of reading any."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes CUDA where there is one, else the CPU."""
     precision: Precision = "reference"
-    """What vectors are computed in; reference is what OpenAI's code has on the device: fp32 on a CPU, fp16 on CUDA."""
+    """Number type to compute in; reference is the one of OpenAI's code on the device: fp32 on a CPU, fp16 on CUDA."""
     batch_size: int | None = None
-    """Images the model reads at a time; default: as suits model and device."""
+    """Images the model reads at a time; default: chosen by model and device."""
     threads: int | None = None
     """Threads of the model on a CPU; default: one per core."""
 
@@ -54,9 +54,7 @@ class ModelOptions:
         check_counts(self, ("batch_size", "threads"))
         check_words(self)
         if self.untrained is not None and not 0 <= self.untrained <= MAX_SEED:
-            raise InputError(
-                "`untrained`", f"found {self.untrained}", "a seed from 0 to 2**63 - 1", remedy="Pass another."
-            )
+            raise InputError("`untrained`", f"found {self.untrained}", "a seed from 0 to 2**63 - 1", "Pass another.")
 
     @classmethod
     def of(cls, model: str | ModelOptions) -> ModelOptions:
@@ -69,14 +67,14 @@ class ModelOptions:
 class Limits:
     """What an image may cost; one beyond a limit becomes a failure row before it is decoded."""
 
-    max_bytes: int = 2**31 - 1
-    """Bytes of the file; no format that is decoded gains from more."""
+    max_bytes: int = 2**31 - 1  # no format that is decoded gains from more
+    """Largest file in bytes; a larger one becomes a failure row."""
     max_pixels: int = 100_000_000
-    """Width times height. Pillow itself refuses 179 million and more."""
+    """Largest image in pixels, width times height; Pillow itself refuses 179 million and more."""
     max_aspect: float | None = None
-    """The longer side over the shorter; default: only the resized canvas has a limit, 256 megapixels."""
+    """Largest ratio of the longer side to the shorter; default: any, if the resized canvas has up to 256 megapixels."""
     max_frames: int = 1000
-    """Frames of a file, where all are taken; the rest becomes one failure row."""
+    """Frames to take of a file, where all are wanted; the rest becomes one failure row."""
 
     def __post_init__(self) -> None:
         check_counts(self, ("max_bytes", "max_pixels", "max_aspect", "max_frames"))
@@ -88,15 +86,15 @@ class DecodeOptions:
     """How a file becomes pixels where there is a choice. Each default is what OpenAI's code does."""
 
     pixels: PixelMode = "exact"
-    """exact: bit for bit those of OpenAI's code; fast: nearly those, from large JPEGs several times faster."""
+    """exact: the pixels of OpenAI's code, bit for bit; fast: nearly those, several times faster for large JPEGs."""
     orient: Orient = "none"
-    """none: pixels as stored; exif: turned as the file says."""
+    """none: pixels as stored; exif: turned as the file's EXIF data says."""
     background: Background = "none"
-    """What transparent images are laid on; none drops their alpha."""
+    """Colour to lay transparent images on; none drops their alpha."""
     sixteen_bit: SixteenBit = "clip"
-    """White in grey images of 16 bits and more: clip makes it 255 and more, scale 65535."""
+    """What is white in grey images of 16 bits and more: values of 255 and above (clip), or 65535 (scale)."""
     frames: Frames = "first"
-    """Of animations and files of several pages: the first frame, or all, each a row."""
+    """Frames to embed of animations and files of several pages: the first, or all, each as a row."""
 
     def __post_init__(self) -> None:
         check_words(self)
@@ -108,15 +106,15 @@ class Columns:
     """Which columns of lists and tables the entries are made of."""
 
     entry: str | None = None
-    """Names or holds the images, or is the texts; default: the one column with a usual name."""
+    """Column that names or holds the images, or has the texts; default: the one with a usual name."""
     id: str | None = None
-    """Holds the ids; default: the paths, or the places in the table."""
+    """Column that has the ids; default: the paths, or the places in the table."""
     texts: bool = False
-    """The entries are texts instead of images: lists and tables of captions, one per line."""
+    """Embed texts instead of images: lists and tables of captions, one per line."""
     text: str | None = None
-    """Texts that go with the images, embedded as a second vector of each row."""
+    """Column of texts that belong to the images, embedded as a second vector of each row."""
     keep: tuple[str, ...] = ()
-    """Columns whose values are copied into the rows."""
+    """Columns to copy into the rows."""
     types: tuple[str, ...] = ()
     """Types of the copied columns in the output, as pyarrow names them; default: text."""
 
@@ -147,15 +145,15 @@ class OutputPolicy:
     """What is written, and what happens to an output that is there already."""
 
     normalize: bool = True
-    """Write vectors of unit length; without it features as the model gives them."""
+    """Write vectors of unit length; False writes features as the model gives them."""
     dtype: VectorDtype = "float32"
-    """Of the stored vectors."""
+    """Number type of the stored vectors."""
     hashes: bool = False
-    """Store the sha256 of each image's file, and update by it."""
+    """Store the sha256 of each image's file; an update then compares it."""
     shard_size: int = 10_000
     """Images per Parquet part."""
     overwrite: bool = False
-    """Remove an earlier run's files from the output, instead of resuming it."""
+    """Remove an earlier run's files from the output, instead of resuming that run."""
     update: bool = False
     """Bring an output up to date: embed what is new or changed, drop what is gone."""
 
@@ -164,14 +162,14 @@ class OutputPolicy:
         check_words(self)
 
 
-def inputs_of(source: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    """Return what a source names, as text: one or several inputs."""
+def list_inputs(source: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """Return the one or several inputs of a source, as texts."""
     several = source if isinstance(source, (list, tuple)) else [source]
     return tuple(map(str, several))
 
 
 def check_counts(options: object, names: Sequence[str]) -> None:
-    """Raise InputError for a number below 1, and for more threads than a process can have."""
+    """Raise InputError for a number below 1, and for more threads than a process can start."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -181,19 +179,21 @@ def check_counts(options: object, names: Sequence[str]) -> None:
 
 
 def check_words(options: Any) -> None:
-    """Raise InputError where a field has a word that its type does not list."""
+    """Raise InputError where a field has a word that is not among those of its type."""
     for name, kind in get_type_hints(type(options), localns={"Path": str, "Sequence": tuple}).items():
         words = get_args(kind)
         if words and all(isinstance(word, str) for word in words) and getattr(options, name) not in words:
-            raise InputError(f"`{name}`", f"found {getattr(options, name)!r}", f"one of {words}", "Pass one.")
+            raise InputError(
+                f"`{name}`", f"found {getattr(options, name)!r}", f"one of {', '.join(words)}", "Pass one."
+            )
 
 
 def check_cosine(min_cosine: float) -> None:
-    """Raise InputError for a bound that no cosine can meet, or that each meets."""
+    """Raise InputError for a bound that no cosine can meet, or that every cosine meets."""
     if not 0 < min_cosine <= 1:
         raise InputError("`min_cosine`", f"found {min_cosine}", "more than 0 and at most 1", "Pass 0.999, say.")
 
 
-def differing(options: Any, default: Any) -> list[str]:
+def find_differences(options: Any, default: Any) -> list[str]:
     """Return the names of the fields in which a record differs from another of its type."""
     return [field.name for field in fields(options) if getattr(options, field.name) != getattr(default, field.name)]

@@ -1,4 +1,4 @@
-"""The job of `clip.search`, and what comes back."""
+"""The job of `clip.search`, its hits and its report."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class SearchJob:
     output: str | Path
     """The folder that `clip.embed` wrote."""
     texts: tuple[str, ...] = ()
-    """Texts to find."""
+    """Texts to find images of."""
     images: tuple[str, ...] = ()
-    """Image files to find the like of; "-" is stdin."""
+    """Image files to find similar images to; "-" is stdin."""
     vector: str | None = None
     """File with a vector to find, as JSON or .npy; "-" is stdin."""
     negative: tuple[str, ...] = ()
-    """Texts whose average is subtracted."""
+    """Texts to avoid: their average is subtracted."""
     k: int = 10
-    """Hits to return."""
+    """Number of hits to return."""
     min_score: float | None = None
-    """Lowest cosine of a hit."""
+    """Lowest cosine that a hit may have."""
     where: str | None = None
-    """Condition on the columns, in SQL."""
+    """Condition on the columns, in SQL; default: all rows."""
     contact_sheet: str | Path | None = None
-    """File to write the hits to as one image."""
+    """PNG file to write the hits to, as one image."""
     model: str | None = None
     """The run's weights; default: as in the manifest."""
     device: str = "auto"
-    """Of the model."""
+    """Device of the model."""
 
     def __post_init__(self) -> None:
         if not (self.texts or self.images or self.vector):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..jobs.options import Columns
 from .fields import documented
 from .options import (
     FAST_COSINE,
+    Columns,
     DecodeOptions,
     Limits,
     ModelOptions,
@@ -17,7 +17,7 @@ from .options import (
     Precision,
     check_cosine,
     check_counts,
-    inputs_of,
+    list_inputs,
 )
 
 if TYPE_CHECKING:
@@ -35,29 +35,29 @@ class TuneJob:
     source: str | Path | Sequence[str | Path]
     """One or several inputs, as of EmbedJob."""
     model: str | ModelOptions = ModelOptions()  # noqa: RUF009  frozen, as are the next three
-    """A model's name or path, or its options. Precision and batch size are what is measured, and not read."""
+    """A model's name or path, or its options; tune chooses precision and batch size itself."""
     decode: DecodeOptions = DecodeOptions()  # noqa: RUF009
-    """How files become pixels. `pixels` is what is measured, and not read."""
+    """How files become pixels; tune chooses `pixels` itself."""
     limits: Limits = Limits()  # noqa: RUF009
     """What an image may cost."""
     columns: Columns = Columns()  # noqa: RUF009
     """Which column of lists and tables names or holds the images."""
     globs: tuple[str, ...] = ()
-    """Patterns of the paths to take."""
+    """Take the paths that match a pattern, instead of those with an image's extension."""
     root: str = ""
-    """Where relative paths in lists start."""
+    """Folder at which relative paths in lists start; default: the current folder."""
     workers: int | None = None
     """Threads that decode; default: one per core."""
     calibration: str | Path | None = None
-    """Images to quantise int8 by; default: the first of the input."""
+    """Folder of images to quantise int8 by; default: the first images of the input."""
     min_cosine: float = FAST_COSINE
     """Lowest cosine to the exact vectors that an image of the sample may have."""
     images: int = 256
     """Images to measure on."""
     seed: int = 0
-    """Which images these are."""
+    """Seed that draws these images."""
     isolated_s: float | None = None
-    """Try the images in a process first, for so many seconds each; default: not."""
+    """Seconds an image may take in a separate process, which decodes it first; default: no such process."""
 
     def __post_init__(self) -> None:
         check_cosine(self.min_cosine)
@@ -67,8 +67,8 @@ class TuneJob:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What `source` names, as text."""
-        return inputs_of(self.source)
+        """The inputs in `source`, as texts."""
+        return list_inputs(self.source)
 
     @property
     def model_options(self) -> ModelOptions:
@@ -82,9 +82,9 @@ class SettingRow:
     """One way to make vectors, measured beside the exact one."""
 
     precision: Precision
-    """What the model computed in."""
+    """Number type that the model computed in."""
     decode: PixelMode
-    """How pixels were made."""
+    """How files became pixels."""
     images_per_s: float
     """From files to vectors, median of several rounds."""
     min_cosine: float
@@ -104,14 +104,14 @@ class SettingRow:
 @documented
 @dataclass(frozen=True)
 class TuneReport:
-    """What was measured."""
+    """The measurements, and the fastest setting."""
 
     model: str
     """The model's name."""
     images: int
     """Images measured on."""
     quantised_by: int
-    """Of these, images that also served to quantise int8, as others were too few; its figures are better for it."""
+    """Of these, images that also quantised int8, as there were too few others; its figures are the better for it."""
     min_cosine: float
     """The bound."""
     rows: tuple[SettingRow, ...]

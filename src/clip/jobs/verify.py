@@ -1,4 +1,4 @@
-"""The job of `clip.verify`, and what comes back."""
+"""The job of `clip.verify`, and its report."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class VerifyJob:
     output: str | Path
     """The folder that `clip.embed` wrote."""
     sample: int = 0
-    """Images to embed again and compare."""
+    """Number of images to embed again and compare."""
     model: str | None = None
-    """Model for the sample; default: the run's."""
+    """Model for the sample; default: as in the manifest."""
     device: str = "auto"
     """Device for the sample."""
     seed: int = 0
-    """Which images the sample takes."""
+    """Seed that draws the sample."""
 
     def __post_init__(self) -> None:
         if self.sample < 0:
@@ -47,12 +47,12 @@ class Problem:
 @documented
 @dataclass(frozen=True)
 class VerifyReport:
-    """What reading an output back found. Without problems, read = written + failed."""
+    """The result of reading an output back. Without problems, read = written + failed."""
 
     output: Path
     """The folder."""
     read: int
-    """Entries that the plan lists; of archives and frames, those that its parts hold."""
+    """Entries that the plan lists; for archives and frames, those that the parts hold."""
     written: int
     """Rows found."""
     failed: int
@@ -62,4 +62,4 @@ class VerifyReport:
     min_cosine: float | None
     """Lowest cosine between the stored vectors of the sample and those made again."""
     problems: tuple[Problem, ...]
-    """All that is wrong."""
+    """Everything that is wrong; empty where nothing is."""

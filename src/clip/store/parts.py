@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
 EMBEDDINGS, FAILURES = "embeddings", "failures"
 PART = "part-{:05d}.parquet"
-# Keys in the metadata of an embeddings file: the fingerprint of the shard's listing; files passed over while it was
-# read, by reason; entries read, where each frame of a file with several counts.
-FINGERPRINT, IGNORED, READ = b"clip.mark", b"clip.ignored", b"clip.read"
-EMBEDDING, TEXT_EMBEDDING = "embedding", "text_embedding"  # the columns of vectors
+# In the metadata of an embeddings part: the fingerprint of the shard's listing; what was passed over while it was
+# read, by reason; how many entries, of files with several frames how many frames, were read; and how many of these are
+# frames beyond the first of their file, where there are any.
+FINGERPRINT, IGNORED, READ, FRAMES = b"clip.mark", b"clip.ignored", b"clip.read", b"clip.frames"
+EMBEDDING, TEXT_EMBEDDING = "embedding", "text_embedding"  # columns of vectors
 FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "path", "stage", "error", "message")])
 
 
@@ -130,11 +131,14 @@ class PartWriter:
             )
         return merged
 
-    def note(self, read: int, ignored: Mapping[str, int]) -> None:
-        """Record in the part how many entries were read, and how many were ignored meanwhile, by reason."""
-        metadata = {READ: str(read + self._carried_over), **({IGNORED: json.dumps(ignored)} if ignored else {})}
+    def note(self, read: int, ignored: Mapping[str, int], frames: int = 0) -> None:
+        """Write into the part how many entries were read, how many frames beyond their first, and what was ignored."""
+        carried_over = sum(entry.id in self._shard.carried_over for entry in self._shard.entries)
+        frames += max(0, self._carried_over - carried_over)
+        noted = {READ: str(read + carried_over + frames), **({IGNORED: json.dumps(ignored)} if ignored else {})}
+        noted |= {FRAMES: str(frames)} if frames else {}
         with translate_os_errors(self._paths[EMBEDDINGS]):
-            self._writers[EMBEDDINGS].add_key_value_metadata(metadata)
+            self._writers[EMBEDDINGS].add_key_value_metadata(noted)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

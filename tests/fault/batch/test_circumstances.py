@@ -24,7 +24,7 @@ from kit.jobs import embed_job
 import clip
 
 COMMAND = str(Path(sys.executable).with_name("clip"))
-LIMIT_S = 60.0
+LIMIT_S = 600.0  # ten times what a busy machine takes
 PICTURES, SHARD_SIZE = 7, 4
 GOOD = [f"{n:02}.png" for n in range(PICTURES)]
 MIDDLE = SHARD_SIZE + 1  # the first image of the second shard
@@ -369,7 +369,9 @@ def test_the_locale_shows_in_nothing_that_is_written(weights: Path, tmp_path: Pa
         )
         assert done.stdout == b""
         assert not re.search(rb"Traceback|Unicode|codec", done.stderr), done
-        assert len(done.stderr.splitlines()) == 2, done  # what was listed, and the summary
+        first, *_, last = done.stderr.splitlines()  # in between a slow machine tells how far it is
+        assert first.startswith(b"listed "), done
+        assert last.startswith((b"read ", b"clip: ")), done
         return done
 
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

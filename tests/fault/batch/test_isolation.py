@@ -76,7 +76,7 @@ def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_hav
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=1200,
     )
     assert ran.returncode == 3, ran.stderr
     ids, failures = contents(tmp_path / "out")
@@ -188,11 +188,11 @@ decoder(Item("hang.hostile", {str(photos / "hang.hostile")!r}, 1))
 """
     environment = hostile.environment(plugin)
     ran = subprocess.run(
-        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=60
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=600
     )
     assert ran.returncode == -signal.SIGKILL
     process = Path("/proc", ran.stdout.strip())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while _runs(process):
         assert time.monotonic() < deadline, "still there"
         time.sleep(0.1)

@@ -12,14 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula, hostile
 
-PATIENCE_S = 10.0  # what is promised
-AT_ONCE_S = 2.0
-LIMIT_S = 60.0
+LIMIT_S = 600.0  # ten times what a busy machine takes
+FORCED = "ended without waiting for what was under way; finished parts are kept"
 
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hostile.write_plugin(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin, in a command that waits for hours after a first signal."""
+    more = "import clip.cli.signals\nclip.cli.signals.GRACE_S = 10_000.0\n"
+    return hostile.write_plugin(tmp_path_factory.mktemp("patient"), more)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +46,9 @@ def photos(tmp_path: Path) -> Path:
 
 @contextmanager
 def running(plugin: Path, photos: Path, weights: Path, out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """A run in a process of its own, when two shards of two images are written and the third hangs."""
+    """A run in a separate process, when two shards of two images are written and the third hangs."""
     command = [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(out), "-m", str(weights), *flags]
-    environment = hostile.environment(plugin)
+    environment = hostile.environment(plugin, out.with_name("hangs"))
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         process = subprocess.Popen(
@@ -52,11 +58,10 @@ def running(plugin: Path, photos: Path, weights: Path, out: Path, *flags: str) -
         signal.signal(signal.SIGINT, inherited)
     try:
         deadline = time.monotonic() + LIMIT_S
-        while not (out / "embeddings/part-00001.parquet").exists():
+        while not ((out / "embeddings/part-00001.parquet").exists() and out.with_name("hangs").exists()):
             assert process.poll() is None, process.stderr and process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(0.3)
         yield process
     finally:
         process.kill()
@@ -79,25 +84,24 @@ def test_a_picture_that_hangs_does_not_keep_a_signal_waiting(
     plugin: Path, photos: Path, weights: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     with running(plugin, photos, weights, tmp_path / "out") as process:
-        began = time.monotonic()
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=LIMIT_S)
-        assert (process.returncode, time.monotonic() - began < PATIENCE_S) == (code, True)
-        assert stderr.splitlines()[-1] == "ended without waiting for what was under way; finished parts are kept"
+        _, stderr = process.communicate(timeout=LIMIT_S)  # the image hangs for longer
+        assert process.returncode == code
+        assert stderr.splitlines()[-1] == FORCED
         assert "Traceback" not in stderr
     goes_on(plugin, photos, weights, tmp_path / "out")
 
 
-def test_a_second_ctrl_c_ends_the_run_at_once(plugin: Path, photos: Path, weights: Path, tmp_path: Path) -> None:
-    with running(plugin, photos, weights, tmp_path / "out") as process:
+def test_a_second_ctrl_c_ends_the_run_at_once(patient: Path, photos: Path, weights: Path, tmp_path: Path) -> None:
+    with running(patient, photos, weights, tmp_path / "out") as process:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        while _is_pending(process.pid, signal.SIGINT):
+            time.sleep(0.01)
         assert process.poll() is None, "the first waits for what is under way"
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=LIMIT_S)
-        assert (process.returncode, time.monotonic() - began < AT_ONCE_S) == (130, True)
-    goes_on(plugin, photos, weights, tmp_path / "out")
+        process.communicate(timeout=LIMIT_S)  # the first one alone would take longer
+        assert process.returncode == 130
+    goes_on(patient, photos, weights, tmp_path / "out")
 
 
 def test_processes_that_decode_end_with_the_run(plugin: Path, photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -105,13 +109,18 @@ def test_processes_that_decode_end_with_the_run(plugin: Path, photos: Path, weig
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         decoders = [int(child) for child in children] or _children_of_threads(process.pid)
         assert decoders
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=LIMIT_S)
-        assert (process.returncode, time.monotonic() - began < AT_ONCE_S) == (130, True), "a process can be ended"
+        assert process.returncode == 130
         assert stderr.splitlines()[-1] == "interrupted; finished parts are kept"
         assert not any(Path(f"/proc/{pid}").exists() for pid in decoders)
     goes_on(plugin, photos, weights, tmp_path / "out")
+
+
+def _is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal was sent and not yet delivered."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(status["ShdPnd"], 16) | int(status["SigPnd"], 16)) >> (number - 1) & 1)
 
 
 def _children_of_threads(pid: int) -> list[int]:

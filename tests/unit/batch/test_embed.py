@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import checkpoints, formula
-from kit.jobs import embed_job
+from kit.jobs import change_job, embed_job
 
 import clip
 from clip.batch import embed as embed_module
@@ -159,7 +159,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
         "text_column": None,
         "tuned": None,
         "calibration": None,
-        "kind": "images",
+        "kind": "pictures",
         "long_text": None,
         "keep": [],
         "root": "",
@@ -193,7 +193,7 @@ def test_counting_tells_what_a_run_reads_and_passes_over(photos: Path, weights_p
         wanted = job(photos, tmp_path, weights_path, overwrite=True, **choice)
         report = clip.embed(wanted)
         found = embed_module.count(wanted)
-        assert (found.pictures, found.ignored) == (report.read, report.ignored)
+        assert (found.images, found.ignored) == (report.read, report.ignored)
 
 
 def test_progress_is_told_after_each_picture(photos: Path, weights_path: Path, tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_run_that_cannot_begin_leaves_the_one_that_stands(
         (StoreMismatchError, {"overwrite": False, "limit": 3}),  # another input
     ]:
         with pytest.raises(error):
-            clip.embed(dataclasses.replace(job(photos, tmp_path / "out", weights_path, overwrite=True), **changed))
+            clip.embed(change_job(job(photos, tmp_path / "out", weights_path, overwrite=True), **changed))
         assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
 
 
@@ -567,7 +567,7 @@ def test_each_frame_of_a_file_is_a_row_and_counts_as_read(weights_path: Path, tm
     assert (checked.problems, checked.read, checked.sampled) == ((), 5, 5)
     # A file of several frames is one entry: unchanged it is kept with all of them, changed all are done again.
     (tmp_path / "photos/a.png").unlink()
-    updated = dataclasses.replace(asked, update=True)
+    updated = change_job(asked, update=True)
     assert (clip.embed(updated).read, vectors(tmp_path / "out").tolist()) == (4, found[1:].tolist())
     (tmp_path / "photos/b.tiff").unlink()
     formula.picture(5, 40, 30).save(

@@ -30,6 +30,7 @@ from clip.jobs.verify import VerifyJob
 from clip.records import Item, Row
 from clip.sources.source import Source
 from clip.store.export import export
+from clip.store.manifest import Manifest
 from clip.store.parts import PartWriter, embedding_schema
 from clip.store.plan import write_plan
 from clip.text.tokens import MAX_WORD, Tokenizing
@@ -274,7 +275,7 @@ def test_a_kept_value_comes_through_the_plan_as_it_was(
         for entry in plan.shard(0).entries
         if isinstance(entry, Item)
     ]
-    schema = embedding_schema({"dim": 1, "dtype": "float32", "keep": source.columns.kept})
+    schema = embedding_schema(Manifest(dim=1, columns=source.columns))
     (folder / "embeddings").mkdir()
     (folder / "failures").mkdir()
     with PartWriter(folder, schema, plan.shard(0)) as part:
@@ -343,9 +344,9 @@ def test_what_has_no_columns_is_refused_where_they_are_asked_for(weights: Path, 
 @pytest.mark.parametrize(
     ("choices", "told"),
     [
-        ({"texts": True, "isolate": True}, "texts: found isolate too"),
-        ({"texts": True, "text_column": "a"}, "texts: found text_column too"),
-        ({"texts": True, "orient": "exif"}, "texts: found orient too"),
+        ({"texts": True, "isolate": True}, "texts: found options of images too. Leave out isolate"),
+        ({"texts": True, "text_column": "a"}, r"texts: found options of images too. Leave out columns\.text"),
+        ({"texts": True, "orient": "exif"}, r"texts: found options of images too. Leave out decode\.orient"),
         ({"keep": ("width",)}, "keep: found 'width', which OUT has already"),
         ({"keep": ("a", "a")}, "keep: found 'a'"),
         ({"long_text": "other"}, "long_text: found 'other'"),

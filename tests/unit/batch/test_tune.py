@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from kit import checkpoints, formula
-from kit.jobs import embed_job, tune_job
+from kit.jobs import change_job, embed_job, tune_job
 
 import clip
 from clip.batch import embed as embed_module
 from clip.batch import tune as tune_module
-from clip.batch.tune import summary, tune
+from clip.batch.tune import summarise, tune
 from clip.cli.main import cli
 from clip.encoder import Encoder
 from clip.engine.backend_openvino import usable_precisions
@@ -63,13 +63,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(weights: Path, photos: Path) -> TuneReport:
-    return tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, pictures=32))
+    return tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, images=32))
 
 
 def test_each_setting_of_the_machine_is_measured_once(report: TuneReport) -> None:
     words = ["reference", *usable_precisions()[1:]]
     assert [(row.precision, row.decode) for row in report.rows] == [(w, d) for w in words for d in ("exact", "fast")]
-    assert report.pictures == 32
+    assert report.images == 32
     assert report.rows[0].min_cosine == report.rows[0].neighbours == 1
     for row in report.rows:
         assert row.images_per_s > 0
@@ -110,7 +110,7 @@ def test_neighbours_are_counted() -> None:
 
 @pytest.mark.skipif("int8" not in usable_precisions(), reason="this processor has no products of 8-bit integers")
 def test_outliers_make_int8_fail_and_it_is_not_chosen(outliers: Path, photos: Path, tmp_path: Path) -> None:
-    found = tune(tune_job(source=photos, model=str(outliers), threads=1, workers=1, pictures=32))
+    found = tune(tune_job(source=photos, model=str(outliers), threads=1, workers=1, images=32))
     int8 = [row for row in found.rows if row.precision == "int8"]
     assert int8
     assert not any(row.within for row in int8), int8
@@ -119,28 +119,28 @@ def test_outliers_make_int8_fail_and_it_is_not_chosen(outliers: Path, photos: Pa
         embed_job(source=photos, output=tmp_path / "out", model=str(outliers), threads=1, min_cosine=FAST_COSINE)
     )
     manifest = clip.Store(tmp_path / "out").manifest
-    assert manifest["precision"] != "int8"
+    assert manifest.precision != "int8"
     assert {
-        row["precision"] for row in manifest["tuned"]["rows"] if row["precision"] == "int8" and row["within"]
+        row["precision"] for row in (manifest.tuned or {})["rows"] if row["precision"] == "int8" and row["within"]
     } == set()
 
 
 def test_where_nothing_fast_stays_within_the_bound_it_is_exact_and_says_so(
     weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, pictures=16))
+    one = tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, images=16))
     rows = tuple(replace(row, min_cosine=0.5, within=False) if n else row for n, row in enumerate(one.rows))
     poor = replace(one, rows=rows, best=rows[0])
     monkeypatch.setattr(embed_module, "tune", lambda _job, _told: poor)
     told: list[str] = []
 
     def note(progress: Progress) -> None:
-        told.extend([progress.told] if progress.told else [])
+        told.extend([progress.message] if progress.message else [])
 
     clip.embed(embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99), note)
     assert told == ["nothing faster stays within a cosine of 0.999 on 16 images: exact"]
     manifest = clip.Store(tmp_path / "out").manifest
-    assert (manifest["precision"], manifest["decode"]) == ("reference", "exact")
+    assert (manifest.precision, manifest.decode.pixels) == ("reference", "exact")
 
 
 def row_of(report: TuneReport, **changes: Any) -> SettingRow:
@@ -158,13 +158,13 @@ def test_a_run_takes_what_was_chosen_and_keeps_it_when_it_is_gone_on_with(
     )
     clip.embed(job)
     before = clip.Store(tmp_path / "out").manifest
-    assert before["decode"] == "fast"
-    assert before["tuned"]["best"]["min_cosine"] == 0.9999
+    assert before.decode.pixels == "fast"
+    assert (before.tuned or {})["best"]["min_cosine"] == 0.9999
     (tmp_path / "out/embeddings/part-00002.parquet").unlink()
     monkeypatch.setattr(embed_module, "tune", lambda *_: pytest.fail("measured again"))
     clip.embed(job)
     assert clip.Store(tmp_path / "out").manifest == before
-    assert summary(chosen).startswith("took reference, fast pixels: ")
+    assert summarise(chosen).startswith("took reference, fast pixels: ")
 
 
 def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photos: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photo
         archive.add(photos, "photos")
     given: dict[str, Any] = {"model": str(weights), "threads": 1, "workers": 1, "images": 16}
     for source, more in ((tmp_path / "a.csv", {"column": "two", "root": str(photos)}), (tmp_path / "a.tar", {})):
-        assert tune(tune_job(source=source, **given, **more)).pictures == 16
+        assert tune(tune_job(source=source, **given, **more)).images == 16
     job = embed_job(
         source=tmp_path / "a.csv",
         output=tmp_path / "out",
@@ -199,8 +199,8 @@ def test_a_choice_outlives_updates(
     job = embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99)
     for n in range(3):
         formula.picture(n, 50, 40).save(photos / f"{n}.png")
-        assert clip.embed(job if n == 0 else replace(job, update=True)).read == n + 1
-        assert clip.Store(tmp_path / "out").manifest["tuned"]["best"]["images_per_s"] == 1e9
+        assert clip.embed(job if n == 0 else change_job(job, update=True)).read == n + 1
+        assert (clip.Store(tmp_path / "out").manifest.tuned or {})["best"]["images_per_s"] == 1e9
         monkeypatch.setattr(embed_module, "tune", lambda *_: pytest.fail("measured again"))
 
 
@@ -211,9 +211,9 @@ def test_what_cannot_be_measured_is_embedded_exactly(weights: Path, tmp_path: Pa
     job = embed_job(
         source=tmp_path / "photos", output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.9, isolate=True
     )
-    assert clip.embed(job, lambda progress: told.append(progress.told)).written == 1
+    assert clip.embed(job, lambda progress: told.append(progress.message)).written == 1
     assert any("exact, as nothing could be measured: " in line and "found 1 images" in line for line in told)
-    assert clip.Store(tmp_path / "out").manifest["decode"] == "exact"
+    assert clip.Store(tmp_path / "out").manifest.decode.pixels == "exact"
 
 
 def test_a_precision_that_does_not_run_this_network_is_left_out(
@@ -221,7 +221,7 @@ def test_a_precision_that_does_not_run_this_network_is_left_out(
 ) -> None:
     monkeypatch.setattr(tune_module, "usable_precisions", lambda _: ["fp32", "fp8"])
     told: list[str] = []
-    found = tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, pictures=16), told.append)
+    found = tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, images=16), told.append)
     assert [(row.precision, row.decode) for row in found.rows] == [("reference", "exact"), ("reference", "fast")]
     assert any(line.startswith("left out: precision 'fp8'") for line in told)
 
@@ -229,15 +229,18 @@ def test_a_precision_that_does_not_run_this_network_is_left_out(
 @pytest.mark.parametrize(
     ("choices", "told"),
     [
-        ({"min_cosine": 0.9, "source": "-"}, "min_cosine: found '-' as input, expected one that can be read twice"),
-        ({"precision": "int8", "source": ("a", "-")}, "int8: found '-' as input"),
+        (
+            {"min_cosine": 0.9, "source": "-"},
+            "min_cosine: found 0.9 with '-' as input, expected an input that can be read twice",
+        ),
+        ({"precision": "int8", "source": ("a", "-")}, "precision: found int8 with '-' as input"),
         ({"keep": ("Width",)}, "keep: found 'Width', which OUT has already"),
         ({"min_cosine": 0.0}, "min_cosine: found 0.0"),
         ({"min_cosine": 1.5}, "min_cosine: found 1.5"),
         ({"min_cosine": float("nan")}, "min_cosine: found nan"),
         ({"min_cosine": 0.9, "precision": "bf16"}, "min_cosine: found precision bf16"),
-        ({"min_cosine": 0.9, "decode": "fast"}, "and decode fast too"),
-        ({"min_cosine": 0.9, "texts": True}, "texts: found min_cosine too"),
+        ({"min_cosine": 0.9, "decode": "fast"}, "and fast pixels too"),
+        ({"min_cosine": 0.9, "texts": True}, "texts: found options of images too. Leave out min_cosine"),
     ],
 )
 def test_bounds_that_make_no_sense(choices: dict[str, Any], told: str) -> None:
@@ -247,11 +250,11 @@ def test_bounds_that_make_no_sense(choices: dict[str, Any], told: str) -> None:
 
 def test_too_few_pictures_are_told(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images: found 3, expected at least 16"):
-        tune_job(source=tmp_path, pictures=3)
+        tune_job(source=tmp_path, images=3)
     with pytest.raises(InputError, match="workers: found -1, expected at least 1"):
         tune_job(source=tmp_path, workers=-1)
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"no image that can be decoded|found 0 images"):
+    with pytest.raises(InputError, match=r"none of the first 1 entries can be decoded|found 0 images"):
         tune(tune_job(source=tmp_path, model=str(weights), threads=1))
 
 

@@ -84,23 +84,35 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a part is gone": (lambda out: (out / PART).unlink(), "cannot be read"),
     "a part is cut": (lambda out: (out / PART).write_bytes((out / PART).read_bytes()[:-9]), "cannot be read"),
     "failures are gone": (lambda out: (out / FAILED).unlink(), "cannot be read"),
-    "a row is gone": (lambda out: rewrite(out / PART, lambda table: table.slice(1)), "1 ids listed and not there: '00"),
-    "a failure is gone": (lambda out: rewrite(out / FAILED, lambda t: t.slice(1)), "1 ids listed and not there: '02.b"),
-    "a row stands twice": (lambda out: rewrite(out / PART, doubled), "1 ids stand twice"),
-    "an id is another": (lambda out: rewrite(out / PART, renamed), "1 ids there and not listed: 'other.png'"),
+    "a row is gone": (
+        lambda out: rewrite(out / PART, lambda table: table.slice(1)),
+        "1 ids are listed and missing: '00",
+    ),
+    "a failure is gone": (
+        lambda out: rewrite(out / FAILED, lambda t: t.slice(1)),
+        "1 ids are listed and missing: '02.b",
+    ),
+    "a row stands twice": (lambda out: rewrite(out / PART, doubled), "1 ids occur twice"),
+    "an id is another": (lambda out: rewrite(out / PART, renamed), "1 ids are not listed: 'other.png'"),
     "rows are turned round": (lambda out: rewrite(out / PART, lambda t: t.take([1, 0])), "not in the order"),
     "a vector is too long": (lambda out: rewrite(out / PART, scaled), "'00.png' has a vector of norm 1.0"),
     "a number is none": (lambda out: rewrite(out / PART, spoilt), "'00.png' has a vector of norm nan"),
-    "a column is gone": (lambda out: rewrite(out / PART, lambda t: t.drop_columns(["width"])), "its columns are not"),
+    "a column is gone": (
+        lambda out: rewrite(out / PART, lambda t: t.drop_columns(["width"])),
+        "has other columns than",
+    ),
     "a part is of another listing": (
         lambda out: rewrite(out / PART, lambda t: t.replace_schema_metadata({"clip.mark": "other"})),
-        "of another listing than _plan",
+        "was made from another listing than _plan",
     ),
-    "a part too many": (lambda out: shutil.copy(out / PART, out / "embeddings/part-00009.parquet"), "no shard of the"),
-    "the run is not over": (lambda out: change_manifest(out, counts=None), "the run is not over"),
+    "a part too many": (
+        lambda out: shutil.copy(out / PART, out / "embeddings/part-00009.parquet"),
+        "belongs to no shard of the",
+    ),
+    "the run is not over": (lambda out: change_manifest(out, counts=None), "the run is not finished"),
     "counts are others": (lambda out: change_manifest(out, counts={"read": 9, "written": 8, "failed": 1}), "counts {"),
-    "the input is another": (lambda out: change_manifest(out, input_fingerprint="x"), "its input is not that of _plan"),
-    "the plan is gone": (lambda out: shutil.rmtree(out / "_plan"), "no whole listing"),
+    "the input is another": (lambda out: change_manifest(out, input_fingerprint="x"), "is of another input than _plan"),
+    "the plan is gone": (lambda out: shutil.rmtree(out / "_plan"), "holds no complete listing"),
     "a shard of the plan is gone": (lambda out: (out / "_plan/shard-00001.parquet").unlink(), "cannot be read"),
 }
 
@@ -145,7 +157,7 @@ def test_a_sample_finds_pictures_that_changed_since(folder: Path, tmp_path: Path
     problems = verify(VerifyJob(output=tmp_path / "out", sample=100)).problems
     assert [problem.where for problem in problems] == ["00.png", "02.broken.png"]
     assert "fails now" in problems[0].what
-    assert "failed in the run, decodes now" in problems[1].what
+    assert "failed in the run, and is decoded now" in problems[1].what
 
 
 def test_a_sample_compares_what_has_the_same_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,12 +172,12 @@ def test_a_sample_compares_what_has_the_same_id(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(Decoding, "__call__", lambda self, item: with_another_first(self, item)[:1])
     problems = verify(VerifyJob(output=folder / "out", sample=8, device="cpu")).problems
     assert [problem.where for problem in problems] == GOOD
-    assert all("it is not there any more" in problem.what for problem in problems)
+    assert all("is not there any more" in problem.what for problem in problems)
 
 
 def test_a_sample_needs_the_weights_of_the_run(out: Path, tmp_path: Path) -> None:
     other = checkpoints.write(tmp_path, "tiny-vit-wide", texts=False)
-    with pytest.raises(StoreError, match=r"have sha256 .*, expected .* Pass the run's weights with -m"):
+    with pytest.raises(StoreError, match=r"have sha256 .*, expected .* Pass the run's weights as model"):
         verify(VerifyJob(output=out, sample=1, model=str(other)))
 
 

@@ -102,4 +102,4 @@ def test_none_says_nothing_and_auto_asks_the_terminal(
     [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7260, "2 h 1 min"), (200_000, "2 days 7 h")],
 )
 def test_a_time_left_is_told_as_people_would(seconds: int, words: str) -> None:
-    assert progress._duration(seconds) == words
+    assert progress._format_duration(seconds) == words

@@ -183,7 +183,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[ClipError], str]] = {
     "a label twice": ({"labels": "cat,dog, cat"}, InputError, "labels: 'cat' appears twice"),
     "no place for a label": ({"template": ("a photo",)}, InputError, r"template: 'a photo' has no \{\}"),
     "no such set": ({"templates": "openai8"}, InputError, "templates: found 'openai8', expected a file or one of"),
-    "two kinds of templates": ({"template": ("{}",), "templates": "openai7"}, InputError, "templates: found single"),
+    "two kinds of templates": (
+        {"template": ("{}",), "templates": "openai7"},
+        InputError,
+        "templates: found template too",
+    ),
     "no label asked for": ({"k": 0}, InputError, "k: found 0"),
     "no such column": ({"truth": "nope"}, InputError, "truth: .* has no column 'nope', expected one of"),
     "a label too long": ({"labels": ("cat", "dog " * 99)}, TextTooLongError, "found 105 tokens"),
@@ -246,7 +250,7 @@ def test_the_command_writes_a_line_per_image_and_a_table(run: Run, folder: Path)
     counts = {(truth, predicted): count for truth, predicted, count in report.confusion}
     for line, truth in zip(lines[3:6], LABELS, strict=True):
         assert line.split() == [truth, *(str(counts.get((truth, label), 0)) for label in LABELS)]
-    assert lines[6] == f"right {report.correct} of 3: {report.accuracy:.2%}"
+    assert lines[6] == f"correct {report.correct} of 3: {report.accuracy:.2%}"
     summary = json.loads(run("classify", folder / "out", *flags, "--json")[2])
     assert (summary["read"], summary["accuracy"], summary["labels"]) == (6, report.accuracy, list(LABELS))
     assert [tuple(entry) for entry in summary["confusion"]] == list(report.confusion)
@@ -257,7 +261,7 @@ def test_the_command_classifies_images_and_names_the_most_frequent_mistakes(run:
     flags = ("-m", folder / "tiny-vit.pt", "--labels", labels, "--truth", "folder-names")
     code, said, error = run("classify", folder / "photos", *flags)
     assert (code, said.count("\n")) == (3, 6)
-    wrong = [line for line in error.splitlines() if re.fullmatch(r" +\d+  (cat|dog) taken for .*", line)]
+    wrong = [line for line in error.splitlines() if re.fullmatch(r" +\d+  (cat|dog) predicted as .*", line)]
     rows = [json.loads(line) for line in said.splitlines()]
     evaluated = [row for row in rows if row.get("truth") in ("cat", "dog")]
     assert len(wrong) == len(

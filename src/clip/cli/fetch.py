@@ -1,0 +1,33 @@
+"""The command `clip fetch`: fetch weights into the cache, or check them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..jobs.models import FetchJob
+from .signals import undisturbed
+
+CHECK_HELP = "Hash the cached files again instead of fetching; without a NAME, all of them."
+TO_HELP = "Also write the weights of the one model to this file, with OpenAI's names."
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--download-root", metavar="DIR", help="Folder to cache weights in.  [default: ~/.cache/clip]")
+@click.option("--check", is_flag=True, help=CHECK_HELP)
+@click.option("--to", metavar="FILE.safetensors", help=TO_HELP)
+def fetch(**options: Any) -> None:
+    """Fetch the weights of models into the cache, and print their paths.
+
+    NAME is a released name, or hf-hub:ORG/NAME[@REVISION].
+    """
+    job = FetchJob(**options)
+    with undisturbed():
+        from ..weights import catalog
+
+    for model in catalog.fetch(job):
+        click.echo(f"{model.name}\t{model.path}\t{model.sha256 or ''}".rstrip())
+    if job.to:
+        click.echo(f"{job.names[0]}\t{job.to}")
