@@ -23,7 +23,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from clip.sources.remote.schemes import server_of
+from clip.sources.remote.schemes import get_server
 from kit import loopback
 
 TIME_S = 1_700_000_000
@@ -47,7 +47,7 @@ class Cloud(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
 
     def reset(self) -> None:
-        """An empty server, which behaves."""
+        """Remove all files and scripts."""
         self.files: dict[str, bytes] = {}  # "/bucket/key"
         self.scripts: dict[str, list[str]] = {}
         self.always: set[str] = set()
@@ -61,7 +61,7 @@ class Cloud(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def put(self, folder: Path, below: str) -> None:
-        """All files of a folder."""
+        """Serve all files of a folder."""
         for path in folder.rglob("*"):
             if path.is_file():
                 self.files[f"{below}/{path.relative_to(folder)}"] = path.read_bytes()
@@ -179,23 +179,23 @@ class Handler(BaseHTTPRequestHandler):
     def _page(self, bucket: str, prefix: str, token: str) -> tuple[list[tuple[str, bytes]], str]:
         keys = sorted(path.removeprefix(f"/{bucket}/") for path in self.server.files if path.startswith(f"/{bucket}/"))
         keys = [key for key in keys if key.startswith(prefix) and key > token]
-        found = keys[: self.server.page]
-        more = found[-1] if len(keys) > len(found) else ""
-        return [(key, self.server.files[f"/{bucket}/{key}"]) for key in found], more
+        page = keys[: self.server.page]
+        more = page[-1] if len(keys) > len(page) else ""
+        return [(key, self.server.files[f"/{bucket}/{key}"]) for key in page], more
 
     def list_s3(self, bucket: str, query: dict[str, list[str]]) -> None:
-        found, more = self._page(bucket, query.get("prefix", [""])[0], query.get("continuation-token", [""])[0])
+        page, more = self._page(bucket, query.get("prefix", [""])[0], query.get("continuation-token", [""])[0])
         contents = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>{ISO_TIME}</LastModified>"
             f"<ETag>{escape(etag(data))}</ETag><Size>{len(data)}</Size></Contents>"
-            for key, data in found
+            for key, data in page
         )
         token = f"<NextContinuationToken>{escape(more)}</NextContinuationToken>" if more else ""
-        told = f"<ListBucketResult><IsTruncated>{'true' if more else 'false'}</IsTruncated>{token}{contents}"
-        self.give(200, f"{told}</ListBucketResult>".encode(), {"Content-Type": "application/xml"})
+        listing = f"<ListBucketResult><IsTruncated>{'true' if more else 'false'}</IsTruncated>{token}{contents}"
+        self.give(200, f"{listing}</ListBucketResult>".encode(), {"Content-Type": "application/xml"})
 
     def list_gs(self, bucket: str, query: dict[str, list[str]]) -> None:
-        found, more = self._page(bucket, query.get("prefix", [""])[0], query.get("pageToken", [""])[0])
+        page, more = self._page(bucket, query.get("prefix", [""])[0], query.get("pageToken", [""])[0])
         items = [
             {
                 "name": key,
@@ -203,17 +203,17 @@ class Handler(BaseHTTPRequestHandler):
                 "updated": ISO_TIME,
                 "generation": str(int(etag(data)[1:9], 16)),
             }
-            for key, data in found
+            for key, data in page
         ]
-        told: dict[str, Any] = {"items": items} | ({"nextPageToken": more} if more else {})
-        self.give(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+        listing: dict[str, Any] = {"items": items} | ({"nextPageToken": more} if more else {})
+        self.give(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
 
     def log_message(self, *_: object) -> None:
         """Tests look at `requests` instead."""
 
 
 def environment(cloud: Cloud) -> dict[str, str]:
-    """What has s3:// and gs:// lead to it."""
+    """Return the environment variables that make s3:// and gs:// lead to it."""
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     return dict.fromkeys(names, "test") | {
         "AWS_ENDPOINT_URL": cloud.url,
@@ -225,10 +225,10 @@ def environment(cloud: Cloud) -> dict[str, str]:
 
 @contextmanager
 def running() -> Iterator[Cloud]:
-    """A server to which s3:// and gs:// lead until the block ends."""
+    """Run a server, to which s3:// and gs:// lead until the block ends."""
     with pytest.MonkeyPatch.context() as patch, loopback.running(Cloud()) as cloud:
         for name, value in environment(cloud).items():
             patch.setenv(name, value)
-        server_of.cache_clear()
+        get_server.cache_clear()
         yield cloud
-        server_of.cache_clear()
+        get_server.cache_clear()

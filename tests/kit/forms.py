@@ -16,14 +16,14 @@ import clip
 from kit import formula
 from kit.jobs import embed_job
 
-PICTURES = 30
-NAMES = [f"{'sub/' if n % 3 else ''}{n:02}.{'jpg' if n % 2 else 'png'}" for n in range(PICTURES)]
+IMAGES = 30
+NAMES = [f"{'sub/' if n % 3 else ''}{n:02}.{'jpg' if n % 2 else 'png'}" for n in range(IMAGES)]
 BAD = "17.broken.png"
 ALL = [*NAMES, BAD]
 
 
 def draw(folder: Path, names: Sequence[str] = NAMES) -> Path:
-    """Images in two folders, one that is none, a text."""
+    """Draw images in two folders, a damaged one, and a text."""
     (folder / "sub").mkdir(parents=True)
     for n, name in enumerate(names):
         formula.picture(n, 40 + n % 50, 30).save(folder / name)
@@ -36,7 +36,7 @@ Contents = tuple[dict[str, list[float]], dict[str, tuple[str, str]]]
 
 
 def contents(output: Path) -> Contents:
-    """Vectors and failures by id, each id once."""
+    """Return vectors and failures by id, each id once."""
     tables = [pq.read_table(output / name).to_pylist() for name in ("embeddings", "failures")]
     assert len({row["id"] for table in tables for row in table}) == sum(map(len, tables))
     return (
@@ -55,7 +55,7 @@ def embedded(output: Path, weights: Path, *inputs: str | Path, **choices: Any) -
 
 
 def check_same(found: Contents, expected: Contents, own_id: Callable[[str], str]) -> None:
-    """The same vectors, and the same reasons, under ids that a form has of its own."""
+    """Check that vectors and failures are the same, under the ids of a form."""
     assert set(found[0]) == {own_id(name) for name in expected[0]}
     for name, vector in expected[0].items():
         assert np.abs(np.subtract(found[0][own_id(name)], vector)).max() < 1e-5, name
@@ -99,7 +99,7 @@ def write_zip(photos: Path, path: Path, method: int = zipfile.ZIP_DEFLATED, name
 
 
 def write_table(photos: Path | str, path: Path, kind: str, names: Sequence[str] = ALL) -> Path:
-    """`kind` says what is in the column; images that are only named stand below `photos`, which may be a URL."""
+    """`kind` is what the column holds; images that are only named are below `photos`, which may be a URL."""
     column: Any
     if kind in ("paths", "struct of paths"):
         paths = [f"{photos}/{name}" for name in names]

@@ -117,7 +117,7 @@ def _check_counts(output: Path, plan: Plan, frames: Frames) -> dict[str, int]:
 
 def open_source(job: EmbedJob) -> Source:
     """Return the input of a job. Raises: InputError where it is not there."""
-    return Source(job.inputs, job.globs, job.columns, job.root).typed()
+    return Source(job.inputs, job.globs, job.columns, job.root).with_types()
 
 
 def count(job: EmbedJob) -> Listing:

@@ -18,7 +18,7 @@ from ..errors import TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
 from ..parallel import ByteBudget, available_cores, map_ahead, read_ahead
 from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens
-from ..sources.remote.prefetch import prefetched
+from ..sources.remote.prefetch import prefetch
 from ..store.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_part_or_empty
 from ..text.tokens import Tokenizing
 from .decode import Decoding
@@ -139,7 +139,7 @@ class Run:
         ahead = workers if all_frames else 2 * batch + workers
         local = self._entries(indices)
         entries: Generator[Item | Member | Failure | Shard | _End] = (
-            local if job.kind == "texts" else prefetched(local, job.limits.max_bytes, job.readers)
+            local if job.kind == "texts" else prefetch(local, job.limits.max_bytes, job.readers)
         )
         frames = 0
         with closing(entries), closing(map_ahead(prepare, entries, workers=workers, ahead=ahead, stop=stop)) as results:

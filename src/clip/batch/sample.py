@@ -14,7 +14,7 @@ from ..engine.quantize import Calibration
 from ..errors import InputError
 from ..jobs.embed import EmbedJob
 from ..records import ContainerPart, Failure, Item, Member, Pixels
-from ..sources.remote.prefetch import prefetched
+from ..sources.remote.prefetch import prefetch
 from .isolate import IsolatedDecoder
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def draw_sample(
     taken: list[Item | Member] = []
     overlap = 0
     with _open_decoder(decoding, isolated_s) as decode:
-        fetched = prefetched((*chosen, *before), decoding.limits.max_bytes, EmbedJob.readers)
+        fetched = prefetch((*chosen, *before), decoding.limits.max_bytes, EmbedJob.readers)
         for place, entry in enumerate(fetched):
             if len(taken) == count:
                 break

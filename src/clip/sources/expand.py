@@ -1,4 +1,4 @@
-"""Braces and patterns of input names. Knows nothing about files."""
+"""Write out the braces of input names, and split patterns from the folders they start in."""
 
 from __future__ import annotations
 
@@ -9,27 +9,22 @@ from ..errors import InputError
 MAGIC = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
 NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
-MAX_EXPANDED = 1_000_000  # inputs that braces may stand for
+MAX_EXPANDED = 1_000_000  # names that one range may mean
 
 
 def expand_braces(name: str) -> list[str]:
-    """The names that {000..127} and {a,b} stand for, as shells write them out.
+    """Return the names that {000..127} and {a,b} mean, in the order in which shells write them out.
 
-    Raises:  InputError for more than a million.
+    Raises:  InputError for a range of more than a million names.
     """
-    found = BRACES.search(name)
-    if found is None:
+    braces = BRACES.search(name)
+    if braces is None:
         return [name]
-    inner = found.group(1)
+    inner = braces.group(1)
     if numbers := NUMBERS.fullmatch(inner):
         first, last = numbers.groups()
         if abs(int(last) - int(first)) >= MAX_EXPANDED:
-            raise InputError(
-                name,
-                f"stands for more than {MAX_EXPANDED:,} names",
-                "fewer",
-                "Shorten the range.",
-            )
+            raise InputError(name, f"means more than {MAX_EXPANDED:,} names", "fewer", "Shorten the range.")
         step = 1 if int(first) <= int(last) else -1
         width = len(first) if first.startswith("0") or last.startswith("0") else 0
         choices = [f"{number:0{width}}" for number in range(int(first), int(last) + step, step)]
@@ -37,12 +32,12 @@ def expand_braces(name: str) -> list[str]:
         choices = inner.split(",")
     else:
         return [name]  # {x} is a name
-    expanded = [name[: found.start()] + choice + name[found.end() :] for choice in choices]
+    expanded = [name[: braces.start()] + choice + name[braces.end() :] for choice in choices]
     return [one for part in expanded for one in expand_braces(part)]
 
 
 def split_pattern(name: str) -> tuple[str, str]:
-    """The folders of a pattern that are fixed, and the rest."""
+    """Return the folders before the first wildcard of a pattern, and the rest."""
     parts = name.split("/")
     fixed = next(index for index, part in enumerate(parts) if MAGIC.search(part))
     return "/".join(parts[:fixed]) or ("/" if name.startswith("/") else "."), "/".join(parts[fixed:])

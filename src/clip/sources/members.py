@@ -1,4 +1,4 @@
-"""Which members of a container are images, and under which ids. Knows nothing about models."""
+"""The rules for members that all kinds of containers share: which are images, their ids, their limits, failures."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..errors import ClipError, InputError
 from ..images.formats import SNIFF_BYTES, begins_like_image
 from ..records import Failure, Item, Member, id_hash, utf8_path
-from .folders import image_by_name, matches
+from .folders import has_image_name, matches, split_glob
+from .remote.client import make_size_error
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
 
+    from ..jobs.options import Columns
     from ..records import ContainerPart
 
-CHUNK_BYTES = 1_000_000
-# What the libraries raise over damaged archives, and over those that use what they do not know.
+# What the libraries raise over damaged archives, and over features they lack.
 DAMAGE = (
     OSError,
     EOFError,
@@ -32,59 +35,78 @@ DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
 )
+CHANGED = "it changed since it was listed"
 
 
-class Members:
-    """Which members of a pack are images, under which ids; and how many are not."""
+@dataclass(frozen=True)
+class Selection:
+    """What is taken of the files of an input."""
 
-    def __init__(self, pack: ContainerPart, globs: list[list[str]], max_bytes: int, ignored: Counter[str]) -> None:
-        self.max_bytes = max_bytes
+    globs: tuple[str, ...]
+    columns: Columns
+    root: str  # where relative paths start; the current folder if empty
+
+
+class PartReader:
+    """Choose the images of a container's part, name them, and read them within a limit; count the others."""
+
+    def __init__(self, part: ContainerPart, selection: Selection, max_bytes: int, ignored: Counter[str]) -> None:
+        self.selection = selection
         self.ignored = ignored
-        self._pack = pack
-        self._globs = globs
+        self._part = part
+        self.max_bytes = max_bytes
+        self._globs = [split_glob(glob) for glob in selection.globs]
         self._seen: set[int] = set()
 
-    def id_of(self, name: str) -> str | None:
-        """The id of a file of this name; None, and counted, where it is hidden or no image by its name."""
+    def choose(self, name: str) -> str | None:
+        """Return the id for a member of this name; None, and count it, if it is hidden or no image by its name."""
         name = name.removeprefix("./")
         parts = name.split("/")
         if any(part.startswith(".") and part not in (".", "..") for part in parts):
             self.ignored["hidden"] += 1
-        elif not any(matches(parts, glob) for glob in self._globs) if self._globs else image_by_name(name) is False:
+        elif not any(matches(parts, glob) for glob in self._globs) if self._globs else has_image_name(name) is False:
             self.ignored["not an image"] += 1
         else:
-            return self.unique(f"{self._pack.name}!{utf8_path(name)}")
+            return self.make_unique(f"{self._part.name}!{utf8_path(name)}")
         return None
 
-    def unique(self, own_id: str) -> str:
-        """An id, with ~2 behind it where it is the second of its name in the pack, and so on."""
-        found, number = own_id, 1
-        while id_hash(found) in self._seen:
+    def make_unique(self, own_id: str) -> str:
+        """Return an id, with ~2 after it if it is the second of its name in the part, and so on."""
+        unique, number = own_id, 1
+        while id_hash(unique) in self._seen:
             number += 1
-            found = f"{own_id}~{number}"
-        self._seen.add(id_hash(found))
-        return found
+            unique = f"{own_id}~{number}"
+        self._seen.add(id_hash(unique))
+        return unique
 
     def read(self, own_id: str, name: str, size_bytes: int, read: Callable[[], bytes]) -> Member | Failure | None:
-        """A member with its bytes; None, and counted, where it has no extension and no image's first bytes."""
+        """Read a member; return None, and count it, if it has no extension and does not begin like an image."""
         if size_bytes > self.max_bytes:
-            return self.too_large(own_id, size_bytes)
+            return self.fail_size(own_id, size_bytes)
         data = read()
-        if not self._globs and image_by_name(name) is None and not begins_like_image(data[:SNIFF_BYTES]):
+        if not self._globs and has_image_name(name) is None and not begins_like_image(data[:SNIFF_BYTES]):
             self.ignored["not an image"] += 1
             return None
-        return Member(Item(own_id, self._pack.path, len(data), self._pack.modified_ns), data)
+        return self.make_member(own_id, data)
 
-    def too_large(self, own_id: str, size_bytes: int) -> Failure:
-        """What a member beyond the cap becomes."""
-        message = f"{size_bytes:,} bytes, expected at most {self.max_bytes:,}. Leave it out, or raise --max-bytes."
-        return Failure(own_id, self._pack.path, "read", "InputError", message)
+    def make_member(self, own_id: str, data: bytes, values: tuple[str | None, ...] = ()) -> Member | Failure:
+        """Return a member with its bytes; a Failure if they are more than allowed."""
+        if len(data) > self.max_bytes:
+            return self.fail_size(own_id, len(data))
+        return Member(Item(own_id, self._part.path, len(data), self._part.modified_ns, values), data)
 
-    def failure(self, own_id: str, exc: Exception) -> Failure:
-        """What a member that cannot be read becomes."""
-        message = f"cannot be read ({str(exc) or type(exc).__name__}), expected a whole archive. Restore it."
-        return Failure(own_id, self._pack.path, "read", type(exc).__name__, message)
+    def fail_size(self, own_id: str, size_bytes: int) -> Failure:
+        """Return the failure of a member that is too large."""
+        return self.fail(own_id, make_size_error(own_id, f"{size_bytes:,}", self.max_bytes))
 
-    def rest(self, exc: Exception) -> Failure:
-        """What becomes of all behind a damage; its id is the pack's."""
-        return self.failure(self._pack.id, exc)
+    def fail(self, own_id: str, exc: Exception) -> Failure:
+        """Return the failure of a member that cannot be read."""
+        failure = Failure.of(Item(own_id, self._part.path, 0), "read", exc)
+        if isinstance(exc, ClipError):
+            return failure
+        reason = f"cannot be read ({failure.message or failure.error})"
+        return replace(failure, message=InputError(own_id, reason, "a whole archive", "Restore it.").reason)
+
+    def fail_rest(self, exc: Exception) -> Failure:
+        """Return the failure that stands for all members from a damage to the part's end; its id is the part's."""
+        return self.fail(self._part.id, exc)

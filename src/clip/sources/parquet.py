@@ -1,11 +1,12 @@
-"""Parquet files that hold images, name them, or hold texts: columns, row groups, rows. Knows nothing about models.
+"""Read Parquet files that hold images, name images, or hold texts.
 
-A column of bytes holds images, one of texts names them, and a struct with "bytes" and "path", as datasets of Hugging
-Face have, does either, row by row.
+A column of bytes holds images, a column of texts names them. In a struct with "bytes" and "path", as datasets of
+Hugging Face have, each row does one or the other.
 """
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -15,112 +16,153 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InputError
-from ..records import TEXT, Failure, Item, Member, utf8_path
-from .lists import USUAL_COLUMNS, USUAL_TEXTS, Line, usual_column
-from .remote.client import opened
+from ..records import TEXT, ContainerPart, Failure, Item, Member, utf8_path
+from .files import open_file, stat_file, stat_here
+from .lists import USUAL_COLUMNS, USUAL_TEXTS, Line, check_names, find_usual_column, locate, make_item
+from .members import CHANGED
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from ..jobs.options import Columns
-    from ..records import ContainerPart
-    from .members import Members
+    from .members import PartReader, Selection
 
-PARQUET_ENDINGS = (".parquet", ".pq")
-ROWS_AT_A_TIME = 64  # of images that a file holds
+ROWS_AT_A_TIME = 64  # of images in the file
 NAMES_AT_A_TIME = 4096
-COLUMN_BUFFER_BYTES = 1_000_000  # read of a column at a time, or the whole row group is held
+COLUMN_BUFFER_BYTES = 1_000_000  # read of a column at a time; without it the whole row group is in memory
 DAMAGE = (OSError, pa.ArrowException, EOFError, ValueError)
+MISSING = ("one", "Leave it out.")  # expected of a row, and the remedy
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the images of a file stand."""
+    """Where the images of a file are."""
 
     column: str
     holds: bool  # the images' bytes, rather than their paths
     struct: bool
     groups: tuple[int, ...]  # rows of each row group
-    types: tuple[str, ...]  # that the kept columns have in an output
+    types: tuple[str, ...]  # of the copied columns, in an output
 
 
-def read_layout(path: str, columns: Columns, already: BinaryIO | None = None) -> Layout:
-    """Look at a file's schema; it may be open already. Raises: InputError for what cannot be used."""
+class ParquetTable:
+    """A Parquet file, cut into parts between its row groups; a list if its column holds texts."""
+
+    endings: tuple[str, ...] = (".parquet", ".pq")
+
+    def parts(self, path: str, own_id: str, shard_size: int, selection: Selection) -> Iterator[ContainerPart | Item]:
+        """List the parts, of whole row groups, with their numbers of rows; or the entries of a list.
+
+        Raises:  InputError for a file that is damaged, or whose columns are of other names or types.
+        """
+        columns = selection.columns
+        status = stat_file(path)  # before the layout, so that a later change shows
+        layout = read_layout(path, columns)
+        if not layout.holds:
+            for number, line in enumerate(_read_lines(path, layout, columns)):
+                yield make_item(line, path, own_id, number, columns, selection.root)
+            return
+        identity = json.dumps([layout.column, columns.id, columns.taken, layout.struct and selection.root])
+        start = rows = 0
+        for index, group_rows in enumerate(layout.groups):
+            if rows and rows + group_rows > shard_size:
+                yield ContainerPart(own_id, path, *status, start, index, rows, columns=identity)
+                start, rows = index, 0
+            rows += group_rows
+        if rows:
+            yield ContainerPart(own_id, path, *status, start, len(layout.groups), rows, columns=identity)
+
+    def members(self, file: BinaryIO, part: ContainerPart, reader: PartReader) -> Generator[Member | Failure | Item]:
+        """Read the images of a part's row groups, in order; an Item for a row that only names its image.
+
+        The failure of the rest stands for the rows from the first one that cannot be decoded: for all of them where the
+        file is another than was listed. Nothing is ignored.
+        """
+        columns = reader.selection.columns
+        try:
+            layout = read_layout(part.path, columns, file)
+            groups = range(part.start, len(layout.groups) if part.stop is None else part.stop)
+            expected = part.members if part.members is not None else sum(layout.groups[part.start : part.stop])
+            if sum(layout.groups[part.start : part.stop]) != expected:
+                raise OSError(CHANGED)
+            number = sum(layout.groups[: part.start])
+            end = number + expected
+            with pq.ParquetFile(file, buffer_size=COLUMN_BUFFER_BYTES, pre_buffer=False) as table:
+                names = _list_columns(layout, columns)
+                for batch in table.iter_batches(ROWS_AT_A_TIME, row_groups=list(groups), columns=names):
+                    values = batch.column(layout.column).to_pylist()
+                    rows = zip(_read_ids(batch, columns), values, _read_copied(batch, columns), strict=True)
+                    for row in rows:
+                        yield _read_row(number, *row, part, layout, reader)
+                        number += 1
+            if number < end:
+                raise OSError(f"{end - number:,} rows are missing")
+        except DAMAGE as exc:
+            yield reader.fail_rest(exc)
+
+    def read_types(self, path: str, columns: Columns) -> tuple[str, ...]:
+        """Return the types of the copied columns in an output: numbers and booleans keep theirs, others are text.
+
+        Raises:  InputError for a file or a column that cannot be used.
+        """
+        return read_layout(path, columns).types
+
+
+def read_layout(path: str, columns: Columns, file: BinaryIO | None = None) -> Layout:
+    """Read a file's schema; the `file` may be open already. Raises: InputError for a file that cannot be used."""
     try:
-        with nullcontext(already) if already else opened(path) as source, pq.ParquetFile(source) as file:
-            schema = file.schema_arrow
-            groups = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
+        with nullcontext(file) if file else open_file(path) as source, pq.ParquetFile(source) as table:
+            schema = table.schema_arrow
+            groups = tuple(table.metadata.row_group(index).num_rows for index in range(table.metadata.num_row_groups))
     except DAMAGE as exc:
-        raise InputError(
-            path,
-            f"cannot be read ({exc})",
-            "Parquet",
-            "Check the file.",
-        ) from exc
-    for name in columns.named:
-        if schema.names.count(name) != 1:
-            found = f"has {schema.names.count(name)} columns" if name in schema.names else "has no column"
-            raise InputError(f"{path}: {found} {name!r} among {', '.join(schema.names)}, expected one. Name another.")
+        raise InputError(path, f"cannot be read ({exc})", "Parquet", "Check the file.") from exc
+    check_names(path, schema.names, columns)
     texts = columns.kind == "texts"
-    holding = [field.name for field in schema if _holds(field.type) and not texts]
+    holding = [field.name for field in schema if _holds_images(field.type) and not texts]
     usual = USUAL_TEXTS if texts else USUAL_COLUMNS
-    column = columns.entry or (holding[0] if len(holding) == 1 else usual_column(path, schema.names, usual))
+    column = columns.entry or (holding[0] if len(holding) == 1 else find_usual_column(path, schema.names, usual))
     kind = schema.field(column).type
-    wanted = "texts" if texts else "bytes, texts, or a struct of bytes and path"
-    _check_type(path, schema.field(column), wanted, _is_text(kind) or (_holds(kind) and not texts), "--column")
-    if columns.text:
-        text = schema.field(columns.text)
-        _check_type(path, text, "texts", _is_text(text.type), "--text-column")
-    types = tuple(_type_in_output(path, schema.field(name)) for name in columns.keep)
-    for name, found, wanted in zip(columns.keep, types, columns.types or types, strict=True):
-        if not _fits(found, wanted):
+    if not (_is_text(kind) or (_holds_images(kind) and not texts)):
+        wanted = "texts" if texts else "bytes, texts, or a struct of bytes and path"
+        raise InputError(path, f"column {column!r} is of {kind}", wanted, "Name another with `columns.entry`.")
+    if columns.text and not _is_text(text := schema.field(columns.text).type):
+        raise InputError(path, f"column {columns.text!r} is of {text}", "texts", "Name another with `columns.text`.")
+    types = tuple(_get_output_type(path, schema.field(name)) for name in columns.keep)
+    for name, own, wanted in zip(columns.keep, types, columns.types or types, strict=True):
+        if not _fits(own, wanted):
             raise InputError(
                 path,
-                f"column {name!r} is of {found}",
+                f"column {name!r} is of {own}",
                 f"{wanted} as in the first table",
                 "Name this one first, or leave the column out.",
             )
-    return Layout(column, _holds(kind), pa.types.is_struct(kind), groups, types)
+    return Layout(column, _holds_images(kind), pa.types.is_struct(kind), groups, types)
 
 
-def _check_type(path: str, field: pa.Field, wanted: str, is_so: bool, flag: str) -> None:
-    if not is_so:
-        raise InputError(
-            path,
-            f"column {field.name!r} is of {field.type}",
-            f"{wanted}",
-            f"Name another with {flag}.",
-        )
+def _get_output_type(path: str, field: pa.Field) -> str:
+    """Return the type of a copied column: its own for numbers and booleans, else text.
 
-
-def _type_in_output(path: str, field: pa.Field) -> str:
-    """The type of a kept column: its own where that is a number, or true and false; else text.
-
-    Raises:  InputError for one that has no text.
+    Raises:  InputError for a type that cannot be written as text.
     """
     kind = field.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return str(kind)
     has_text = pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
     if not (_is_text(kind) or (has_text and not pa.types.is_duration(kind) and not pa.types.is_interval(kind))):
-        raise InputError(
-            path,
-            f"column {field.name!r} is of {kind}",
-            "texts, numbers or times to keep",
-            "Leave it out.",
-        )
+        expected = "texts, numbers or times to keep"
+        raise InputError(path, f"column {field.name!r} is of {kind}", expected, "Leave it out.")
     return TEXT
 
 
-def _fits(found: str, wanted: str) -> bool:
-    """Whether each value of a type is one of another."""
-    if found == wanted or wanted == TEXT:
+def _fits(own: str, wanted: str) -> bool:
+    """Whether each value of one type is also a value of the other."""
+    if own == wanted or wanted == TEXT:
         return True
-    numbers = [pa.type_for_alias(word).to_pandas_dtype() for word in (found, wanted) if word != TEXT]
+    numbers = [pa.type_for_alias(word).to_pandas_dtype() for word in (own, wanted) if word != TEXT]
     return len(numbers) == 2 and np.can_cast(*numbers)
 
 
-def _holds(kind: pa.DataType) -> bool:
+def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return "bytes" in {kind.field(index).name for index in range(kind.num_fields)}
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
@@ -131,96 +173,72 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _texts(column: pa.Array) -> list[str | None]:
-    """The values as texts; bytes that are not UTF-8 as surrogates, as lists have them."""
+def _to_texts(column: pa.Array) -> list[str | None]:
+    """Return the values as texts; bytes that are not UTF-8 become surrogates, as in lists."""
     if not _is_text(column.type):
         return column.cast(pa.string()).to_pylist()
     plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     encoded: list[bytes | None] = plain.cast(pa.binary()).to_pylist()
-    return [None if one is None else one.decode("utf-8", "surrogateescape") for one in encoded]
+    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in encoded]
 
 
-def lines_in_table(path: str, layout: Layout, columns: Columns) -> Iterator[Line]:
-    """The rows of a file that names images, or is texts.
+def _read_lines(path: str, layout: Layout, columns: Columns) -> Iterator[Line]:
+    """Read the rows of a file that names images, or holds texts.
 
     Raises:  InputError for an image without a path, a row without an id, and for a damaged file.
     """
     number = 0
-    wanted = _wanted(layout, columns)
+    names = _list_columns(layout, columns)
     try:
-        with opened(path) as source, pq.ParquetFile(source) as file:
-            for batch in file.iter_batches(NAMES_AT_A_TIME, columns=wanted):
-                entries = _texts(batch.column(layout.column))
-                for own_id, entry, values in zip(_ids(batch, columns), entries, _taken(batch, columns), strict=True):
+        with open_file(path) as source, pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(NAMES_AT_A_TIME, columns=names):
+                entries = _to_texts(batch.column(layout.column))
+                for own_id, entry, values in zip(
+                    _read_ids(batch, columns), entries, _read_copied(batch, columns), strict=True
+                ):
                     if (columns.id and own_id is None) or (entry is None and columns.kind != "texts"):
-                        raise InputError(
-                            path,
-                            f"row {number} has no path or id",
-                            "both",
-                            "Leave it out.",
-                        )
+                        raise InputError(path, f"row {number} has no path or id", "both", "Leave the row out.")
                     yield Line(own_id, entry, values)
                     number += 1
     except (OSError, pa.ArrowException) as exc:
-        raise InputError(
-            path,
-            f"cannot be read ({exc})",
-            "Parquet",
-            "Check the file.",
-        ) from exc
+        raise InputError(path, f"cannot be read ({exc})", "Parquet", "Check the file.") from exc
 
 
-def table_members(
-    file: BinaryIO, pack: ContainerPart, layout: Layout, columns: Columns, members: Members
-) -> Generator[Member | Failure | Item]:
-    """The images in a part of a file's row groups; an Item for a row that only names its image."""
-    try:
-        with pq.ParquetFile(file, buffer_size=COLUMN_BUFFER_BYTES, pre_buffer=False) as table:
-            groups = range(pack.start, len(layout.groups) if pack.stop is None else pack.stop)
-            number = sum(layout.groups[: pack.start])
-            wanted = _wanted(layout, columns)
-            for batch in table.iter_batches(ROWS_AT_A_TIME, row_groups=list(groups), columns=wanted):
-                held: list[Any] = batch.column(layout.column).to_pylist()
-                for own_id, value, values in zip(_ids(batch, columns), held, _taken(batch, columns), strict=True):
-                    by_place = f"{pack.name}!{number}"
-                    number += 1
-                    if columns.id and own_id is None:
-                        message = f"its row has no id in column {columns.id!r}, expected one. Leave it out."
-                        yield Failure(members.unique(by_place), pack.path, "read", "InputError", message)
-                        continue
-                    unique = members.unique(by_place if own_id is None else utf8_path(own_id))
-                    yield _outcome(value, unique, values, pack, layout, members)
-    except DAMAGE as exc:
-        yield members.rest(exc)
-
-
-def _wanted(layout: Layout, columns: Columns) -> list[str]:
+def _list_columns(layout: Layout, columns: Columns) -> list[str]:
     return list(dict.fromkeys([layout.column, *([columns.id] if columns.id else []), *dict(columns.taken)]))
 
 
-def _ids(batch: pa.RecordBatch, columns: Columns) -> list[str | None]:
-    return _texts(batch.column(columns.id)) if columns.id else [None] * batch.num_rows
+def _read_ids(batch: pa.RecordBatch, columns: Columns) -> list[str | None]:
+    return _to_texts(batch.column(columns.id)) if columns.id else [None] * batch.num_rows
 
 
-def _taken(batch: pa.RecordBatch, columns: Columns) -> list[tuple[str | None, ...]]:
-    """The values that go along, row by row, as texts of the types that the output has."""
-    found: list[list[str | None]] = []
+def _read_copied(batch: pa.RecordBatch, columns: Columns) -> list[tuple[str | None, ...]]:
+    """Return the values of the copied columns, row by row, as texts of the types that the output has."""
+    copied: list[list[str | None]] = []
     for name, kind in columns.taken:
         column = batch.column(name)
-        # Not checked for what the type cannot hold: `read_layout` did, but for integers beyond 2 ** 53 as floats.
-        found.append(_texts(column if kind == TEXT else column.cast(pa.type_for_alias(kind), safe=False)))
-    return list(zip(*found, strict=True)) if found else [()] * batch.num_rows
+        # Unchecked for overflow: `read_layout` compared the types; only integers beyond 2 ** 53 as floats are rounded.
+        copied.append(_to_texts(column if kind == TEXT else column.cast(pa.type_for_alias(kind), safe=False)))
+    return list(zip(*copied, strict=True)) if copied else [()] * batch.num_rows
 
 
-def _outcome(
-    value: Any, own_id: str, values: tuple[str | None, ...], pack: ContainerPart, layout: Layout, members: Members
+def _read_row(
+    number: int,
+    given_id: str | None,
+    value: Any,
+    values: tuple[str | None, ...],
+    part: ContainerPart,
+    layout: Layout,
+    reader: PartReader,
 ) -> Member | Failure | Item:
+    columns = reader.selection.columns
+    own_id = reader.make_unique(f"{part.name}!{number}" if given_id is None else utf8_path(given_id))
+    if columns.id and given_id is None:
+        return reader.fail(own_id, InputError(own_id, f"its row has no id in column {columns.id!r}", *MISSING))
     data, name = ((value or {}).get("bytes"), (value or {}).get("path")) if layout.struct else (value, None)
-    if data is None and name:
-        return Item(own_id, name, 0, values=values)
-    if data is None:
-        message = f"its row has no image in column {layout.column!r}, expected one. Leave it out."
-        return Failure(own_id, pack.path, "read", "InputError", message)
-    if len(data) > members.max_bytes:
-        return members.too_large(own_id, len(data))
-    return Member(Item(own_id, pack.path, len(data), pack.modified_ns, values), data)
+    if data is None and isinstance(name, str) and name:
+        location = locate(name, reader.selection.root)
+        return Item(own_id, location, *stat_here(location), values)
+    if isinstance(data, bytes):
+        return reader.make_member(own_id, data, values)
+    return reader.fail(own_id, InputError(own_id, f"its row has no image in column {layout.column!r}", *MISSING))

@@ -1,23 +1,22 @@
-"""What a user names as input -> shards of entries, and an entry -> its bytes. Knows nothing about decoding or models.
+"""List what a user names as input, in shards, and read it.
 
     photos/              a folder: folders.py has its rules
     'photos/**/*.jpg'    a pattern: * ? [] inside a name, ** across folders
     photo.jpg            an image
-    list.txt, -          paths, a line each; .csv, .tsv, .ndjson by a column; .parquet by a column of texts
-    a.tar, b.tar.gz      archives, read from front to back; a shard each
-    c.zip, d.parquet     archives and tables that hold images; shards of at most --shard-size, or of a row group
+    list.txt, -          paths, one per line; .csv, .tsv, .ndjson by a column; .parquet by a column of texts
+    a.tar, b.tar.gz      archives, read from front to back; each is a shard
+    c.zip, d.parquet     archives and tables that hold images; shards of at most `shard_size`, or of a row group
     '{000..127}.tar'     each of them; so does {a,b}
-    s3://, gs://, https://  any of these on a server, but for folders and patterns over HTTP: client.py
+    s3://, gs://, https://  any of these on a server, but for folders and patterns over HTTP: remote/client.py
 
-Ids: below a folder or a pattern's fixed part the path relative to it; of a list's entry what the list says, or its id
-column; of a member NAME!MEMBER with the archive's file name, of a row NAME!NUMBER or its id column; of a text likewise.
+Ids: below a folder, or the part of a pattern before its first wildcard, the relative path; of a list's entry its path
+as the list writes it, or its id column; of a member ARCHIVE!MEMBER, of a row TABLE!NUMBER or its id column; of a text
+LIST!NUMBER or its id column.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import stat
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -27,23 +26,21 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..jobs.options import Columns, Limits
-from ..records import STDIN, TEXT, ContainerPart, Failure, Item, Member, Shard, as_utf8, in_shards, utf8_path
-from .expand import MAGIC, expand_braces, split_pattern
-from .folders import file_status, image_by_name, is_image, split_glob, walk, walk_listed
-from .lists import COLUMN_ENDINGS, PLAIN_ENDINGS, Line, lines_in, resolved
-from .members import CHUNK_BYTES, Members
-from .parquet import PARQUET_ENDINGS, lines_in_table, read_layout, table_members
-from .remote import client
-from .remote.client import check, is_remote, lists, opened, path_of
-from .tar import TAR_ENDINGS, tar_members
-from .zip import ZIP_ENDINGS, zip_members, zip_size
+from ..records import TEXT, ContainerPart, Failure, Item, Member, Shard, in_shards, utf8_path
+from .container import Table
+from .expand import expand_braces, split_pattern
+from .files import open_file, read_file, stat_file
+from .folders import split_glob, walk, walk_prefix
+from .inputs import check_input, explain_nothing, is_folder, is_pattern
+from .kinds import find_container
+from .lists import is_list, make_item, read_lines
+from .members import PartReader, Selection
+from .remote.client import get_path, is_remote
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from ..records import Entry
-
-ENDINGS = PLAIN_ENDINGS + COLUMN_ENDINGS + TAR_ENDINGS + ZIP_ENDINGS + PARQUET_ENDINGS
 
 
 @dataclass(frozen=True)
@@ -53,109 +50,99 @@ class Source:
     inputs: tuple[str, ...]
     globs: tuple[str, ...] = ()  # of folders and archives
     columns: Columns = Columns()  # noqa: RUF009  frozen too
-    root: str = ""  # that relative paths in lists start from; the current folder without
+    root: str = ""  # where relative paths in lists start; default: the current folder
 
     def __post_init__(self) -> None:
-        for name in self.expanded():
-            if is_remote(name):
-                _check_remote(name)
-                continue
-            if name == STDIN or (MAGIC.search(name) and not Path(name).exists()):
-                continue
-            path = Path(name or "\0")
-            known = path.is_dir() or (path.is_file() and (name.lower().endswith(ENDINGS) or is_image(name)))
-            if not known:
-                found = "nothing that we read" if path.exists() else "no such file"
-                raise InputError(
-                    f"{name or '(empty)'}: {found}, expected a folder, an image, a list, an archive or a table. "
-                    "Check the path."
-                )
+        for name in self.expand():
+            check_input(name)
 
-    def expanded(self) -> list[str]:
-        """The inputs with their braces written out. One that is there as it stands is left alone."""
+    @property
+    def selection(self) -> Selection:
+        """What is taken of the files."""
+        return Selection(self.globs, self.columns, self.root)
+
+    def expand(self) -> list[str]:
+        """Return the inputs with their braces written out; an input that exists as it is stays."""
         return [name for given in self.inputs for name in ([given] if os.path.lexists(given) else expand_braces(given))]
 
-    def typed(self) -> Source:
-        """The same with the types that kept columns have in an output: those of the first table, texts of a list.
+    def with_types(self) -> Source:
+        """Return the source with the types of its copied columns: those of the first table, or text for a list.
 
         Raises:  InputError for a table or a column that cannot be used.
         """
         if not self.columns.keep:
             return self
-        name = self.expanded()[0]
-        walked = self._walked(name, Counter())
-        first = next(walked[0], None) if walked else None
-        name = first.path if isinstance(first, Item) else name
-        if not path_of(name).lower().endswith(PARQUET_ENDINGS):
+        name = self.expand()[0]
+        if is_folder(name) or is_pattern(name):
+            first = next(self._walk(name, Counter()), None)
+            name = first.path if isinstance(first, Item) else name
+        container = find_container(name)
+        if not isinstance(container, Table):
             return self
-        return replace(self, columns=replace(self.columns, types=read_layout(name, self.columns).types))
+        return replace(self, columns=replace(self.columns, types=container.read_types(name, self.columns)))
 
     def entries(
         self, shard_size: int, ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None
     ) -> Iterator[Entry]:
-        """Everything that is to be read, in order. Counts what is passed over.
+        """List everything that is to be read, in order; count what is ignored.
 
         Raises:  InputError for an input that cannot be used, or that yields nothing.
         """
-        known = (item for item in known if not is_remote(item.path))  # of these a listing tells all anew
-        for name in self.expanded():
-            count = 0
+        known = (item for item in known if not is_remote(item.path))  # a server's listing has the status of each
+        for name in self.expand():
+            is_empty = True
             before = dict(ignored)
-            for entry in self._entries_of(name, shard_size, ignored, known, scratch):
-                count += 1
+            for entry in self._list_input(name, shard_size, ignored, known, scratch):
+                is_empty = False
                 yield entry
-            if not count:
-                passed_over = {reason: n - before.get(reason, 0) for reason, n in ignored.items()}
-                raise InputError(_why_nothing(name, passed_over))
+            if is_empty:
+                raise explain_nothing(name, {reason: n - before.get(reason, 0) for reason, n in ignored.items()})
 
-    def _entries_of(
-        self, name: str, shard_size: int, ignored: Counter[str], known: Iterator[Item], scratch: Path | None
+    def _list_input(
+        self, name: str, shard_size: int, ignored: Counter[str], known: Iterable[Item], scratch: Path | None
     ) -> Iterator[Entry]:
-        walked = self._walked(name, ignored, known, scratch)
-        if walked is not None:
-            yield from self._unpacked(*walked, shard_size, ignored)
+        if is_folder(name) or is_pattern(name):
+            walked = self._walk(name, ignored, known, scratch)
+            chosen = bool(self.globs) or is_pattern(name)
+            yield from self._unpack(walked, shard_size, ignored) if chosen else map(self._check_columns, walked)
             return
-        own_id = utf8_path(Path(path_of(name)).name)
-        of_list = name == STDIN or path_of(name).lower().endswith(PLAIN_ENDINGS + COLUMN_ENDINGS)
-        held = self._listed(name, own_id) if of_list else self._packs(name, own_id, shard_size)
-        yield from [self._bare(Item(own_id, name, *_status(name)))] if held is None else held
+        own_id = utf8_path(Path(get_path(name)).name)
+        if is_list(name):
+            yield from self._list_lines(name, own_id)
+        elif (parts := self._list_parts(name, own_id, shard_size)) is not None:
+            yield from parts
+        else:
+            yield self._check_columns(Item(own_id, name, *stat_file(name)))
 
-    def _walked(
+    def _walk(
         self, name: str, ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None
-    ) -> tuple[Iterator[Item | Failure], bool] | None:
-        """What is below a folder, or what a pattern means, and whether patterns chose it; None for a file."""
-        if is_remote(name):
-            if not _is_prefix(name):
-                return None
-        elif not (Path(name).is_dir() or (MAGIC.search(name) and not Path(name).exists())):
-            return None
+    ) -> Iterator[Item | Failure]:
+        """List the files of a folder or of a pattern, here or on a server."""
         patterns = [split_glob(glob) for glob in self.globs]
-        if MAGIC.search(name) and (is_remote(name) or not Path(name).is_dir()):
+        if is_pattern(name):
             name, pattern = split_pattern(name)
             patterns = [pattern.split("/")]
         if is_remote(name):
-            return walk_listed(name.rstrip("/") + "/", patterns, ignored), bool(patterns)
-        return walk(name, patterns, ignored, known, scratch), bool(patterns)
+            return walk_prefix(name.rstrip("/") + "/", patterns, ignored)
+        return walk(name, patterns, ignored, known, scratch)
 
-    def _unpacked(
-        self, entries: Iterable[Item | Failure], chosen: bool, shard_size: int, ignored: Counter[str]
-    ) -> Iterator[Entry]:
-        """The same entries; where patterns chose them, the parts of archives, and what lists and tables name."""
+    def _unpack(self, entries: Iterable[Item | Failure], shard_size: int, ignored: Counter[str]) -> Iterator[Entry]:
+        """Replace containers by their parts, and lists and tables by their entries where columns are asked for."""
         texts = self.columns.kind == "texts"
-        columns = texts or bool(self.columns.taken)
         for entry in entries:
-            lower = path_of(entry.path).lower()
-            if isinstance(entry, Failure) or not chosen:
-                yield self._bare(entry)
-            elif columns and lower.endswith(PLAIN_ENDINGS + COLUMN_ENDINGS):
-                yield from self._listed(entry.path, entry.id)
-            elif texts and not lower.endswith(PARQUET_ENDINGS):
+            if isinstance(entry, Failure):
+                yield entry
+            elif is_list(entry.path):
+                needed = texts or self.columns.taken
+                yield from self._list_lines(entry.path, entry.id) if needed else [entry]
+            elif texts and not isinstance(find_container(entry.path), Table):
                 ignored["not a list or table"] += 1
+            elif (parts := self._list_parts(entry.path, entry.id, shard_size)) is not None:
+                yield from parts
             else:
-                packs = self._packs(entry.path, entry.id, shard_size)
-                yield from [self._bare(entry)] if packs is None else packs
+                yield self._check_columns(entry)
 
-    def _listed(self, path: str, own_id: str) -> Iterator[Item]:
+    def _list_lines(self, path: str, own_id: str) -> Iterator[Item]:
         for name, kind in self.columns.taken:
             if kind != TEXT:
                 raise InputError(
@@ -164,78 +151,26 @@ class Source:
                     f"{kind} as in the first table",
                     "Name the list first, and all become texts.",
                 )
-        yield from (
-            self._of_line(line, path, own_id, number) for number, line in enumerate(lines_in(path, self.columns))
-        )
+        for number, line in enumerate(read_lines(path, self.columns)):
+            yield make_item(line, path, own_id, number, self.columns, self.root)
 
-    def _of_line(self, line: Line, path: str, own_id: str, number: int) -> Item:
-        """An image that a list names, or a text, which has no file of its own."""
-        if self.columns.kind == "texts":
-            size_bytes = len((line.entry or "").encode("utf-8", "surrogatepass"))
-            values = (line.entry, *line.values)
-            return Item(utf8_path(line.id or f"{own_id}!{number}"), path, size_bytes, values=values)
-        where = _openable(resolved(line.entry or "", self.root))
-        return Item(utf8_path(line.id or line.entry or ""), where, *file_status(where), line.values)
-
-    def _bare(self, entry: Item | Failure) -> Item | Failure:
-        """What stands in no list or table. Raises: InputError where its columns are asked for."""
-        asked = [name for name, _ in self.columns.taken]
-        if isinstance(entry, Item) and (asked or self.columns.kind == "texts"):
-            wanted = f"column {asked[0]!r}" if asked else "texts"
-            raise InputError(
-                entry.path,
-                "found neither a list nor a table",
-                f"{wanted} in one",
-                "Leave it out, or pass the list or table that names it.",
-            )
-        return entry
-
-    def _packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:
-        """The parts of a file that holds images, or what it names; None for another file."""
-        lower = path_of(path).lower()
-        if lower.endswith(PARQUET_ENDINGS):
-            return self._table_packs(path, own_id, shard_size)
-        if not lower.endswith(TAR_ENDINGS + ZIP_ENDINGS):
+    def _list_parts(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:
+        """List the parts of a container, or what a table names; None for another file."""
+        container = find_container(path)
+        if container is None:
             return None
-        self._bare(Item(own_id, path, 0))
-        return (
-            self._zip_packs(path, own_id, shard_size) if lower.endswith(ZIP_ENDINGS) else self._tar_pack(path, own_id)
-        )
+        if not isinstance(container, Table):
+            self._check_columns(Item(own_id, path, 0))
+        return container.parts(path, own_id, shard_size, self.selection)
 
-    def _tar_pack(self, path: str, own_id: str) -> Iterator[Entry]:
-        yield ContainerPart(own_id, path, *_status(path))
-
-    def _zip_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
-        status = _status(path)
-        try:
-            with opened(path) as file:
-                members = zip_size(file)
-        except OSError as exc:
-            yield Failure(own_id, path, "read", type(exc).__name__, f"cannot be read ({exc}). Check its permissions.")
-            return
-        if members is None:
-            yield ContainerPart(own_id, path, *status)
-            return
-        for start in range(0, members, shard_size):
-            stop = min(start + shard_size, members)
-            yield ContainerPart(own_id, path, *status, start, stop, stop - start)
-
-    def _table_packs(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry]:
-        status = _status(path)  # before the layout, so that what is not of this status is noticed
-        layout = read_layout(path, self.columns)
-        if not layout.holds:
-            lines = lines_in_table(path, layout, self.columns)
-            yield from (self._of_line(line, path, own_id, number) for number, line in enumerate(lines))
-            return
-        told = json.dumps([layout.column, self.columns.id, self.columns.taken, layout.struct and self.root])
-        start = rows = 0
-        for index, group_rows in enumerate(layout.groups):
-            if rows and rows + group_rows > shard_size:
-                yield ContainerPart(own_id, path, *status, start, index, rows, columns=told)
-                start, rows = index, 0
-            rows += group_rows
-        if rows:
-            yield ContainerPart(own_id, path, *status, start, len(layout.groups), rows, columns=told)
+    def _check_columns(self, entry: Item | Failure) -> Item | Failure:
+        """Return an entry of a file without columns. Raises: InputError if columns or texts are asked for."""
+        names = [name for name, _ in self.columns.taken]
+        if isinstance(entry, Item) and (names or self.columns.kind == "texts"):
+            wanted = f"column {names[0]!r}" if names else "texts"
+            remedy = "Leave it out, or pass the list or table that names it."
+            raise InputError(entry.path, "found neither a list nor a table", f"{wanted} in one", remedy)
+        return entry
 
     def shards(
         self,
@@ -245,98 +180,34 @@ class Source:
         known: Iterable[Item] = (),
         scratch: Path | None = None,
     ) -> Iterator[Shard]:
-        """The first `limit` entries (all without one) in shards of `size`; a pack is a shard of its own."""
-        yield from in_shards(_first(self.entries(size, ignored, known, scratch), limit), size)
+        """List the first `limit` entries (default: all) in shards of `size`; each part of a container is a shard."""
+        yield from in_shards(_limit(self.entries(size, ignored, known, scratch), limit), size)
 
     def read(self, item: Item, max_bytes: int = Limits.max_bytes) -> bytes:
-        """The bytes of an image. Raises OSError, and InputError for a file of more than `max_bytes`."""
-        if is_remote(item.path):
-            return client.read(item.path, max_bytes)
-        # Without waiting: what was a file when it was listed may be a pipe by now.
-        descriptor = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb") as file:  # noqa: PTH123
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError("became something else than a file since it was listed. Leave it out.")
-            size_bytes = status.st_size
-            data = file.read(size_bytes + 1) if size_bytes <= max_bytes else b""
-            while len(data) > size_bytes and size_bytes <= max_bytes:  # it grows: to its end, or to the cap
-                size_bytes = len(data)
-                data += file.read(CHUNK_BYTES)
-        if size_bytes > max_bytes:
-            raise InputError(
-                f"{size_bytes:,} bytes, expected at most {max_bytes:,}. Leave it out, or raise --max-bytes."
-            )
-        return data
+        """Return the bytes of an image. Raises: OSError, and InputError for a file of more than `max_bytes`."""
+        return read_file(item, max_bytes)
 
-    def members(self, pack: ContainerPart, max_bytes: int, ignored: Counter[str]) -> Iterator[Member | Failure | Item]:
-        """What a pack holds, in its order; an Item for what it only names. Counts what is passed over."""
-        members = Members(pack, [split_glob(glob) for glob in self.globs], max_bytes, ignored)
+    def members(self, part: ContainerPart, max_bytes: int, ignored: Counter[str]) -> Iterator[Member | Failure | Item]:
+        """Read the images of a part, in order; an Item for an image that is only named. Counts what is ignored.
+
+        A part that is read to its end, with `part.members` known, has as many outcomes and ignored members together.
+        Where a Failure with the part's id comes last, it stands for the rest, which cannot be read.
+        """
+        reader = PartReader(part, self.selection, max_bytes, ignored)
+        container = find_container(part.path)
+        if container is None:
+            raise InputError(part.path, "nothing that we read", "an archive or a table", "Check the path.")
         try:
-            file = opened(pack.path, (pack.size_bytes, pack.modified_ns))
+            file = open_file(part.path, (part.size_bytes, part.modified_ns))
         except OSError as exc:
-            yield members.rest(exc)
+            yield reader.fail_rest(exc)
             return
-        with file:
-            lower = path_of(pack.path).lower()
-            if lower.endswith(TAR_ENDINGS):
-                found: Generator[Member | Failure | Item] = tar_members(file, members)
-            elif lower.endswith(ZIP_ENDINGS):
-                found = zip_members(file, pack, members)
-            else:
-                try:
-                    layout = read_layout(pack.path, self.columns, file)
-                except InputError as exc:  # it was another when it was listed
-                    yield members.rest(exc)
-                    return
-                found = table_members(file, pack, layout, self.columns, members)
-            with closing(found):
-                for outcome in islice(found, pack.limit):
-                    yield self._resolved(outcome) if isinstance(outcome, Item) else outcome
-
-    def _resolved(self, item: Item) -> Item:
-        path = resolved(item.path, self.root)
-        return Item(item.id, path, *file_status(path), item.values)
+        with file, closing(container.members(file, part, reader)) as outcomes:
+            yield from islice(outcomes, part.limit)
 
 
-def _openable(path: str) -> str:
-    """A path that the system can be asked for; one with half of a surrogate pair in it names nothing."""
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        return as_utf8(path)
-    return path
-
-
-def _check_remote(name: str) -> None:
-    """Refuse a URL that cannot be an input. Raises: InputError."""
-    check(name)
-    path = path_of(name)
-    if not (_is_prefix(name) or path.lower().endswith(ENDINGS) or image_by_name(path) is not False):
-        raise InputError(
-            name,
-            "nothing that we read",
-            "an image, a list or an archive",
-            "Check the address.",
-        )
-
-
-def _is_prefix(url: str) -> bool:
-    """Whether a URL stands for what is below it: where its server lists, unless it is a file's by its ending."""
-    is_file = url.lower().endswith(ENDINGS) or image_by_name(url.rpartition("/")[2])
-    return lists(url) and (url.endswith("/") or MAGIC.search(url) is not None or not is_file)
-
-
-def _status(path: str) -> tuple[int, int]:
-    """Size and time of change of a file that is here or on a server. Raises: InputError where that cannot tell."""
-    if not is_remote(path):
-        return file_status(path)
-    found = client.status(path)
-    return found.size_bytes or 0, found.modified_ns
-
-
-def _first(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
-    """At most `limit` images. How many a tar holds is not known, so where it may hold as many, nothing follows it."""
+def _limit(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
+    """Cut a listing to `limit` images. A tar, whose members are not counted before, is the last entry."""
     for entry in entries:
         if limit is None:
             yield entry
@@ -345,13 +216,3 @@ def _first(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
             limit -= 1 if not isinstance(entry, ContainerPart) else limit if entry.members is None else entry.members
         else:
             return
-
-
-def _why_nothing(name: str, passed_over: dict[str, int]) -> str:
-    told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(passed_over.items()) if count)
-    if MAGIC.search(path_of(name)):
-        return f"{name}: matches no file, expected some. Check it, and quote it, so that the shell leaves it."
-    if _is_prefix(name) if is_remote(name) else Path(name).is_dir():
-        found = f"nothing but {told}" if told else "empty"
-        return f"{name}: {found}, expected images. Check the folder, or take files of other names with --glob."
-    return f"{name}: names no image, expected some. Check that it is the right file, and its --column."

@@ -1,4 +1,4 @@
-"""The images of a tar archive, in order. Knows nothing about models."""
+"""Read tar archives, plain or compressed, from front to back."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import tarfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from ..records import Failure, Member
-from .members import CHUNK_BYTES, DAMAGE, Members
+from ..records import ContainerPart, Failure, Member
+from .files import CHUNK_BYTES, stat_file
+from .members import DAMAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
+    from .members import PartReader, Selection
 
-TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_HEADER_BYTES = 1_000_000  # of a long name or of PAX attributes, which tarfile reads whole
-DRAINED_BYTES = 64_000_000  # read behind an archive's end, for the checksum of what it is compressed with
-END_MARK = "EOFHeaderError"  # of tarfile's errors the one that says that an archive is over
+DRAINED_BYTES = 64_000_000  # read after an archive's end, for the checksum of its compression
+END_MARK = "EOFHeaderError"  # the error by which tarfile says that an archive is over
 EXTENDED_TYPES = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -32,40 +33,49 @@ PEEKED_BYTES = 6
 MAGICS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
 
 
-def tar_members(file: BinaryIO, members: Members) -> Generator[Member | Failure]:
-    """The images of a tar archive, plain or compressed, read from front to back."""
-    ends: list[Exception] = []
-    try:
-        with _decompressed(file) as plain:
-            with tarfile.open(
-                fileobj=plain, mode="r|", tarinfo=_header_class(ends), errors="surrogateescape"
-            ) as archive:
-                while (header := archive.next()) is not None:
-                    archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  or it keeps all headers
-                    if (found := _tar_member(archive, header, members)) is not None:
-                        yield found
-            if not ends or type(ends[-1]).__name__ != END_MARK:  # tarfile takes any end for the end
-                raise tarfile.ReadError(f"no end mark: {ends[-1] if ends else 'it stops'}")
-            for _ in range(0, DRAINED_BYTES, CHUNK_BYTES):
-                if not plain.read(CHUNK_BYTES):
-                    break
-    except DAMAGE as exc:
-        yield members.rest(exc)
+class TarArchive:
+    """A tar archive: one part, as its members are known only when it is read."""
+
+    endings: tuple[str, ...] = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+    def parts(self, path: str, own_id: str, shard_size: int, selection: Selection) -> Iterator[ContainerPart]:  # noqa: ARG002
+        """Return the one part. Raises: InputError where a server has no such file."""
+        yield ContainerPart(own_id, path, *stat_file(path))
+
+    def members(self, file: BinaryIO, part: ContainerPart, reader: PartReader) -> Generator[Member | Failure]:  # noqa: ARG002
+        """Read the images of an archive, in order; the failure of the rest is the last outcome."""
+        ends: list[Exception] = []
+        try:
+            with _decompress(file) as plain:
+                with tarfile.open(
+                    fileobj=plain, mode="r|", tarinfo=_make_header_class(ends), errors="surrogateescape"
+                ) as archive:
+                    while (header := archive.next()) is not None:
+                        archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  or it keeps all headers
+                        if (outcome := _read_member(archive, header, reader)) is not None:
+                            yield outcome
+                if not ends or type(ends[-1]).__name__ != END_MARK:  # tarfile takes any end for the end
+                    raise tarfile.ReadError(f"no end mark: {ends[-1] if ends else 'it stops'}")
+                for _ in range(0, DRAINED_BYTES, CHUNK_BYTES):
+                    if not plain.read(CHUNK_BYTES):
+                        break
+        except DAMAGE as exc:
+            yield reader.fail_rest(exc)
 
 
-def _tar_member(archive: tarfile.TarFile, header: tarfile.TarInfo, members: Members) -> Member | Failure | None:
+def _read_member(archive: tarfile.TarFile, header: tarfile.TarInfo, reader: PartReader) -> Member | Failure | None:
     if header.isdir():
         return None
     if not header.isreg():
-        members.ignored["link to a file" if header.issym() or header.islnk() else "not a file"] += 1
+        reader.ignored["link to a file" if header.issym() or header.islnk() else "not a file"] += 1
         return None
-    if (own_id := members.id_of(header.name)) is None:
+    if (own_id := reader.choose(header.name)) is None:
         return None
-    return members.read(own_id, header.name, header.size, lambda: cast("BinaryIO", archive.extractfile(header)).read())
+    return reader.read(own_id, header.name, header.size, lambda: cast("BinaryIO", archive.extractfile(header)).read())
 
 
-def _header_class(ends: list[Exception]) -> type[tarfile.TarInfo]:
-    """A reader of headers that says how the last one ended, which tarfile swallows, and refuses enormous ones."""
+def _make_header_class(ends: list[Exception]) -> type[tarfile.TarInfo]:
+    """Return a reader of headers that appends to `ends` the errors tarfile hides, and refuses enormous headers."""
 
     class Header(tarfile.TarInfo):
         @classmethod
@@ -85,8 +95,8 @@ def _header_class(ends: list[Exception]) -> type[tarfile.TarInfo]:
 
 
 @contextmanager
-def _decompressed(file: BinaryIO) -> Generator[BinaryIO]:
-    """What is in a file that may be compressed, by its first bytes; checksums are verified at its end."""
+def _decompress(file: BinaryIO) -> Generator[BinaryIO]:
+    """Open a file that may be compressed, by its first bytes; checksums are verified at its end."""
     peekable = io.BufferedReader(cast("io.RawIOBase", file))
     try:
         begin = peekable.peek(PEEKED_BYTES)

@@ -1,4 +1,4 @@
-"""The images of a zip archive, in order. Knows nothing about models."""
+"""Read zip archives: by the list at their end, or from the front where the list is gone."""
 
 from __future__ import annotations
 
@@ -7,69 +7,106 @@ import stat
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..records import Failure, Member
-from .members import CHUNK_BYTES, DAMAGE, Members
+from ..errors import InputError
+from ..records import ContainerPart, Failure, Item, Member
+from .files import CHUNK_BYTES, open_file, stat_file
+from .members import CHANGED, DAMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from ..records import ContainerPart
+    from .members import PartReader, Selection
 
-ZIP_ENDINGS = (".zip",)
-LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip's member: signature, version, flags, method, ..., sizes, lengths
+LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # before a member: signature, version, flags, method, ..., sizes, lengths
 LOCAL_SIGNATURE, DESCRIPTOR_SIGNATURE = b"PK\x03\x04", b"PK\x07\x08"
-ENCRYPTED, SIZES_FOLLOW, NAME_IS_UTF8 = 0x1, 0x8, 0x800  # flags of a zip's member
+ENCRYPTED, SIZES_FOLLOW, NAME_IS_UTF8 = 0x1, 0x8, 0x800  # flags of a member
 ZIP64_SIZE = 0xFFFFFFFF
 
 
-def zip_size(file: BinaryIO) -> int | None:
-    """How many members a zip archive lists; None where its list is gone, so that it has to be read from the front."""
+class ZipArchive:
+    """A zip archive, cut into parts by its list; one part if the list is gone."""
+
+    endings: tuple[str, ...] = (".zip",)
+
+    def parts(self, path: str, own_id: str, shard_size: int, selection: Selection) -> Iterator[ContainerPart | Failure]:  # noqa: ARG002
+        """List the parts, with their numbers of entries that are not folders.
+
+        Raises:  InputError where a server has no such file.
+        """
+        status = stat_file(path)
+        try:
+            with open_file(path) as file:
+                count = _count_files(file)
+        except OSError as exc:
+            error = InputError(path, f"cannot be read ({exc})", remedy="Check its permissions.")
+            yield replace(Failure.of(Item(own_id, path, 0), "read", exc), message=error.reason)
+            return
+        if count is None:
+            yield ContainerPart(own_id, path, *status)
+            return
+        for start in range(0, count, shard_size):
+            stop = min(start + shard_size, count)
+            yield ContainerPart(own_id, path, *status, start, stop, stop - start)
+
+    def members(self, file: BinaryIO, part: ContainerPart, reader: PartReader) -> Generator[Member | Failure]:
+        """Read the images of a part. A damaged member is a failure by itself, as the others are elsewhere.
+
+        The failure of the rest stands for the whole part where the archive cannot be opened, for the entries that its
+        list has lost since it was cut into parts, and, without a list, for what follows the last member that was read.
+        """
+        try:
+            archive = zipfile.ZipFile(file)
+        except DAMAGE as exc:
+            if part.stop is None:
+                yield from _salvage(file, reader, exc)
+            else:  # it had a list when it was cut into parts; read from the front, each part would give all
+                yield reader.fail_rest(exc)
+            return
+        with archive:
+            headers = _list_files(archive)[part.start : part.stop]
+            for header in headers:
+                if (outcome := _read_member(archive, header, reader)) is not None:
+                    yield outcome
+            if len(headers) < (part.members or 0):
+                yield reader.fail_rest(OSError(CHANGED))
+
+
+def _count_files(file: BinaryIO) -> int | None:
+    """Return how many files an archive lists; None where its list is gone."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return len(_listed(archive))
+            return len(_list_files(archive))
     except DAMAGE:
         return None
 
 
-def _listed(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+def _list_files(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return [header for header in archive.infolist() if not header.is_dir()]
 
 
-def zip_members(file: BinaryIO, pack: ContainerPart, members: Members) -> Generator[Member | Failure]:
-    """The images of a zip archive, or of a part of its list."""
+def _read_member(archive: zipfile.ZipFile, header: zipfile.ZipInfo, reader: PartReader) -> Member | Failure | None:
+    if stat.S_ISLNK(header.external_attr >> 16):
+        reader.ignored["link to a file"] += 1
+        return None
+    if (own_id := reader.choose(header.filename)) is None:
+        return None
     try:
-        archive = zipfile.ZipFile(file)
+        return reader.read(own_id, header.filename, header.file_size, lambda: _read_bytes(archive, header))
     except DAMAGE as exc:
-        if pack.stop is None:
-            yield from _salvaged(file, members, exc)
-        else:  # it had a list when it was cut into parts; from the front each of them would give all
-            yield members.rest(exc)
-        return
-    with archive:
-        for header in _listed(archive)[pack.start : pack.stop]:
-            if stat.S_ISLNK(header.external_attr >> 16):
-                members.ignored["link to a file"] += 1
-                continue
-            if (own_id := members.id_of(header.filename)) is None:
-                continue
-            try:
-                found = members.read(own_id, header.filename, header.file_size, lambda: _inflate(archive, header))  # noqa: B023  called at once
-            except DAMAGE as exc:
-                found = members.failure(own_id, exc)  # the others stand elsewhere
-            if found is not None:
-                yield found
+        return reader.fail(own_id, exc)
 
 
-def _inflate(archive: zipfile.ZipFile, header: zipfile.ZipInfo) -> bytes:
-    """The bytes of a member, as many as it is said to have: asked for all, zipfile inflates what a liar holds."""
+def _read_bytes(archive: zipfile.ZipFile, header: zipfile.ZipInfo) -> bytes:
+    """Return the bytes of a member, at most as many as its header says: zipfile would inflate all that there are."""
     with archive.open(header) as member:
         return member.read(header.file_size)
 
 
-def _salvaged(file: BinaryIO, members: Members, lost: Exception) -> Iterator[Member | Failure]:
-    """The images of a zip archive without its list, which stands at the end: by the headers before each member."""
+def _salvage(file: BinaryIO, reader: PartReader, lost: Exception) -> Iterator[Member | Failure]:
+    """Read the images of an archive whose list, at its end, is gone: by the headers before each member."""
     file.seek(0)
     try:
         while len(block := file.read(LOCAL_HEADER.size)) == LOCAL_HEADER.size:
@@ -82,20 +119,20 @@ def _salvaged(file: BinaryIO, members: Members, lost: Exception) -> Iterator[Mem
             name = encoded.decode("utf-8" if flags & NAME_IS_UTF8 else "cp437", "surrogateescape")
             known = not flags & SIZES_FOLLOW and ZIP64_SIZE not in (packed, size)
             if flags & ENCRYPTED or not (known or method == zipfile.ZIP_DEFLATED):
-                break  # where the next member begins is not told
-            data, end = _inflated(file, begin, packed if known else None, method, members.max_bytes)
-            file.seek(end + (_descriptor_bytes(file, end) if flags & SIZES_FOLLOW else 0))
-            if name.endswith("/") or (own_id := members.id_of(name)) is None:
+                break  # the place of the next member is unknown
+            data, end = _inflate(file, begin, packed if known else None, method, reader.max_bytes)
+            file.seek(end + (_measure_descriptor(file, end) if flags & SIZES_FOLLOW else 0))
+            if name.endswith("/") or (own_id := reader.choose(name)) is None:
                 continue
-            if (found := members.read(own_id, name, len(data), lambda: data)) is not None:  # noqa: B023  called at once
-                yield found
+            if (outcome := reader.read(own_id, name, len(data), lambda: data)) is not None:  # noqa: B023  called at once
+                yield outcome
     except DAMAGE as exc:
         lost = exc
-    yield members.rest(lost)
+    yield reader.fail_rest(lost)
 
 
-def _inflated(file: BinaryIO, begin: int, packed: int | None, method: int, max_bytes: int) -> tuple[bytes, int]:
-    """The bytes of a member, one more than the cap at most, and where it ends."""
+def _inflate(file: BinaryIO, begin: int, packed: int | None, method: int, max_bytes: int) -> tuple[bytes, int]:
+    """Return the bytes of a member, at most one more than the limit, and the place where it ends."""
     if method == zipfile.ZIP_STORED and packed is not None:
         data = file.read(min(packed, max_bytes + 1))
         if len(data) < min(packed, max_bytes + 1):
@@ -119,7 +156,7 @@ def _inflated(file: BinaryIO, begin: int, packed: int | None, method: int, max_b
     return b"".join(parts), file.tell() - len(inflater.unused_data)
 
 
-def _descriptor_bytes(file: BinaryIO, end: int) -> int:
-    """How long the sizes behind a member are: with or without a signature, in four bytes each."""
+def _measure_descriptor(file: BinaryIO, end: int) -> int:
+    """Return the length of the sizes after a member: with or without a signature, in four bytes each."""
     file.seek(end)
     return 16 if file.read(4) == DESCRIPTOR_SIGNATURE else 12

@@ -21,8 +21,8 @@ import clip
 from clip.records import Failure, Item, Member
 from clip.sources.source import Source
 
-PICTURES = 20
-NAMES = [f"{n:02}.png" for n in range(PICTURES)]
+IMAGES = 20
+NAMES = [f"{n:02}.png" for n in range(IMAGES)]
 
 
 def encoded(number: int) -> bytes:
@@ -127,13 +127,13 @@ def test_what_stands_before_a_cut_is_given_and_one_failure_for_the_rest(tmp_path
         counts.append(check_prefix(found, failures, name))
     assert counts == sorted(counts), "the later the cut, the more is given"
     if name != "a.tar.bz2":  # which compresses in blocks larger than this archive
-        assert counts[-1] >= PICTURES - 2
+        assert counts[-1] >= IMAGES - 2
 
 
 def test_a_tar_without_its_end_mark_is_not_taken_for_whole(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "a.tar")
     header_and_data = [512 + -(-len(data) // 512) * 512 for data in DATA.values()]
-    for kept in (3, PICTURES):
+    for kept in (3, IMAGES):
         path.write_bytes(make_tar(tmp_path / "b.tar").read_bytes()[: sum(header_and_data[:kept])])
         found, failures, _ = members(path)
         assert check_prefix(found, failures, "a.tar") == kept
@@ -152,8 +152,8 @@ def test_bytes_that_changed_are_found_or_change_nothing(tmp_path: Path, name: st
         found, failures, ignored = members(path)
         wrong = sum(data != DATA.get(own_id.rpartition("!")[2]) for own_id, data in found.items())
         # A plain tar has no checksums of its members, and names may be what changed; nothing else may pass unseen.
-        assert wrong == 0 or name == "a.tar" or failures or len(found) == PICTURES, (place, failures)
-        assert len(found) + sum(ignored.values()) == PICTURES or failures, place
+        assert wrong == 0 or name == "a.tar" or failures or len(found) == IMAGES, (place, failures)
+        assert len(found) + sum(ignored.values()) == IMAGES or failures, place
         noticed += bool(failures)
     assert noticed > 5
 
@@ -216,7 +216,7 @@ def test_an_encrypted_member_is_a_failure(tmp_path: Path) -> None:
     data[place + 8] |= 1
     path.write_bytes(data)
     found, failures, _ = members(path)
-    assert (len(found), [failure.id for failure in failures]) == (PICTURES - 1, ["a.zip!00.png"])
+    assert (len(found), [failure.id for failure in failures]) == (IMAGES - 1, ["a.zip!00.png"])
     assert "encrypted" in failures[0].message
 
 
@@ -316,6 +316,6 @@ def test_a_run_over_damaged_archives_ends_with_all_of_it_told(tmp_path: Path) ->
     failed = pq.read_table(out / "failures")["id"].to_pylist()
     assert (report.written, report.failed, report.read) == (len(ids), len(failed), len(ids) + len(failed))
     assert [own_id for own_id in ids if own_id.startswith("good")] == [f"good.tar!{name}" for name in NAMES]
-    assert 10 < sum(own_id.startswith("cut") for own_id in ids) < PICTURES
+    assert 10 < sum(own_id.startswith("cut") for own_id in ids) < IMAGES
     assert sorted(failed) == ["cut.tar.gz", "empty.zip", "none.tar"]
     assert {path for path in tmp_path.rglob("*") if out not in path.parents and path != out} == before

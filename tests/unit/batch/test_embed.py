@@ -252,7 +252,7 @@ def test_an_input_that_yields_nothing_is_refused_with_the_likely_cause(weights_p
         clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
     (tmp_path / "in/notes.txt").touch()
     (tmp_path / "in/.hidden.jpg").touch()
-    with pytest.raises(InputError, match=r"in: nothing but 1 hidden, 1 not an image, expected images.* --glob"):
+    with pytest.raises(InputError, match=r"in: nothing but 1 hidden, 1 not an image, expected images.* globs"):
         clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -405,8 +405,8 @@ def test_a_listing_that_was_interrupted_is_gone_on_with_in_a_first_run_only(
     photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    status = folders.file_status
-    monkeypatch.setattr(folders, "file_status", lambda path: (asked.append(os.path.basename(path)), status(path))[1])
+    status = folders.stat_here
+    monkeypatch.setattr(folders, "stat_here", lambda path: (asked.append(os.path.basename(path)), status(path))[1])
 
     def interrupt(progress: Progress) -> None:
         if progress.listing == Listing(8):

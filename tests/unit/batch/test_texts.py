@@ -268,7 +268,7 @@ def test_a_kept_value_comes_through_the_plan_as_it_was(
     integers, floats, texts = map(list, zip(*rows, strict=True))
     held = {"n": pa.array(integers, pa.int64()), "x": pa.array(floats, pa.float32()), "t": pa.array(texts, pa.string())}
     pq.write_table(pa.table({"path": ["a.png"] * len(rows), **held}), folder / "a.parquet")
-    source = Source((str(folder / "a.parquet"),), columns=Columns(keep=tuple(held))).typed()
+    source = Source((str(folder / "a.parquet"),), columns=Columns(keep=tuple(held))).with_types()
     plan = write_plan(folder, source.shards(9, Counter()), Counter())
     made = [
         Row("a", "a.png", 1, 1, "PNG", 1, values=entry.values)
@@ -315,9 +315,9 @@ def test_a_kept_value_comes_through_the_plan_as_it_was(
             "a.parquet",
             {"path": ["x.png"], "a": [1]},
             {"text_column": "a"},
-            "'a' is of int64, expected texts.*--text-column",
+            "'a' is of int64, expected texts.*columns.text",
         ),
-        ("a.parquet", {"text": [1]}, {"texts": True}, "'text' is of int64, expected texts.*--column"),
+        ("a.parquet", {"text": [1]}, {"texts": True}, "'text' is of int64, expected texts.*columns.entry"),
     ],
 )
 def test_columns_that_are_not_there_are_told(

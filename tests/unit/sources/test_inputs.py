@@ -13,8 +13,8 @@ from kit import checkpoints
 from kit.forms import (
     ALL,
     BAD,
+    IMAGES,
     NAMES,
-    PICTURES,
     Contents,
     check_same,
     contents,
@@ -83,7 +83,7 @@ def test_a_list_on_stdin(photos: Path, weights: Path, expected: Contents, tmp_pa
 def test_tar_archives(photos: Path, weights: Path, expected: Contents, tmp_path: Path, ending: str, mode: str) -> None:
     path = write_tar(photos, tmp_path / f"a.{ending}", mode, prefix="./")
     check_same(embedded(tmp_path / "out", weights, path), expected, lambda name: f"a.{ending}!{name}")
-    counts = clip.Store(tmp_path / "out").manifest["counts"]
+    counts = clip.Store(tmp_path / "out").manifest.counts
     assert counts == {"read": 31, "written": 30, "failed": 1, "ignored": {"not an image": 1}}
     assert len(list((tmp_path / "out/embeddings").iterdir())) == 1, "a tar is a shard"
 
@@ -96,7 +96,7 @@ def test_zip_archives(photos: Path, weights: Path, expected: Contents, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "struct", "struct of paths"])
-def test_tables_that_hold_pictures(photos: Path, weights: Path, expected: Contents, tmp_path: Path, kind: str) -> None:
+def test_tables_that_hold_images(photos: Path, weights: Path, expected: Contents, tmp_path: Path, kind: str) -> None:
     path = write_table(photos, tmp_path / "a.parquet", kind)
     numbers = {name: f"a.parquet!{number}" for number, name in enumerate(ALL)}
     check_same(embedded(tmp_path / "out", weights, path), expected, numbers.__getitem__)
@@ -104,7 +104,7 @@ def test_tables_that_hold_pictures(photos: Path, weights: Path, expected: Conten
     check_same(embedded(tmp_path / "keyed", weights, path, id_column="key", column="image"), expected, str)
 
 
-def test_tables_that_name_pictures(photos: Path, weights: Path, expected: Contents, tmp_path: Path) -> None:
+def test_tables_that_name_images(photos: Path, weights: Path, expected: Contents, tmp_path: Path) -> None:
     path = write_table(photos, tmp_path / "a.parquet", "paths")
     check_same(embedded(tmp_path / "out", weights, path), expected, lambda name: str(photos / name))
     check_same(embedded(tmp_path / "keyed", weights, path, id_column="key"), expected, str)
@@ -125,7 +125,7 @@ def test_patterns_braces_and_several_inputs(
         write_tar(photos, tmp_path / f"{number:02}.tar")
     archives = embedded(tmp_path / "tars", weights, f"{tmp_path}/{{00..02}}.tar")
     assert archives == embedded(tmp_path / "globbed", weights, f"{tmp_path}/*.tar")
-    assert len(archives[0]) == 3 * PICTURES
+    assert len(archives[0]) == 3 * IMAGES
 
 
 def test_archives_in_a_folder_are_read_where_a_glob_asks_for_them(photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_members_of_one_name_are_told_apart(photos: Path, weights: Path, tmp_pat
 
 
 @pytest.mark.parametrize("make", [write_tar, write_zip, lambda photos, path: write_table(photos, path, "bytes")])
-def test_outputs_of_archives_are_gone_on_with_updated_and_verified(
+def test_outputs_of_archives_are_resumed_updated_and_verified(
     photos: Path, weights: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
 ) -> None:
     endings = {write_tar: "tar", write_zip: "zip"}

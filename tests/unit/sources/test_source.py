@@ -55,7 +55,7 @@ def test_ids_are_relative_paths_in_byte_order_and_a_folders_files_come_before_it
 @pytest.mark.parametrize(
     "name", ["a.jpg", "a.JPG", "a.jPeG", "a.Png", "a.tif", "a.TIFF", "a.webp", "a.avif", "a.b.mpo"]
 )
-def test_the_extension_of_a_format_we_decode_makes_a_picture_in_any_case(tmp_path: Path, name: str) -> None:
+def test_the_extension_of_a_format_we_decode_makes_an_image_in_any_case(tmp_path: Path, name: str) -> None:
     plant(tmp_path, name)
     assert walk(tmp_path) == ([Item(name, str(tmp_path / name), len(name))], {})
 
@@ -116,7 +116,7 @@ def test_links_to_files_are_read_and_links_to_folders_are_ignored_so_that_no_loo
 @pytest.mark.parametrize(
     "target", ["nowhere.jpg", "a.jpg", "z.jpg", "file.txt/a.jpg", "x" * 300], ids=lambda target: target[:14]
 )
-def test_a_link_that_leads_nowhere_is_a_picture_that_fails_on_reading(tmp_path: Path, target: str) -> None:
+def test_a_link_that_leads_nowhere_is_an_image_that_fails_on_reading(tmp_path: Path, target: str) -> None:
     plant(tmp_path, "b.jpg", "file.txt")
     (tmp_path / "a.jpg").symlink_to(target)  # to nothing, to itself, in a circle, through a file, to no name at all
     (tmp_path / "z.jpg").symlink_to("a.jpg")
@@ -144,7 +144,7 @@ def test_pipes_sockets_and_devices_are_ignored_without_being_opened_behind_links
         assert walk(tmp_path) == ([], {"not a file": 6})
 
 
-def test_a_picture_that_became_a_pipe_since_it_was_listed_is_not_opened(
+def test_an_image_that_became_a_pipe_since_it_was_listed_is_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / "a.jpg")
@@ -264,7 +264,7 @@ def test_shards_are_full_but_for_the_last_and_hold_the_walk_in_order(
     )
 
 
-def test_a_folder_without_pictures_has_no_shards(tmp_path: Path) -> None:
+def test_a_folder_without_images_has_no_shards(tmp_path: Path) -> None:
     plant(tmp_path, "x.txt")
     ignored: Counter[str] = Counter()
     with pytest.raises(InputError, match="nothing but 1 not an image, expected images"):
@@ -341,13 +341,13 @@ def test_names_of_a_large_folder_are_sorted_on_the_disk_and_come_in_the_same_ord
     plant(tmp_path / "root", *MANY, ".hidden", *(f"g{n:02}/a.jpg" for n in range(15)))
     in_memory = walk(tmp_path / "root")
     spilled: list[int] = []
-    spill = folders._spilled
+    spill = folders._spill
 
     def counted(records: list[bytes], scratch: Path | None) -> Any:
         spilled.append(len(records))
         return spill(records, scratch)
 
-    monkeypatch.setattr(folders, "_spilled", counted)
+    monkeypatch.setattr(folders, "_spill", counted)
     monkeypatch.setattr(folders, "SORTED_IN_MEMORY", 7)
     assert walk(tmp_path / "root") == in_memory
     assert len(in_memory[0]) == len(MANY) + 15
@@ -360,7 +360,7 @@ def test_names_of_a_large_folder_are_sorted_on_the_disk_and_come_in_the_same_ord
         list(walk_folder(str(tmp_path / "root"), [], Counter(), scratch=tmp_path / "gone"))
 
 
-def test_what_an_earlier_walk_found_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_earlier_walk_found_is_not_requested_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path, *MANY)
 
     def again(known: Any = ()) -> list[Item | Failure]:
@@ -370,14 +370,14 @@ def test_what_an_earlier_walk_found_is_not_asked_for_again(tmp_path: Path, monke
     plant(tmp_path, "000.new.jpg", "f1/new.jpg", "f9/new.jpg")
     (tmp_path / "020.jpg").unlink()
     asked: list[str] = []
-    status = folders.file_status
+    status = folders.stat_here
 
     def counted(path: str) -> tuple[int, int]:
         asked.append(os.path.relpath(path, tmp_path))
         return status(path)
 
     fresh = again()
-    monkeypatch.setattr(folders, "file_status", counted)
+    monkeypatch.setattr(folders, "stat_here", counted)
     assert again(before[:-2]) == fresh
     assert asked == ["000.new.jpg", "f1/a\n.jpg", "f1/new.jpg", "f2\n/a.jpg", "f9/new.jpg"]
     moved = [replace(item, size_bytes=5, modified_ns=7, path="elsewhere") for item in before]
@@ -403,29 +403,29 @@ trees = st.recursive(
 )
 
 
-def grow(folder: Path, tree: dict[str, Any], picture: Path) -> None:
+def grow(folder: Path, tree: dict[str, Any], image: Path) -> None:
     folder.mkdir()
     for name, kind in tree.items():
         path = folder / name
         if isinstance(kind, dict):
-            grow(path, kind, picture)
+            grow(path, kind, image)
         elif kind == "image":
-            os.link(picture, path)
+            os.link(image, path)
         elif kind == "text":
             path.write_text("no image")
         elif kind == "pipe":
             os.mkfifo(path)
         else:
-            path.symlink_to({"link to a file": picture, "link to a folder": picture.parent}.get(kind, "nowhere"))
+            path.symlink_to({"link to a file": image, "link to a folder": image.parent}.get(kind, "nowhere"))
 
 
 @settings(deadline=None, max_examples=60)
 @given(trees)
-def test_whatever_stands_in_a_tree_is_a_picture_or_counted_as_ignored(tree: dict[str, Any]) -> None:
+def test_whatever_is_in_a_tree_is_an_image_or_counted_as_ignored(tree: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        root, picture = Path(folder, "root"), Path(folder, "image.png")
-        PNG.save(picture)
-        grow(root, tree, picture)
+        root, image = Path(folder, "root"), Path(folder, "image.png")
+        PNG.save(image)
+        grow(root, tree, image)
         entries, ignored = walk(root)
         seen = 0
         for folder_path, folders, names in os.walk(root):

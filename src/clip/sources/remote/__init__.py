@@ -1,4 +1,4 @@
-"""Files on servers, over fsspec: in parts, with patience, of one version.
+"""Read files on servers, over fsspec.
 
 It may import the ground floor.
 """
