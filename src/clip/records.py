@@ -145,7 +145,7 @@ class Shard:
     index: int
     entries: list[Entry]
     fingerprint: str = ""  # what the part carries when it holds these entries; of their identities where it is empty
-    kept: frozenset[str] = frozenset()  # ids whose rows stand in the part that this one replaces
+    carried_over: frozenset[str] = frozenset()  # ids whose rows an update takes from the part that this one replaces
 
 
 def listed_id(own_id: str, listed: Container[str]) -> str:

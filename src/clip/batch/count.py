@@ -78,7 +78,7 @@ class Count:
 
 def count_expected(plan: Plan, index: int) -> Expected:
     """Count the entries of a shard of a plan. Raises: StoreError where it cannot be read."""
-    return Expected.of(plan.shard(index)) if plan.packs else Expected(plan.summary(index).entries)
+    return Expected.of(plan.shard(index)) if plan.containers else Expected(plan.summary(index).entries)
 
 
 def count_shard(output: Path, index: int, expected: Expected) -> Count:

@@ -31,11 +31,11 @@ from ..jobs.tune import TuneJob
 from ..parallel import available_cores
 from ..records import Item, Shard, utf8_path
 from ..sources.source import Source
-from ..store.lock import Lock, locked
+from ..store.lock import Lock, hold_lock
 from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
 from ..store.parts import EMBEDDINGS, PART
-from ..store.plan import Plan, count_members, ids_hashed, interrupted_listing, read_plan, remove_plan, write_plan
-from ..store.update import updated_plan
+from ..store.plan import Plan, collect_id_hashes, count_members, read_plan, recover_listing, remove_plan, write_plan
+from ..store.update import update_plan
 from ..store.writer import StoreWriter, check_room
 from .count import count_expected, count_shard
 from .decode import Decoding
@@ -85,7 +85,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         )
         with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
-        with locked(output) as lock:
+        with hold_lock(output) as lock:
             if encoder.needs_calibration:
                 encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
             store = StoreWriter(output, _describe_run(job, encoder, source, tuned), overwrite=job.policy.overwrite)
@@ -143,12 +143,12 @@ def _plan_run(
     ignored: Counter[str] = Counter()
     of = json.dumps([[os.path.abspath(name) for name in job.inputs], job.globs, asdict(job.columns), job.root])  # noqa: PTH100
     # The entries of a listing that was killed are taken over only where no vector depends on them yet.
-    known = interrupted_listing(store.path, of) if store.is_new and not job.policy.overwrite else iter(())
+    known = recover_listing(store.path, of) if store.is_new and not job.policy.overwrite else iter(())
     shards = source.shards(job.policy.shard_size, ignored, job.limit, known, store.path)
     hashed: list[np.ndarray] = []
     shards = _report_listing(shards, ignored, progress, job.kind)
-    plan = write_plan(store.path, ids_hashed(shards, hashed), ignored, of=of)
-    if job.duplicate_ids == "error" and (pair := plan.repeated(hashed)) is not None:
+    plan = write_plan(store.path, collect_id_hashes(shards, hashed), ignored, inputs=of)
+    if job.duplicate_ids == "error" and (pair := plan.find_repeated(hashed)) is not None:
         plan.discard()
         raise InputError(
             f"{pair[0].id!r}",
@@ -156,7 +156,7 @@ def _plan_run(
             "one entry for each id",
             'Leave one out, name a column of ids with `columns.id`, or pass `duplicate_ids="keep"`.',
         )
-    if not (job.policy.update or store.is_of(plan.fingerprint)):
+    if not (job.policy.update or store.has_input(plan.fingerprint)):
         plan.discard()
     elif earlier is not None and (job.policy.update or earlier.summaries() != plan.summaries()):
         content_hash = (
@@ -164,7 +164,7 @@ def _plan_run(
             if job.policy.update and job.policy.hashes
             else None
         )
-        plan, removed = updated_plan(
+        plan, removed = update_plan(
             store, earlier, plan, job.policy.shard_size, retry=job.policy.update, content_hash=content_hash
         )
     lock.check()

@@ -19,7 +19,7 @@ from ..jobs.embed import EmbedJob, Progress
 from ..parallel import ByteBudget, available_cores, map_ahead, read_ahead
 from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens
 from ..sources.remote.prefetch import prefetched
-from ..store.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_standing
+from ..store.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_part_or_empty
 from ..text.tokens import Tokenizing
 from .decode import Decoding
 from .isolate import IsolatedDecoder
@@ -66,7 +66,7 @@ class Run:
         done = {n for n, summary in enumerate(summaries) if self._store.fingerprint(n) == summary.fingerprint}
         missing = [index for index in range(self._plan.shards) if index not in done]
         rows, failed = self._store.counts(done)
-        read = resumed = rows + failed + sum(summaries[index].kept for index in missing)
+        read = resumed = rows + failed + sum(summaries[index].carried_over for index in missing)
         if missing:
             self._store.reopen()
         part: _Part | None = None
@@ -95,10 +95,10 @@ class Run:
 
     def _begin(self, shard: Shard, files: ExitStack) -> _Part:
         part = _Part(self._encoder, self._job, files.enter_context(self._store.part(shard)), shard)
-        if shard.kept:
+        if shard.carried_over:
             path = self._store.path / FAILURES / PART.format(shard.index)
-            ids = read_standing(path, FAILURE_SCHEMA, ["id"])["id"].to_pylist()
-            part.failed = sum(own_id in shard.kept for own_id in ids)
+            ids = read_part_or_empty(path, FAILURE_SCHEMA, ["id"])["id"].to_pylist()
+            part.failed = sum(own_id in shard.carried_over for own_id in ids)
         return part
 
     def _check_failures(self, failed: int, part: _Part, total: int) -> None:
@@ -160,7 +160,7 @@ class Run:
                     members = self._decoding.source.members(entry, self._job.limits.max_bytes, end.ignored)
                     with closing(read_ahead(end.count(members), _size_of, READ_AHEAD_BYTES)) as stream:
                         yield from stream
-                elif entry.id not in shard.kept:
+                elif entry.id not in shard.carried_over:
                     yield from end.count([entry])
             yield end
 
@@ -218,7 +218,7 @@ class _Part:
         if len(self._waiting) >= (TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoder.batch_size):
             self._encode()
         # Rows that an update carries over are put in their places at the end.
-        if len(self._rows) + len(self._failures) >= ROW_GROUP and not self.shard.kept:
+        if len(self._rows) + len(self._failures) >= ROW_GROUP and not self.shard.carried_over:
             self._write()
 
     def finish(self, end: _End) -> None:

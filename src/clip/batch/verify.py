@@ -30,7 +30,7 @@ from ..store.parts import (
     vector_columns,
 )
 from ..store.plan import read_plan
-from ..store.reader import Store, matrix
+from ..store.reader import Store, stack_vectors
 from ..text.tokens import Tokenizing
 from .count import Expected, count_shard
 from .replay import load_run_encoder, open_run_source, replay_entries
@@ -153,7 +153,7 @@ class _Reader:
 
     def _check_vectors(self, part: str, ids: list[str], rows: pa.Table) -> Iterator[Problem]:
         for name in vector_columns(self._store.schema):
-            vectors = matrix(rows, self._store.schema, name).astype(np.float32)
+            vectors = stack_vectors(rows, self._store.schema, name).astype(np.float32)
             with np.errstate(over="ignore"):
                 norms = np.linalg.norm(vectors, axis=1)
             usable = np.isfinite(vectors).all(axis=1) & (norms > 0)
@@ -222,6 +222,6 @@ def _check_sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float 
 def _cosine(row: pa.Table, features: dict[str, np.ndarray], store: Store) -> float:
     """Return the cosine of a row's vector to a new one, of a pair the lower of the two. Shapes: features (1, D)."""
     return min(
-        float(unit_vectors(matrix(row, store.schema, name).astype(np.float32))[0] @ unit_vectors(after)[0])
+        float(unit_vectors(stack_vectors(row, store.schema, name).astype(np.float32))[0] @ unit_vectors(after)[0])
         for name, after in features.items()
     )

@@ -22,8 +22,8 @@ from ..jobs.classify import FOLDER_NAMES, Classified, ClassifyJob, ClassifyRepor
 from ..jobs.embed import EmbedJob
 from ..jobs.options import ModelOptions
 from ..store.manifest import MANIFEST, read_manifest
-from ..store.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, read_part, read_schema, read_standing
-from ..store.reader import Store, matrix
+from ..store.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, read_part, read_part_or_empty, read_schema
+from ..store.reader import Store, stack_vectors
 from ..vectors import unit_vectors
 from .prompts import PLACEHOLDER, read_labels, read_templates
 
@@ -137,13 +137,13 @@ def _classify_rows(job: ClassifyJob, store: Store, classifier: _Classifier, trut
         ids, paths = (table.column(name).to_pylist() for name in ("id", "path"))
         truths = truth.read(ids, [table.column(name).to_pylist() for name in truth.columns])
         place = 0
-        for block in classifier.predict(matrix(table, store.schema)):
+        for block in classifier.predict(stack_vectors(table, store.schema)):
             best = np.argsort(-block, axis=1, kind="stable")[:, : job.k]  # ties in the labels' order
             for row, order in zip(block, best.tolist(), strict=True):
                 top = tuple((classifier.labels[label], float(row[label])) for label in order)
                 yield Classified(ids[place], paths[place], top, truths[place])
                 place += 1
-        for failure in read_standing(store.path / FAILURES / path.name, FAILURE_SCHEMA).to_pylist():
+        for failure in read_part_or_empty(store.path / FAILURES / path.name, FAILURE_SCHEMA).to_pylist():
             yield Classified(**failure)
 
 

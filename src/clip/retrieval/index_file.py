@@ -26,7 +26,7 @@ from ..atomic_files import atomic_write, remove_temporaries, translate_os_errors
 from ..errors import StoreBusyError, StoreError
 from ..store.manifest import INDEX
 from ..store.parts import read_part, read_schema
-from ..store.reader import Store, matrix
+from ..store.reader import Store, stack_vectors
 from ..vectors import usable_norms
 from .checksummed_file import ChecksummedFile, SectionWriter
 from .scan import choose_engine, compute_scores, find_candidates, make_codes
@@ -205,7 +205,7 @@ def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool
     parts = store.parts()
     for path in parts:
         table = read_part(path, ["id", "embedding"])
-        stored = matrix(table, store.schema)
+        stored = stack_vectors(table, store.schema)
         for start in range(0, len(stored), CONVERTED_ROWS):
             block = stored[start : start + CONVERTED_ROWS]
             _check_norms(path, table.column("id").slice(start), block)

@@ -1,15 +1,15 @@
-"""export(job): the vectors and rows of an output in files that other programs read. Knows nothing about models.
+"""export(job): write the vectors and rows of an output into files that other programs read.
 
     npy             vectors.npy (N, D) and ids.parquet
     clip-retrieval  img_emb/img_emb_0.npy and metadata/metadata_0.parquet, and so on, a pair for each part
     csv             vectors.csv: the columns of a row, then e0 to e{D-1}
     safetensors     vectors.safetensors with a tensor "embedding" (N, D), and ids.parquet
 
-Vectors of texts stand where those of images do, but for clip-retrieval in text_emb/text_emb_0.npy. Of pairs there are
-also text_vectors.npy, text_emb/, t0 to t{D-1} and a tensor "text_embedding".
+Vectors of texts have the names of those of images, but for text_emb/text_emb_0.npy in clip-retrieval. Pairs add
+text_vectors.npy, text_emb/, t0 to t{D-1}, and a tensor "text_embedding".
 
-Beside them stands export.json, whose "rows" is null until all is written. Rows are in the order of the parts. Parts are
-read one at a time, so that memory depends on their size and not on their number.
+export.json is written beside them; its "rows" is null until everything is written. Rows have the order of the parts.
+Parts are read one at a time, so that memory depends on their size and not on their number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.export import ExportReport
 from .manifest import MANIFEST, read_manifest
 from .parts import EMBEDDING, TEXT_EMBEDDING, count_rows, read_part, read_schema, vector_columns
-from .reader import Store, matrix
+from .reader import Store, stack_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -50,17 +50,17 @@ OURS = (
     *(f"{IMAGES}/{IMAGES}_*.npy", f"{TEXTS}/{TEXTS}_*.npy", f"{METADATA}/{METADATA}_*.parquet"),
 )
 CLIP_RETRIEVAL_DTYPE = "float16"
-TOLD = ("model", "weights_sha256", "weights_source", "preprocess", "normalised", "dtype", "dim")  # of the manifest
-CSV_ROWS = 256  # written at a time: 512 numbers a row are 130,000 strings, about 15 MB
-ALIGNMENT = 8  # safetensors pads its header with spaces, so that the numbers begin at a multiple [Unit: byte]
+INFO = ("model", "weights_sha256", "weights_source", "preprocess", "normalised", "dtype", "dim")  # manifest keys
+CSV_ROWS = 256  # written at a time: with 512 numbers per row these are 130,000 strings, about 15 MB
+ALIGNMENT = 8  # of the numbers in a safetensors file, by spaces at the end of its header [Unit: byte]
 
 _log = logging.getLogger("clip")
 
 
 def export(job: ExportJob) -> ExportReport:
-    """Write the vectors of a finished run, with the other columns of its rows, into a folder of their own.
+    """Write the vectors of a finished run, with the other columns of its rows, into a separate folder.
 
-    After an error nothing is left of it in the folder.
+    After an error the folder holds nothing of the export.
 
     Raises:  StoreError where there is no output, its run is not over, a part is damaged, or the target cannot be
              written; StoreMismatchError where the target holds anything but an export that may be overwritten;
@@ -70,7 +70,7 @@ def export(job: ExportJob) -> ExportReport:
     target = _Target(Path(job.target))
     target.check(run.store.path, overwrite=job.overwrite)
     run.check_names(job.format)
-    with translate_os_errors(target.path), target.begun({"format": job.format, **run.told(job.format)}):
+    with translate_os_errors(target.path), target.prepare({"format": job.format, **run.describe(job.format)}):
         WRITERS[job.format](run, target)
         run.check_unchanged()
         target.finish(run.rows)
@@ -78,149 +78,127 @@ def export(job: ExportJob) -> ExportReport:
 
 
 class _Run:
-    """A finished run, read part by part."""
+    """Reads a finished run part by part."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         counts = store.manifest.counts
         if counts is None:
-            raise StoreError(
-                store.path,
-                "the run is not over",
-                "a finished one",
-                "Run the job again: it goes on.",
-            )
+            raise StoreError(store.path, "the run is not over", "a finished one", "Run the job again to resume it.")
         rows = {path: count_rows(path) for path in store.parts()}
         self.parts = [path for path, count in rows.items() if count]
         self.rows = sum(rows.values())
         if self.rows != counts["written"]:
             raise StoreError(
-                f"{store.path}: parts hold {self.rows:,} rows, expected {counts['written']:,} as the manifest says. "
-                f"Run clip verify {store.path}: it says where."
+                store.path,
+                f"parts hold {self.rows:,} rows",
+                f"{counts['written']:,} as the manifest says",
+                f"Run clip verify {store.path} to find the damage.",
             )
-        self._found = read_schema(self.parts[0]) if self.parts else store.schema
-        self.schema = _plain(self._found)  # what of a row is not its vector
+        self._all_columns = read_schema(self.parts[0]) if self.parts else store.schema
+        self.schema = _select_plain(self._all_columns)  # without vectors
         self.columns = vector_columns(store.schema)
-        left = [field.name for field in self._found if field.name not in {*self.schema.names, *self.columns}]
-        if left:
-            _log.warning("%s: columns %s are not exported, as they hold no plain values", store.path, left)
+        left_out = [name for name in self._all_columns.names if name not in {*self.schema.names, *self.columns}]
+        if left_out:
+            _log.warning("%s: columns %s are not exported, as they hold no plain values", store.path, left_out)
         self.dtype = np.dtype(store.manifest.dtype).newbyteorder("<")
 
-    def told(self, form: ExportFormat) -> dict[str, Any]:
-        """What to say of the vectors."""
+    def describe(self, form: ExportFormat) -> dict[str, Any]:
+        """Return what the manifest says of the vectors, as they are in this format."""
         manifest = self.store.manifest.to_json()
-        told = {name: manifest[name] for name in TOLD}
-        return told | {"normalised": True, "dtype": CLIP_RETRIEVAL_DTYPE} if form == "clip-retrieval" else told
+        info = {name: manifest[name] for name in INFO}
+        return info | {"normalised": True, "dtype": CLIP_RETRIEVAL_DTYPE} if form == "clip-retrieval" else info
 
     def check_names(self, form: ExportFormat) -> None:
-        """Refuse columns whose names the format gives to others. Raises: StoreError."""
-        renamed = self.retrieval_names()
-        given = {new for old, new in renamed.items() if new != old}
-        taken = {"csv": set(self.vector_names()), "clip-retrieval": given}.get(form, set[str]())
-        clashing = [name for name in self.schema.names if name in taken]
+        """Refuse columns with names that the format itself uses. Raises: StoreError."""
+        new_names = {new for old, new in self.retrieval_names().items() if new != old}
+        reserved = {"csv": set(self.vector_names()), "clip-retrieval": new_names}.get(form, set[str]())
+        clashing = [name for name in self.schema.names if name in reserved]
         if clashing:
             raise StoreError(
                 self.store.path,
                 f"has a column {clashing[0]!r}",
-                f"none of a name that {form} has a use for",
+                f"no column with a name that {form} itself uses",
                 "Choose another format.",
             )
 
     def vector_names(self) -> list[str]:
-        """Names for the numbers of a row's vectors."""
+        """Return names for the numbers of a row's vectors."""
         return [f"{CSV_PREFIXES[name]}{place}" for name in self.columns for place in range(self.store.dim)]
 
     def retrieval_names(self) -> dict[str, str]:
-        """The names that clip-retrieval has for columns."""
-        of_images = self.store.manifest.kind != "texts"
-        known = {"text": "caption"} | ({"path": "image_path"} if of_images else {})
+        """Return the names that clip-retrieval has for the columns."""
+        has_images = self.store.manifest.kind != "texts"
+        known = {"text": "caption"} | ({"path": "image_path"} if has_images else {})
         names: list[str] = self.schema.names
         return {name: known.get(name, name) for name in names}
 
     def read(self) -> Iterator[tuple[pa.Table, dict[str, np.ndarray]]]:
-        """The parts that have rows: plain columns, and vectors by their column.
+        """Yield the plain columns, and the vectors by column, of each part that has rows.
 
         Shapes:  float32 or float16 (N, D), little-endian.
-        Raises:  StoreError for a part that is damaged or whose columns are others.
+        Raises:  StoreError for a part that is damaged or has other columns.
         """
-        return map(self._part, self.parts)
+        return map(self._read_part, self.parts)
 
-    def _part(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
-        found = read_schema(path)
-        fields = list(found)
-        if not (found.equals(self._found) and all(field in fields for field in self.store.schema)):
+    def _read_part(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
+        schema = read_schema(path)
+        fields = list(schema)
+        if not (schema.equals(self._all_columns) and all(field in fields for field in self.store.schema)):
             raise StoreError(
                 path,
-                f"its columns are {found.names}",
-                "those of the manifest, of the same types in all parts",
+                f"its columns are {schema.names}",
+                "those of the manifest, with the same types in all parts",
                 "Run the job again with `overwrite=True`.",
             )
         table = read_part(path, [*self.schema.names, *self.columns])
-        vectors = {name: matrix(table, self.store.schema, name).astype(self.dtype, copy=False) for name in self.columns}
-        return table.select(self.schema.names), vectors
+        vectors = {name: stack_vectors(table, self.store.schema, name) for name in self.columns}
+        little_endian = {name: block.astype(self.dtype, copy=False) for name, block in vectors.items()}
+        return table.select(self.schema.names), little_endian
 
     def check_unchanged(self) -> None:
         """Raise StoreError where another job began on the output meanwhile."""
         if read_manifest(self.store.path / MANIFEST) != self.store.manifest:
-            raise StoreError(
-                self.store.path,
-                "changed while it was read",
-                "no job on it",
-                "Export it again.",
-            )
+            raise StoreError(self.store.path, "changed while it was read", "no job on it", "Export it again.")
 
 
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """The fields that every format has a type or a text for: text, numbers, true or false, times."""
+def _select_plain(schema: pa.Schema) -> pa.Schema:
+    """Return the columns that every format can write: text, numbers, booleans, times."""
     kinds = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_integer,
-        pa.types.is_floating,
-        pa.types.is_boolean,
-        pa.types.is_temporal,
+        *(pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating),
+        *(pa.types.is_boolean, pa.types.is_temporal),
     )
     return pa.schema([field for field in schema if any(is_kind(field.type) for is_kind in kinds)])
 
 
 class _Target:
-    """The folder that is written: it is empty, or holds an export that may be overwritten."""
+    """The folder to write: empty, or with an export that may be overwritten."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: list[str] = []
-        self._told: dict[str, Any] = {}
+        self._info: dict[str, Any] = {}
 
     def check(self, output: Path, *, overwrite: bool) -> None:
-        """Refuse a folder that holds what an export must not mix with, or must not remove.
+        """Refuse a folder with files that an export must not add to or remove.
 
         Raises:  InputError, StoreMismatchError.
         """
         if self.path.resolve().is_relative_to(output.resolve()):
-            raise InputError(
-                f"target {self.path}",
-                f"found inside {output}",
-                "a folder of its own",
-                "Pass another.",
-            )
+            raise InputError(self.path, f"is inside {output}", "a separate folder", "Choose another target.")
         if not self.path.exists():
             return
         if not self.path.is_dir():
+            raise StoreMismatchError(self.path, "is a file", "a folder or nothing", "Choose another target.")
+        existing = sorted(path.name for path in self.path.iterdir() if not path.name.endswith(TEMPORARY))
+        if existing and not _is_summary(self.path / SUMMARY):
             raise StoreMismatchError(
                 self.path,
-                "is a file",
-                "a folder or nothing",
-                "Choose another target.",
-            )
-        standing = sorted(path.name for path in self.path.iterdir() if not path.name.endswith(TEMPORARY))
-        if standing and not _is_summary(self.path / SUMMARY):
-            raise StoreMismatchError(
-                self.path,
-                f"holds {standing[0]!r} and no {SUMMARY} of ours",
+                f"holds {existing[0]!r} and no {SUMMARY} of ours",
                 "an empty folder or nothing",
                 "Choose another target.",
             )
-        if standing and not overwrite:
+        if existing and not overwrite:
             raise StoreMismatchError(
                 self.path,
                 "holds an export",
@@ -229,12 +207,12 @@ class _Target:
             )
 
     @contextmanager
-    def begun(self, told: dict[str, Any]) -> Generator[None]:
-        """Make room. After an error nothing that an export writes is left."""
-        self._told = told
+    def prepare(self, info: dict[str, Any]) -> Generator[None]:
+        """Make the folder and remove an earlier export. After an error, remove all that this one wrote."""
+        self._info = info
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._summarise(None)  # first, so that a later export knows these files for ours
+            self._summarise(None)  # first, so that a later export knows these files as ours
             self._clear()
             yield
         except BaseException:
@@ -243,8 +221,8 @@ class _Target:
             raise
 
     @contextmanager
-    def file(self, name: str) -> Generator[BinaryIO]:
-        """A file that is there once it is whole."""
+    def open_file(self, name: str) -> Generator[BinaryIO]:
+        """Open a file that appears when it is complete."""
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as file:
@@ -252,13 +230,13 @@ class _Target:
         self.files.append(name)
 
     def finish(self, rows: int) -> None:
-        """Say that all is written."""
+        """Record that everything is written."""
         self._summarise(rows)
         self.files.append(SUMMARY)
 
     def _summarise(self, rows: int | None) -> None:
         with atomic_write(self.path / SUMMARY) as file:
-            file.write(json.dumps({**self._told, "rows": rows}, indent=2).encode() + b"\n")
+            file.write(json.dumps({**self._info, "rows": rows}, indent=2).encode() + b"\n")
 
     def _clear(self) -> None:
         for pattern in OURS:
@@ -266,7 +244,7 @@ class _Target:
             for path in [*folder.glob(name), *folder.glob(f".{name}.*{TEMPORARY}")]:
                 path.unlink()
         for folder in (IMAGES, TEXTS, METADATA):
-            with suppress(OSError):  # not there, or with files of others in it
+            with suppress(OSError):  # missing, or with other files in it
                 (self.path / folder).rmdir()
 
 
@@ -278,21 +256,21 @@ def _is_summary(path: Path) -> bool:
     return isinstance(content, dict) and {"format", "dim", "rows"} <= content.keys()
 
 
-def _npy(run: _Run, target: _Target) -> None:
+def _write_npy(run: _Run, target: _Target) -> None:
     header = io.BytesIO()
     shape = (run.rows, run.store.dim)
     np.lib.format.write_array_header_1_0(header, {"descr": run.dtype.str, "fortran_order": False, "shape": shape})
     with ExitStack() as files:
-        vectors = {name: files.enter_context(target.file(NPY[name])) for name in run.columns}
+        vectors = {name: files.enter_context(target.open_file(NPY[name])) for name in run.columns}
         for file in vectors.values():
             file.write(header.getvalue())
-        for blocks in _ids_written(run, target):
+        for blocks in _write_ids(run, target):
             for name, file in vectors.items():
                 file.write(blocks[name].tobytes())
 
 
-def _safetensors(run: _Run, target: _Target) -> None:
-    """Its own writer wants all tensors in memory.
+def _write_safetensors(run: _Run, target: _Target) -> None:
+    """Write the header, then the numbers as they are read; the library would need all tensors in memory.
 
     Source:  huggingface/safetensors README.md, "Format": the header's length (8 bytes, little-endian), the header
              (JSON), the numbers (little-endian, row by row), tensor by tensor; metadata are strings.
@@ -306,80 +284,80 @@ def _safetensors(run: _Run, target: _Target) -> None:
         }
         for place, name in enumerate(run.columns)
     }
-    told = run.told("safetensors").items()
-    strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in told}
+    info = run.describe("safetensors").items()
+    strings = {name: value if isinstance(value, str) else json.dumps(value) for name, value in info}
     header = json.dumps({"__metadata__": strings, **tensors}).encode()
     header += b" " * (-len(header) % ALIGNMENT)
-    with target.file(SAFETENSORS) as file:
+    with target.open_file(SAFETENSORS) as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for blocks in _ids_written(run, target):
+        for blocks in _write_ids(run, target):
             file.write(blocks[EMBEDDING].tobytes())
         for name in run.columns[1:]:
             for _, blocks in run.read():
                 file.write(blocks[name].tobytes())
 
 
-def _ids_written(run: _Run, target: _Target) -> Iterator[dict[str, np.ndarray]]:
-    """The vectors, part by part, while the other columns go into a table."""
-    with target.file(IDS) as ids, pq.ParquetWriter(ids, run.schema) as table:
+def _write_ids(run: _Run, target: _Target) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the vectors part by part, and write the other columns into a table meanwhile."""
+    with target.open_file(IDS) as ids, pq.ParquetWriter(ids, run.schema) as table:
         for rows, blocks in run.read():
             yield blocks
             table.write_table(rows)
 
 
-def _clip_retrieval(run: _Run, target: _Target) -> None:
-    """A partition for each part that has rows; its readers pair the n-th .npy with the n-th .parquet by name.
+def _write_clip_retrieval(run: _Run, target: _Target) -> None:
+    """Write a partition for each part that has rows; readers pair the n-th .npy with the n-th .parquet by name.
 
     Source:  rom1504/clip-retrieval clip_inference/writer.py (names, zeros: int(log10(partitions)) + 1 digits, no files
              for an empty partition) and mapper.py (unit length, float16); rom1504/embedding-reader numpy_reader.py.
     """
     digits = len(str(len(run.parts)))
     names = list(run.retrieval_names().values())
-    of_texts = run.store.manifest.kind == "texts"
-    folders = {name: TEXTS if of_texts or name == TEXT_EMBEDDING else IMAGES for name in run.columns}
+    is_text = run.store.manifest.kind == "texts"
+    folders = {name: TEXTS if is_text or name == TEXT_EMBEDDING else IMAGES for name in run.columns}
     for number, (rows, blocks) in enumerate(run.read()):
-        with target.file(f"{METADATA}/{METADATA}_{number:0{digits}}.parquet") as file:
+        with target.open_file(f"{METADATA}/{METADATA}_{number:0{digits}}.parquet") as file:
             pq.write_table(rows.rename_columns(names), file)
         for name, folder in folders.items():
-            unit = blocks[name] if run.store.manifest.normalised else _of_unit_length(blocks[name])
-            with target.file(f"{folder}/{folder}_{number:0{digits}}.npy") as file:
+            unit = blocks[name] if run.store.manifest.normalised else _normalise(blocks[name])
+            with target.open_file(f"{folder}/{folder}_{number:0{digits}}.npy") as file:
                 np.save(file, unit.astype("<f2"))
 
 
-def _of_unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Vectors divided by their L2 norm; zeros stay. Shapes: (N, D) -> float64 (N, D)."""
+def _normalise(vectors: np.ndarray) -> np.ndarray:
+    """Divide vectors by their L2 norm; zeros stay. Shapes: (N, D) -> float64 (N, D)."""
     wide = vectors.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     return wide / np.where(norms == 0, 1, norms)
 
 
-def _csv(run: _Run, target: _Target) -> None:
-    """As RFC 4180 has it: CRLF, quotes where a field needs them. A number has the fewest digits that bring it back."""
-    with target.file(CSV) as file:
-        file.write(_lines([[*run.schema.names, *run.vector_names()]]))
+def _write_csv(run: _Run, target: _Target) -> None:
+    """Write as RFC 4180 says: CRLF, quotes where needed. A number has the fewest digits that identify it."""
+    with target.open_file(CSV) as file:
+        file.write(_format_lines([[*run.schema.names, *run.vector_names()]]))
         for rows, blocks in run.read():
             for start in range(0, len(rows), CSV_ROWS):
-                columns = [map(_text, column.to_pylist()) for column in rows.slice(start, CSV_ROWS).columns]
+                columns = [map(_format_value, column.to_pylist()) for column in rows.slice(start, CSV_ROWS).columns]
                 several = [blocks[name][start : start + CSV_ROWS].astype(str) for name in run.columns]
                 numbers = np.concatenate(several, axis=1).tolist()  # (N, D) each -> (N, D or 2 D)
-                told = zip(*columns, strict=True)
-                file.write(_lines([[*row, *vector] for row, vector in zip(told, numbers, strict=True)]))
+                rows_of_text = zip(*columns, strict=True)
+                file.write(_format_lines([[*row, *vector] for row, vector in zip(rows_of_text, numbers, strict=True)]))
 
 
-def _lines(rows: list[list[str]]) -> bytes:
+def _format_lines(rows: list[list[str]]) -> bytes:
     lines = io.StringIO(newline="")
     csv.writer(lines).writerows(rows)
     return lines.getvalue().encode()
 
 
-def _text(value: object) -> str:
-    """Nothing for a null, true and false as in JSON."""
+def _format_value(value: object) -> str:
+    """Return a field of a line: empty for a null, true and false as in JSON."""
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 WRITERS: dict[ExportFormat, Callable[[_Run, _Target], None]] = {
-    "npy": _npy,
-    "clip-retrieval": _clip_retrieval,
-    "csv": _csv,
-    "safetensors": _safetensors,
+    "npy": _write_npy,
+    "clip-retrieval": _write_clip_retrieval,
+    "csv": _write_csv,
+    "safetensors": _write_safetensors,
 }

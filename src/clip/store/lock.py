@@ -1,8 +1,8 @@
-"""One job at a time on an output: a lock that outlives no job. Knows nothing about what is in the folder.
+"""A lock that admits one job at a time to an output, and that no dead process keeps.
 
-The lock is a record (host, pid, when the process began, a count) that its owner counts up every few seconds. On the
-same host it is stale when its process is gone; on another, over a network disk, when its count has stood still for a
-while on this host's own monotonic clock: no two clocks are compared, and none that is set back matters.
+The lock is a record (host, pid, start of the process, a count) whose owner increases the count every few seconds. On
+the same host it is stale once its process is gone. On another host, over a network disk, it is stale once its count has
+not changed for a while by this host's monotonic clock: no two clocks are compared, and setting one back does no harm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..errors import StoreBusyError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-LOCK, GUARD = ".lock", ".lock.guard"  # the record, and what is held for the moment of reading and replacing it
+LOCK, GUARD = ".lock", ".lock.guard"  # the record; and a file lock, held while the record is read and replaced
 HEARTBEAT_S = 5.0
 STALE_S = 30.0  # six heartbeats
 ENDED_STATES = ("Z", "X")  # man 5 proc
@@ -36,38 +36,82 @@ _log = logging.getLogger("clip")
 
 
 class Lock:
-    """A lock that is held."""
+    """The lock of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
         self._owner = secrets.token_hex(8)
         self._count = 0
         self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="clip-lock", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the lock, and start its heartbeat. Raises: as `hold_lock`."""
+        with translate_os_errors(self._path.parent):
+            self._take()
+        self._heart.start()
+
+    def release(self) -> None:
+        """Stop the heartbeat, and remove the record if it is still ours."""
+        self._over.set()
+        self._heart.join()  # first, or a heartbeat in progress would write the record again
+        try:
+            record = _read(self._path)
+            if record is not None and record["owner"] == self._owner:
+                self._path.unlink(missing_ok=True)  # the guard stays, as another job may be waiting for it
+        except OSError as exc:
+            # The job's own error says more, and the lock of a dead process is taken over.
+            _log.debug("%s: cannot be removed (%s)", self._path, exc)
 
     def check(self) -> None:
-        """Raise StoreBusyError where another job has taken the lock over, or had, because this one stood still.
+        """Raise StoreBusyError where another job has, or had, taken the lock over, because this one stalled.
 
         Raises:  StoreError where the folder cannot be read.
         """
         with translate_os_errors(self._path):
             record = _read(self._path)
             if record is None:
-                self._path.parent.stat()  # where all of the output is gone, that is what is told
+                self._path.parent.stat()  # where the whole output is gone, the error says so
         if record is None or record["owner"] != self._owner:
-            other = "another job" if record is None else _who(record)
+            other = "another job" if record is None else _name_owner(record)
             raise StoreBusyError(
                 self._path.parent,
-                f"{other} has taken it over while this job stood still",
-                "to hold it",
-                "Run again when that job is done.",
+                f"{other} has taken it over, as this job had stalled",
+                remedy="Run again when that job is done.",
             )
+
+    def _take(self) -> None:
+        folder = self._path.parent
+        watched, since = None, time.monotonic()
+        while True:
+            with FileLock(folder / GUARD):
+                record = _read(self._path)
+                unchanged = record is not None and record == watched and time.monotonic() - since >= STALE_S
+                if record is None or _is_gone(record) or unchanged:
+                    remove_temporaries(folder, LOCK.removeprefix("."))
+                    if record is not None:
+                        _log.warning("%s: taking over the lock of %s, which is gone", folder, _name_owner(record))
+                    self._write()
+                    return
+            if _is_local(record) or watched not in (None, record):
+                raise StoreBusyError(
+                    folder,
+                    f"{_name_owner(record)} is at work there",
+                    "no other job",
+                    "Wait for it, or choose another output.",
+                )
+            if watched is None:
+                message = "%s: locked by %s; waiting %.0f s to see whether it is alive"
+                _log.warning(message, folder, _name_owner(record), STALE_S)
+                watched = record
+            time.sleep(LOOK_S)
 
     def _write(self) -> None:
         record = {
             "host": socket.gethostname(),
-            "processes": process_space(),
+            "processes": read_process_space(),
             "pid": os.getpid(),
-            "began": process_began(os.getpid()),
+            "began": read_process_start(os.getpid()),
             "owner": self._owner,
             "count": self._count,
         }
@@ -83,67 +127,25 @@ class Lock:
                     self.check()
                     self._write()
             except (OSError, StoreError) as exc:
-                _log.debug("%s: no heartbeat (%s)", self._path, exc)  # the next commit says what it means
-
-    def _release(self) -> None:
-        try:
-            record = _read(self._path)
-            if record is not None and record["owner"] == self._owner:
-                self._path.unlink(missing_ok=True)  # the guard stays: another job may be waiting for it
-        except OSError as exc:
-            # What the job has to say is more to the point; the lock of a process that is gone is taken over.
-            _log.debug("%s: cannot be removed (%s)", self._path, exc)
+                _log.debug("%s: no heartbeat (%s)", self._path, exc)  # the next `check` says why
 
 
 @contextmanager
-def locked(folder: Path) -> Generator[Lock]:
-    """Hold a folder's lock. A stale one is taken over, which over a network disk takes half a minute to find out.
+def hold_lock(folder: Path) -> Generator[Lock]:
+    """Hold a folder's lock in a `with` block. Taking over a stale one of another host takes half a minute.
 
     Raises:  StoreBusyError where another job is at work there, StoreError where the folder cannot be written.
     """
     lock = Lock(folder)
-    with translate_os_errors(folder):
-        _acquire(lock, folder)
-    beat = threading.Thread(target=lock._beat, name="clip-lock", daemon=True)  # pyright: ignore[reportPrivateUsage]
-    beat.start()
+    lock.acquire()
     try:
         yield lock
     finally:
-        lock._over.set()  # pyright: ignore[reportPrivateUsage]
-        beat.join()  # first, or a heartbeat under way would write the record once more
-        lock._release()  # pyright: ignore[reportPrivateUsage]
-
-
-def _acquire(lock: Lock, folder: Path) -> None:
-    watched, since = None, time.monotonic()
-    while True:
-        with FileLock(folder / GUARD):
-            record = _read(folder / LOCK)
-            stood_still = record is not None and record == watched and time.monotonic() - since >= STALE_S
-            if record is None or _is_gone(record) or stood_still:
-                remove_temporaries(folder, LOCK.removeprefix("."))
-                if record is not None:
-                    _log.warning("%s: taking over the lock of %s, which is gone", folder, _who(record))
-                lock._write()  # pyright: ignore[reportPrivateUsage]
-                return
-        if (record["processes"] is not None and record["processes"] == process_space()) or watched not in (
-            None,
-            record,
-        ):
-            raise StoreBusyError(
-                folder,
-                f"{_who(record)} is at work there",
-                "no other job",
-                "Wait for it, or choose another output.",
-            )
-        if watched is None:
-            _log.warning("%s: locked by %s; looking for %.0f s whether it lives", folder, _who(record), STALE_S)
-            watched = record
-        time.sleep(LOOK_S)
+        lock.release()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The record; None where there is none, or what is there is not ours."""
+    """Read the record; return None where there is none, or the file is not ours."""
     try:
         record = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -152,18 +154,22 @@ def _read(path: Path) -> dict[str, Any] | None:
     return record if complete else None
 
 
+def _is_local(record: dict[str, Any]) -> bool:
+    """Return whether the owner's pid is one of the process ids that this process sees."""
+    return record["processes"] is not None and record["processes"] == read_process_space()
+
+
 def _is_gone(record: dict[str, Any]) -> bool:
-    """Whether the owner is a process of this machine that no longer runs."""
-    here = record["processes"] is not None and record["processes"] == process_space()
-    return here and process_began(record["pid"]) != record["began"]
+    """Return whether the owner is a process of this machine that no longer runs."""
+    return _is_local(record) and read_process_start(record["pid"]) != record["began"]
 
 
-def _who(record: dict[str, Any]) -> str:
+def _name_owner(record: dict[str, Any]) -> str:
     return f"process {record['pid']} on {record['host']}"
 
 
-def process_space() -> str | None:
-    """What tells one set of process ids from another: this boot and this container; None where that is not told."""
+def read_process_space() -> str | None:
+    """Return what distinguishes one set of process ids from another: this boot and container; None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115  the link leads to no file
@@ -171,10 +177,10 @@ def process_space() -> str | None:
         return None
 
 
-def process_began(pid: int) -> str | None:
-    """When a process began, in ticks since boot, so that a number used again is no match; None where it is not told.
+def read_process_start(pid: int) -> str | None:
+    """Return when a process began, in ticks since boot, so that a reused pid does not match; None if unknown.
 
-    A process that has ended and that nobody has waited for yet is gone too.
+    A process that has ended but has not been waited for counts as gone.
     """
     try:
         state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,8 @@
-"""The manifest of an output: all that its vectors depend on, what was read, and what came of it."""
+"""The manifest of an output: everything its vectors depend on, its input, and its counts.
+
+The JSON keys are those of version 0.1.0, some of which are older words than the fields: `policies` and `decode` are
+DecodeOptions, `guards` are Limits, `keep`, `column`, `id_column` and `text_column` are Columns.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +22,20 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 INDEX = "_index"
-CALIBRATION = "_calibration.npy"  # pixels that an int8 run was quantised by, so that it can be resumed
-UNTRAINED = "untrained:"  # of weights drawn at random, before their seed
+CALIBRATION = "_calibration.npy"  # the pixels that a run was quantised by, so that it can be resumed
+UNTRAINED = "untrained:"  # before the seed of weights that were drawn at random
 KINDS: dict[Kind, str] = {"images": "pictures", "texts": "texts", "pairs": "pairs"}  # as version 0.1.0 wrote them
-# What vectors, ids and the borders of shards depend on, by JSON key: a run is resumed only where all of it agrees.
+# The JSON keys on which vectors, ids and shard borders depend: a run is resumed only where all of them agree.
 FINGERPRINT = (
     *("weights_sha256", "architecture", "preprocess", "preprocess_settings", "precision", "computed_in", "calibration"),
-    *(
-        "decode",
-        "policies",
-        "guards",
-        "normalised",
-        "dtype",
-        "dim",
-        "hashes",
-        "kind",
-        "long_text",
-        "keep",
-        "shard_size",
-    ),
+    *("decode", "policies", "guards", "normalised", "dtype", "dim", "hashes", "kind", "long_text", "keep"),
+    "shard_size",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is written of a run into OUT/manifest.json, whose keys are those of version 0.1.0."""
+    """The content of OUT/manifest.json."""
 
     model: str = ""
     weights_sha256: str | None = None
@@ -52,8 +45,8 @@ class Manifest:
     preprocess_settings: dict[str, Any] = field(default_factory=dict[str, Any])
     precision: str = "reference"
     computed_in: str = ""
-    calibration: dict[str, Any] | None = None  # number and sha256 of the images that int8 was quantised by
-    tuned: dict[str, Any] | None = None  # what was measured for `min_cosine`
+    calibration: dict[str, Any] | None = None  # number and sha256 of the images the run was quantised by
+    tuned: dict[str, Any] | None = None  # what `min_cosine` measured
     engine: str = ""
     decode: DecodeOptions = DecodeOptions()  # noqa: RUF009  frozen, as are the next two
     limits: Limits = Limits()  # noqa: RUF009
@@ -61,7 +54,7 @@ class Manifest:
     normalised: bool = True
     dtype: str = "float32"
     hashes: bool = False
-    long_text: str | None = None  # None where only images are embedded
+    long_text: str | None = None  # None without texts
     dim: int
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict[str, str])
@@ -71,22 +64,22 @@ class Manifest:
     duplicate_ids: str = "error"
     limit: int | None = None
     shard_size: int = 10_000
-    input_fingerprint: str | None = None  # known when all is listed
-    counts: dict[str, Any] | None = None  # known when the run is over
+    input_fingerprint: str | None = None  # None until the input is listed
+    counts: dict[str, Any] | None = None  # None until the run is over
 
     @property
     def kind(self) -> Kind:
-        """What an entry is."""
+        """Whether entries are images, texts or pairs."""
         return self.columns.kind
 
     @property
     def untrained(self) -> int | None:
-        """The seed of weights that were drawn at random."""
+        """The seed of weights that were drawn at random, else None."""
         seed = self.weights_source.removeprefix(UNTRAINED)
         return int(seed) if seed != self.weights_source else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as it is written: plain values, in this order."""
+        """Return plain values under the JSON keys, in the order in which they are written."""
         policies, columns = asdict(self.decode), self.columns
         content = {
             "model": self.model,
@@ -108,7 +101,7 @@ class Manifest:
             "dtype": self.dtype,
             "hashes": self.hashes,
             "long_text": self.long_text,
-            "keep": columns.kept,  # a list, as the order counts
+            "keep": columns.kept,  # pairs, as the order counts
             "dim": self.dim,
             "device": self.device,
             "versions": self.versions,
@@ -124,13 +117,13 @@ class Manifest:
             "input_fingerprint": self.input_fingerprint,
             "counts": self.counts,
         }
-        return json.loads(json.dumps(content))  # lists for tuples, as it is read back
+        return json.loads(json.dumps(content))  # lists for tuples, as when it is read
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Manifest:
-        """Return the manifest that `to_json` gave, of this version or an earlier one.
+        """Return the manifest that `to_json` of this version or an earlier one wrote.
 
-        Raises:  KeyError, TypeError or ValueError for another object.
+        Raises:  KeyError, TypeError or ValueError for any other object.
         """
         values: dict[str, Any] = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         keep, types = zip(*content["keep"], strict=True) if content.get("keep") else ((), ())
@@ -142,9 +135,9 @@ class Manifest:
         return cls(**values)
 
     def first_difference(self, other: Manifest) -> tuple[str, Any, Any] | None:
-        """Return the first key of FINGERPRINT in which two manifests differ, and both values; None where none does.
+        """Return the first key of FINGERPRINT in which two manifests differ, and both values; None if they agree.
 
-        Weights without a hash, drawn at random, are compared by their seed.
+        Weights without a hash were drawn at random, and are compared by their seed.
         """
         by_name = () if self.weights_sha256 else ("weights_source",)
         mine, theirs = self.to_json(), other.to_json()
@@ -154,7 +147,7 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Return a manifest of ours; None for any other file, as web applications have files of this name too."""
+    """Read a manifest; return None for any other file, as web applications also have a manifest.json."""
     try:
         content = json.loads(path.read_bytes())
         return Manifest.from_json(content) if {"dim", "dtype"} <= content.keys() else None
@@ -163,13 +156,13 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest into the folder of an output."""
+    """Write a manifest into an output."""
     with atomic_write(path / MANIFEST) as file:
         file.write(json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
 
 
 def read_calibration(path: Path) -> np.ndarray | None:
-    """Return the pixels that the run in an output was quantised by; None where there are none, or a damaged file.
+    """Read the pixels that a run was quantised by; return None where the file is missing or damaged.
 
     Shapes:  uint8 (N, R, R, 3).
     """
@@ -180,6 +173,6 @@ def read_calibration(path: Path) -> np.ndarray | None:
 
 
 def write_calibration(path: Path, pixels: np.ndarray) -> None:
-    """Write the pixels that a run is quantised by into its output. Raises: StoreError where that fails."""
+    """Write the pixels that a run is quantised by into its output. Raises: StoreError if that fails."""
     with translate_os_errors(path / CALIBRATION), atomic_write(path / CALIBRATION) as file:
         np.save(file, pixels)

@@ -1,8 +1,8 @@
-"""The two Parquet files of a shard: their columns, reading and writing them. Knows nothing about runs or models.
+"""The two Parquet files of a shard, which together are its part: their columns, writing and reading them.
 
-embeddings/part-00000.parquet    of images id, path, embedding, width, height, format, size_bytes, sha256 where asked
-                                 for; of texts id, path, embedding, text; of pairs all of these and text_embedding;
-                                 then the columns that a job keeps of its input
+embeddings/part-00000.parquet    images: id, path, embedding, width, height, format, size_bytes, and sha256 if the job
+                                 wants it; texts: id, path, embedding, text; pairs: all of these and text_embedding;
+                                 then the columns that the job copies from its input
 failures/part-00000.parquet      id, path, stage, error, message
 """
 
@@ -41,7 +41,7 @@ FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "path", "stag
 
 
 def embedding_schema(manifest: Manifest) -> pa.Schema:
-    """Return the columns of an embeddings part, by what the manifest says of the vectors and the input."""
+    """Return the columns of an embeddings file, as the manifest describes its vectors and input."""
     vector = pa.list_({"float32": pa.float32(), "float16": pa.float16()}[manifest.dtype], manifest.dim)
     fields = [("id", pa.string()), ("path", pa.string()), (EMBEDDING, vector)]
     if manifest.kind == "pairs":
@@ -56,81 +56,84 @@ def embedding_schema(manifest: Manifest) -> pa.Schema:
 
 
 def vector_columns(schema: pa.Schema) -> list[str]:
-    """Which of an embeddings part's columns hold vectors."""
+    """Return the names of the columns that hold vectors."""
     return [name for name in (EMBEDDING, TEXT_EMBEDDING) if name in schema.names]
 
 
 class PartWriter:
-    """The two files of a shard, in work."""
+    """Writes the two files of a shard. They appear when the `with` block ends, and not at all after an error."""
 
     def __init__(self, path: Path, schema: pa.Schema, shard: Shard) -> None:
-        """Of a shard of the output `path`, with these columns of its embeddings."""
+        """Prepare to write a shard of the output `path`; `schema` has the columns of its embeddings."""
         self._path = path
         self._schema = schema
         self._shard = shard
         self._paths = {folder: path / folder / PART.format(shard.index) for folder in (FAILURES, EMBEDDINGS)}
         self._files = {folder: ExitStack() for folder in self._paths}
         self._writers: dict[str, pq.ParquetWriter] = {}
-        self._carried_over = 0  # rows and failures of the parts that this one replaces
+        self._carried_over = 0  # rows and failures taken from the earlier part
 
     def __enter__(self) -> PartWriter:
-        return self  # files are opened when there is something to write: a shard may take hours to be decoded
+        return self  # files are opened by the first `add`: decoding a shard may take hours
 
-    def _open(self) -> None:
+    def _open_files(self) -> None:
         for folder, path in self._paths.items():
             with translate_os_errors(path):
-                self._writers[folder] = self._opened(folder)
+                self._writers[folder] = self._open_file(folder)
 
-    def _opened(self, folder: str) -> pq.ParquetWriter:
+    def _open_file(self, folder: str) -> pq.ParquetWriter:
         schema = (self._schema if folder == EMBEDDINGS else FAILURE_SCHEMA).with_metadata(
             {FINGERPRINT: self._shard.fingerprint}
         )
         file = self._files[folder].enter_context(atomic_write(self._paths[folder]))
         strings: Any = [field.name for field in schema if field.type == pa.string()]
-        # On 100,000 vectors of 512 float32 the file is 16 % smaller and read 2.5x faster than with the defaults.
+        # With 100,000 vectors of 512 float32 the file is 16 % smaller and is read 2.5x faster than with the defaults.
         encoding = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in vector_columns(schema)} or None
         return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=strings, column_encoding=encoding)
 
     def add(self, rows: Sequence[Row], vectors: Mapping[str, np.ndarray], failures: Sequence[Failure]) -> None:
-        """Write some more: row by row the `vectors`, float (N, D) by their column.
+        """Write rows with their `vectors`, and failures.
 
-        What the shard keeps comes from the parts that stand, so such a shard is written in one piece.
+        A shard that carries rows over merges them with the new ones, so it must be written with one call.
+
+        Shapes:  vectors float (N, D) for each of their columns.
+        Raises:  StoreError where they cannot be written, or the earlier part changed.
         """
         if not self._writers:
-            self._open()
-        made = _tables(self._schema, rows, vectors, failures)
-        if self._shard.kept:
-            made = self._with_kept(made)
-        for folder, table in made.items():
+            self._open_files()
+        tables = _make_tables(self._schema, rows, vectors, failures)
+        if self._shard.carried_over:
+            tables = self._merge_carried_over(tables)
+        for folder, table in tables.items():
             if table.num_rows:
                 with translate_os_errors(self._paths[folder]):
                     self._writers[folder].write_table(table)
 
-    def _with_kept(self, made: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    def _merge_carried_over(self, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
         places = {entry.id: place for place, entry in enumerate(self._shard.entries)}
         merged: dict[str, pa.Table] = {}
-        standing: set[str] = set()
-        for folder, new in made.items():
-            old = read_standing(self._paths[folder], new.schema)
-            kept = [listed_id(name, places) in self._shard.kept for name in old.column("id").to_pylist()]
-            both = pa.concat_tables([old.filter(pa.array(kept, pa.bool_())), new])
-            self._carried_over += sum(kept)
-            entries = [listed_id(name, places) for name in both.column("id").to_pylist()]
-            order = np.argsort([places[name] for name in entries], kind="stable")
-            standing |= set(entries)
+        present: set[str] = set()
+        for folder, new in tables.items():
+            old = read_part_or_empty(self._paths[folder], new.schema)
+            carried = [listed_id(own_id, places) in self._shard.carried_over for own_id in old.column("id").to_pylist()]
+            both = pa.concat_tables([old.filter(pa.array(carried, pa.bool_())), new])
+            self._carried_over += sum(carried)
+            entries = [listed_id(own_id, places) for own_id in both.column("id").to_pylist()]
+            order = np.argsort([places[own_id] for own_id in entries], kind="stable")
+            present |= set(entries)
             merged[folder] = both.take(order)
-        if standing != places.keys():
+        if present != places.keys():
             raise StoreError(
                 self._path,
-                f"shard {self._shard.index} holds {len(standing)} of the {len(places)} entries it should, "
-                "because a part changed under the job",
+                f"shard {self._shard.index} has rows for {len(present)} of its {len(places)} entries, "
+                "as a part changed during the run",
                 remedy="Run it again.",
             )
         return merged
 
     def note(self, read: int, ignored: Mapping[str, int], frames: int = 0) -> None:
         """Write into the part how many entries were read, how many frames beyond their first, and what was ignored."""
-        carried_over = sum(entry.id in self._shard.kept for entry in self._shard.entries)
+        carried_over = sum(entry.id in self._shard.carried_over for entry in self._shard.entries)
         frames += max(0, self._carried_over - carried_over)
         noted = {READ: str(read + carried_over + frames), **({IGNORED: json.dumps(ignored)} if ignored else {})}
         noted |= {FRAMES: str(frames)} if frames else {}
@@ -151,19 +154,18 @@ class PartWriter:
                 raise
             return
         for writer in self._writers.values():
-            with suppress(OSError, pa.ArrowException):  # the disk may be full; what there is goes anyway
+            with suppress(OSError, pa.ArrowException):  # the disk may be full; the files are removed anyway
                 writer.close()
         for files in self._files.values():
-            with suppress(OSError):  # what went wrong first is more to the point
-                files.__exit__(kind, exc, trace)  # which removes what is not whole
+            with suppress(OSError):  # the first error says more
+                files.__exit__(kind, exc, trace)  # which removes incomplete files
 
 
-def _tables(
+def _make_tables(
     schema: pa.Schema, rows: Sequence[Row], vectors: Mapping[str, np.ndarray], failures: Sequence[Failure]
 ) -> dict[str, pa.Table]:
-    """Rows and failures as their columns."""
     failed = [(f.id, utf8_path(f.path), f.stage, f.error, f.message) for f in failures]
-    columns: dict[str, Any] = {name: _fixed_size_lists(vectors[name], schema.field(name).type) for name in vectors}
+    columns: dict[str, Any] = {name: _make_vector_column(vectors[name], schema.field(name).type) for name in vectors}
     own = [field.name for field in dataclass_fields(Row) if field.name in schema.names and field.name != "values"]
     columns |= {name: [getattr(row, name) for row in rows] for name in own}
     columns["path"] = [utf8_path(row.path) for row in rows]
@@ -173,59 +175,56 @@ def _tables(
         texts = [None if text is None else as_utf8(text) for text in column]
         columns[name] = pa.array(texts, pa.string()).cast(schema.field(name).type)
     embeddings = pa.table([columns[name] for name in schema.names], schema=schema)
-    return {EMBEDDINGS: embeddings, FAILURES: _table(failed, FAILURE_SCHEMA)}
+    return {EMBEDDINGS: embeddings, FAILURES: _make_failure_table(failed)}
 
 
-def _table(rows: list[tuple[str, ...]], schema: pa.Schema) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    return pa.table([list(column) for column in columns], schema=schema)
+def _make_failure_table(rows: list[tuple[str, ...]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(FAILURE_SCHEMA)
+    return pa.table([list(column) for column in columns], schema=FAILURE_SCHEMA)
 
 
-def _fixed_size_lists(vectors: np.ndarray, kind: pa.FixedSizeListType) -> pa.Array:
+def _make_vector_column(vectors: np.ndarray, kind: pa.FixedSizeListType) -> pa.Array:
     flat = vectors.astype(kind.value_type.to_pandas_dtype(), copy=False).reshape(-1)  # (N, D) -> (N * D,)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
 
 
 def shard_number(path: Path) -> int:
-    """The number in a part's name."""
+    """Return the number in a part's name."""
     return int(path.stem.rpartition("-")[2])
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A part's rows. Raises: StoreError where it is damaged."""
-    with _readable(path) as file:
+    """Read all rows of a part's file, or some of its columns. Raises: StoreError where it is damaged."""
+    with _open_part(path) as file:
         return pq.read_table(file, columns=None if columns is None else list(columns))
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """A part's columns, without its own metadata. Raises: StoreError where it is damaged."""
-    with _readable(path) as file:
+    """Read the columns of a part's file, without metadata. Raises: StoreError where it is damaged."""
+    with _open_part(path) as file:
         return pq.read_schema(file).remove_metadata()
 
 
 def read_fingerprint(path: Path) -> str:
-    """What tells which entries a part is of; empty where it does not say. Raises: StoreError where it is damaged."""
+    """Read the fingerprint of a part, empty where it has none. Raises: StoreError where it is damaged."""
     return read_metadata(path).get(FINGERPRINT, b"").decode()
 
 
 def read_metadata(path: Path) -> dict[bytes, bytes]:
-    """What a part tells of itself. Raises: StoreError where it is damaged."""
-    with _readable(path) as file:
+    """Read the metadata of a part's file. Raises: StoreError where it is damaged."""
+    with _open_part(path) as file:
         return pq.read_metadata(file).metadata or {}
 
 
 def count_rows(path: Path) -> int:
-    """How many rows a part has, by its footer. Raises: StoreError where it is damaged."""
-    with _readable(path) as file:
+    """Read the number of rows from a file's footer. Raises: StoreError where it is damaged."""
+    with _open_part(path) as file:
         return pq.read_metadata(file).num_rows
 
 
 @contextmanager
-def _readable(path: Path) -> Generator[BinaryIO]:
-    """A part, opened here because pyarrow takes no path that is not UTF-8.
-
-    Raises:  StoreError where it is damaged.
-    """
+def _open_part(path: Path) -> Generator[BinaryIO]:
+    """Open a part's file; pyarrow itself takes no path that is not UTF-8. Raises: StoreError where it is damaged."""
     try:
         with path.open("rb") as file:
             yield file
@@ -238,8 +237,8 @@ def _readable(path: Path) -> Generator[BinaryIO]:
         ) from exc
 
 
-def read_standing(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """A part's rows, or some of their columns; none where no part stands. Raises: StoreError where it is damaged."""
+def read_part_or_empty(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a part's file as `read_part` does; where there is none, return an empty table with these columns."""
     if path.exists():
         return read_part(path, columns)
     return schema.empty_table() if columns is None else schema.empty_table().select(list(columns))

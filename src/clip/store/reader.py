@@ -1,4 +1,4 @@
-"""A folder that a run wrote, read back: table, vectors, failures. Knows nothing about how they were made."""
+"""Store: reads the output of a run, its rows, vectors and failures."""
 
 from __future__ import annotations
 
@@ -34,33 +34,27 @@ _log = logging.getLogger("clip")
 
 
 class Store:
-    """What `clip embed` wrote into a folder."""
+    """The output of `clip embed`."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open a folder; only its manifest is read.
+        """Open a folder and read its manifest.
 
-        Raises:  StoreError where there is no manifest of ours.
+        Raises:  StoreError where it has no manifest of ours.
         """
         self.path = Path(path)
         manifest = read_manifest(self.path / MANIFEST)
         if manifest is None:
-            raise StoreError(
-                self.path,
-                f"holds no {MANIFEST} of ours",
-                "the output of clip embed",
-                "Check the path.",
-            )
+            raise StoreError(self.path, f"holds no {MANIFEST} of ours", "the output of clip embed", "Check the path.")
         self.manifest = manifest
         self.dim = manifest.dim
         self.schema = embedding_schema(manifest)
 
     def parts(self, folder: str = EMBEDDINGS) -> list[Path]:
-        """The Parquet files of the embeddings, or of the failures, in the order of their shards."""
+        """List the Parquet files of the embeddings, or of the failures, in the order of their shards."""
         return sorted((self.path / folder).glob("part-*.parquet"), key=shard_number)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows in input order: id, path, embedding, width, height, format, size_bytes, and what else parts.py
-        tells; or some of these columns.
+        """Read the rows in input order, with all columns or some of them; parts.py lists which there are.
 
         Raises:  StoreError for a part that cannot be read.
         """
@@ -68,17 +62,17 @@ class Store:
         return pa.concat_tables([schema.empty_table(), *(read_part(path, columns) for path in self.parts())])
 
     def failures(self) -> pa.Table:
-        """What could not be embedded, in input order: id, path, stage, error, message.
+        """Read the failures in input order: id, path, stage, error, message.
 
         Raises:  StoreError for a part that cannot be read.
         """
         return pa.concat_tables([FAILURE_SCHEMA.empty_table(), *(read_part(path) for path in self.parts(FAILURES))])
 
     def vectors(self) -> np.ndarray:
-        """The vectors in the order of `table`, mapped from a file that is made when it is first asked for.
+        """Return the vectors in the order of `table`, mapped from the file _index/vectors.npy.
 
-        The file, _index/vectors.npy, is made again when the parts have changed since. Where it cannot be written, the
-        vectors are read into memory.
+        The first call writes that file, and so does a call after the parts have changed. Where it cannot be written,
+        the vectors are read into memory.
 
         Shapes:  float32 or float16 (N, D), read-only.
         Raises:  StoreError for a part that cannot be read.
@@ -86,41 +80,38 @@ class Store:
         path, stamp = self.path / INDEX / VECTORS, self.stamp()
         if not (_read_stamp(path.with_name(STAMP)) == stamp and path.is_file()):
             try:
-                self._index(path, stamp)
+                self._write_vectors(path, stamp)
             except OSError as exc:
                 _log.warning("%s: cannot be written (%s); the vectors are read into memory", path, exc)
-                return np.concatenate([np.empty((0, self.dim), self._numpy_dtype()), *self._blocks()])
+                return np.concatenate([np.empty((0, self.dim), self._dtype), *self._read_blocks()])
         if not stamp["rows"]:
-            return np.empty((0, self.dim), self._numpy_dtype())  # nothing can be mapped
+            return np.empty((0, self.dim), self._dtype)  # no file of 0 bytes can be mapped
         return np.load(path, mmap_mode="r")
 
-    def _index(self, path: Path, stamp: dict[str, Any]) -> None:
+    def _write_vectors(self, path: Path, stamp: dict[str, Any]) -> None:
         path.parent.mkdir(exist_ok=True)
-        path.with_name(STAMP).unlink(missing_ok=True)  # first, so that no stamp vouches for another file
-        header = {
-            "descr": np.dtype(self._numpy_dtype()).str,
-            "fortran_order": False,
-            "shape": (stamp["rows"], self.dim),
-        }
+        path.with_name(STAMP).unlink(missing_ok=True)  # first, so that the stamp never belongs to another file
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (stamp["rows"], self.dim)}
         with atomic_write(path) as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for block in self._blocks():
+            for block in self._read_blocks():
                 file.write(block.tobytes())
         with atomic_write(path.with_name(STAMP)) as file:
             file.write(json.dumps(stamp).encode())
 
-    def _blocks(self) -> Iterator[np.ndarray]:
-        """The vectors part by part. Shapes: (N, D) each."""
+    def _read_blocks(self) -> Iterator[np.ndarray]:
+        """Yield the vectors part by part. Shapes: (N, D) each."""
         for path in self.parts():
-            yield matrix(read_part(path, ["embedding"]), self.schema)
+            yield stack_vectors(read_part(path, [EMBEDDING]), self.schema)
 
-    def _numpy_dtype(self) -> Any:
+    @property
+    def _dtype(self) -> np.dtype[Any]:
         return np.dtype(self.manifest.dtype)
 
     def stamp(self) -> dict[str, Any]:
-        """What tells whether the parts are those that a file was made of.
+        """Return a hash of the parts' names, sizes and times, and the number of rows: what a derived file was made of.
 
-        Raises:  StoreError for a part that cannot be read; OSError for one that goes meanwhile.
+        Raises:  StoreError for a part that cannot be read; OSError for one that is removed meanwhile.
         """
         identities = hashlib.sha256()
         rows = 0
@@ -131,8 +122,8 @@ class Store:
         return {"parts": identities.hexdigest(), "rows": rows}
 
 
-def matrix(rows: pa.Table, schema: pa.Schema, column: str = EMBEDDING) -> np.ndarray:
-    """The vectors in a column of a table with a store's columns. Shapes: float32 or float16 (N, D)."""
+def stack_vectors(rows: pa.Table, schema: pa.Schema, column: str = EMBEDDING) -> np.ndarray:
+    """Return the vectors in a column as one array. Shapes: float32 or float16 (N, D)."""
     kind = schema.field(column).type
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows.column(column).chunks]
     return np.concatenate([np.empty(0, kind.value_type.to_pandas_dtype()), *chunks]).reshape(-1, kind.list_size)
@@ -142,4 +133,4 @@ def _read_stamp(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return None  # not there, or half: the file is made again
+        return None  # missing or incomplete: the file is written again

@@ -1,8 +1,8 @@
-"""An output brought up to date: what stands, compared with what is listed now. Knows nothing about pixels or models.
+"""Update a plan: compare an output's earlier plan with what is listed now.
 
-Shards that nothing happened to keep their fingerprint, and so their parts. In the others what is gone is left out, what has
-changed is done again in its place, and the rest is kept; what is new follows in shards of its own. The comparison is
-done in a database on the disk: memory holds a shard, and a byte for each listed entry.
+A shard in which nothing happened keeps its fingerprint, and so its part. In any other shard removed entries are left
+out, changed ones are done again in their places, and the rest is carried over; new entries follow in new shards. The
+comparison uses a database on the disk: memory holds one shard, and a byte per listed entry.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, StoreError
 from ..records import ContainerPart, Item, Shard, in_shards, listed_id
-from .parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, PART, read_standing
-from .plan import MERGED, SCHEMA, as_row, compute_fingerprint, from_row, write_plan
+from .parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, PART, read_part_or_empty
+from .plan import MERGED, SCHEMA, compute_fingerprint, make_row, parse_row, write_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,55 +30,54 @@ if TYPE_CHECKING:
 SCRATCH = "compared.sqlite"
 CACHE_KB = 32_000  # that SQLite may hold in memory
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
-# Failures that another try may not have, beside those of the system; all others follow from the image's bytes.
+# Failures that may not occur again, besides those of the system; all others follow from the image's bytes.
 TRANSIENT_ERRORS = frozenset({"TimeoutError", "ChildProcessError", "MemoryError"})
 
 
-def updated_plan(
+def update_plan(
     store: StoreWriter,
-    standing: Plan,
+    earlier: Plan,
     listed: Plan,
     shard_size: int,
     *,
     retry: bool = False,
     content_hash: Callable[[Item], str | None] | None = None,
 ) -> tuple[Plan, int]:
-    """A plan of the entries that are listed, in the shards that stand as far as they do; and how many are gone.
+    """Return a plan of the listed entries that keeps the earlier shards where it can, and how many entries are gone.
 
-    `listed` is used up. With `retry` failures that may pass are done again. Entries are unchanged when size and time of
-    change are, or with `content_hash` when their content is.
+    `listed` is removed. With `retry`, failures that may not occur again are done again. An entry is unchanged if its
+    size and modification time are, or with `content_hash` if its content is.
 
-    Raises:  InputError where nothing that stands is listed any more; StoreError for a part that cannot be read.
+    Raises:  InputError where none of the earlier entries is listed any more; StoreError for a part that cannot be read.
     """
     try:
-        with closing(_Listed(listed)) as found:
-            shards = _Comparison(store, found, retry, content_hash).shards(standing, shard_size)
+        with closing(_Listed(listed)) as now:
+            shards = _Comparison(store, now, retry, content_hash).shards(earlier, shard_size)
             plan = write_plan(store.path, shards, Counter(listed.ignored), MERGED)
-            gone = standing.entries - sum(found.used)
+            gone = earlier.entries - sum(now.taken)
     except sqlite3.Error as exc:
         raise StoreError(
-            f"{listed.folder / SCRATCH}",
-            f"cannot be written ({exc})",
-            "a disk with space",
-            "Make room, run again.",
+            listed.folder / SCRATCH, f"cannot be written ({exc})", "a disk with space", "Make room, and run again."
         ) from exc
     listed.discard()
-    if standing.entries and gone == standing.entries:
+    if earlier.entries and gone == earlier.entries:
         plan.discard()
         raise InputError(
-            f"{store.path}: none of its {standing.entries:,} {store.manifest.kind} is listed any more, expected "
-            "some to bring it up to date. Check that the source is there, or pass --overwrite."
+            store.path,
+            f"none of its {earlier.entries:,} {store.manifest.kind} is listed any more",
+            "some to bring it up to date",
+            "Check that the source is there, or pass `overwrite=True`.",
         )
     return plan, gone
 
 
 class _Listed:
-    """The entries of a plan, to be found by their ids."""
+    """The entries of a plan, searchable by id."""
 
     def __init__(self, plan: Plan) -> None:
-        self.used = bytearray(plan.entries)
+        self.taken = bytearray(plan.entries)  # 1 for each entry that `take` returned
         self._database = sqlite3.connect(plan.folder / SCRATCH, isolation_level=None)
-        # Nothing of it outlives the job, so nothing is synced; it lies in the output, where there is room.
+        # Nothing in it outlives the job, so nothing is synced. It is in the output, where there is room.
         self._database.executescript(
             f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KB};"
             f"CREATE TABLE listed (number INTEGER PRIMARY KEY, own_id TEXT, {', '.join(map(json.dumps, COLUMNS))})"
@@ -86,8 +85,8 @@ class _Listed:
         self._database.row_factory = sqlite3.Row
         number = 0
         for shard in plan:
-            told = ((entry.id, as_row(entry)) for entry in shard.entries)
-            rows = [(place, own_id, *map(row.get, COLUMNS)) for place, (own_id, row) in enumerate(told, number)]
+            entries = ((entry.id, make_row(entry)) for entry in shard.entries)
+            rows = [(place, own_id, *map(row.get, COLUMNS)) for place, (own_id, row) in enumerate(entries, number)]
             self._database.execute("BEGIN")
             self._database.executemany(f"INSERT INTO listed VALUES (?, ?{', ?' * len(COLUMNS)})", rows)
             self._database.execute("COMMIT")
@@ -95,18 +94,18 @@ class _Listed:
         self._database.execute("CREATE INDEX by_id ON listed (own_id)")
 
     def take(self, own_id: str) -> Entry | None:
-        """The first entry of this id that was not taken yet; None where there is none."""
+        """Return the first entry with this id that was not taken before; None where there is none."""
         for row in self._database.execute("SELECT * FROM listed WHERE own_id = ? ORDER BY number", (own_id,)):
-            if not self.used[row["number"]]:  # an id may stand several times, where a job keeps such
-                self.used[row["number"]] = 1
-                return from_row(row)
+            if not self.taken[row["number"]]:  # an id occurs several times where a job keeps repeated ids
+                self.taken[row["number"]] = 1
+                return parse_row(row)
         return None
 
     def rest(self) -> Iterator[Entry]:
-        """What was not taken, in the order of the listing."""
+        """Yield the entries that were not taken, in the order of the listing."""
         for row in self._database.execute("SELECT * FROM listed ORDER BY number"):
-            if not self.used[row["number"]]:
-                yield from_row(row)
+            if not self.taken[row["number"]]:
+                yield parse_row(row)
 
     def close(self) -> None:
         self._database.close()
@@ -114,49 +113,49 @@ class _Listed:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """What stands beside what is listed."""
+    """Compares an output with what is listed now."""
 
     store: StoreWriter
-    found: _Listed
-    retry: bool  # failures that may pass are done again
+    now: _Listed
+    retry: bool  # do failures again that may not occur again
     content_hash: Callable[[Item], str | None] | None
 
-    def shards(self, standing: Plan, shard_size: int) -> Iterator[Shard]:
-        """The shards that stand as they have to be, then those of what is new."""
-        for shard in standing:
-            yield self._updated(shard)
-        yield from in_shards(self.found.rest(), shard_size, standing.shards)
+    def shards(self, earlier: Plan, shard_size: int) -> Iterator[Shard]:
+        """Yield the earlier shards as they have to be now, then shards of what is new."""
+        for shard in earlier:
+            yield self._compare(shard)
+        yield from in_shards(self.now.rest(), shard_size, earlier.shards)
 
-    def _updated(self, old: Shard) -> Shard:
-        """A shard as it has to be, with what of it stands already."""
+    def _compare(self, old: Shard) -> Shard:
+        """Return a shard as it has to be now, and which of its entries are carried over."""
         done = self.store.fingerprint(old.index) == old.fingerprint
-        rows, failed = _outcomes(self.store, old)
+        rows, failed = _read_outcomes(self.store, old)
         if not self.retry:
             failed = dict.fromkeys(failed, False)
         touched = not done
         entries: list[Entry] = []
-        kept: set[str] = set()
+        carried_over: set[str] = set()
         for before in old.entries:
-            now = self.found.take(before.id)
+            now = self.now.take(before.id)
             if now is None:
                 touched = True
                 continue
             entries.append(now)
-            if isinstance(before, ContainerPart):  # a shard of its own, so there is nothing to keep of it
+            if isinstance(before, ContainerPart):  # a shard by itself, so nothing of it can be carried over
                 touched |= before != now or any(failed.values())
                 continue
-            stands = (done or before.id in old.kept) and not failed.get(before.id, before.id not in rows)
-            if stands and self._unchanged(before, now, rows.get(before.id)):
-                kept.add(now.id)
+            has_outcome = (done or before.id in old.carried_over) and not failed.get(before.id, before.id not in rows)
+            if has_outcome and self._is_unchanged(before, now, rows.get(before.id)):
+                carried_over.add(now.id)
             else:
                 touched = True
         if not touched:
             return Shard(old.index, entries, old.fingerprint)
-        return Shard(old.index, entries, compute_fingerprint(entries, old.fingerprint), frozenset(kept))
+        return Shard(old.index, entries, compute_fingerprint(entries, old.fingerprint), frozenset(carried_over))
 
-    def _unchanged(self, before: Entry, now: Entry, sha256: str | None) -> bool:
+    def _is_unchanged(self, before: Entry, now: Entry, sha256: str | None) -> bool:
         if not isinstance(before, Item) or not isinstance(now, Item):
-            return False  # a folder that could not be listed: whatever is told of it now stands in the listing
+            return False  # a folder that could not be listed: the listing says what it is now
         if before.values != now.values:
             return False
         if self.content_hash is not None and sha256 is not None:
@@ -164,19 +163,19 @@ class _Comparison:
         return (before.size_bytes, before.modified_ns) == (now.size_bytes, now.modified_ns)
 
 
-def _outcomes(store: StoreWriter, shard: Shard) -> tuple[dict[str, str | None], dict[str, bool]]:
-    """What stands of a shard, by the ids that were listed.
+def _read_outcomes(store: StoreWriter, shard: Shard) -> tuple[dict[str, str | None], dict[str, bool]]:
+    """Read what the part of a shard holds, by listed id.
 
-    Of rows the sha256 (None where no job asked for it), and which failures may pass.
+    Returns the sha256 of each row (None where the job stores none), and whether each failure may not occur again.
     """
     listed = {entry.id for entry in shard.entries}
     rows: dict[str, str | None] = {}
     failed: dict[str, bool] = {}
     embeddings, failures = (store.path / folder / PART.format(shard.index) for folder in (EMBEDDINGS, FAILURES))
     columns = [name for name in ("id", "sha256") if name in store.schema.names]
-    for row in read_standing(embeddings, store.schema, columns).to_pylist():
+    for row in read_part_or_empty(embeddings, store.schema, columns).to_pylist():
         rows[listed_id(row["id"], listed)] = row.get("sha256")
-    for row in read_standing(failures, FAILURE_SCHEMA, ["id", "stage", "error"]).to_pylist():
+    for row in read_part_or_empty(failures, FAILURE_SCHEMA, ["id", "stage", "error"]).to_pylist():
         of_system = row["stage"] == "read" and _is_os_error(row["error"])
         own_id = listed_id(row["id"], listed)
         failed[own_id] = of_system or row["error"] in TRANSIENT_ERRORS or failed.get(own_id, False)
@@ -184,5 +183,5 @@ def _outcomes(store: StoreWriter, shard: Shard) -> tuple[dict[str, str | None], 
 
 
 def _is_os_error(name: str) -> bool:
-    found = getattr(builtins, name, None)
-    return isinstance(found, type) and issubclass(found, OSError)
+    error = getattr(builtins, name, None)
+    return isinstance(error, type) and issubclass(error, OSError)

@@ -1,10 +1,10 @@
-"""The folder we write: Parquet parts, failures, manifest; each file whole or absent. Knows nothing about models.
+"""StoreWriter: writes the output of a run, each file complete or absent.
 
-    OUT/manifest.json                    what was run, on what, and how many rows came of it
-    OUT/embeddings/, OUT/failures/       a part for each shard: parts.py
+    OUT/manifest.json                    what was run, on which input, and how many rows it gave
+    OUT/embeddings/, OUT/failures/       a file per shard in each: parts.py
 
-A file is written to a temporary name, synced, renamed, and its folder synced. Of a shard the failures go first and the
-embeddings last: a shard is done when that part stands and carries the fingerprint of the shard's listing.
+A file is written under a temporary name, synced, renamed, and its folder synced. The failures of a shard are written
+first, its embeddings last: a shard is done when both files are there and carry the fingerprint of its listing.
 """
 
 from __future__ import annotations
@@ -44,81 +44,71 @@ MAX_SHOWN = 60  # characters of a value in an error
 
 
 def check_room(path: Path) -> None:
-    """Refuse a folder that holds what a run must not mix with, or must not remove.
+    """Refuse a folder with files that a run must not add to or remove.
 
-    Raises:  StoreMismatchError; StoreError where it cannot be looked at.
+    Raises:  StoreMismatchError; StoreError where the folder cannot be read.
     """
     with translate_os_errors(path):
         if path.exists() and not path.is_dir():
-            raise StoreMismatchError(
-                path,
-                "is a file",
-                "a folder or nothing",
-                "Choose another output.",
-            )
-        standing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
-        described = (path / MANIFEST).exists()
-    if described:
-        if read_manifest(path / MANIFEST) is None:
-            raise StoreMismatchError(
-                path,
-                f"holds a {MANIFEST} that is not ours",
-                remedy="Choose another output, or move it.",
-            )
-    elif standing:
+            raise StoreMismatchError(path, "is a file", "a folder or nothing", "Choose another output.")
+        existing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
+        has_manifest = (path / MANIFEST).exists()
+    if has_manifest and read_manifest(path / MANIFEST) is None:
+        raise StoreMismatchError(
+            path, f"holds a {MANIFEST} that is not ours", remedy="Choose another output, or move it."
+        )
+    if existing and not has_manifest:
         raise StoreMismatchError(
             path,
-            f"holds {standing[0]!r} and no {MANIFEST}",
+            f"holds {existing[0]!r} and no {MANIFEST}",
             "an empty folder or one of ours",
             "Choose another output, or move it away.",
         )
 
 
 class StoreWriter:
-    """Writes one run into a folder, or goes on with one that was interrupted there."""
+    """Writes a run into a folder, or resumes the one that was interrupted there."""
 
     def __init__(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> None:
         """Look at what the folder holds; nothing is written before `begin`.
 
-        A run in it is resumed if its manifest agrees in FINGERPRINT, unless `overwrite` removes it.
+        A run in it is resumed if its manifest agrees in FINGERPRINT; `overwrite` removes it instead.
 
-        Raises:  StoreMismatchError where the folder holds another run, or files of these names that no manifest
-                 describes.
+        Raises:  StoreMismatchError where the folder holds another run, or files of these names without a manifest.
         """
         self.path = path
         self.manifest = manifest
         self.schema = embedding_schema(manifest)
         self._overwrite = overwrite
         check_room(path)
-        self._standing: Manifest | None = None
+        self._earlier: Manifest | None = None
         if (path / MANIFEST).exists() and not overwrite:
-            self._standing = read_manifest(path / MANIFEST)
-            if self._standing and (difference := self._standing.first_difference(manifest)):
+            self._earlier = read_manifest(path / MANIFEST)
+            if self._earlier and (difference := self._earlier.first_difference(manifest)):
                 raise self._mismatch(*difference)
 
     @property
     def is_new(self) -> bool:
-        """Whether there is no earlier run that stays."""
-        return self._standing is None
+        """Whether there is no earlier run to resume."""
+        return self._earlier is None
 
-    def is_of(self, input_fingerprint: str) -> bool:
+    def has_input(self, input_fingerprint: str) -> bool:
         """Return whether the earlier run, if there is one, has this input."""
-        return self._standing is None or self._standing.input_fingerprint == input_fingerprint
+        return self._earlier is None or self._earlier.input_fingerprint == input_fingerprint
 
     def begin(self, input_fingerprint: str, *, update: bool = False) -> None:
-        """Make the folder and write the manifest, or resume the run that is there.
+        """Make the folder and write the manifest, or resume the earlier run.
 
-        Raises:  StoreMismatchError where that run has another input and is not to be updated; StoreError where it
-                 cannot be written.
+        Raises:  StoreMismatchError where that run has another input and is not to be updated; StoreError where the
+                 folder cannot be written.
         """
         self.manifest = replace(self.manifest, input_fingerprint=input_fingerprint)
-        if self._standing is not None and not self.is_of(input_fingerprint):
+        if self._earlier is not None and not self.has_input(input_fingerprint):
             if not update:
-                key = "input_fingerprint"
-                raise self._mismatch(key, self._standing.input_fingerprint, input_fingerprint)
-            self._standing = None  # the manifest is written anew, the parts stay
-        if self._standing is not None:
-            self.manifest = self._standing
+                raise self._mismatch("input_fingerprint", self._earlier.input_fingerprint, input_fingerprint)
+            self._earlier = None  # the manifest is written anew, the parts stay
+        if self._earlier is not None:
+            self.manifest = self._earlier
         with translate_os_errors(self.path):
             if self._overwrite:
                 for folder in (EMBEDDINGS, FAILURES, INDEX):
@@ -126,28 +116,27 @@ class StoreWriter:
                         shutil.rmtree(self.path / folder)
                 (self.path / CALIBRATION).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            if self._standing is None:
-                write_manifest(self.path, self.manifest)  # before the folders: without it nobody knows them for ours
+            if self._earlier is None:
+                write_manifest(self.path, self.manifest)  # before the folders, which without it would not be ours
             remove_temporaries(self.path, MANIFEST)
             for folder in (EMBEDDINGS, FAILURES):
                 (self.path / folder).mkdir(exist_ok=True)
                 remove_temporaries(self.path / folder, "part-")
 
     def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:
-        there, wanted = (json.dumps(value)[:MAX_SHOWN] for value in values)
-        of_input = key == "input_fingerprint"
-        remedy = "Pass `update=True` to bring it up to date," if of_input else "Pass"
+        earlier, wanted = (json.dumps(value)[:MAX_SHOWN] for value in values)
+        remedy = "Pass `update=True` to bring it up to date," if key == "input_fingerprint" else "Pass"
         return StoreMismatchError(
             self.path,
-            f"holds a run whose {key} is {there}",
+            f"holds a run whose {key} is {earlier}",
             f"{wanted} to resume it",
             f"{remedy} `overwrite=True` to replace it, or choose another output.",
         )
 
     def fingerprint(self, index: int) -> str | None:
-        """The fingerprint of a shard's two parts; None where they do not both stand and agree.
+        """Return the fingerprint of a shard's two files; None where one is missing or they disagree.
 
-        Raises:  StoreError for a part that cannot be read.
+        Raises:  StoreError for a file that cannot be read.
         """
         paths = [self.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)]
         if not all(path.exists() for path in paths):
@@ -156,7 +145,7 @@ class StoreWriter:
         return fingerprints.pop() if len(fingerprints) == 1 else None
 
     def remove_beyond(self, shards: int) -> None:
-        """Remove parts of shards that no plan has any more."""
+        """Remove the parts of shards that the plan no longer has."""
         for folder in (EMBEDDINGS, FAILURES):
             with translate_os_errors(self.path / folder):
                 for path in (self.path / folder).glob("part-*.parquet"):
@@ -164,42 +153,43 @@ class StoreWriter:
                         path.unlink()
 
     def reopen(self) -> None:
-        """Note that the run is not over."""
+        """Record that the run is not over."""
         if self.manifest.counts is not None:
             self.finish(None)
 
     def ignored(self, shards: Iterable[int]) -> Counter[str]:
-        """What was passed over while these shards were read, by reason. Raises: StoreError as `counts`."""
-        found: Counter[str] = Counter()
+        """Count what was passed over while these shards were read, by reason. Raises: StoreError as `counts`."""
+        ignored: Counter[str] = Counter()
         for index in shards:
-            found.update(json.loads(read_metadata(self.path / EMBEDDINGS / PART.format(index)).get(IGNORED, b"{}")))
-        return found
+            metadata = read_metadata(self.path / EMBEDDINGS / PART.format(index))
+            ignored.update(json.loads(metadata.get(IGNORED, b"{}")))
+        return ignored
 
     def counts(self, shards: Iterable[int]) -> tuple[int, int]:
-        """How many rows and failures the parts of these shards hold.
+        """Count the rows and the failures in the parts of these shards.
 
         Raises:  StoreError for a part that cannot be read.
         """
-        written_rows = failed = 0
+        rows = failed = 0
         for index in shards:
-            written_rows += count_rows(self.path / EMBEDDINGS / PART.format(index))
+            rows += count_rows(self.path / EMBEDDINGS / PART.format(index))
             failed += count_rows(self.path / FAILURES / PART.format(index))
-        return written_rows, failed
+        return rows, failed
 
     def commit(self, shard: Shard, rows: Sequence[Row], vectors: np.ndarray, failures: Sequence[Failure]) -> None:
-        """Write a shard at once; see `part`."""
+        """Write a shard with one call; see `part`."""
         with self.part(shard) as part:
             part.add(rows, {EMBEDDING: vectors}, failures)
 
     def part(self, shard: Shard) -> PartWriter:
-        """Write a shard piece by piece, in a `with` block: its failures stand first at the end, then its embeddings.
+        """Return the writer of a shard, for a `with` block at whose end the failures appear, then the embeddings.
 
-        Raises:  StoreError where it cannot be written; then neither file stands half.
+        Raises:  StoreError where it cannot be written; then neither file is left incomplete.
         """
         return PartWriter(self.path, self.schema, shard)
 
     def finish(self, counts: dict[str, Any] | None) -> None:
-        """Write into the manifest what the run counted; None for a run that is not over."""
+        """Write the counts of the run into the manifest; None for a run that is not over."""
         self.manifest = replace(self.manifest, counts=counts)
         with translate_os_errors(self.path):
             write_manifest(self.path, self.manifest)

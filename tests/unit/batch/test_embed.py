@@ -41,7 +41,7 @@ from clip.parallel import ByteBudget
 from clip.records import Item, Shard
 from clip.sources import folders
 from clip.sources.source import Source
-from clip.store.lock import locked
+from clip.store.lock import hold_lock
 from clip.store.writer import PartWriter, StoreWriter
 
 TOLERANCE = 1e-5
@@ -493,7 +493,7 @@ def test_failures_of_an_earlier_run_count(photos: Path, weights_path: Path, tmp_
 
 
 def test_two_jobs_on_one_output_are_one_too_many(photos: Path, weights_path: Path, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(StoreBusyError, match="is at work there"):
+    with hold_lock(tmp_path), pytest.raises(StoreBusyError, match="is at work there"):
         clip.embed(job(photos, tmp_path, weights_path))
     assert clip.embed(job(photos, tmp_path, weights_path)).read == 13
 

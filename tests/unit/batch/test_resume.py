@@ -27,7 +27,7 @@ from clip.errors import InputError, StoreBusyError, StoreError, TooManyFailuresE
 from clip.jobs.verify import VerifyJob
 from clip.records import Failure, Item
 from clip.sources.source import Source
-from clip.store.lock import locked, process_began
+from clip.store.lock import hold_lock, read_process_start
 from clip.store.plan import Plan
 from clip.store.writer import StoreWriter
 
@@ -191,7 +191,7 @@ def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) ->
 
 
 def test_a_lock_that_is_gone_is_lost(tmp_path: Path) -> None:
-    with locked(tmp_path) as lock:
+    with hold_lock(tmp_path) as lock:
         lock.check()
         (tmp_path / ".lock").unlink()
         with pytest.raises(StoreBusyError, match="another job has taken it over"):
@@ -220,7 +220,7 @@ def test_a_job_whose_lock_was_taken_while_it_listed_replaces_nothing(
 def test_a_process_that_nobody_waited_for_holds_no_lock() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     deadline = time.monotonic() + 20
-    while process_began(child.pid) is not None:
+    while read_process_start(child.pid) is not None:
         assert time.monotonic() < deadline, "it has ended, and its parent has not asked"
         time.sleep(0.01)
     assert Path(f"/proc/{child.pid}").exists()

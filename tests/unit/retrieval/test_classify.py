@@ -183,7 +183,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[ClipError], str]] = {
     "a label twice": ({"labels": "cat,dog, cat"}, InputError, "labels: 'cat' appears twice"),
     "no place for a label": ({"template": ("a photo",)}, InputError, r"template: 'a photo' has no \{\}"),
     "no such set": ({"templates": "openai8"}, InputError, "templates: found 'openai8', expected a file or one of"),
-    "two kinds of templates": ({"template": ("{}",), "templates": "openai7"}, InputError, "templates: found template too"),
+    "two kinds of templates": (
+        {"template": ("{}",), "templates": "openai7"},
+        InputError,
+        "templates: found template too",
+    ),
     "no label asked for": ({"k": 0}, InputError, "k: found 0"),
     "no such column": ({"truth": "nope"}, InputError, "truth: .* has no column 'nope', expected one of"),
     "a label too long": ({"labels": ("cat", "dog " * 99)}, TextTooLongError, "found 105 tokens"),

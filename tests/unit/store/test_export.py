@@ -1,4 +1,4 @@
-"""export(job): numpy, pyarrow, pandas, DuckDB, csv and safetensors read what stood in the parts, in their order."""
+"""export(job): numpy, pyarrow, pandas, DuckDB, csv and safetensors read what the parts hold, in their order."""
 
 import csv
 import dataclasses
@@ -31,12 +31,13 @@ from clip.cli import main
 from clip.errors import InputError, StoreError, StoreMismatchError
 from clip.jobs.export import ExportJob
 from clip.jobs.options import ExportFormat
+from clip.store.manifest import Manifest
 from clip.store.writer import StoreWriter
 
 DIM = 5
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 ODD = ["a\nb.jpg", "a\r\nb.jpg", "a\rb.jpg", 'say "x", y.jpg', "ä😀\u2028.jpg", " lead.jpg", "x\\\\y.jpg", "#1;\t'.jpg"]
-TOLD = {
+INFO: dict[str, Any] = {
     "model": "ViT-B/32",
     "weights_sha256": "ab" * 32,
     "weights_source": "/weights.pt",
@@ -65,20 +66,20 @@ def part(vectors: np.ndarray, names: list[str], **more: pa.Array) -> pa.Table:
     return pa.table(columns | more)
 
 
-def write_run(path: Path, tables: list[pa.Table], **told: Any) -> Path:
+def write_run(path: Path, tables: list[pa.Table], **changes: Any) -> Path:
     """An output that is over; the numbers of its parts have gaps."""
     kind = tables[0].schema.field("embedding").type if tables else pa.list_(pa.float32(), DIM)
     manifest = {
-        **TOLD,
+        **INFO,
         "dim": kind.list_size,
         "dtype": {"float": "float32", "halffloat": "float16"}[str(kind.value_type)],
     }
     (path / "embeddings").mkdir(parents=True)
     for n, table in enumerate(tables):
-        table = table.replace_schema_metadata({b"clip.mark": b"mark"})
+        table = table.replace_schema_metadata({b"clip.mark": b"fingerprint"})
         pq.write_table(table, path / f"embeddings/part-{2 * n:05}.parquet")
     counts = {"read": 0, "written": sum(map(len, tables)), "failed": 0}
-    (path / "manifest.json").write_text(json.dumps(manifest | {"counts": counts} | told))
+    (path / "manifest.json").write_text(json.dumps(manifest | {"counts": counts} | changes))
     return path
 
 
@@ -94,7 +95,7 @@ def export(out: Path, target: Path, form: ExportFormat, **options: Any) -> clip.
     return exporting.export(ExportJob(output=out, target=target, format=form, **options))
 
 
-def found_files(target: Path) -> list[str]:
+def list_files(target: Path) -> list[str]:
     return sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
 
 
@@ -102,9 +103,9 @@ def summary(target: Path) -> dict[str, Any]:
     return json.loads((target / "export.json").read_text())
 
 
-def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
-    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    assert found.tobytes() == expected.tobytes()
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    assert actual.tobytes() == expected.tobytes()
 
 
 def assert_whole_rows(rows: list[dict[str, Any]], tables: list[pa.Table]) -> None:
@@ -126,9 +127,9 @@ def test_npy_holds_all_vectors_and_a_row_for_each(tmp_path: Path, dtype: str) ->
     query = f"SELECT id, path FROM '{tmp_path}/to/ids.parquet'"
     assert duckdb.sql(query).fetchall() == [(name, f"in/{name}") for name in names]
     assert pq.read_metadata(tmp_path / "to/ids.parquet").metadata.keys() == {b"ARROW:schema"}
-    assert summary(tmp_path / "to") == {"format": "npy", **TOLD, "dtype": dtype, "dim": DIM, "rows": 8}
+    assert summary(tmp_path / "to") == {"format": "npy", **INFO, "dtype": dtype, "dim": DIM, "rows": 8}
     assert report == clip.ExportReport(tmp_path / "to", ("ids.parquet", "vectors.npy", "export.json"), 8)
-    assert found_files(tmp_path / "to") == sorted(report.files)
+    assert list_files(tmp_path / "to") == sorted(report.files)
 
 
 # clip-retrieval
@@ -151,21 +152,21 @@ def test_clip_retrieval_has_a_pair_for_each_part_with_rows(tmp_path: Path, dtype
         "metadata/metadata_0.parquet",
         "metadata/metadata_1.parquet",
     ]
-    assert found_files(tmp_path / "to") == sorted([*files, "export.json"])
+    assert list_files(tmp_path / "to") == sorted([*files, "export.json"])
     assert sorted(report.files) == sorted([*files, "export.json"])
     pairs = [(np.load(a, allow_pickle=False), pd.read_parquet(b)) for a, b in partitions(tmp_path / "to")]
     assert [(len(block), len(rows)) for block, rows in pairs] == [(3, 3), (5, 5)]
-    found, rows = np.concatenate([block for block, _ in pairs]), pd.concat([rows for _, rows in pairs])
+    exported, rows = np.concatenate([block for block, _ in pairs]), pd.concat([rows for _, rows in pairs])
     wide = vectors.astype(np.float64)
     expected = wide / np.sqrt((wide**2).sum(axis=1, keepdims=True)) if raw else vectors
-    assert_same_bits(found, expected.astype(np.float16))
+    assert_same_bits(exported, expected.astype(np.float16))
     assert list(rows.columns) == ["id", "image_path", "width", "height", "format", "size_bytes"]
     assert rows.image_path.tolist() == [f"in/{name}" for name in names]
     assert rows.id.tolist() == names
-    marks = [pq.read_metadata(path).metadata.keys() for _, path in partitions(tmp_path / "to")]
-    assert marks == [{b"ARROW:schema"}] * 2
-    told = summary(tmp_path / "to")
-    assert (told["normalised"], told["dtype"], told["rows"]) == (True, "float16", 8)
+    metadata_keys = [pq.read_metadata(path).metadata.keys() for _, path in partitions(tmp_path / "to")]
+    assert metadata_keys == [{b"ARROW:schema"}] * 2
+    info = summary(tmp_path / "to")
+    assert (info["normalised"], info["dtype"], info["rows"]) == (True, "float16", 8)
 
 
 def test_its_reader_finds_shape_and_type_in_the_first_line(tmp_path: Path) -> None:
@@ -186,8 +187,8 @@ def test_numbers_of_partitions_have_as_many_digits_as_their_count(tmp_path: Path
     pairs = partitions(tmp_path / "to")
     for folder, name in ((0, "img_emb_{}.npy"), (1, "metadata_{}.parquet")):
         assert [pair[folder].name for pair in pairs] == [name.format(f"{n:0{digits}}") for n in range(count)]
-    found = [name for _, rows in pairs for name in pq.read_table(rows).column("id").to_pylist()]
-    assert found == [f"{seed}.jpg" for seed in range(count)]
+    ids = [name for _, rows in pairs for name in pq.read_table(rows).column("id").to_pylist()]
+    assert ids == [f"{seed}.jpg" for seed in range(count)]
 
 
 def test_a_vector_of_zeros_stays_one(tmp_path: Path) -> None:
@@ -235,12 +236,12 @@ def test_lines_of_csv_end_as_the_standard_says(tmp_path: Path) -> None:
     assert lines[3] == b""
 
 
-def test_numbers_that_are_none_are_told_in_csv(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_written_in_csv(tmp_path: Path) -> None:
     odd = np.array([[np.nan, np.inf, -np.inf, -0.0, 1e-45]], np.float32)
     export(write_run(tmp_path / "out", [part(odd, ["a"])]), tmp_path / "to", "csv")
-    found = np.array([float(x) for x in read_csv(tmp_path / "to")[1][6:]], np.float32)
-    assert np.array_equal(found[None], odd, equal_nan=True)
-    assert np.signbit(found[3])
+    row = np.array([float(x) for x in read_csv(tmp_path / "to")[1][6:]], np.float32)
+    assert np.array_equal(row[None], odd, equal_nan=True)
+    assert np.signbit(row[3])
 
 
 # safetensors
@@ -255,8 +256,8 @@ def test_safetensors_reads_what_was_streamed(tmp_path: Path, dtype: str, model: 
     assert list(tensors) == ["embedding"]
     assert_same_bits(tensors["embedding"], vectors)
     with safe_open(tmp_path / "to/vectors.safetensors", "np") as file:
-        told = {"model": model, "normalised": "true", "dtype": dtype, "dim": str(DIM)}
-        assert file.metadata() == {**TOLD, **told}
+        info = {"model": model, "normalised": "true", "dtype": dtype, "dim": str(DIM)}
+        assert file.metadata() == {**INFO, **info}
         assert_same_bits(file.get_slice("embedding")[2:4], vectors[2:4])
     content = (tmp_path / "to/vectors.safetensors").read_bytes()
     assert int.from_bytes(content[:8], "little") % 8 == 0  # so that readers can map the numbers
@@ -282,7 +283,7 @@ def test_a_run_without_rows_is_exported_too(tmp_path: Path, tables: list[pa.Tabl
     assert pq.read_table(tmp_path / "npy/ids.parquet").num_rows == 0
     assert load_file(tmp_path / "safetensors/vectors.safetensors")["embedding"].shape == (0, DIM)
     assert len(read_csv(tmp_path / "csv")) == 1
-    assert found_files(tmp_path / "clip-retrieval") == ["export.json"]
+    assert list_files(tmp_path / "clip-retrieval") == ["export.json"]
 
 
 def test_part_100000_comes_after_part_99999(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_part_100000_comes_after_part_99999(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "to/ids.parquet").column("id").to_pylist() == ["0", "1"]
 
 
-KEPT = {
+COPIED = {
     "caption": pa.array(["one, two", None, 'th"ree'], pa.string()),
     "score": pa.array([0.1, None, -1e300], pa.float64()),
     "ok": pa.array([True, False, None], pa.bool_()),
@@ -302,19 +303,19 @@ KEPT = {
 }
 
 
-def test_columns_that_nobody_knows_are_carried_along(tmp_path: Path) -> None:
-    tables = [part(numbers(3, seed), ["a", "b", "c"], **KEPT) for seed in range(2)]
+def test_copied_columns_are_exported(tmp_path: Path) -> None:
+    tables = [part(numbers(3, seed), ["a", "b", "c"], **COPIED) for seed in range(2)]
     out = write_run(tmp_path / "out", tables)
     for form in FORMATS:
         export(out, tmp_path / form, form)
     for rows in ("npy/ids.parquet", "safetensors/ids.parquet"):
         assert_whole_rows(pq.read_table(tmp_path / rows).to_pylist(), tables)
-    found = pq.read_table(tmp_path / "clip-retrieval/metadata/metadata_1.parquet")
-    assert found.rename_columns([name.replace("image_", "") for name in found.column_names]) == tables[1].drop_columns(
-        ["embedding"]
-    )
+    metadata = pq.read_table(tmp_path / "clip-retrieval/metadata/metadata_1.parquet")
+    assert metadata.rename_columns([name.replace("image_", "") for name in metadata.column_names]) == tables[
+        1
+    ].drop_columns(["embedding"])
     head, *lines = read_csv(tmp_path / "csv")
-    assert head[6:12] == [*KEPT, "e0"]
+    assert head[6:12] == [*COPIED, "e0"]
     assert [line[6:11] for line in lines[:3]] == [
         ["one, two", "0.1", "true", "x", "9223372036854775809"],
         ["", "", "false", "y", "2"],
@@ -334,7 +335,10 @@ def test_a_column_that_has_no_plain_type_is_left_out_and_named(
 @pytest.mark.parametrize(("form", "name"), [("csv", "e4"), ("clip-retrieval", "image_path")])
 def test_a_column_whose_name_the_format_uses_is_refused(tmp_path: Path, form: ExportFormat, name: str) -> None:
     out = write_run(tmp_path / "out", [part(numbers(1, 0), ["a"], **{name: pa.array(["x"])})])
-    with pytest.raises(StoreError, match=f"has a column '{name}', expected none of a name that {form} has a use for"):
+    with pytest.raises(
+        StoreError,
+        match=f"has a column '{name}', expected no column with a name that {form} itself uses. Choose another format",
+    ):
         export(out, tmp_path / "to", form)
     assert not (tmp_path / "to").exists()
     assert export(out, tmp_path / "to", "npy").rows == 1
@@ -375,20 +379,20 @@ def test_memory_does_not_grow_with_the_number_of_parts(
 
 
 def assert_refused(error: type[Exception], words: str, out: Path, target: Path, **options: Any) -> None:
-    before = found_files(target) if target.is_dir() else target.exists()
+    before = list_files(target) if target.is_dir() else target.exists()
     for form in FORMATS:
         with pytest.raises(error, match=words) as raised:
             export(out, target, form, **options)
         assert type(raised.value) is error
-        assert (found_files(target) if target.is_dir() else target.exists()) == before
+        assert (list_files(target) if target.is_dir() else target.exists()) == before
 
 
 def test_a_run_that_is_not_over_is_refused(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path / "out", {**TOLD, "dim": DIM, "dtype": "float32", "counts": None})
+    writer = StoreWriter(tmp_path / "out", Manifest(**INFO, dim=DIM))
     writer.begin("input")
     words = "the run is not over, expected a finished one. Run the job again"
     assert_refused(StoreError, words, tmp_path / "out", tmp_path / "to")
-    writer.finish({"counts": {"read": 0, "written": 0, "failed": 0}})
+    writer.finish({"read": 0, "written": 0, "failed": 0})
     assert export(tmp_path / "out", tmp_path / "to", "npy").rows == 0
 
 
@@ -400,7 +404,10 @@ def test_parts_that_are_missing_are_noticed(tmp_path: Path) -> None:
     out = write_run(tmp_path / "out", three_parts()[0])
     (out / "embeddings/part-00000.parquet").unlink()
     assert_refused(
-        StoreError, "parts hold 5 rows, expected 8 as the manifest says. Run clip verify", out, tmp_path / "to"
+        StoreError,
+        "parts hold 5 rows, expected 8 as the manifest says. Run clip verify .* to find the damage",
+        out,
+        tmp_path / "to",
     )
 
 
@@ -415,7 +422,9 @@ def test_a_target_inside_the_output_is_refused(tmp_path: Path, below: str) -> No
     out = write_run(tmp_path / "out", three_parts()[0])
     (tmp_path / "link").symlink_to(out)
     for target in (out / below, tmp_path / "link" / below, tmp_path / "other/.." / "out" / below):
-        assert_refused(InputError, "found inside .*, expected a folder of its own", out, target, overwrite=True)
+        assert_refused(
+            InputError, "is inside .*, expected a separate folder. Choose another target", out, target, overwrite=True
+        )
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "vectors.npy", "img_emb/img_emb_0.npy", "export.json"])
@@ -429,7 +438,7 @@ def test_files_of_others_are_never_removed(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "to" / name).read_text() == "{}"
 
 
-def test_a_format_that_is_none_is_refused() -> None:
+def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(InputError, match=r"format: found 'xml', expected one of \('npy', "):
         ExportJob(output="out", target="to", format="xml")  # type: ignore[arg-type]
 
@@ -442,11 +451,11 @@ def test_an_earlier_export_goes_when_it_may_be_overwritten(tmp_path: Path, first
         target = tmp_path / f"to-{form}"
         export(many, target, first)
         (target / "notes.txt").touch()
-        with pytest.raises(StoreMismatchError, match=r"holds an export, expected .* Pass --overwrite to replace it"):
+        with pytest.raises(StoreMismatchError, match=r"holds an export, expected .* Pass overwrite=True to replace it"):
             export(out, target, form)
         assert summary(target)["rows"] == 12
         report = export(out, target, form, overwrite=True)
-        assert found_files(target) == sorted([*report.files, "notes.txt"])
+        assert list_files(target) == sorted([*report.files, "notes.txt"])
         assert all(path.is_file() or any(path.iterdir()) for path in target.iterdir())
         fresh = export(out, tmp_path / f"fresh-{form}", form)
         assert report.files == fresh.files
@@ -578,13 +587,13 @@ def test_after_a_kill_no_file_is_half_and_the_next_export_makes_room(tmp_path: P
     command = [sys.executable, "-c", KILLED, str(out), str(tmp_path / "to"), form]
     assert subprocess.run(command, check=False, timeout=LIMIT_S).returncode == 9
     assert summary(tmp_path / "to")["rows"] is None
-    left = [name for name in found_files(tmp_path / "to") if not Path(name).name.startswith(".")]
+    left = [name for name in list_files(tmp_path / "to") if not Path(name).name.startswith(".")]
     whole = ["img_emb/img_emb_0.npy", "metadata/metadata_0.parquet"] if form == "clip-retrieval" else []
     assert left == ["export.json", *whole]
-    with pytest.raises(StoreMismatchError, match="Pass --overwrite to replace it"):
+    with pytest.raises(StoreMismatchError, match="Pass overwrite=True to replace it"):
         export(out, tmp_path / "to", form)
     report = export(out, tmp_path / "to", form, overwrite=True)
-    assert found_files(tmp_path / "to") == sorted(report.files)
+    assert list_files(tmp_path / "to") == sorted(report.files)
 
 
 # A run of clip embed, and the command
@@ -626,12 +635,12 @@ def test_what_clip_embed_wrote_is_exported(embedded: Path, tmp_path: Path) -> No
         for table in tables
         for row in table.drop_columns(["embedding"]).to_pylist()
     ]
-    found = np.concatenate([np.load(path) for path, _ in partitions(tmp_path / "clip-retrieval")])
-    assert np.abs(np.linalg.norm(found.astype(np.float64), axis=1) - 1).max() < 1e-3
+    exported = np.concatenate([np.load(path) for path, _ in partitions(tmp_path / "clip-retrieval")])
+    assert np.abs(np.linalg.norm(exported.astype(np.float64), axis=1) - 1).max() < 1e-3
     manifest = json.loads((embedded / "manifest.json").read_text())
-    told = summary(tmp_path / "npy")
-    assert (told.pop("format"), told.pop("rows")) == ("npy", 7)
-    assert told == {name: manifest[name] for name in (*TOLD, "dtype", "dim")}
+    info = summary(tmp_path / "npy")
+    assert (info.pop("format"), info.pop("rows")) == ("npy", 7)
+    assert info == {name: manifest[name] for name in (*INFO, "dtype", "dim")}
 
 
 @pytest.fixture
@@ -652,12 +661,12 @@ def test_the_command_exports_and_says_so(run: Run, tmp_path: Path) -> None:
         f"clip: {tmp_path}/to: holds an export, expected an empty folder or nothing. Pass --overwrite to replace it.\n"
     )
     code, said, error = run("export", out, tmp_path / "to", "--format", "csv", "--overwrite", "--json")
-    told = {"target": str(tmp_path / "to"), "files": ["vectors.csv", "export.json"], "rows": 8}
-    assert (code, json.loads(said), json.loads(error)) == (0, told, told)
+    info = {"target": str(tmp_path / "to"), "files": ["vectors.csv", "export.json"], "rows": 8}
+    assert (code, json.loads(said), json.loads(error)) == (0, info, info)
     shutil.rmtree(out / "embeddings")
     code, said, error = run("export", out, tmp_path / "to", "--format", "csv", "--overwrite")
     assert (code, said, error.count("\n")) == (1, "", 1)
-    assert found_files(tmp_path / "to") == ["export.json", "vectors.csv"]  # nothing had begun
+    assert list_files(tmp_path / "to") == ["export.json", "vectors.csv"]  # nothing had begun
 
 
 @pytest.mark.parametrize(
@@ -676,7 +685,7 @@ def test_each_field_of_the_job_has_an_argument() -> None:
 
 def test_an_export_needs_no_torch(tmp_path: Path) -> None:
     out = write_run(tmp_path / "out", three_parts()[0])
-    script = "import sys\nfrom clip.cli import main\\ntry: main.main(sys.argv[1:])\n"
+    script = "import sys\nfrom clip.cli import main\ntry: main.main(sys.argv[1:])\n"
     script += "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
     command = [sys.executable, "-c", script, "export", str(out), str(tmp_path / "to"), "--format", "npy"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)

@@ -1,4 +1,4 @@
-"""The lock on an output: one job at a time, and none that its owner's death leaves behind."""
+"""The lock on an output: one job at a time, and a dead owner keeps nobody out."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ import pytest
 
 from clip.errors import StoreBusyError, StoreError
 from clip.store import lock
-from clip.store.lock import LOCK, locked, process_began, process_space
+from clip.store.lock import LOCK, hold_lock, read_process_space, read_process_start
 
 ELSEWHERE = {"host": "other", "processes": "another boot", "pid": 7, "began": "1", "owner": "them", "count": 3}
 
@@ -34,16 +34,16 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def test_a_second_job_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
-    with locked(tmp_path):
-        with pytest.raises(StoreBusyError, match=rf"process {os.getpid()} on .* is at work there"), locked(tmp_path):
+    with hold_lock(tmp_path):
+        with pytest.raises(StoreBusyError, match=rf"process {os.getpid()} on .* is at work there"), hold_lock(tmp_path):
             pass
         assert record(tmp_path)["pid"] == os.getpid()
     assert not (tmp_path / LOCK).exists()
-    with locked(tmp_path) as held:
+    with hold_lock(tmp_path) as held:
         held.check()
 
 
-def test_no_heartbeat_comes_after_it_was_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_heartbeat_comes_after_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.0)
     write = lock.Lock._write
 
@@ -53,19 +53,19 @@ def test_no_heartbeat_comes_after_it_was_given_back(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(lock.Lock, "_write", slow)
     for _ in range(20):
-        with locked(tmp_path):
+        with hold_lock(tmp_path):
             threading.Event().wait(0.005)
         assert not (tmp_path / LOCK).exists()
 
 
-def test_it_is_given_back_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="of the job"), locked(tmp_path):
+def test_it_is_released_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="of the job"), hold_lock(tmp_path):
         raise RuntimeError("of the job")
     assert not (tmp_path / LOCK).exists()
 
 
 def test_the_owner_shows_that_it_lives(tmp_path: Path) -> None:
-    with locked(tmp_path):
+    with hold_lock(tmp_path):
         first = record(tmp_path)
         beats = threading.Event()
         for _ in range(200):
@@ -80,8 +80,8 @@ def test_the_owner_shows_that_it_lives(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from clip.store.lock import locked
-with locked(Path(sys.argv[1])):
+from clip.store.lock import hold_lock
+with hold_lock(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -92,23 +92,23 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(
     monkeypatch.setattr(lock, "STALE_S", 1000.0)
     subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
     dead = record(tmp_path)["pid"]
-    with locked(tmp_path) as held:
+    with hold_lock(tmp_path) as held:
         held.check()
         assert record(tmp_path)["pid"] == os.getpid()
     assert f"taking over the lock of process {dead} on" in caplog.text
 
 
-def test_a_number_that_another_process_got_since_does_not_keep_a_lock(tmp_path: Path) -> None:
-    write(tmp_path, processes=process_space(), pid=os.getpid(), began="long ago")
-    with locked(tmp_path):
-        assert record(tmp_path)["began"] == process_began(os.getpid())
+def test_a_reused_pid_does_not_keep_a_lock(tmp_path: Path) -> None:
+    write(tmp_path, processes=read_process_space(), pid=os.getpid(), began="long ago")
+    with hold_lock(tmp_path):
+        assert record(tmp_path)["began"] == read_process_start(os.getpid())
 
 
-def test_another_hosts_lock_is_taken_over_when_it_stands_still(
+def test_another_hosts_lock_is_taken_over_when_its_count_does_not_change(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path)
-    with locked(tmp_path) as held:
+    with hold_lock(tmp_path) as held:
         held.check()
     assert [entry.levelno for entry in caplog.records] == [logging.WARNING] * 2
 
@@ -128,7 +128,7 @@ def test_another_hosts_lock_that_counts_on_is_kept(tmp_path: Path) -> None:
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with pytest.raises(StoreBusyError, match="process 7 on other is at work there"), locked(tmp_path):
+        with pytest.raises(StoreBusyError, match="process 7 on other is at work there"), hold_lock(tmp_path):
             pass
     finally:
         over.set()
@@ -137,21 +137,23 @@ def test_another_hosts_lock_that_counts_on_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"host": "x"}'])
-def test_a_record_that_is_none_is_no_lock(tmp_path: Path, content: str) -> None:
+def test_an_invalid_record_is_no_lock(tmp_path: Path, content: str) -> None:
     (tmp_path / LOCK).write_text(content)
-    with locked(tmp_path) as held:
+    with hold_lock(tmp_path) as held:
         held.check()
 
 
-def test_a_job_that_stood_still_learns_that_another_has_taken_over(tmp_path: Path) -> None:
-    with locked(tmp_path) as held:
+def test_a_stalled_job_learns_that_another_has_taken_over(tmp_path: Path) -> None:
+    with hold_lock(tmp_path) as held:
         write(tmp_path)
-        with pytest.raises(StoreBusyError, match="process 7 on other has taken it over"):
+        with pytest.raises(
+            StoreBusyError, match=r"process 7 on other has taken it over, as this job had stalled. Run again when"
+        ):
             held.check()
     assert record(tmp_path)["owner"] == "them"  # and stays theirs
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"), locked(tmp_path / "file"):
+    with pytest.raises(StoreError, match="cannot be written"), hold_lock(tmp_path / "file"):
         pass

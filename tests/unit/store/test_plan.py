@@ -1,4 +1,4 @@
-"""The plan: what was listed comes back, bytes and all, shard by shard; memory holds one of them."""
+"""The plan gives the listed entries back, bytes and all, shard by shard; memory holds one shard."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from clip.errors import StoreError
 from clip.records import Failure, Item, Shard, utf8_path
 from clip.store import plan
-from clip.store.plan import compute_fingerprint, interrupted_listing, read_plan, write_plan
+from clip.store.plan import compute_fingerprint, read_plan, recover_listing, write_plan
 
 NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name)
 ENTRIES = st.builds(
@@ -35,13 +35,13 @@ def shards(*lists: list[Any]) -> Iterator[Shard]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lists=st.lists(st.lists(ENTRIES, min_size=1, max_size=5), max_size=3))
-def test_what_was_listed_comes_back(tmp_path: Path, lists: list[list[Any]]) -> None:
+def test_entries_are_read_as_they_were_listed(tmp_path: Path, lists: list[list[Any]]) -> None:
     made = write_plan(tmp_path, shards(*lists), Counter(hidden=2)).adopt()
     assert [made.shard(index).entries for index in range(made.shards)] == lists
     assert (made.entries, made.ignored) == (sum(map(len, lists)), {"hidden": 2})
 
 
-def test_it_stands_in_the_output_and_says_what_it_found(tmp_path: Path) -> None:
+def test_it_is_written_into_the_output_with_the_keys_of_0_1_0(tmp_path: Path) -> None:
     made = write_plan(tmp_path, shards([Item("a", "x/a", 1)], [Item("b", "x/b", 2)]), Counter()).adopt()
     assert sorted(path.name for path in (tmp_path / "_plan").iterdir()) == [
         "listed.txt",
@@ -68,7 +68,7 @@ def test_the_fingerprint_is_that_of_ids_sizes_and_times_wherever_they_lie_and_ho
     a, b = Item("a", "x/a", 1), Item("b", "x/b", 2)
     assert fingerprint([a, b]) == fingerprint([a], [b]) == fingerprint([Item("a", "y/a", 1), b])
     unlisted = Failure("b", "x/b", "read", "OSError", "")
-    assert fingerprint([b, a]) == fingerprint([a, b]), "an output that was kept up to date is in another order"
+    assert fingerprint([b, a]) == fingerprint([a, b]), "an updated output has another order"
     others = [[a], [a, a, b], [a, Item("b", "x/b", 3)], [a, Item("b", "x/b", 2, 5)], [a, Item("c", "x/b", 2)]]
     assert len({fingerprint(entries) for entries in ([a, b], *others, [a, unlisted])}) == 7
 
@@ -80,6 +80,14 @@ def test_a_new_plan_takes_an_olds_place_when_it_is_adopted_and_not_before(tmp_pa
     assert second.adopt().shard(0).entries == [Item("c", "c", 1)]
     assert len(list((tmp_path / "_plan").glob("shard-*"))) == 1
     assert not (tmp_path / "_plan.new").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"shards": 1, "packs": 0}', '{"shards": 1, "more": 2}'])
+def test_a_damaged_plan_is_none(tmp_path: Path, content: str) -> None:
+    write_plan(tmp_path, shards([Item("a", "a", 1)]), Counter()).adopt()
+    assert read_plan(tmp_path) is not None
+    (tmp_path / "_plan/plan.json").write_text(content)
+    assert read_plan(tmp_path) is None
 
 
 def test_shards_are_taken_one_at_a_time_and_written_before_the_next(tmp_path: Path) -> None:
@@ -114,14 +122,14 @@ def test_the_reasons_are_read_when_all_is_listed(tmp_path: Path) -> None:
     assert plan.PLAN == "_plan"
 
 
-def test_a_shard_carries_its_mark_and_what_it_keeps(tmp_path: Path) -> None:
+def test_a_shard_has_its_fingerprint_and_the_ids_that_are_carried_over(tmp_path: Path) -> None:
     a, b = Item("a", "x/a", 1), Item("b", "x/b", 2)
-    fresh, given_marks = Shard(0, [a, b]), Shard(1, [a, b], "given", frozenset({"b"}))
-    made = write_plan(tmp_path, iter([fresh, given_marks]), Counter()).adopt()
+    fresh, updated = Shard(0, [a, b]), Shard(1, [a, b], "given", frozenset({"b"}))
+    made = write_plan(tmp_path, iter([fresh, updated]), Counter()).adopt()
     assert made.shard(0).fingerprint == compute_fingerprint([a, b]) != compute_fingerprint([b, a])
     assert compute_fingerprint([a, b], "given") != compute_fingerprint([a, b])
-    assert made.shard(1) == given_marks
-    assert [(told.fingerprint, told.entries, told.kept) for told in made.summaries()] == [
+    assert made.shard(1) == updated
+    assert [(summary.fingerprint, summary.entries, summary.carried_over) for summary in made.summaries()] == [
         (compute_fingerprint([a, b]), 2, 0),
         ("given", 2, 1),
     ]
@@ -141,9 +149,9 @@ def test_a_kill_between_the_renames_of_adopting_loses_no_plan(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         new.adopt()
     monkeypatch.undo()
-    standing = read_plan(tmp_path)
-    assert standing is not None
-    assert [entry.id for entry in standing.shard(0).entries] == ["a"]
+    adopted = read_plan(tmp_path)
+    assert adopted is not None
+    assert [entry.id for entry in adopted.shard(0).entries] == ["a"]
     write_plan(tmp_path, shards([Item("c", "x/c", 1)]), Counter()).adopt()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_plan"]
 
@@ -155,11 +163,11 @@ def test_a_listing_that_was_killed_is_known_to_the_next_and_the_longer_one_of_tw
         yield from shards(*items[:count])
         raise KeyboardInterrupt
 
-    assert list(interrupted_listing(tmp_path, "photos")) == []
+    assert list(recover_listing(tmp_path, "photos")) == []
     for count, expected in ((3, 3), (2, 3), (4, 4)):
         with pytest.raises(KeyboardInterrupt):
-            write_plan(tmp_path, killed_after(count), Counter(), of="photos")
-        assert list(interrupted_listing(tmp_path, "photos")) == [item for shard in items[:expected] for item in shard]
-    assert list(interrupted_listing(tmp_path, "others")) == [], "another input has nothing to do with it"
+            write_plan(tmp_path, killed_after(count), Counter(), inputs="photos")
+        assert list(recover_listing(tmp_path, "photos")) == [item for shard in items[:expected] for item in shard]
+    assert list(recover_listing(tmp_path, "others")) == [], "another input has nothing to do with it"
     write_plan(tmp_path, shards(*items), Counter()).adopt()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_plan"]

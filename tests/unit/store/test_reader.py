@@ -1,4 +1,4 @@
-"""clip.Store: what a run wrote comes back, in order, and mapped vectors are those of the parts as they are now."""
+"""clip.Store: reads what a run wrote, in order, and maps the vectors of the parts as they are now."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 import clip
 from clip.errors import StoreError
 from clip.records import Failure, Row, Shard
+from clip.store.manifest import Manifest
 from clip.store.writer import StoreWriter
 
 DIM = 4
@@ -24,13 +25,13 @@ def rows(count: int, shard: int) -> list[Row]:
     return [Row(f"{shard}-{n}.jpg", f"in/{shard}-{n}.jpg", 640 + n, 480, "JPEG", 100 + n) for n in range(count)]
 
 
-def written(path: Path, dtype: str = "float32") -> StoreWriter:
+def write(path: Path, dtype: str = "float32") -> StoreWriter:
     """Three shards of 2, 0 and 3 rows, and a failure."""
-    writer = StoreWriter(path, {"dim": DIM, "dtype": dtype, "model": "m"})
+    writer = StoreWriter(path, Manifest(dim=DIM, dtype=dtype, model="m"))
     writer.begin("input")
     for shard, count in ((0, 2), (1, 0), (2, 3)):
         failures = [Failure("bad.jpg", "in/bad.jpg", "decode", "OSError", "broken")] if shard == 1 else []
-        writer.commit(Shard(shard, [], "mark"), rows(count, shard), vectors(count, shard), failures)
+        writer.commit(Shard(shard, [], "fingerprint"), rows(count, shard), vectors(count, shard), failures)
     return writer
 
 
@@ -39,7 +40,7 @@ EXPECTED = np.concatenate([vectors(2, 0), vectors(3, 2)])
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_rows_vectors_and_failures_come_back_in_input_order(tmp_path: Path, dtype: str) -> None:
-    written(tmp_path, dtype)
+    write(tmp_path, dtype)
     store = clip.Store(tmp_path)
     table, mapped = store.table(), store.vectors()
     assert table.column("id").to_pylist() == ["0-0.jpg", "0-1.jpg", "2-0.jpg", "2-1.jpg", "2-2.jpg"]
@@ -50,11 +51,11 @@ def test_rows_vectors_and_failures_come_back_in_input_order(tmp_path: Path, dtyp
     assert not mapped.flags.writeable
     assert store.table(["id", "width"]).column_names == ["id", "width"]
     assert store.failures().column("id").to_pylist() == ["bad.jpg"]
-    assert (store.dim, store.manifest["model"]) == (DIM, "m")
+    assert (store.dim, store.manifest.model) == (DIM, "m")
 
 
 def test_an_empty_run_has_empty_tables(tmp_path: Path) -> None:
-    StoreWriter(tmp_path, {"dim": DIM, "dtype": "float32"}).begin("input")
+    StoreWriter(tmp_path, Manifest(dim=DIM)).begin("input")
     store = clip.Store(tmp_path)
     assert store.table().num_rows == store.failures().num_rows == 0
     assert store.table().schema == store.schema
@@ -62,27 +63,27 @@ def test_an_empty_run_has_empty_tables(tmp_path: Path) -> None:
 
 
 def test_part_100000_comes_after_part_99999(tmp_path: Path) -> None:
-    writer = written(tmp_path)
+    writer = write(tmp_path)
     for shard in (100_000, 99_999):
-        writer.commit(Shard(shard, [], "mark"), rows(1, shard), vectors(1, shard), [])
+        writer.commit(Shard(shard, [], "fingerprint"), rows(1, shard), vectors(1, shard), [])
     assert clip.Store(tmp_path).table().column("id").to_pylist()[-2:] == ["99999-0.jpg", "100000-0.jpg"]
 
 
 def test_mapped_vectors_are_made_once_and_again_when_parts_change(tmp_path: Path) -> None:
-    writer, store, path = written(tmp_path), clip.Store(tmp_path), tmp_path / "_index/vectors.npy"
+    writer, store, path = write(tmp_path), clip.Store(tmp_path), tmp_path / "_index/vectors.npy"
     store.vectors()
     made = path.stat().st_ino
     assert np.array_equal(clip.Store(tmp_path).vectors(), EXPECTED)
     assert path.stat().st_ino == made
-    writer.commit(Shard(0, [], "mark"), rows(2, 0), vectors(2, 9), [])
+    writer.commit(Shard(0, [], "fingerprint"), rows(2, 0), vectors(2, 9), [])
     assert np.array_equal(store.vectors()[:2], vectors(2, 9))
     (tmp_path / "embeddings/part-00002.parquet").unlink()
     assert np.array_equal(store.vectors(), vectors(2, 9))
 
 
 @pytest.mark.parametrize("stamp", ["", "{", "null", '{"parts": "others", "rows": 5}'])
-def test_a_file_of_vectors_that_nothing_vouches_for_is_made_again(tmp_path: Path, stamp: str) -> None:
-    written(tmp_path)
+def test_a_file_of_vectors_without_a_valid_stamp_is_written_again(tmp_path: Path, stamp: str) -> None:
+    write(tmp_path)
     index = tmp_path / "_index"
     index.mkdir()
     np.save(index / "vectors.npy", np.zeros((5, DIM), np.float32))
@@ -94,15 +95,15 @@ def test_a_file_of_vectors_that_nothing_vouches_for_is_made_again(tmp_path: Path
 def test_where_nothing_can_be_written_vectors_are_read_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written(tmp_path)
+    write(tmp_path)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    found = clip.Store(tmp_path).vectors()
-    assert np.array_equal(found, EXPECTED)
-    assert not isinstance(found, np.memmap)
+    read = clip.Store(tmp_path).vectors()
+    assert np.array_equal(read, EXPECTED)
+    assert not isinstance(read, np.memmap)
     assert "the vectors are read into memory" in caplog.text
 
 
@@ -116,7 +117,7 @@ def test_a_folder_without_a_manifest_of_ours_is_refused(tmp_path: Path, content:
 
 @pytest.mark.parametrize("ask", ["table", "vectors"])
 def test_a_damaged_part_is_named(tmp_path: Path, ask: str) -> None:
-    written(tmp_path)
+    write(tmp_path)
     part = tmp_path / "embeddings/part-00002.parquet"
     part.write_bytes(part.read_bytes()[:-20])
     with pytest.raises(StoreError, match=r"embeddings/part-00002.parquet: cannot be read"):

@@ -1,6 +1,5 @@
-"""Bringing an output up to date: the result is a fresh run's, and what nothing happened to is not touched."""
+"""Updating an output gives the result of a fresh run, and leaves unchanged parts untouched."""
 
-import dataclasses
 import os
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import checkpoints, formula
-from kit.jobs import embed_job
+from kit.jobs import change_job, embed_job
 
 import clip
 from clip.batch import embed as embed_module
@@ -52,7 +51,7 @@ def draw(path: Path, number: int) -> None:
     formula.picture(number, 40, 30).save(path, "PNG")
 
 
-def job(photos: Path, output: Path, weights_path: Path, **choices: Any) -> EmbedJob:
+def make_job(photos: Path, output: Path, weights_path: Path, **choices: Any) -> EmbedJob:
     choices = {"threads": 1, "shard_size": SHARD_SIZE} | choices
     return embed_job(source=str(photos), output=output, model=str(weights_path), **choices)
 
@@ -66,21 +65,21 @@ def contents(output: Path) -> tuple[dict[str, list[float]], dict[str, str]]:
     tables = [
         [pq.read_table(path) for path in sorted((output / name).iterdir())] for name in ("embeddings", "failures")
     ]
-    rows, failures = ([row for table in found for row in table.to_pylist()] for found in tables)
+    rows, failures = ([row for table in folder for row in table.to_pylist()] for folder in tables)
     assert len({row["id"] for row in (*rows, *failures)}) == len(rows) + len(failures)
     return {row["id"]: row["embedding"] for row in rows}, {row["id"]: row["error"] for row in failures}
 
 
-def check_equals_a_fresh_run(updated: Path, fresh: Path, asked: EmbedJob) -> None:
-    clip.embed(dataclasses.replace(asked, output=fresh, update=False))
-    (found, failed), (expected, expected_failed) = contents(updated), contents(fresh)
-    assert found.keys() == expected.keys()
+def check_equals_a_fresh_run(updated: Path, fresh: Path, job: EmbedJob) -> None:
+    clip.embed(change_job(job, output=fresh, update=False))
+    (vectors, failed), (expected, expected_failed) = contents(updated), contents(fresh)
+    assert vectors.keys() == expected.keys()
     assert failed == expected_failed
     for name, vector in expected.items():
-        assert np.abs(np.subtract(found[name], vector)).max() < TOLERANCE, name
+        assert np.abs(np.subtract(vectors[name], vector)).max() < TOLERANCE, name
     manifests = [clip.Store(output).manifest for output in (updated, fresh)]
-    assert manifests[0]["counts"] == manifests[1]["counts"]
-    assert manifests[0]["input_fingerprint"] == manifests[1]["input_fingerprint"]
+    assert manifests[0].counts == manifests[1].counts
+    assert manifests[0].input_fingerprint == manifests[1].input_fingerprint
     report = verify(VerifyJob(output=updated, sample=3))
     assert report.problems == ()
 
@@ -95,53 +94,53 @@ def change(photos: Path) -> None:
 def test_only_the_difference_is_embedded_and_untouched_parts_stay(
     photos: Path, weights_path: Path, tmp_path: Path
 ) -> None:
-    asked = job(photos, tmp_path / "out", weights_path, update=True)
-    clip.embed(dataclasses.replace(asked, update=False))
+    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+    clip.embed(change_job(job, update=False))
     before = parts(tmp_path / "out")
     change(photos)
-    told: list[Progress] = []
-    report = clip.embed(asked, told.append)
+    reports: list[Progress] = []
+    report = clip.embed(job, reports.append)
     assert (report.read, report.written, report.failed, report.resumed, report.removed) == (13, 12, 1, 10, 1)
-    assert [progress.read for progress in told if progress.total] == [11, 12, 13]
+    assert [progress.read for progress in reports if progress.total] == [11, 12, 13]
     after = parts(tmp_path / "out")
     assert {name for name in before if after[name] == before[name]} == {"part-00001.parquet", "part-00002.parquet"}
     assert after.keys() - before.keys() == {"part-00003.parquet"}
     first = pq.read_table(tmp_path / "out/embeddings/part-00000.parquet").column("id").to_pylist()
     assert first == ["00.png", "01.png", "03.png"], "a part keeps the order of its entries"
-    check_equals_a_fresh_run(tmp_path / "out", tmp_path / "fresh", asked)
+    check_equals_a_fresh_run(tmp_path / "out", tmp_path / "fresh", job)
     untouched = parts(tmp_path / "out")
-    again = clip.embed(asked)
+    again = clip.embed(job)
     assert (again.resumed, again.removed) == (13, 0)
-    assert clip.embed(dataclasses.replace(asked, update=False)).resumed == 13, "nor is it another input now"
+    assert clip.embed(change_job(job, update=False)).resumed == 13, "nor is it another input now"
     assert parts(tmp_path / "out") == untouched
 
 
-def test_without_being_asked_a_changed_input_is_refused_with_the_cure(
+def test_a_changed_input_is_refused_without_update_and_the_error_names_it(
     photos: Path, weights_path: Path, tmp_path: Path
 ) -> None:
-    asked = job(photos, tmp_path / "out", weights_path)
-    clip.embed(asked)
+    job = make_job(photos, tmp_path / "out", weights_path)
+    clip.embed(job)
     change(photos)
-    with pytest.raises(StoreMismatchError, match="Pass --update to bring it up to date, --overwrite"):
-        clip.embed(asked)
+    with pytest.raises(StoreMismatchError, match="Pass update=True to bring it up to date, overwrite=True"):
+        clip.embed(job)
     with pytest.raises(InputError, match="found overwrite too"):
-        dataclasses.replace(asked, update=True, overwrite=True)
+        change_job(job, update=True, overwrite=True)
 
 
 def test_an_output_that_is_not_there_is_made(photos: Path, weights_path: Path, tmp_path: Path) -> None:
-    assert clip.embed(job(photos, tmp_path / "out", weights_path, update=True)).written == 11
+    assert clip.embed(make_job(photos, tmp_path / "out", weights_path, update=True)).written == 11
 
 
-def test_a_time_of_change_alone_makes_a_picture_changed_unless_hashes_tell(
+def test_a_modification_time_alone_makes_an_image_changed_unless_hashes_agree(
     photos: Path, weights_path: Path, tmp_path: Path
 ) -> None:
     for hashes, done_again in ((False, 1), (True, 0)):
         output = tmp_path / f"out-{hashes}"
-        asked = job(photos, output, weights_path, hashes=hashes, update=True)
-        clip.embed(asked)
+        job = make_job(photos, output, weights_path, hashes=hashes, update=True)
+        clip.embed(job)
         before = parts(output)
         os.utime(photos / "00.png", ns=(1, 1 + hashes))
-        assert clip.embed(asked).resumed == 12 - done_again
+        assert clip.embed(job).resumed == 12 - done_again
         assert (parts(output) == before) is hashes
 
 
@@ -150,12 +149,12 @@ def test_hashes_find_what_size_and_time_do_not_tell(photos: Path, weights_path: 
     formula.picture(2, 40, 30).save(tmp_path / "b.bmp")
     status = (photos / "a.bmp").stat()
     for hashes in (False, True):
-        asked = job(photos, tmp_path / f"out-{hashes}", weights_path, hashes=hashes, update=True)
-        first = clip.embed(asked)
+        job = make_job(photos, tmp_path / f"out-{hashes}", weights_path, hashes=hashes, update=True)
+        first = clip.embed(job)
         vector = contents(tmp_path / f"out-{hashes}")[0]["a.bmp"]
         shutil.copyfile(tmp_path / "b.bmp", photos / "a.bmp")
         os.utime(photos / "a.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
-        assert clip.embed(asked).resumed == first.read - hashes
+        assert clip.embed(job).resumed == first.read - hashes
         assert (contents(tmp_path / f"out-{hashes}")[0]["a.bmp"] == vector) is not hashes
         formula.picture(1, 40, 30).save(photos / "a.bmp")
         os.utime(photos / "a.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -175,11 +174,11 @@ def test_failures_that_another_try_may_not_have_are_tried_again_and_others_are_n
             return [Failure(item.id, item.path, "decode", "TimeoutError", "the machine was busy")]
         return decoding(self, item, *reserve)
 
-    asked = job(photos, tmp_path / "out", weights_path, update=True)
+    job = make_job(photos, tmp_path / "out", weights_path, update=True)
     monkeypatch.setattr(Decoding, "__call__", refuse)
-    assert clip.embed(asked).failed == 3
+    assert clip.embed(job).failed == 3
     monkeypatch.undo()
-    assert clip.embed(dataclasses.replace(asked, update=False)).failed == 3, "without --update the run is over"
+    assert clip.embed(change_job(job, update=False)).failed == 3, "without an update the run is over"
     read: list[str] = []
 
     def counted(self: Decoding, item: Item, *reserve: Any) -> Any:
@@ -187,7 +186,7 @@ def test_failures_that_another_try_may_not_have_are_tried_again_and_others_are_n
         return decoding(self, item, *reserve)
 
     monkeypatch.setattr(Decoding, "__call__", counted)
-    assert clip.embed(asked).failed == 1
+    assert clip.embed(job).failed == 1
     assert sorted(read) == ["03.png", "09.png"]
 
 
@@ -195,13 +194,13 @@ def test_failures_that_another_try_may_not_have_are_tried_again_and_others_are_n
 def test_a_source_that_is_not_there_removes_nothing(
     photos: Path, weights_path: Path, tmp_path: Path, gone: str
 ) -> None:
-    asked = job(photos, tmp_path / "out", weights_path, update=True)
-    clip.embed(asked)
+    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+    clip.embed(job)
     before = contents(tmp_path / "out")
     for path in photos.iterdir():
         path.unlink() if gone == "all" else path.rename(photos / f"x{path.name}")
     with pytest.raises(InputError, match=r"none of its 12 images is listed any more|photos: empty"):
-        clip.embed(asked)
+        clip.embed(job)
     assert contents(tmp_path / "out") == before
     assert not (tmp_path / "out/_plan.merged").exists()
 
@@ -209,41 +208,41 @@ def test_a_source_that_is_not_there_removes_nothing(
 def test_a_source_that_moved_is_the_same_and_its_new_paths_are_used(
     photos: Path, weights_path: Path, tmp_path: Path
 ) -> None:
-    asked = job(photos, tmp_path / "out", weights_path, update=True)
-    clip.embed(asked)
+    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+    clip.embed(job)
     change(photos)
-    clip.embed(asked)
+    clip.embed(job)
     photos.rename(tmp_path / "moved")
     draw(tmp_path / "moved/more.png", 50)
-    report = clip.embed(dataclasses.replace(asked, source=tmp_path / "moved"))
+    report = clip.embed(change_job(job, source=tmp_path / "moved"))
     assert (report.read, report.resumed, report.failed) == (14, 13, 1)
 
 
 def test_a_database_that_cannot_be_written_is_an_error_of_ours(
     photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = job(photos, tmp_path / "out", weights_path, update=True)
-    clip.embed(asked)
+    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+    clip.embed(job)
     change(photos)
     monkeypatch.setattr(update, "SCRATCH", "no/such/folder")
     with pytest.raises(StoreError, match="cannot be written"):
-        clip.embed(asked)
+        clip.embed(job)
 
 
-def test_an_interrupted_update_is_gone_on_with_and_keeps_what_it_kept(
+def test_an_interrupted_update_is_resumed_and_carries_the_same_rows_over(
     photos: Path, weights_path: Path, tmp_path: Path
 ) -> None:
-    asked = job(photos, tmp_path / "out", weights_path, update=True)
-    clip.embed(asked)
+    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+    clip.embed(job)
     change(photos)
-    for commits, resumed in ((0, 10), (1, 11)):  # what the first part keeps and the other two have, then that and 01
-        _interrupted(asked, commits)
+    for commits, resumed in ((0, 10), (1, 11)):  # rows carried over or in the other parts; then 01 too
+        _interrupted(job, commits)
         if commits == 0:
             copy = tmp_path / "copy"
             shutil.copytree(tmp_path / "out", copy)
-            assert clip.embed(dataclasses.replace(asked, output=copy, update=False)).resumed == resumed
-    assert clip.embed(asked).resumed == resumed
-    check_equals_a_fresh_run(tmp_path / "out", tmp_path / "fresh", asked)
+            assert clip.embed(change_job(job, output=copy, update=False)).resumed == resumed
+    assert clip.embed(job).resumed == resumed
+    check_equals_a_fresh_run(tmp_path / "out", tmp_path / "fresh", job)
 
 
 class StoppedError(Exception):
@@ -266,9 +265,9 @@ def test_any_changes_and_any_interruptions_end_in_a_fresh_runs_result(
         for n, name in enumerate(NAMES):
             draw(photos / name, n)
         draw(photos / "kept.png", 60)  # or all might go
-        asked = job(photos, out, weights_path, update=True)
+        job = make_job(photos, out, weights_path, update=True)
         for number, (made, commits) in enumerate(rounds):
-            _interrupted(asked, commits)
+            _interrupted(job, commits)
             for name, what in made.items():
                 if what == "remove":
                     (photos / name).unlink(missing_ok=True)
@@ -276,11 +275,11 @@ def test_any_changes_and_any_interruptions_end_in_a_fresh_runs_result(
                     (photos / name).write_bytes(b"%d" % number)
                 else:
                     draw(photos / name, 70 + number)
-        clip.embed(asked)
-        check_equals_a_fresh_run(out, Path(folder, "fresh"), asked)
+        clip.embed(job)
+        check_equals_a_fresh_run(out, Path(folder, "fresh"), job)
 
 
-def _interrupted(asked: EmbedJob, commits: int) -> None:
+def _interrupted(job: EmbedJob, commits: int) -> None:
     """A run that ends after so many commits, if it has as many."""
     left = [commits]
     part = StoreWriter.part
@@ -294,4 +293,4 @@ def _interrupted(asked: EmbedJob, commits: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed_module.StoreWriter, "part", stop)
         with suppress(StoppedError):
-            clip.embed(asked)
+            clip.embed(job)
