@@ -28,7 +28,7 @@ TRUTH_HELP = "Compare with the correct labels: those in a column of OUT, or the 
 MODEL_HELP = "A model's name or path; for OUT the run's weights.  [default: ViT-B/32; for OUT as in the manifest]"
 
 
-@click.command()
+@click.command(short_help="Classify images into your labels.")
 @click.argument("source", metavar="OUT|IMAGES")
 @click.option("--labels", metavar="FILE|A,B", required=True, help=LABELS_HELP)
 @click.option("--template", metavar="TEXT", multiple=True, help=TEMPLATE_HELP)

@@ -34,7 +34,7 @@ It is for trials, for tests, and for machines without a network. The images and 
 """
 
 
-@click.command()
+@click.command(short_help="Draw images, and try the other commands on them.")
 @click.option("-o", "--output", metavar="OUT", default=DemoJob.output, show_default=True, help=OUTPUT_HELP)
 @click.option(
     "--scenes", metavar="N", type=int, default=DemoJob.scenes, show_default=True, help="Images to draw, at least 50."

@@ -21,7 +21,7 @@ PROGRESS_HELP = "Progress on stderr: a bar on a terminal and lines elsewhere (au
 _option = partial(job_option, EmbedJob)
 
 
-@click.command()
+@click.command(short_help="Turn images and texts into files of vectors.")
 @click.argument("source", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", required=True, help="Folder to write.")
 @_option("model.name", "-m", "--model", metavar="MODEL")

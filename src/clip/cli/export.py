@@ -13,7 +13,7 @@ from .progress import summarise
 from .signals import undisturbed
 
 
-@click.command()
+@click.command(short_help="Write vectors as files for other programs.")
 @click.argument("output", metavar="OUT")
 @click.argument("target", metavar="TARGET")
 @click.option(

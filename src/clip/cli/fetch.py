@@ -13,7 +13,7 @@ CHECK_HELP = "Hash the cached files again instead of fetching; without a NAME, a
 TO_HELP = "Also write the weights of the one model to this file, with OpenAI's names."
 
 
-@click.command()
+@click.command(short_help="Fetch the weights of models.")
 @click.argument("names", nargs=-1, metavar="NAME...")
 @click.option("--download-root", metavar="DIR", help="Folder to cache weights in.  [default: ~/.cache/clip]")
 @click.option("--check", is_flag=True, help=CHECK_HELP)

@@ -13,7 +13,7 @@ from .progress import say
 from .signals import undisturbed
 
 
-@click.command()
+@click.command(short_help="Build the index that `clip search` uses.")
 @click.argument("output", metavar="OUT")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object to stdout.")
 def index(*, as_json: bool, **options: Any) -> None:

@@ -15,7 +15,7 @@ MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>
 DEVICES_HEAD = f"{'device':<10}{'back end':<20}{'precisions':<24}name"
 
 
-@click.command()
+@click.command(short_help="List models, or this machine's devices.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per line.")
 @click.option("--devices", is_flag=True, help=DEVICES_HELP)
 @click.option("--download-root", metavar="DIR", help="Folder with cached weights.  [default: ~/.cache/clip]")

@@ -26,14 +26,12 @@ NOT_HELP = "Text to avoid: its vector is subtracted. May be repeated."
 WHERE_HELP = (
     "Condition on the columns of OUT but the vectors, in SQL: \"width > 1000 AND format = 'JPEG'\". Needs DuckDB."
 )
-PLAIN_HELP = (
-    "Write only the paths, one per line, for members of an archive its path; only --json shows line feeds in paths."
-)
+PLAIN_HELP = "Write only the paths, one per line; for a member of an archive, the archive's."
 SHEET_HELP = "Also write the hits, at most 1,000, as one image."
 MODEL_HELP = "Where the run's weights are.  [default: as in the manifest]"
 
 
-@click.command()
+@click.command(short_help="Find images by texts, images or a vector.")
 @click.argument("output", metavar="OUT")
 @click.option("-t", "--text", "texts", metavar="TEXT", multiple=True, help=TEXT_HELP)
 @click.option("-i", "--image", "images", metavar="FILE", multiple=True, help=IMAGE_HELP)

@@ -25,7 +25,7 @@ HEAD = (
 _option = partial(job_option, TuneJob)
 
 
-@click.command()
+@click.command(short_help="Measure the fastest setting of this machine.")
 @click.argument("source", metavar="INPUT...", nargs=-1, required=True)
 @_option("model.name", "-m", "--model", metavar="MODEL")
 @_option("model.untrained", "--untrained", metavar="SEED")

@@ -14,7 +14,7 @@ from .progress import say
 from .signals import undisturbed
 
 
-@click.command()
+@click.command(short_help="Read vectors back, and check them.")
 @click.argument("output", metavar="OUT")
 @click.option(
     "--sample", metavar="N", type=int, default=0, show_default=True, help="Also embed N images again and compare."
