@@ -298,8 +298,7 @@ def train(recipe: Recipe, device: torch.device) -> tuple[CLIP, SimpleTokenizer, 
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6)
     steps = recipe.epochs * (recipe.scenes // recipe.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / recipe.warmup) * (1 + np.cos(np.pi * min(1.0, step / steps))) / 2,
+        optimizer, lambda step: min(1.0, (step + 1) / recipe.warmup) * (1 + np.cos(np.pi * min(1.0, step / steps))) / 2
     )
     started = time.perf_counter()
     for epoch in range(recipe.epochs):

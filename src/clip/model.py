@@ -188,11 +188,7 @@ class LayerNorm(nn.LayerNorm):
         """(..., W) -> (..., W)."""
         dtype = torch.promote_types(input.dtype, torch.float32)
         normed = F.layer_norm(
-            input.to(dtype),
-            self.normalized_shape,
-            self.weight.to(dtype),
-            self.bias.to(dtype),
-            self.eps,
+            input.to(dtype), self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps
         )
         return normed.to(input.dtype)
 
@@ -503,11 +499,7 @@ def convert_weights(model: nn.Module) -> None:
 
 
 def load_weights(
-    state_dict: dict[str, Tensor],
-    architecture: Architecture,
-    *,
-    device: torch.device | str = "cpu",
-    mixed_fp16: bool,
+    state_dict: dict[str, Tensor], architecture: Architecture, *, device: torch.device | str = "cpu", mixed_fp16: bool
 ) -> CLIP:
     """Return a model on `device` with copies of these weights, in eval mode. Empties `state_dict`.
 

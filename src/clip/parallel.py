@@ -41,12 +41,7 @@ def available_cores(cgroup: Path = CGROUP) -> int:
 
 
 def map_ahead(
-    function: Callable[[T], R],
-    items: Iterable[T],
-    *,
-    workers: int,
-    ahead: int,
-    stop: Callable[[], None] = lambda: None,
+    function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int, stop: Callable[[], None] = lambda: None
 ) -> Generator[R]:
     """Yield `function(item)` for each item, computed by `workers` threads, in the order of the items.
 

@@ -25,14 +25,7 @@ from .errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = [
-    "SimpleTokenizer",
-    "basic_clean",
-    "bytes_to_unicode",
-    "default_bpe",
-    "get_pairs",
-    "whitespace_clean",
-]
+__all__ = ["SimpleTokenizer", "basic_clean", "bytes_to_unicode", "default_bpe", "get_pairs", "whitespace_clean"]
 
 MERGES = 49152 - 256 - 2  # lines of the published file that are used: 48 Ki ids without bytes and special tokens
 CACHE_TOKENS = 65_536  # words in the cache; a book in English has some 10,000

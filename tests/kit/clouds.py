@@ -197,12 +197,7 @@ class Handler(BaseHTTPRequestHandler):
     def list_gs(self, bucket: str, query: dict[str, list[str]]) -> None:
         page, more = self._page(bucket, query.get("prefix", [""])[0], query.get("pageToken", [""])[0])
         items = [
-            {
-                "name": key,
-                "size": str(len(data)),
-                "updated": ISO_TIME,
-                "generation": str(int(etag(data)[1:9], 16)),
-            }
+            {"name": key, "size": str(len(data)), "updated": ISO_TIME, "generation": str(int(etag(data)[1:9], 16))}
             for key, data in page
         ]
         listing: dict[str, Any] = {"items": items} | ({"nextPageToken": more} if more else {})

@@ -33,11 +33,7 @@ def load_run_encoder(store: Store, model: str | None = None, device: str = "auto
     manifest = store.manifest
     untrained, precision = manifest.untrained, cast("Precision", manifest.precision)
     encoder = Encoder(
-        model or manifest.model,
-        device=device,
-        untrained=untrained,
-        precision=precision,
-        decode=manifest.decode.pixels,
+        model or manifest.model, device=device, untrained=untrained, precision=precision, decode=manifest.decode.pixels
     )
     if encoder.weights_sha256 != manifest.weights_sha256:
         raise StoreMismatchError(
@@ -74,10 +70,7 @@ def open_run_source(store: Store, settings: PreprocessSettings) -> Decoding:
 
 
 def replay_entries(
-    shard: Shard,
-    wanted: set[str],
-    decoding: Decoding,
-    prepare: Callable[[Item | Member], Sequence[Outcome | Failure]],
+    shard: Shard, wanted: set[str], decoding: Decoding, prepare: Callable[[Item | Member], Sequence[Outcome | Failure]]
 ) -> Iterator[Outcome | Failure]:
     """Read and prepare the entries of these ids again; yield the outcomes, a failure for an id that is gone."""
     first = shard.entries[0]

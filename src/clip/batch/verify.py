@@ -20,15 +20,7 @@ from ..errors import StoreError
 from ..jobs.verify import Problem, VerifyReport
 from ..records import Failure, id_hash, listed_id
 from ..store.manifest import MANIFEST
-from ..store.parts import (
-    EMBEDDINGS,
-    FAILURES,
-    PART,
-    count_rows,
-    read_fingerprint,
-    read_part,
-    vector_columns,
-)
+from ..store.parts import EMBEDDINGS, FAILURES, PART, count_rows, read_fingerprint, read_part, vector_columns
 from ..store.plan import read_plan
 from ..store.reader import Store, stack_vectors
 from ..text.tokens import Tokenizing

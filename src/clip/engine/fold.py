@@ -186,10 +186,7 @@ def quick_gelu_to_silu(mlp: Mlp) -> Mlp:
     P (h sigmoid(1.702 h))  =  (P / 1.702) (h' sigmoid(h'))  with h' = 1.702 h.
     """
     fc, proj = mlp.fc, mlp.proj
-    return Mlp(
-        Linear(fc.weight * QUICK_GELU, fc.bias * QUICK_GELU),
-        Linear(proj.weight / QUICK_GELU, proj.bias),
-    )
+    return Mlp(Linear(fc.weight * QUICK_GELU, fc.bias * QUICK_GELU), Linear(proj.weight / QUICK_GELU, proj.bias))
 
 
 def fold_batch_norm(weight: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,10 +323,7 @@ def _fold_mlp(weights: _Weights, activation: Activation) -> Mlp:
 
 def _fold_block(weights: _Weights, heads: int, activation: Activation) -> Block:
     query, key, value, out = _fold_attention(weights, heads)
-    qkv = Linear(
-        torch.cat([query.weight, key.weight, value.weight]),
-        torch.cat([query.bias, key.bias, value.bias]),
-    )
+    qkv = Linear(torch.cat([query.weight, key.weight, value.weight]), torch.cat([query.bias, key.bias, value.bias]))
     return Block(qkv, out, _fold_mlp(weights, activation))
 
 

@@ -100,10 +100,7 @@ class _Entries:
         shape = tuple(self.state_dict[key].shape)
         if len(shape) != ndim or 0 in shape:
             raise CheckpointError(
-                "weights",
-                f"entry {key!r} has shape {shape}",
-                f"{ndim} sizes above 0",
-                "Pass the weights of a CLIP.",
+                "weights", f"entry {key!r} has shape {shape}", f"{ndim} sizes above 0", "Pass the weights of a CLIP."
             )
         return shape
 
@@ -159,8 +156,5 @@ def _check_plausible(a: Architecture) -> None:
     ):
         if not fits:
             raise CheckpointError(
-                "weights",
-                f"the {size} is {value}, by the weights' shapes",
-                expected,
-                "Pass the weights of a CLIP.",
+                "weights", f"the {size} is {value}, by the weights' shapes", expected, "Pass the weights of a CLIP."
             )

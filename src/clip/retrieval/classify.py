@@ -66,10 +66,7 @@ def classify(
     with tempfile.TemporaryDirectory(prefix="clip-classify-") as folder:
         output = Path(folder) / "out"
         embed_job = EmbedJob(
-            source=job.source,
-            output=output,
-            model=ModelOptions(model, job.untrained, job.device),
-            duplicate_ids="keep",
+            source=job.source, output=output, model=ModelOptions(model, job.untrained, job.device), duplicate_ids="keep"
         )
         embed(embed_job, progress)
         return _classify_store(job, Store(output), classifier, each)

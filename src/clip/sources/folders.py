@@ -39,11 +39,7 @@ FILE, FOLDER, UNKNOWN = b"f", b"d", b"?"  # the kind of a name in a listing; a l
 
 
 def walk(
-    root: str,
-    patterns: list[list[str]],
-    ignored: Counter[str],
-    known: Iterable[Item] = (),
-    scratch: Path | None = None,
+    root: str, patterns: list[list[str]], ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None
 ) -> Iterator[Item | Failure]:
     """List every image below a folder, in a stable order; a Failure for a folder that cannot be listed.
 

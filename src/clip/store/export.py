@@ -200,10 +200,7 @@ class _Target:
             )
         if existing and not overwrite:
             raise StoreMismatchError(
-                self.path,
-                "holds an export",
-                "an empty folder or nothing",
-                "Pass `overwrite=True` to replace it.",
+                self.path, "holds an export", "an empty folder or nothing", "Pass `overwrite=True` to replace it."
             )
 
     @contextmanager

@@ -102,10 +102,7 @@ def draw_checkpoint(name: str, seed: int) -> Checkpoint:
     """
     if name not in RELEASES:
         raise UnknownModelError(
-            f"model {name!r}",
-            "not found",
-            f"one of {list(RELEASES)}",
-            "Pass a released name to draw its weights.",
+            f"model {name!r}", "not found", f"one of {list(RELEASES)}", "Pass a released name to draw its weights."
         )
     architecture = RELEASES[name].architecture
     with torch.random.fork_rng(devices=[]):

@@ -133,12 +133,7 @@ while time.monotonic() < {together}:
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]], ids=["plain", "overwrite"])
 def test_of_two_jobs_at_once_one_works_and_the_other_is_refused(
-    server: forks.Server,
-    another: forks.Server,
-    arguments: list[str],
-    whole: Content,
-    tmp_path: Path,
-    flags: list[str],
+    server: forks.Server, another: forks.Server, arguments: list[str], whole: Content, tmp_path: Path, flags: list[str]
 ) -> None:
     """They begin at the same moment, and the one that works waits for the other's end."""
     with ThreadPoolExecutor() as pool:
@@ -293,12 +288,7 @@ def test_a_clock_that_is_set_back_all_the_time_changes_nothing(
 
 @pytest.mark.parametrize("modified", [-(2**30), 0, 2**33])
 def test_a_lock_of_another_time_is_kept_while_its_job_lives(
-    server: forks.Server,
-    another: forks.Server,
-    arguments: list[str],
-    whole: Content,
-    tmp_path: Path,
-    modified: int,
+    server: forks.Server, another: forks.Server, arguments: list[str], whole: Content, tmp_path: Path, modified: int
 ) -> None:
     """And what the job has written stays, whatever the other would do with it."""
     out, reached, over = (tmp_path / name for name in ("out", "reached", "over"))

@@ -228,16 +228,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
         for n in range(images):
             os.link(tmp_path / "noise.jpg", photos / f"{n}.jpg")
         flags = ["-m", str(weights), "--decode-budget-bytes", "50000000", "--workers", "2"]
-        command = [
-            sys.executable,
-            "-c",
-            PEAK_BYTES,
-            "embed",
-            str(photos),
-            "-o",
-            str(tmp_path / f"out{images}"),
-            *flags,
-        ]
+        command = [sys.executable, "-c", PEAK_BYTES, "embed", str(photos), "-o", str(tmp_path / f"out{images}"), *flags]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         assert (done.returncode, f"read {images} = written {images}" in done.stderr) == (0, True), done.stderr
         return int(done.stdout)

@@ -181,9 +181,7 @@ def test_after_a_kill_and_a_resume_everything_is_there_once(outputs: tuple[Path,
             assert counts == {"read": 12, "written": 11, "failed": 1, "ignored": {}}, told["name"]
 
 
-def test_an_update_that_was_killed_ends_in_what_a_fresh_run_gives(
-    outputs: tuple[Path, list[dict[str, Any]]],
-) -> None:
+def test_an_update_that_was_killed_ends_in_what_a_fresh_run_gives(outputs: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, runs = outputs
     fresh = {name: by_id(rows) for name, rows in contents(folder / "whole-changed").items()}
     assert sorted(fresh["embeddings"]) == sorted([*ADDED, *GOOD[:2], *GOOD[3:]])

@@ -194,11 +194,7 @@ def change_entries(patch: pytest.MonkeyPatch, times: int) -> None:
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "tar"])
 @pytest.mark.parametrize("times", [0, 2], ids=["lost", "doubled"])
 def test_what_the_reader_loses_or_doubles_is_not_as_many_as_are_listed(
-    form: str,
-    times: int,
-    embedded: Callable[..., clip.EmbedReport],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    form: str, times: int, embedded: Callable[..., clip.EmbedReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_entries(monkeypatch, times)
     with pytest.raises(StoreError, match=r"part-00000\.parquet: holds .*expected 7 together, as many as are listed"):

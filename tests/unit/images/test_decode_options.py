@@ -679,12 +679,7 @@ def test_each_frame_has_to_keep_the_limits_by_itself() -> None:
 
 @pytest.mark.parametrize(
     ("options", "images"),
-    [
-        (DecodeOptions(), 1),
-        (DecodeOptions(orient="exif"), 2),
-        (DecodeOptions(background="white"), 3),
-        (ALL_OPTIONS, 4),
-    ],
+    [(DecodeOptions(), 1), (DecodeOptions(orient="exif"), 2), (DecodeOptions(background="white"), 3), (ALL_OPTIONS, 4)],
 )
 @pytest.mark.parametrize("frames", ["first", "all"])
 def test_each_frame_is_reserved_by_itself_with_what_the_options_hold(

@@ -140,11 +140,7 @@ def weights_file(tmp_path: Path) -> Path:
 
 
 def test_vectors_of_photos_have_a_cosine_of_at_least_0_9998(weights_file: Path) -> None:
-    images: list[Path | bytes] = [
-        *photos(),
-        encoded(mosaic(1500, 2000)),
-        encoded(formula.picture(1, 30, 2000), "PNG"),
-    ]
+    images: list[Path | bytes] = [*photos(), encoded(mosaic(1500, 2000)), encoded(formula.picture(1, 30, 2000), "PNG")]
     exact, fast = (clip.Encoder(weights_file, decode=mode).embed(images) for mode in ("exact", "fast"))
     cosines = (exact * fast).sum(axis=1)
     assert cosines.min() >= 0.9998
@@ -340,7 +336,9 @@ def encoder(word: str) -> clip.Encoder:
 
 @pytest.mark.parametrize("make", [encoder, job])
 def test_another_word_is_refused(make: Callable[[str], object]) -> None:
-    with pytest.raises(InputError, match=r"(decode|pixels): found 'quick', expected one of (\('exact', 'fast'\)|exact, fast)"):
+    with pytest.raises(
+        InputError, match=r"(decode|pixels): found 'quick', expected one of (\('exact', 'fast'\)|exact, fast)"
+    ):
         make("quick")
 
 
