@@ -49,18 +49,16 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
 __version__ = "0.1.0"
 
 __all__ = [
-    *(
-        "Encoder",
-        "Index",
-        "available_models",
-        "clip",
-        "embed",
-        "load",
-        "model",
-        "search",
-        "simple_tokenizer",
-        "tokenize",
-    )
+    "Encoder",
+    "Index",
+    "available_models",
+    "clip",
+    "embed",
+    "load",
+    "model",
+    "search",
+    "simple_tokenizer",
+    "tokenize",
 ]
 
 _MODULES = ("clip", "errors", "jobs", "model", "simple_tokenizer")
