@@ -374,12 +374,9 @@ class CLIP(nn.Module):
             self.visual = ModifiedResNet(vision_layers, embed_dim, heads, image_resolution, vision_width)
         else:
             if vision_patch_size is None:
-                raise CheckpointError(
-                    "`vision_patch_size`",
-                    "found None with an integer vision_layers",
-                    "pixels per patch",
-                    "Pass it, or pass four `vision_layers` for a ModifiedResNet.",
-                )
+                found = "found None with an integer vision_layers"
+                remedy = "Pass it, or pass four `vision_layers` for a ModifiedResNet."
+                raise CheckpointError("`vision_patch_size`", found, "pixels per patch", remedy)
             self.visual = VisionTransformer(
                 image_resolution,
                 vision_patch_size,

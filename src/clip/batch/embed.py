@@ -150,12 +150,9 @@ def _plan_run(
     plan = write_plan(store.path, collect_id_hashes(shards, hashed), ignored, inputs=of)
     if job.duplicate_ids == "error" and (pair := plan.find_repeated(hashed)) is not None:
         plan.discard()
-        raise InputError(
-            f"{pair[0].id!r}",
-            f"found as the id of {pair[0].path} and of {pair[1].path}",
-            "one entry for each id",
-            'Leave one out, name a column of ids with `columns.id`, or pass `duplicate_ids="keep"`.',
-        )
+        found = f"found as the id of {pair[0].path} and of {pair[1].path}"
+        remedy = 'Leave one out, name a column of ids with `columns.id`, or pass `duplicate_ids="keep"`.'
+        raise InputError(f"{pair[0].id!r}", found, "one entry for each id", remedy)
     if not (job.policy.update or store.has_input(plan.fingerprint)):
         plan.discard()
     elif earlier is not None and (job.policy.update or earlier.summaries() != plan.summaries()):

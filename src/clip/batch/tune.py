@@ -55,12 +55,8 @@ def tune(job: TuneJob, report: Callable[[str], None] | None = None) -> TuneRepor
     skipped = 0 if job.calibration else quantised_by
     entries, overlap = draw_sample(exact.decoding, job.images, job.seed, skipped, job.isolated_s)
     if len(entries) < 2:
-        raise InputError(
-            ", ".join(job.inputs),
-            f"found {len(entries)} images that can be decoded",
-            "at least 2 to measure on",
-            "Pass more.",
-        )
+        found = f"found {len(entries)} images that can be decoded"
+        raise InputError(", ".join(job.inputs), found, "at least 2 to measure on", "Pass more.")
     for setting in settings:
         say(f"measuring {setting.encoder.precision}, {setting.decode} pixels, on {len(entries):,} images")
         setting.vectors = unit_vectors(setting.run(entries))  # the first run also builds the graph

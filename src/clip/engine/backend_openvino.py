@@ -243,11 +243,8 @@ class OpenVinoBackend(Backend):
 
     def _quantize(self, model: Any, number: type[np.generic]) -> Any:
         if self._calibration is None:
-            raise InputError(
-                f"precision {self.precision!r}",
-                "the encoder has no images to quantise by",
-                remedy="Call calibrate with a hundred of them before the first image, or pass another precision.",
-            )
+            remedy = "Call calibrate with a hundred of them before the first image, or pass another precision."
+            raise InputError(f"precision {self.precision!r}", "the encoder has no images to quantise by", remedy=remedy)
         return quantize.quantize(model, self._calibration.pixels.astype(number), exact_last=EXACT_PRODUCTS)
 
     def _compile(self, model: Any, precision: str) -> OpenVinoGraph:

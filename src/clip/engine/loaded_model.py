@@ -38,9 +38,6 @@ def _check_unchanged(model: CLIP, architecture: Architecture) -> None:
         module = modules.get(name)
         hooked = module is not None and (module._forward_hooks or module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
         if type(module) is not original.get(name) or hooked:
-            raise InputError(
-                "`model`",
-                f"{name or 'the model itself'} was replaced or hooked",
-                "OpenAI's modules as they are",
-                "Call model.encode_image, which runs your changes, or pass the path of weights.",
-            )
+            found = f"{name or 'the model itself'} was replaced or hooked"
+            remedy = "Call model.encode_image, which runs your changes, or pass the path of weights."
+            raise InputError("`model`", found, "OpenAI's modules as they are", remedy)

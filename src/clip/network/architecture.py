@@ -91,12 +91,8 @@ class _Entries:
     def shape(self, key: str, ndim: int) -> tuple[int, ...]:
         if key not in self.state_dict:
             first = quote(next(iter(self.state_dict), ""))
-            raise CheckpointKeyError(
-                "weights",
-                f"entry {key!r} is missing among {len(self.state_dict)}, of which the first is {first}",
-                "a CLIP with OpenAI's names",
-                "Pass the weights of one.",
-            )
+            found = f"entry {key!r} is missing among {len(self.state_dict)}, of which the first is {first}"
+            raise CheckpointKeyError("weights", found, "a CLIP with OpenAI's names", "Pass the weights of one.")
         shape = tuple(self.state_dict[key].shape)
         if len(shape) != ndim or 0 in shape:
             raise CheckpointError(
@@ -108,12 +104,8 @@ class _Entries:
         tokens = self.shape(key, 2)[0]
         side = math.isqrt(tokens - 1)
         if side == 0 or side**2 + 1 != tokens:
-            raise CheckpointError(
-                "weights",
-                f"entry {key!r} has {tokens} positions",
-                "a square number and 1 more",
-                "Pass weights for square images.",
-            )
+            found = f"entry {key!r} has {tokens} positions"
+            raise CheckpointError("weights", found, "a square number and 1 more", "Pass weights for square images.")
         return side
 
     def count(self, prefix: str, suffix: str = "", part: int = 2) -> int:

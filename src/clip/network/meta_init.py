@@ -29,12 +29,8 @@ def build_on_meta(make: Callable[[], Network]) -> Network:
         with torch.device("meta"), _WithoutStartValues():
             return make()
     except (RuntimeError, MemoryError, AssertionError) as exc:  # torch's own checks of sizes
-        raise CheckpointError(
-            "weights",
-            f"no network can have the weights' shapes ({quote(str(exc))})",
-            "those of a CLIP",
-            "Pass the weights of a CLIP.",
-        ) from exc
+        found = f"no network can have the weights' shapes ({quote(str(exc))})"
+        raise CheckpointError("weights", found, "those of a CLIP", "Pass the weights of a CLIP.") from exc
 
 
 def fill(model: Network, state_dict: dict[str, Tensor], device: torch.device | str) -> Network:
@@ -72,8 +68,5 @@ def check_fit(state_dict: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) ->
     ]
     if problems:
         some = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
-        raise CheckpointError(
-            "weights",
-            f"{len(problems)} entries do not fit the CLIP that the weights' shapes describe ({some})",
-            remedy="Pass the whole state dict of one model.",
-        )
+        found = f"{len(problems)} entries do not fit the CLIP that the weights' shapes describe ({some})"
+        raise CheckpointError("weights", found, remedy="Pass the whole state dict of one model.")

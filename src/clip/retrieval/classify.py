@@ -157,12 +157,8 @@ class _Truth:
         for path in store.parts()[:1]:
             names = [name for name in read_schema(path).names if name != "embedding"]
             if self.columns and column not in names:
-                raise InputError(
-                    "`truth`",
-                    f"{store.path / EMBEDDINGS} has no column {column!r}",
-                    f"one of {names}, or {FOLDER_NAMES}",
-                    "Pass one of them.",
-                )
+                found = f"{store.path / EMBEDDINGS} has no column {column!r}"
+                raise InputError("`truth`", found, f"one of {names}, or {FOLDER_NAMES}", "Pass one of them.")
 
     def read(self, ids: list[str], columns: list[list[object]]) -> list[str | None]:
         """Return the truth of each row, by its id or by the values of `columns`; None where it is not known."""

@@ -219,12 +219,9 @@ def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool
         for path in parts:
             table = read_part(path, schema.names)
             if not table.schema.equals(schema):
-                raise StoreError(
-                    path,
-                    f"has the columns {table.schema.names}",
-                    f"{schema.names}, of the same types in all parts",
-                    "Run the job again with `overwrite=True`.",
-                )
+                found = f"has the columns {table.schema.names}"
+                remedy = "Run the job again with `overwrite=True`."
+                raise StoreError(path, found, f"{schema.names}, of the same types in all parts", remedy)
             stream.write_table(table)
     header = {"kind": KIND, "version": VERSION, "rows": total, "dim": store.dim, "dtype": dtype.name}
     writer.finish({**header, "stamp": stamp})
@@ -238,9 +235,5 @@ def _is_vector(field: pa.Field) -> bool:
 def _check_norms(path: Path, ids: pa.ChunkedArray, vectors: np.ndarray) -> None:
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     for place in np.flatnonzero(~usable_norms(norms))[:1]:
-        raise StoreError(
-            path,
-            f"{ids[place].as_py()!r} has a vector of norm {norms[place]}",
-            "one above 0",
-            "Remove the part, and run the job again.",
-        )
+        found = f"{ids[place].as_py()!r} has a vector of norm {norms[place]}"
+        raise StoreError(path, found, "one above 0", "Remove the part, and run the job again.")

@@ -141,12 +141,9 @@ class Index:
         except (TypeError, ValueError, OverflowError) as exc:
             raise InputError(name, f"cannot be read ({exc})", f"{self.store.dim} numbers", "Pass them.") from exc
         if wide.shape != (self.store.dim,):
-            raise InputError(
-                name,
-                f"found an array of shape {wide.shape}",
-                f"({self.store.dim},), as in {self.store.path}",
-                "Pass one vector of the same model.",
-            )
+            found = f"found an array of shape {wide.shape}"
+            remedy = "Pass one vector of the same model."
+            raise InputError(name, found, f"({self.store.dim},), as in {self.store.path}", remedy)
         with np.errstate(over="ignore"):
             scaled = wide / largest if np.isfinite(largest := np.abs(wide).max()) and largest else wide
             norm = np.linalg.norm(scaled)

@@ -44,10 +44,6 @@ def filter_rows(table: pa.Table, condition: str) -> np.ndarray:
             rows = database.from_arrow(numbered).filter(condition).project(f'"{number}"').fetchnumpy()[number]
         except (duckdb.Error, UnicodeEncodeError) as exc:  # the latter for a lone surrogate
             message = str(exc).splitlines()[0][:MAX_MESSAGE].rstrip(".!")
-            raise InputError(
-                "`where`",
-                f"{condition!r} fails: {message}",
-                f"a condition on the columns {', '.join(table.column_names)}",
-                "Write it as in SQL.",
-            ) from exc
+            expected = f"a condition on the columns {', '.join(table.column_names)}"
+            raise InputError("`where`", f"{condition!r} fails: {message}", expected, "Write it as in SQL.") from exc
     return np.sort(np.asarray(rows, np.int64))

@@ -229,12 +229,8 @@ def _open_part(path: Path) -> Generator[BinaryIO]:
         with path.open("rb") as file:
             yield file
     except (OSError, pa.ArrowException) as exc:
-        raise StoreError(
-            path,
-            f"cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)})",
-            "a part as clip embed wrote it",
-            "Remove it, and run the job again.",
-        ) from exc
+        found = f"cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)})"
+        raise StoreError(path, found, "a part as clip embed wrote it", "Remove it, and run the job again.") from exc
 
 
 def read_part_or_empty(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:

@@ -114,12 +114,9 @@ class Plan:
             with path.open("rb") as file:  # opened here, as pyarrow takes no path that is not UTF-8
                 yield file
         except (OSError, pa.ArrowException) as exc:
-            raise StoreError(
-                path,
-                f"cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)})",
-                "the listing of the run",
-                f"Remove {self.folder}, and run again: the input is listed anew, and finished parts are kept.",
-            ) from exc
+            found = f"cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)})"
+            remedy = f"Remove {self.folder}, and run again: the input is listed anew, and finished parts are kept."
+            raise StoreError(path, found, "the listing of the run", remedy) from exc
 
     def summaries(self) -> list[ShardSummary]:
         """Read the summaries of all shards, in their order."""

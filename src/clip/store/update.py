@@ -62,12 +62,9 @@ def update_plan(
     listed.discard()
     if earlier.entries and gone == earlier.entries:
         plan.discard()
-        raise InputError(
-            store.path,
-            f"none of its {earlier.entries:,} {store.manifest.kind} is listed any more",
-            "some to bring it up to date",
-            "Check that the source is there, or pass `overwrite=True`.",
-        )
+        found = f"none of its {earlier.entries:,} {store.manifest.kind} is listed any more"
+        remedy = "Check that the source is there, or pass `overwrite=True`."
+        raise InputError(store.path, found, "some to bring it up to date", remedy)
     return plan, gone
 
 

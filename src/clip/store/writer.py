@@ -58,12 +58,9 @@ def check_room(path: Path) -> None:
             path, f"holds a {MANIFEST} that is not ours", remedy="Choose another output, or move it."
         )
     if existing and not has_manifest:
-        raise StoreMismatchError(
-            path,
-            f"holds {existing[0]!r} and no {MANIFEST}",
-            "an empty folder or one of ours",
-            "Choose another output, or move it away.",
-        )
+        found = f"holds {existing[0]!r} and no {MANIFEST}"
+        remedy = "Choose another output, or move it away."
+        raise StoreMismatchError(path, found, "an empty folder or one of ours", remedy)
 
 
 class StoreWriter:

@@ -33,12 +33,9 @@ def token_table(
         ids = [tokenizer.encoder[START], *tokenizer.encode(text), tokenizer.encoder[END]]
         if len(ids) > context_length:
             if not truncate:
-                raise TextTooLongError(
-                    f"text {i} of {len(rows)}",
-                    f"found {len(ids)} tokens",
-                    f"at most {context_length}: {text[:40]!r}",
-                    "Shorten it, or pass `truncate=True` to drop the tail.",
-                )
+                expected = f"at most {context_length}: {text[:40]!r}"
+                remedy = "Shorten it, or pass `truncate=True` to drop the tail."
+                raise TextTooLongError(f"text {i} of {len(rows)}", f"found {len(ids)} tokens", expected, remedy)
             ids = [*ids[: context_length - 1], tokenizer.encoder[END]]
         table[i, : len(ids)] = torch.tensor(ids)
     return table
@@ -47,12 +44,9 @@ def token_table(
 def check_ids(tokens: torch.Tensor, vocab_size: int) -> None:
     """Raise InputError for a token table with ids that the vocabulary lacks."""
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
-        raise InputError(
-            "`tokens`",
-            f"found ids from {int(tokens.min())} to {int(tokens.max())}",
-            f"0 to {vocab_size - 1}, those of this model's vocabulary",
-            "Make them with model.tokenize(texts) or Encoder.tokenize(texts), which use that vocabulary.",
-        )
+        found = f"found ids from {int(tokens.min())} to {int(tokens.max())}"
+        remedy = "Make them with model.tokenize(texts) or Encoder.tokenize(texts), which use that vocabulary."
+        raise InputError("`tokens`", found, f"0 to {vocab_size - 1}, those of this model's vocabulary", remedy)
 
 
 def _as_list(texts: object) -> list[str]:

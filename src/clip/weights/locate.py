@@ -82,12 +82,9 @@ def locate(
     path = Path(os.fspath(name))
     # os.path returns False where Path raises, for a name that is too long. A pipe could make us wait for ever.
     if not os.fspath(name) or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
-        raise UnknownModelError(
-            f"model {os.fspath(name)[:MAX_SHOWN]!r}",
-            "not found",
-            f"the path of weights, {HUB_PREFIX}ORG/NAME, {SKETCH!r}, or one of {list(urls)}",
-            "Use one of these names, or check the path.",
-        )
+        expected = f"the path of weights, {HUB_PREFIX}ORG/NAME, {SKETCH!r}, or one of {list(urls)}"
+        remedy = "Use one of these names, or check the path."
+        raise UnknownModelError(f"model {os.fspath(name)[:MAX_SHOWN]!r}", "not found", expected, remedy)
     return path
 
 
@@ -109,12 +106,9 @@ def ensure_cached(url: str, root: str | os.PathLike[str] | None = None) -> str:
             stacklevel=3,
         )
     if is_offline():
-        raise WeightsMissingError(
-            path,
-            f"not there, and {' or '.join(OFFLINE)} forbids a download",
-            f"the file with sha256 {sha256}",
-            f"Fetch {url} elsewhere and put it there.",
-        )
+        found = f"not there, and {' or '.join(OFFLINE)} forbids a download"
+        remedy = f"Fetch {url} elsewhere and put it there."
+        raise WeightsMissingError(path, found, f"the file with sha256 {sha256}", remedy)
     fetch(url, path, sha256=sha256, size_bytes=_SIZES.get(sha256), is_whole=lambda: is_verified(path, sha256))
     remember(path, sha256)
     return str(path)
@@ -245,9 +239,5 @@ def _quiet(library: str) -> Generator[None]:
 
 
 def _unreachable(repository: str, exc: Exception) -> DownloadError:
-    return DownloadError(
-        repository,
-        f"the Hugging Face Hub did not give it ({type(exc).__name__}: {str(exc).splitlines()[0]})",
-        "its files",
-        "Check the name, the network and HF_ENDPOINT.",
-    )
+    found = f"the Hugging Face Hub did not give it ({type(exc).__name__}: {str(exc).splitlines()[0]})"
+    return DownloadError(repository, found, "its files", "Check the name, the network and HF_ENDPOINT.")

@@ -94,12 +94,8 @@ def _read_zip(file: BinaryIO) -> Any:
             raise CheckpointError("weights", f"the zip has {len(records):,} records", f"at most {MAX_RECORDS:,}")
         roots = [name.removesuffix("/data.pkl") for name in records if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(roots) != 1:
-            raise CheckpointError(
-                "weights",
-                f"a zip with {len(roots)} pickles of weights",
-                "one",
-                "Pass a file that torch.save or torch.jit.save wrote.",
-            )
+            found = f"a zip with {len(roots)} pickles of weights"
+            raise CheckpointError("weights", found, "one", "Pass a file that torch.save or torch.jit.save wrote.")
         root = roots[0]
         byteorder = records.get(f"{root}/byteorder")
         if byteorder and _read_record(archive, byteorder, len("little")) != b"little":
@@ -124,12 +120,8 @@ def _read_zip(file: BinaryIO) -> Any:
 def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
     """Return the bytes of a record. Without the limit zipfile would inflate everything before it checks the size."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > most:
-        raise CheckpointError(
-            "weights",
-            f"record {quote(info.filename)} is {info.file_size:,} bytes, compressed by method {info.compress_type}",
-            f"at most {most:,}, deflated or stored",
-            FETCH_AGAIN,
-        )
+        found = f"record {quote(info.filename)} is {info.file_size:,} bytes, compressed by method {info.compress_type}"
+        raise CheckpointError("weights", found, f"at most {most:,}, deflated or stored", FETCH_AGAIN)
     with archive.open(info) as record:
         return record.read(most + 1)
 
@@ -137,12 +129,9 @@ def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> 
 def _locate_record(file: BinaryIO, info: zipfile.ZipInfo) -> _Region:
     """Return the place of a record's bytes, read from its local header and checked against the file's size."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-        raise CheckpointError(
-            "weights",
-            f"record {quote(info.filename)} is compressed or encrypted",
-            "it stored as PyTorch does",
-            "Save the file again with torch.save.",
-        )
+        expected = "it stored as PyTorch does"
+        remedy = "Save the file again with torch.save."
+        raise CheckpointError("weights", f"record {quote(info.filename)} is compressed or encrypted", expected, remedy)
     if info.filename.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
         found = f"its pickle takes {info.file_size:,} bytes"
         raise CheckpointError("weights", found, f"at most {MAX_PICKLE_BYTES:,}")
@@ -170,12 +159,8 @@ def _read_legacy(file: BinaryIO) -> Any:
         return value
 
     if read_next() != LEGACY_MAGIC:
-        raise CheckpointError(
-            "weights",
-            "a pickle without PyTorch's magic number",
-            "a file of torch.save",
-            "Save the model's state_dict() with torch.save, or as safetensors.",
-        )
+        remedy = "Save the model's state_dict() with torch.save, or as safetensors."
+        raise CheckpointError("weights", "a pickle without PyTorch's magic number", "a file of torch.save", remedy)
     _version, system, value, keys = (read_next() for _ in range(4))
     if not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
         raise CheckpointError(
@@ -191,12 +176,8 @@ def _read_legacy(file: BinaryIO) -> Any:
         file.seek(position)
         (numel,) = LEGACY_NUMEL.unpack(file.read(LEGACY_NUMEL.size))
         if numel != stated[key].numel:
-            raise CheckpointError(
-                "weights",
-                f"storage {quote(key)} has {numel:,} elements",
-                f"the {stated[key].numel:,} of its tensors",
-                FETCH_AGAIN,
-            )
+            expected = f"the {stated[key].numel:,} of its tensors"
+            raise CheckpointError("weights", f"storage {quote(key)} has {numel:,} elements", expected, FETCH_AGAIN)
         starts[key] = position = position + LEGACY_NUMEL.size
         position += max(numel, 0) * stated[key].dtype.itemsize
     file_bytes = file.seek(0, io.SEEK_END)
@@ -313,12 +294,9 @@ class _Mapper:
             )
         self.used_bytes += (last - first + 1) * itemsize if numel else 0  # the elements between strides are read too
         if self.used_bytes > MAX_SHARING * self.file_bytes:
-            raise CheckpointError(
-                "weights",
-                f"its tensors take over {MAX_SHARING} times the file's {self.file_bytes:,} bytes",
-                "tensors that do not share memory",
-                "Save the state dict with each tensor cloned.",
-            )
+            found = f"its tensors take over {MAX_SHARING} times the file's {self.file_bytes:,} bytes"
+            remedy = "Save the state dict with each tensor cloned."
+            raise CheckpointError("weights", found, "tensors that do not share memory", remedy)
         if numel == 0:
             return torch.empty(layout.shape, dtype=storage.dtype)
         flat = self._make_flat(storage, first, last - first + 1)
