@@ -335,9 +335,8 @@ class Encoder:
         """
         _check_type("pixels", pixels, np.ndarray, "Call encode_image for a tensor.")
         if pixels.dtype != np.uint8:
-            raise InputError(
-                "`pixels`", f"found {pixels.dtype}", "uint8 (B, R, R, 3)", "Normalised ones go to encode_image."
-            )
+            found = f"found {pixels.dtype}"
+            raise InputError("`pixels`", found, "uint8 (B, R, R, 3)", "Normalised ones go to encode_image.")
         pixels = np.require(pixels, requirements=["C", "W"])  # torch takes neither mirrored nor read-only arrays
         return self._engine.encode_pixels(torch.from_numpy(pixels)).float().cpu().numpy()
 

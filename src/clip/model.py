@@ -208,10 +208,7 @@ def _unusual(mlp_width: int | None, activation: Activation) -> dict[str, Any]:
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Attention and MLP, each with a norm before it and a residual connection.
-
-    Shapes:  (L, B, W) -> (L, B, W).
-    """
+    """Attention and MLP, each with a norm before it and a residual connection. Shapes: (L, B, W) -> (L, B, W)."""
 
     attn_mask: Tensor | None
 
@@ -253,10 +250,7 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks.
-
-    Shapes:  (L, B, W) -> (L, B, W).
-    """
+    """A stack of blocks. Shapes: (L, B, W) -> (L, B, W)."""
 
     def __init__(
         self,

@@ -39,9 +39,8 @@ def load_run_encoder(store: Store, model: str | None = None, device: str = "auto
         found = f"the weights of {encoder.model_name} have sha256 {encoder.weights_sha256}"
         raise StoreMismatchError(store.path, found, str(manifest.weights_sha256), "Pass the run's weights as `model`.")
     if untrained is not None and encoder.model_name != manifest.model:  # no file tells them apart
-        raise StoreMismatchError(
-            store.path, f"{encoder.model_name} is another model", manifest.model, "Leave `model` out."
-        )
+        found = f"{encoder.model_name} is another model"
+        raise StoreMismatchError(store.path, found, manifest.model, "Leave `model` out.")
     if manifest.calibration is not None:
         pixels = read_calibration(store.path)
         if pixels is None or Calibration(pixels).sha256 != manifest.calibration["sha256"]:

@@ -260,9 +260,8 @@ class OpenVinoBackend(Backend):
         compiled = _core().compile_model(model, "CPU", settings)
         effective = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if effective != hint:
-            raise DeviceError(
-                f"precision {self.precision!r}", f"OpenVINO computes in {effective}", hint, "Pass another precision."
-            )
+            found = f"OpenVINO computes in {effective}"
+            raise DeviceError(f"precision {self.precision!r}", found, hint, "Pass another precision.")
         return OpenVinoGraph(compiled)
 
 

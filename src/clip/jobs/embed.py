@@ -108,9 +108,8 @@ class EmbedJob:
         if self.readers > MAX_READERS:
             raise InputError("`readers`", f"found {self.readers}", f"at most {MAX_READERS}", "Pass fewer.")
         if self.max_failures is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_failures):
-            raise InputError(
-                "`max_failures`", f"found {self.max_failures!r}", "a number, or a percentage as in 5%", "Pass one."
-            )
+            expected = "a number, or a percentage as in 5%"
+            raise InputError("`max_failures`", f"found {self.max_failures!r}", expected, "Pass one.")
 
     def _check_columns(self) -> None:
         if self.columns.texts and (names := self._find_image_options()):

@@ -95,9 +95,8 @@ class _Entries:
             raise CheckpointKeyError("weights", found, "a CLIP with OpenAI's names", "Pass the weights of one.")
         shape = tuple(self.state_dict[key].shape)
         if len(shape) != ndim or 0 in shape:
-            raise CheckpointError(
-                "weights", f"entry {key!r} has shape {shape}", f"{ndim} sizes above 0", "Pass the weights of a CLIP."
-            )
+            remedy = "Pass the weights of a CLIP."
+            raise CheckpointError("weights", f"entry {key!r} has shape {shape}", f"{ndim} sizes above 0", remedy)
         return shape
 
     def grid_side(self, key: str) -> int:
@@ -147,6 +146,5 @@ def _check_plausible(a: Architecture) -> None:
         ("context length", a.context_length, a.context_length <= MAX_CONTEXT_LENGTH, f"at most {MAX_CONTEXT_LENGTH}"),
     ):
         if not fits:
-            raise CheckpointError(
-                "weights", f"the {size} is {value}, by the weights' shapes", expected, "Pass the weights of a CLIP."
-            )
+            found = f"the {size} is {value}, by the weights' shapes"
+            raise CheckpointError("weights", found, expected, "Pass the weights of a CLIP.")

@@ -56,9 +56,8 @@ def classify(
     if read_manifest(Path(job.source) / MANIFEST) is not None:
         store = Store(job.source)
         if job.untrained is not None:
-            raise InputError(
-                "`untrained`", f"found {job.untrained}, but {store.path} has a model", remedy="Leave it out."
-            )
+            found = f"found {job.untrained}, but {store.path} has a model"
+            raise InputError("`untrained`", found, remedy="Leave it out.")
         classifier = _Classifier(load_run_encoder(store, job.model, job.device), labels, templates)
         return _classify_store(job, store, classifier, each)
     model = job.model or ModelOptions.name

@@ -190,9 +190,8 @@ def _write(file: BinaryIO, store: Store) -> None:
         except StoreError:
             if _read_stamp(store) == stamp:
                 raise  # else it is about a part that is gone
-    raise StoreBusyError(
-        store.path, "its parts change while they are read", remedy="Wait for the job that writes there, and try again."
-    )
+    found = "its parts change while they are read"
+    raise StoreBusyError(store.path, found, remedy="Wait for the job that writes there, and try again.")
 
 
 def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool:

@@ -221,9 +221,8 @@ def _read_vector(name: str) -> Any:
         data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
         value = np.load(io.BytesIO(data), allow_pickle=False) if data.startswith(NPY_MAGIC) else json.loads(data)
     except (OSError, ValueError, EOFError, RecursionError, MemoryError) as exc:
-        raise InputError(
-            "`vector`", f"{name!r} cannot be read ({exc})", "a JSON list or a .npy file", "Pass one of them."
-        ) from exc
+        found = f"{name!r} cannot be read ({exc})"
+        raise InputError("`vector`", found, "a JSON list or a .npy file", "Pass one of them.") from exc
     return value[0] if isinstance(value, np.ndarray) and value.ndim == 2 and len(value) == 1 else value
 
 

@@ -34,9 +34,8 @@ def filter_rows(table: pa.Table, condition: str) -> np.ndarray:
     try:
         import duckdb  # here, because it comes with the extra `search`
     except ImportError as exc:
-        raise MissingExtraError(
-            "`where`", "needs duckdb, which is not installed", remedy="Run: pip install 'clip-turbo[search]'"
-        ) from exc
+        found = "needs duckdb, which is not installed"
+        raise MissingExtraError("`where`", found, remedy="Run: pip install 'clip-turbo[search]'") from exc
     number = "_" * (1 + max(map(len, table.column_names)))  # a name that no column has
     numbered = table.append_column(number, [np.arange(table.num_rows)])
     with duckdb.connect(":memory:", config=SHUT_OFF) as database:

@@ -149,9 +149,8 @@ def check_names(path: str, names: list[str], columns: Columns) -> None:
     for name in columns.named:
         if names.count(name) != 1:
             count = f"{names.count(name)} columns" if name in names else "no column"
-            raise InputError(
-                path, f"has {count} {name!r} among {', '.join(names)}", "one", "Name another column, or rename it."
-            )
+            found = f"has {count} {name!r} among {', '.join(names)}"
+            raise InputError(path, found, "one", "Name another column, or rename it.")
 
 
 def _make_lines(path: str, rows: Iterable[dict[str, Any]], columns: Columns) -> Iterator[Line]:

@@ -185,9 +185,8 @@ class _Target:
             found = f"holds {existing[0]!r} and no {SUMMARY} of ours"
             raise StoreMismatchError(self.path, found, "an empty folder or nothing", "Choose another target.")
         if existing and not overwrite:
-            raise StoreMismatchError(
-                self.path, "holds an export", "an empty folder or nothing", "Pass `overwrite=True` to replace it."
-            )
+            remedy = "Pass `overwrite=True` to replace it."
+            raise StoreMismatchError(self.path, "holds an export", "an empty folder or nothing", remedy)
 
     @contextmanager
     def prepare(self, info: dict[str, Any]) -> Generator[None]:

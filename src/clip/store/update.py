@@ -56,9 +56,8 @@ def update_plan(
             plan = write_plan(store.path, shards, Counter(listed.ignored), MERGED)
             gone = earlier.entries - sum(now.taken)
     except sqlite3.Error as exc:
-        raise StoreError(
-            listed.folder / SCRATCH, f"cannot be written ({exc})", "a disk with space", "Make room, and run again."
-        ) from exc
+        item = listed.folder / SCRATCH
+        raise StoreError(item, f"cannot be written ({exc})", "a disk with space", "Make room, and run again.") from exc
     listed.discard()
     if earlier.entries and gone == earlier.entries:
         plan.discard()

@@ -53,9 +53,8 @@ def _as_list(texts: object) -> list[str]:
     if isinstance(texts, str):
         return [texts]
     if not isinstance(texts, Iterable):
-        raise InputTypeError(
-            "`texts`", f"found {type(texts).__name__}", "str or a list of str", "Pass a text or a list of texts."
-        )
+        found = f"found {type(texts).__name__}"
+        raise InputTypeError("`texts`", found, "str or a list of str", "Pass a text or a list of texts.")
     rows: list[str] = []
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -97,15 +96,13 @@ class Tokenizing:
         tokenizer = self.tokenizer or shared_tokenizer()
         for word in tokenizer.words(text):
             if len(word) > MAX_WORD:
-                raise InputError(
-                    "text", f"a word of {len(word):,} characters", f"at most {MAX_WORD:,}", "Leave it out."
-                )
+                found = f"a word of {len(word):,} characters"
+                raise InputError("text", found, f"at most {MAX_WORD:,}", "Leave it out.")
             ids += tokenizer.encode_word(word)
             if len(ids) > room:
                 break  # the rest would be cut, or fails the text
         if len(ids) > room and self.long_text == "fail":
-            raise TextTooLongError(
-                "text", f"more than {self.context_length} tokens", "fewer", 'Shorten it, or pass `long_text="cut"`.'
-            )
+            found = f"more than {self.context_length} tokens"
+            raise TextTooLongError("text", found, "fewer", 'Shorten it, or pass `long_text="cut"`.')
         ids = [tokenizer.encoder[START], *ids[:room], tokenizer.encoder[END]]
         return np.array(ids + [0] * (self.context_length - len(ids)), np.int32)

@@ -97,9 +97,8 @@ def draw_checkpoint(name: str, seed: int) -> Checkpoint:
     Raises:  UnknownModelError (a RuntimeError) for a name that was not released.
     """
     if name not in RELEASES:
-        raise UnknownModelError(
-            f"model {name!r}", "not found", f"one of {list(RELEASES)}", "Pass a released name to draw its weights."
-        )
+        remedy = "Pass a released name to draw its weights."
+        raise UnknownModelError(f"model {name!r}", "not found", f"one of {list(RELEASES)}", remedy)
     architecture = RELEASES[name].architecture
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -208,9 +207,8 @@ def _check_tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
             raise CheckpointError("weights", found, "those of a CLIP", "Pass the weights of a CLIP.")
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             expected = f"a tensor in a state dict, or the state dict under one of {WRAPPERS}"
-            raise CheckpointError(
-                "weights", f"entry {quote(str(key))} is a {type(value).__name__}", expected, SAVE_STATE_DICT
-            )
+            found = f"entry {quote(str(key))} is a {type(value).__name__}"
+            raise CheckpointError("weights", found, expected, SAVE_STATE_DICT)
     if all(key.startswith(PARALLEL_PREFIX) for key in content):
         return {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items()}
     return content

@@ -155,11 +155,8 @@ def from_transformers(
     used = {name for theirs in names.values() for name in theirs.names}
     more = [key for key in state_dict if key not in used and not key.endswith(".position_ids")]
     if more:
-        raise CheckpointError(
-            "weights",
-            f"config.json: describes {len(names)} tensors, and {len(more)} more were found, such as {more[0]!r}",
-            remedy="Pass the config.json of these weights.",
-        )
+        found = f"config.json: describes {len(names)} tensors, and {len(more)} more were found, such as {more[0]!r}"
+        raise CheckpointError("weights", found, remedy="Pass the config.json of these weights.")
     architecture = infer_architecture(
         weights,
         activation=ACTIVATIONS[text["hidden_act"]],

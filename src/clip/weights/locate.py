@@ -221,9 +221,8 @@ def _fetch_snapshot(repository: str, revision: str | None, *, cached_only: bool 
                         get(extra)
                     return path.parent
     where = "the local cache" if only_local else "the Hugging Face Hub"
-    raise DownloadError(
-        repository, f"{where} has no open_clip model and no CLIPModel of this name", remedy="Check the name."
-    )
+    found = f"{where} has no open_clip model and no CLIPModel of this name"
+    raise DownloadError(repository, found, remedy="Check the name.")
 
 
 @contextmanager

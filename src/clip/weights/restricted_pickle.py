@@ -287,9 +287,8 @@ class _Machine:
             case "BINPERSID":
                 self.load_storage()
             case _:
-                raise UnsafeCheckpointError(
-                    "weights", f"it uses the pickle opcode {name}", "those of tensors and plain values", SAVE_AGAIN
-                )
+                found = f"it uses the pickle opcode {name}"
+                raise UnsafeCheckpointError("weights", found, "those of tensors and plain values", SAVE_AGAIN)
 
 
 def _unexpected(verb: str, value: object) -> UnsafeCheckpointError:

@@ -107,9 +107,8 @@ def _read_zip(file: BinaryIO) -> Any:
         def locate(storage: Storage) -> _Region:
             name = f"{root}/data/{storage.key}"
             if name not in records:
-                raise CheckpointError(
-                    "weights", f"record {quote(name)} is missing, though a tensor is in it", remedy=FETCH_AGAIN
-                )
+                found = f"record {quote(name)} is missing, though a tensor is in it"
+                raise CheckpointError("weights", found, remedy=FETCH_AGAIN)
             return _locate_record(file, records[name])
 
         if isinstance(value, ScriptObject):
@@ -163,11 +162,8 @@ def _read_legacy(file: BinaryIO) -> Any:
         raise CheckpointError("weights", "a pickle without PyTorch's magic number", "a file of torch.save", remedy)
     _version, system, value, keys = (read_next() for _ in range(4))
     if not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
-        raise CheckpointError(
-            "weights",
-            "its header is not that of torch.save on a little-endian machine",
-            remedy="Save the weights again on such a machine.",
-        )
+        found = "its header is not that of torch.save on a little-endian machine"
+        raise CheckpointError("weights", found, remedy="Save the weights again on such a machine.")
     starts: dict[str, int] = {}
     stated = {storage.key: storage for storage in _find_storages(value)}
     for key in keys:
@@ -234,9 +230,8 @@ def _find_script_tensors(root: ScriptObject, sources: _ScriptSources) -> Iterato
         for name, value in module.attributes.items():
             path = f"{prefix}{name}"
             if len(path) > MAX_KEY:
-                raise CheckpointError(
-                    "weights", f"its names are over {MAX_KEY} characters long", "those of one network"
-                )
+                found = f"its names are over {MAX_KEY} characters long"
+                raise CheckpointError("weights", found, "those of one network")
             if isinstance(value, ScriptObject):
                 if id(value) in seen:
                     raise CheckpointError("weights", "one of its modules has two places", "the tree of one network")
