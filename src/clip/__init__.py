@@ -59,41 +59,11 @@ _MODULES = ("clip", "errors", "jobs", "model", "simple_tokenizer")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Classified",
-    "ClassifyJob",
-    "ClassifyReport",
-    "EmbedJob",
-    "EmbedReport",
-    "Encoder",
-    "ExportJob",
-    "ExportReport",
-    "Hit",
-    "Index",
-    "IndexJob",
-    "IndexReport",
-    "SearchJob",
-    "SearchReport",
-    "Store",
-    "TuneJob",
-    "TuneReport",
-    "VerifyJob",
-    "VerifyReport",
-    "available_models",
-    "classify",
-    "clip",
-    "embed",
-    "errors",
-    "export",
-    "index",
-    "jobs",
-    "load",
-    "model",
-    "search",
-    "simple_tokenizer",
-    "tokenize",
-    "tune",
-    "verify",
-]
+    "Classified", "ClassifyJob", "ClassifyReport", "EmbedJob", "EmbedReport", "Encoder", "ExportJob",
+    "ExportReport", "Hit", "Index", "IndexJob", "IndexReport", "SearchJob", "SearchReport", "Store", "TuneJob",
+    "TuneReport", "VerifyJob", "VerifyReport", "available_models", "classify", "clip", "embed", "errors", "export",
+    "index", "jobs", "load", "model", "search", "simple_tokenizer", "tokenize", "tune", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

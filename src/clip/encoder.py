@@ -378,6 +378,3 @@ def _check_images(images: object, on_error: object) -> None:
     if single or (isinstance(images, np.ndarray) and images.ndim == 3) or not isinstance(images, Iterable):
         name = "one array" if isinstance(images, np.ndarray) else type(images).__name__
         raise InputTypeError("`images`", f"found {name}", "several images", "Pass a list; [image] is a list of one.")
-
-
-batched = split_batches  # the name that batch/tune.py imports

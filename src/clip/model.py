@@ -30,19 +30,9 @@ if TYPE_CHECKING:
     from .simple_tokenizer import SimpleTokenizer
 
 __all__ = [
-    "CLIP",
-    "AttentionPool2d",
-    "Bottleneck",
-    "LayerNorm",
-    "ModifiedResNet",
-    "QuickGELU",
-    "ResidualAttentionBlock",
-    "Transformer",
-    "VisionTransformer",
-    "build_model",
-    "convert_weights",
-    "load_weights",
-]
+    "CLIP", "AttentionPool2d", "Bottleneck", "LayerNorm", "ModifiedResNet", "QuickGELU", "ResidualAttentionBlock",
+    "Transformer", "VisionTransformer", "build_model", "convert_weights", "load_weights",
+]  # fmt: skip
 
 
 class Bottleneck(nn.Module):
@@ -235,7 +225,8 @@ class ResidualAttentionBlock(nn.Module):
             )
         )
         self.ln_2 = LayerNorm(d_model)
-        # A buffer, so that it moves with the module; not persistent, so that state dicts have OpenAI's keys.
+        # A buffer, so that it moves with the module, where OpenAI moves a plain tensor inside `forward`; not persistent,
+        # so that state dicts have OpenAI's keys.
         self.register_buffer("attn_mask", attn_mask, persistent=False)
 
     def attention(self, x: Tensor) -> Tensor:
@@ -443,7 +434,7 @@ class CLIP(nn.Module):
         Shapes:  int (T, L), as `tokenize` returns -> (T, D).
         Raises:  InputError (a ValueError) for ids of another vocabulary, if the model has its own.
         """
-        if self.tokenizer is not None:
+        if self.tokenizer is not None:  # else not, as on CUDA looking at the ids waits for the device
             check_ids(text, self.vocab_size)
         x = self.token_embedding(text).type(self.dtype)  # (T, L, W)
         x = x + self.positional_embedding.type(self.dtype)

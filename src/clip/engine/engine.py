@@ -1,7 +1,7 @@
 """Run a model's lean graphs on a back end: batches in, features out.
 
-A tower is folded and compiled when it is first used, once for bytes and once for floats. A batch that does not fit into
-memory is halved, and the run continues.
+A tower is folded and compiled when it is first used, once for bytes and once for floats, as the input's type is part of
+a compiled graph; most programs use one of them. A batch that does not fit into memory is halved, and the run continues.
 """
 
 from __future__ import annotations

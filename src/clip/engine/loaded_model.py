@@ -12,6 +12,9 @@ from ..network.records import Architecture, Checkpoint, PreprocessSettings
 def read_loaded_model(model: CLIP) -> Checkpoint:
     """Return a loaded model's weights, and the settings that only its modules hold.
 
+    The weights are not copied here, but when a tower is folded, at its first use: an Encoder of a loaded model costs
+    nothing for a tower that is never used, and further training does not change one that was.
+
     Raises:  InputError for a model whose modules a user replaced or hooked: the lean graph would ignore that.
     """
     block = next(model.transformer.blocks())

@@ -155,8 +155,8 @@ class EmbedJob:
                 remedy = "Leave out `precision` and `decode.pixels`."
                 raise InputError("`min_cosine`", found, "neither, as it chooses both", remedy)
         elif self.calibration is not None and not quantised:
-            some = " or ".join(sorted(CALIBRATED_PRECISIONS))
-            raise InputError("`calibration`", f"found precision {precision}", some, f"Leave it out, or pass {some}.")
+            those = " or ".join(sorted(CALIBRATED_PRECISIONS))
+            raise InputError("`calibration`", f"found precision {precision}", those, f"Leave it out, or pass {those}.")
 
     @property
     def model_options(self) -> ModelOptions:

@@ -133,14 +133,10 @@ def _check_plausible(a: Architecture) -> None:
     depth = sum(layers) if isinstance(layers, tuple) else layers
     vision_width, in_heads = _attention_width(a), vision_heads(a)
     heads = a.transformer_heads
+    divides = heads and a.transformer_width % heads == 0
     for size, value, fits, expected in (
         ("vision width", vision_width, vision_width % in_heads == 0, f"a multiple of its {in_heads} heads"),
-        (
-            "text width",
-            a.transformer_width,
-            heads and a.transformer_width % heads == 0,
-            f"a multiple of its {heads} heads",
-        ),
+        ("text width", a.transformer_width, divides, f"a multiple of its {heads} heads"),
         ("vision depth", depth, 0 < depth <= MAX_LAYERS, f"1 to {MAX_LAYERS} layers"),
         ("text depth", a.transformer_layers, 0 < a.transformer_layers <= MAX_LAYERS, f"1 to {MAX_LAYERS} layers"),
         ("context length", a.context_length, a.context_length <= MAX_CONTEXT_LENGTH, f"at most {MAX_CONTEXT_LENGTH}"),

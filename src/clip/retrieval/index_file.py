@@ -8,7 +8,7 @@ One checksummed file, derived from the parts and deletable, with the sections
 
 The header has a kind ("exact"), a version, rows, dim, dtype, and the stamp of the parts. Other kinds of index may get
 files beside it. It is a single file because a rename then replaces all of it at once: a process that has it open keeps
-what it opened, whatever a job does to the parts.
+what it opened, whatever a job does to the parts. That is why it repeats the stored vectors and the other columns.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool
     if vectors.size_bytes != total * row_bytes:
         return False
     rows = writer.add_section("rows", ROWS_BLOCK)
-    schema = pa.schema([field for field in (read_schema(parts[0]) if parts else store.schema) if not _is_vector(field)])
+    columns = read_schema(parts[0]) if parts else store.schema
+    schema = pa.schema([field for field in columns if not pa.types.is_fixed_size_list(field.type)])  # no vectors
     with pa.ipc.new_stream(rows, schema) as stream:
         for path in parts:
             table = read_part(path, schema.names)
@@ -225,10 +226,6 @@ def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool
     header = {"kind": KIND, "version": VERSION, "rows": total, "dim": store.dim, "dtype": dtype.name}
     writer.finish({**header, "stamp": stamp})
     return True
-
-
-def _is_vector(field: pa.Field) -> bool:
-    return pa.types.is_fixed_size_list(field.type)
 
 
 def _check_norms(path: Path, ids: pa.ChunkedArray, vectors: np.ndarray) -> None:

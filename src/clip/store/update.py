@@ -2,7 +2,8 @@
 
 A shard in which nothing happened keeps its fingerprint, and so its part. In any other shard removed entries are left
 out, changed ones are done again in their places, and the rest is carried over; new entries follow in new shards. The
-comparison uses a database on the disk: memory holds one shard, and a byte per listed entry.
+comparison uses SQLite, which sorts and joins on the disk and comes with Python: memory holds one shard, and a byte per
+listed entry.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def export(checkpoint: Checkpoint, path: Path, notes: Mapping[str, str] | None =
     """Write a checkpoint as one safetensors file with OpenAI's names, which `read_checkpoint` reads.
 
     Its header holds what shapes do not show, for models whose activation, head width or vocabulary is not OpenAI's,
-    and `notes` for people.
+    and `notes` for people. A vocabulary in a second file could get lost or be another model's, and the sha256 in a
+    manifest would not cover it.
     """
     from safetensors.torch import save_file
 

@@ -29,9 +29,6 @@ MAX_RESTARTS = 1  # of a file whose hash turned out wrong; after a second wrong 
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
 
-DEFAULT_PATIENCE = Patience()
-
-
 class _RetryError(Exception):
     """A failure that may pass. Its message says what the server did."""
 
@@ -43,7 +40,7 @@ def fetch(
     sha256: str,
     is_whole: Callable[[], bool],
     size_bytes: int | None = None,
-    patience: Patience = DEFAULT_PATIENCE,
+    patience: Patience = Patience(),  # noqa: B008  frozen
 ) -> None:
     """Download a URL to `target`, replacing what is there.
 

@@ -36,7 +36,8 @@ HUB_FILES = {
     "config.json": ("model.safetensors", "pytorch_model.bin"),
 }
 HUB_EXTRAS = ("preprocessor_config.json",)
-# The model that comes with the package, made by training/sketch.py and described in docs/sketch.md.
+# The model that comes with the package, made by training/sketch.py and described in docs/sketch.md. Its image side is a
+# ResNet: after three minutes of training that had 0.99 of shapes right, a ViT 0.40 (LOG.md).
 SKETCH, SKETCH_FILE = "sketch", Path(__file__).with_name("sketch.safetensors")
 URLS = {name: release.url for name, release in RELEASES.items()}
 _SIZES = {release.sha256: release.size_bytes for release in RELEASES.values()}

@@ -245,7 +245,8 @@ class _Mapper:
     """Makes tensors of layouts, as views of the file.
 
     Neighbouring storages share a mapping, because Python's mmap keeps a file descriptor open for each, and RN50x64 has
-    1,353 tensors. A mapping is freed with its last tensor.
+    1,353 tensors. A mapping is freed once its last tensor is copied into the model, so that loading peaks at the model
+    and a little more, not at the model and the file.
     """
 
     def __init__(self, file: BinaryIO, storages: Iterable[Storage], locate: Callable[[Storage], _Region]) -> None:
