@@ -56,9 +56,6 @@ def translate_os_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as exc:
-        raise StoreError(
-            path,
-            f"cannot be written ({exc.strerror or exc})",
-            "a folder with space and permission",
-            "Make room, or choose another output.",
-        ) from exc
+        found = f"cannot be written ({exc.strerror or exc})"
+        remedy = "Make room, or choose another output."
+        raise StoreError(path, found, "a folder with space and permission", remedy) from exc

@@ -95,7 +95,11 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> CLIP:
-    """Return a checkpoint's model on a device, in the dtypes that OpenAI's has there. Empties its state dict."""
+    """Return a checkpoint's model on a device, in the dtypes that OpenAI's has there. Empties its state dict.
+
+    OpenAI's goes through fp16 on a CPU too. Its archives hold fp16, so features are the same; but fp32 weights, which
+    OpenAI's cannot load, keep their precision here.
+    """
     model = load_weights(checkpoint.state_dict, checkpoint.architecture, device=device, mixed_fp16=runs_fp16(device))
     model.preprocess_settings, model.tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     return model

@@ -116,17 +116,11 @@ class Encoder:
         Raises:  InputTypeError (a TypeError) for an encoder of a loaded model, and for a calibrated one.
         """
         if self._model is None:
-            raise InputTypeError(
-                "Encoder",
-                "one that was made of a loaded model cannot be pickled",
-                remedy="Save the weights with torch.save(model.state_dict(), path), and make it of that path.",
-            )
+            remedy = "Save the weights with torch.save(model.state_dict(), path), and make it of that path."
+            raise InputTypeError("Encoder", "one that was made of a loaded model cannot be pickled", remedy=remedy)
         if self.calibration is not None:
-            raise InputTypeError(
-                "Encoder",
-                "one that was calibrated cannot be pickled",
-                remedy="Pickle it before, and call calibrate in each process: the same images give the same vectors.",
-            )
+            remedy = "Pickle it before, and call calibrate in each process: the same images give the same vectors."
+            raise InputTypeError("Encoder", "one that was calibrated cannot be pickled", remedy=remedy)
         return partial(type(self), self._model, **self._arguments), ()
 
     @property
@@ -171,12 +165,8 @@ class Encoder:
             images = self._read_pixels(images)
         side = self.resolution_px
         if not len(images) or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
-            raise InputError(
-                "`images`",
-                f"found {images.shape} of {images.dtype}",
-                f"some, uint8 (N, {side}, {side}, 3)",
-                "Pass images, or their pixels.",
-            )
+            found = f"found {images.shape} of {images.dtype}"
+            raise InputError("`images`", found, f"some, uint8 (N, {side}, {side}, 3)", "Pass images, or their pixels.")
         calibration = Calibration(images)
         self._engine.calibrate(calibration)
         self.calibration = calibration
@@ -345,9 +335,8 @@ class Encoder:
         """
         _check_type("pixels", pixels, np.ndarray, "Call encode_image for a tensor.")
         if pixels.dtype != np.uint8:
-            raise InputError(
-                "`pixels`", f"found {pixels.dtype}", "uint8 (B, R, R, 3)", "Normalised ones go to encode_image."
-            )
+            found = f"found {pixels.dtype}"
+            raise InputError("`pixels`", found, "uint8 (B, R, R, 3)", "Normalised ones go to encode_image.")
         pixels = np.require(pixels, requirements=["C", "W"])  # torch takes neither mirrored nor read-only arrays
         return self._engine.encode_pixels(torch.from_numpy(pixels)).float().cpu().numpy()
 
@@ -389,6 +378,3 @@ def _check_images(images: object, on_error: object) -> None:
     if single or (isinstance(images, np.ndarray) and images.ndim == 3) or not isinstance(images, Iterable):
         name = "one array" if isinstance(images, np.ndarray) else type(images).__name__
         raise InputTypeError("`images`", f"found {name}", "several images", "Pass a list; [image] is a list of one.")
-
-
-batched = split_batches  # the name that batch/tune.py imports

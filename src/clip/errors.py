@@ -15,8 +15,8 @@
     ├── TooManyFailuresError (RuntimeError) more images failed than the job allows
     ├── MissingExtraError (ImportError)     a package that an extra brings, and that is not installed
     └── StoreError (RuntimeError)           an output folder that cannot be written
-        ├── StoreMismatchError              ... because something else already stands there
-        └── StoreBusyError                  ... because another job is at work there
+        ├── StoreMismatchError              ... because it already holds something else
+        └── StoreBusyError                  ... because another job is at work in it
 
 The builtin in brackets is a second parent: where OpenAI's code raised it, `except RuntimeError` keeps working.
 Each carries four fields and reads `<item>: <found>, expected <expected>. <remedy>`. Text in backticks is an argument as
@@ -32,24 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "CheckpointError",
-    "CheckpointKeyError",
-    "ClipError",
-    "DeviceError",
-    "DownloadError",
-    "ImageError",
-    "InputError",
-    "InputTypeError",
-    "MissingExtraError",
-    "StoreBusyError",
-    "StoreError",
-    "StoreMismatchError",
-    "TextTooLongError",
-    "TooManyFailuresError",
-    "UnknownModelError",
-    "UnsafeCheckpointError",
-    "WeightsMissingError",
-]
+    "CheckpointError", "CheckpointKeyError", "ClipError", "DeviceError", "DownloadError", "ImageError",
+    "InputError", "InputTypeError", "MissingExtraError", "StoreBusyError", "StoreError", "StoreMismatchError",
+    "TextTooLongError", "TooManyFailuresError", "UnknownModelError", "UnsafeCheckpointError", "WeightsMissingError",
+]  # fmt: skip
 
 
 _ARGUMENT = re.compile(r"`([a-z_.]+)(?:=([^`]*))?`")
@@ -82,7 +68,7 @@ class ClipError(Exception):
     def render(self, spell: Callable[[str, str | None], str] | None = None) -> str:
         """Return the message on one line. `spell(name, value)` writes an argument; by default as Python does."""
         spell = spell or _spell_argument
-        whole = _ARGUMENT.fullmatch(self.item)  # a path may have backticks of its own
+        whole = _ARGUMENT.fullmatch(self.item)  # a path may have backticks too
         item = spell(*whole.groups()) if whole else self.item
         reason = self._render_reason(spell)
         return f"{item}: {reason}" if reason else item
@@ -91,8 +77,8 @@ class ClipError(Exception):
         expected, remedy = (
             _ARGUMENT.sub(lambda match: spell(*match.groups()), text) for text in (self.expected, self.remedy)
         )
-        told = f"{self.found}, expected {expected}" if expected else self.found
-        return ". ".join(filter(None, (told, remedy)))
+        clause = f"{self.found}, expected {expected}" if expected else self.found
+        return ". ".join(filter(None, (clause, remedy)))
 
     def about(self, item: object) -> Self:
         """Return the same error about another item."""

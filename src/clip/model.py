@@ -193,10 +193,7 @@ def _unusual(mlp_width: int | None, activation: Activation) -> dict[str, Any]:
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Attention and MLP, each with a norm before it and a residual connection.
-
-    Shapes:  (L, B, W) -> (L, B, W).
-    """
+    """Attention and MLP, each with a norm before it and a residual connection. Shapes: (L, B, W) -> (L, B, W)."""
 
     attn_mask: Tensor | None
 
@@ -223,7 +220,8 @@ class ResidualAttentionBlock(nn.Module):
             )
         )
         self.ln_2 = LayerNorm(d_model)
-        # A buffer, so that it moves with the module; not persistent, so that state dicts have OpenAI's keys.
+        # A buffer, so that it moves with the module, where OpenAI moves a plain tensor inside `forward`; not persistent,
+        # so that state dicts have OpenAI's keys.
         self.register_buffer("attn_mask", attn_mask, persistent=False)
 
     def attention(self, x: Tensor) -> Tensor:
@@ -238,10 +236,7 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks.
-
-    Shapes:  (L, B, W) -> (L, B, W).
-    """
+    """A stack of blocks. Shapes: (L, B, W) -> (L, B, W)."""
 
     def __init__(
         self,
@@ -428,7 +423,7 @@ class CLIP(nn.Module):
         Shapes:  int (T, L), as `tokenize` returns -> (T, D).
         Raises:  InputError (a ValueError) for ids of another vocabulary, if the model has its own.
         """
-        if self.tokenizer is not None:
+        if self.tokenizer is not None:  # else not, as on CUDA looking at the ids waits for the device
             check_ids(text, self.vocab_size)
         x = self.token_embedding(text).type(self.dtype)  # (T, L, W)
         x = x + self.positional_embedding.type(self.dtype)

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 Stage = Literal["read", "open", "decode", "encode"]
 Kind = Literal["images", "texts", "pairs"]  # what the entries of a run are
 TEXT = "string"  # a column's type
+STDIN = "-"  # as an input
 
 
 def utf8_path(path: str) -> str:
-    r"""A path as valid UTF-8: a byte that is none becomes \\xNN, and so that no two meet, a backslash is doubled."""
+    r"""Return a path as valid UTF-8: other bytes become \\xNN; backslashes are doubled, so that no two paths meet."""
     return as_utf8(path.replace("\\", "\\\\"))
 
 
 def as_utf8(text: str) -> str:
-    r"""A text as valid UTF-8: a byte that was none, which is a surrogate here, becomes \\xNN."""
+    r"""Return a text as valid UTF-8: a surrogate, which was another byte in a file, becomes \\xNN."""
     try:
         encoded = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half of a pair, as JSON can spell it
@@ -34,7 +35,7 @@ def as_utf8(text: str) -> str:
 
 
 def id_hash(own_id: str) -> int:
-    """Eight bytes of an id, the same in every process."""
+    """Return a hash of an id, eight bytes, the same in every process."""
     return int.from_bytes(hashlib.blake2b(own_id.encode(), digest_size=8).digest(), "little")
 
 
@@ -45,8 +46,8 @@ class Item:
     id: str  # stable name, valid UTF-8; in a folder the path relative to it, with forward slashes
     path: str  # where it is now; bytes that are not UTF-8 as surrogates, as the os module gives them
     size_bytes: int  # when it was listed
-    modified_ns: int = 0  # likewise, since the epoch [Unit: ns]; 0 where the source does not tell
-    values: tuple[str | None, ...] = ()  # of the columns that go along, as texts; a text that is embedded comes first
+    modified_ns: int = 0  # when it was listed, since the epoch [Unit: ns]; 0 where the source does not say
+    values: tuple[str | None, ...] = ()  # of the copied columns, as texts; a text that is embedded comes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +100,27 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ContainerPart:
-    """An archive or a table of images, or a part of one, that is read in order; a shard of its own."""
+    """An archive or a table of images, or a part of one, that is read in order and is a shard by itself."""
 
     name: str  # what the ids of its members begin with
     path: str
     size_bytes: int  # of the whole file, when it was listed
     modified_ns: int
     start: int = 0  # the first member of a zip, the first row group of a table
-    stop: int | None = None  # behind the last one; None for all there are
+    stop: int | None = None  # after the last one; None for all there are
     members: int | None = None  # how many, where that is known before they are read
     limit: int | None = None  # take no more
     columns: str = ""  # of a table: which of its columns are read, and how; other ones would make other rows
 
     @property
     def id(self) -> str:
-        """Its own, other than those of the other parts."""
+        """An id that no other part of the file has."""
         return self.name if not self.start else f"{self.name}!{self.start}..."
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An entry of a pack, with its bytes."""
+    """An image of a container, with its bytes."""
 
     item: Item
     data: bytes
@@ -135,12 +136,17 @@ class Member:
         return self.item.path
 
 
+def count_bytes(entry: object) -> int:
+    """Return how many encoded bytes an entry holds: those of a member."""
+    return len(entry.data) if isinstance(entry, Member) else 0
+
+
 Entry = Item | Failure | ContainerPart  # what a listing finds
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Entries of a source that become one Parquet part. What could not even be listed is a Failure."""
+    """Entries of a source that become one Parquet part. An entry that could not even be listed is a Failure."""
 
     index: int
     entries: list[Entry]
@@ -149,13 +155,13 @@ class Shard:
 
 
 def listed_id(own_id: str, listed: Container[str]) -> str:
-    """The id under which a row's image was listed: its own, or that of the file whose frame it is."""
+    """Return the id under which a row's image was listed: its own, or its file's where it is a frame."""
     file = own_id.rpartition("#")[0]
     return file if own_id not in listed and file in listed else own_id
 
 
 def in_shards(entries: Iterable[Entry], size: int, first: int = 0) -> Iterator[Shard]:
-    """Entries in shards of `size`, numbered from `first`; a pack is a shard of its own."""
+    """Yield entries in shards of `size`, numbered from `first`; each container part is a shard by itself."""
     group: list[Entry] = []
     for entry in entries:
         if group and (isinstance(entry, ContainerPart) or len(group) == size):
@@ -168,6 +174,3 @@ def in_shards(entries: Iterable[Entry], size: int, first: int = 0) -> Iterator[S
             group.append(entry)
     if group:
         yield Shard(first, group)
-
-
-STDIN = "-"  # as an input

@@ -172,22 +172,16 @@ def make_tokenizer(lines: object, vocab_size: int) -> SimpleTokenizer:
     for place, line in enumerate(lines if isinstance(lines, list) else [lines]):
         pair = tuple(line.split(" ")) if isinstance(line, str) else ()
         if len(pair) != 2 or not known.issuperset(pair) or "".join(pair) in known:
-            raise CheckpointError(
-                "weights",
-                f"merge {place} is {reprlib.repr(line)}",
-                "two symbols that merges before it made, with a blank between, and together a new one",
-                "Export the weights again.",
-            )
+            found = f"merge {place} is {reprlib.repr(line)}"
+            expected = "two symbols that merges before it made, with a blank between, and together a new one"
+            raise CheckpointError("weights", found, expected, "Export the weights again.")
         known.add("".join(pair))
         merges.append(pair)
     tokenizer = SimpleTokenizer(merges=merges)
     if len(tokenizer.decoder) > vocab_size:
-        raise CheckpointError(
-            "weights",
-            f"a vocabulary of {len(tokenizer.decoder):,} ids",
-            f"at most the {vocab_size:,} of the token embedding",
-            "Export the weights with their own.",
-        )
+        found = f"a vocabulary of {len(tokenizer.decoder):,} ids"
+        remedy = "Export the weights with their own."
+        raise CheckpointError("weights", found, f"at most the {vocab_size:,} of the token embedding", remedy)
     return tokenizer
 
 

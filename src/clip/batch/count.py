@@ -70,10 +70,10 @@ class Count:
             too_many = False  # version 0.1.0 did not count frames
         if not (too_few or too_many):
             return None
-        of = f" of {entries:,} entries" if self.frames else ""
+        of_entries = f" of {entries:,} entries" if self.frames else ""
         ignored = f" and {self.ignored:,} ignored" if self.ignored else ""
         most = expected.limit if expected.entries is None else expected.entries
-        return f"{found}{of}{ignored}, expected {most:,} together, as many as are listed"
+        return f"{found}{of_entries}{ignored}, expected {most:,} together, as many as are listed"
 
 
 def count_expected(plan: Plan, index: int) -> Expected:

@@ -141,21 +141,20 @@ def _plan_run(
     earlier = None if store.is_new else read_plan(store.path)
     removed = 0
     ignored: Counter[str] = Counter()
-    of = json.dumps([[os.path.abspath(name) for name in job.inputs], job.globs, asdict(job.columns), job.root])  # noqa: PTH100
-    # The entries of a listing that was killed are taken over only where no vector depends on them yet.
-    known = recover_listing(store.path, of) if store.is_new and not job.policy.overwrite else iter(())
+    paths = [os.path.abspath(name) for name in job.inputs]  # noqa: PTH100  of URLs too, as names
+    inputs = json.dumps([paths, job.globs, asdict(job.columns), job.root])
+    # Only a first run takes over the entries of a listing that was killed: in an update a size or time from before the
+    # kill could make an image that changed since pass for unchanged.
+    known = recover_listing(store.path, inputs) if store.is_new and not job.policy.overwrite else iter(())
     shards = source.shards(job.policy.shard_size, ignored, job.limit, known, store.path)
     hashed: list[np.ndarray] = []
     shards = _report_listing(shards, ignored, progress, job.kind)
-    plan = write_plan(store.path, collect_id_hashes(shards, hashed), ignored, inputs=of)
+    plan = write_plan(store.path, collect_id_hashes(shards, hashed), ignored, inputs=inputs)
     if job.duplicate_ids == "error" and (pair := plan.find_repeated(hashed)) is not None:
         plan.discard()
-        raise InputError(
-            f"{pair[0].id!r}",
-            f"found as the id of {pair[0].path} and of {pair[1].path}",
-            "one entry for each id",
-            'Leave one out, name a column of ids with `columns.id`, or pass `duplicate_ids="keep"`.',
-        )
+        found = f"found as the id of {pair[0].path} and of {pair[1].path}"
+        remedy = 'Leave one out, name a column of ids with `columns.id`, or pass `duplicate_ids="keep"`.'
+        raise InputError(f"{pair[0].id!r}", found, "one entry for each id", remedy)
     if not (job.policy.update or store.has_input(plan.fingerprint)):
         plan.discard()
     elif earlier is not None and (job.policy.update or earlier.summaries() != plan.summaries()):
@@ -203,9 +202,8 @@ def _tune(
             tuned = {"min_cosine": job.min_cosine, "pictures": 0, "rows": [], "best": None}
             report(f"exact, as nothing could be measured: {exc}")
         else:
-            tuned = {
-                {"images": "pictures"}.get(key, key): value for key, value in asdict(measured).items()
-            }  # as in 0.1.0
+            renamed = {"images": "pictures"}  # as in version 0.1.0
+            tuned = {renamed.get(key, key): value for key, value in asdict(measured).items()}
             precision, pixels = measured.best.precision, measured.best.decode
             report(summarise(measured))
     calibration = job.calibration if precision in CALIBRATED_PRECISIONS else None

@@ -36,25 +36,17 @@ def load_run_encoder(store: Store, model: str | None = None, device: str = "auto
         model or manifest.model, device=device, untrained=untrained, precision=precision, decode=manifest.decode.pixels
     )
     if encoder.weights_sha256 != manifest.weights_sha256:
-        raise StoreMismatchError(
-            store.path,
-            f"the weights of {encoder.model_name} have sha256 {encoder.weights_sha256}",
-            str(manifest.weights_sha256),
-            "Pass the run's weights as `model`.",
-        )
+        found = f"the weights of {encoder.model_name} have sha256 {encoder.weights_sha256}"
+        raise StoreMismatchError(store.path, found, str(manifest.weights_sha256), "Pass the run's weights as `model`.")
     if untrained is not None and encoder.model_name != manifest.model:  # no file tells them apart
-        raise StoreMismatchError(
-            store.path, f"{encoder.model_name} is another model", manifest.model, "Leave `model` out."
-        )
+        found = f"{encoder.model_name} is another model"
+        raise StoreMismatchError(store.path, found, manifest.model, "Leave `model` out.")
     if manifest.calibration is not None:
         pixels = read_calibration(store.path)
         if pixels is None or Calibration(pixels).sha256 != manifest.calibration["sha256"]:
-            raise StoreError(
-                store.path,
-                f"holds {'no' if pixels is None else 'another'} {CALIBRATION}",
-                f"the one by which {precision} was quantised",
-                "Run the job again with `overwrite=True`.",
-            )
+            found = f"holds {'no' if pixels is None else 'another'} {CALIBRATION}"
+            remedy = "Run the job again with `overwrite=True`."
+            raise StoreError(store.path, found, f"the one by which {precision} was quantised", remedy)
         encoder.calibrate(pixels)
     return encoder
 

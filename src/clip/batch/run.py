@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..encoder import Encoder, unit_vectors
+from ..encoder import Encoder
 from ..errors import TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
 from ..parallel import ByteBudget, available_cores, map_ahead, read_ahead
-from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens
+from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens, count_bytes
 from ..sources.remote.prefetch import prefetch
 from ..store.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_part_or_empty
 from ..text.tokens import Tokenizing
+from ..vectors import unit_vectors
 from .decode import Decoding
 from .isolate import IsolatedDecoder
 
@@ -158,7 +159,7 @@ class Run:
             for entry in shard.entries:
                 if isinstance(entry, ContainerPart):
                     members = self._decoding.source.members(entry, self._job.limits.max_bytes, end.ignored)
-                    with closing(read_ahead(end.count(members), _size_of, READ_AHEAD_BYTES)) as stream:
+                    with closing(read_ahead(end.count(members), count_bytes, READ_AHEAD_BYTES)) as stream:
                         yield from stream
                 elif entry.id not in shard.carried_over:
                     yield from end.count([entry])
@@ -182,10 +183,6 @@ class _End:
 
 _Entry = Item | Member | Failure
 _Outcome = Pixels | Tokens | Failure | Shard | _End
-
-
-def _size_of(entry: _Entry) -> int:
-    return len(entry.data) if isinstance(entry, Member) else 0
 
 
 class _Part:

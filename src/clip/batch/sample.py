@@ -42,12 +42,9 @@ def draw_calibration(decoding: Decoding, isolated_s: float | None) -> tuple[Cali
             if len(pixels) >= CALIBRATION_IMAGES:
                 break
     if not pixels:
-        raise InputError(
-            ", ".join(decoding.source.inputs),
-            f"none of the first {read:,} entries can be decoded",
-            "images to quantise by",
-            "Check the input, or pass a folder of images as `calibration`.",
-        )
+        found = f"none of the first {read:,} entries can be decoded"
+        remedy = "Check the input, or pass a folder of images as `calibration`."
+        raise InputError(", ".join(decoding.source.inputs), found, "images to quantise by", remedy)
     return Calibration(np.stack(pixels[:CALIBRATION_IMAGES])), read
 
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ..encoder import Encoder, batched, unit_vectors
+from ..encoder import Encoder
 from ..engine.devices import resolve_device, usable_precisions
 from ..errors import DeviceError, InputError
+from ..images.stream import split_batches
 from ..jobs.tune import SettingRow, TuneReport
 from ..parallel import available_cores, map_ahead
 from ..records import Pixels
 from ..sources.source import Source
+from ..vectors import unit_vectors
 from .decode import Decoding
 from .sample import draw_calibration, draw_sample
 
@@ -55,12 +57,8 @@ def tune(job: TuneJob, report: Callable[[str], None] | None = None) -> TuneRepor
     skipped = 0 if job.calibration else quantised_by
     entries, overlap = draw_sample(exact.decoding, job.images, job.seed, skipped, job.isolated_s)
     if len(entries) < 2:
-        raise InputError(
-            ", ".join(job.inputs),
-            f"found {len(entries)} images that can be decoded",
-            "at least 2 to measure on",
-            "Pass more.",
-        )
+        found = f"found {len(entries)} images that can be decoded"
+        raise InputError(", ".join(job.inputs), found, "at least 2 to measure on", "Pass more.")
     for setting in settings:
         say(f"measuring {setting.encoder.precision}, {setting.decode} pixels, on {len(entries):,} images")
         setting.vectors = unit_vectors(setting.run(entries))  # the first run also builds the graph
@@ -84,7 +82,10 @@ def summarise(report: TuneReport) -> str:
 
 
 def _load_encoders(job: TuneJob, say: Callable[[str], None]) -> list[Encoder]:
-    """Load an encoder for each precision that the device has for this model, the exact one first."""
+    """Load one encoder for each precision that the device has for this model, the exact one first.
+
+    Both pixel modes share it: an encoder for each of six settings took 8 GB.
+    """
     model = job.model_options
     usable = cast("list[Precision]", usable_precisions(resolve_device(model.device)))
     precisions: list[Precision] = ["reference", *usable[1:]]  # the first is what "reference" means
@@ -125,7 +126,7 @@ class _Setting:
             raise InputError(entry.id, "cannot be decoded any more", remedy="Measure again.")
 
         decoded = map_ahead(decode, entries, workers=self._workers, ahead=2 * size + self._workers)
-        return np.concatenate([self.encoder.encode_pixels(np.stack(batch)) for batch in batched(decoded, size)])
+        return np.concatenate([self.encoder.encode_pixels(np.stack(batch)) for batch in split_batches(decoded, size)])
 
     def time(self, entries: Sequence[Item | Member]) -> None:
         """Note how long a run takes."""

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pyarrow as pa
 
-from ..encoder import unit_vectors
 from ..errors import StoreError
 from ..jobs.verify import Problem, VerifyReport
 from ..records import Failure, id_hash, listed_id
@@ -24,6 +23,7 @@ from ..store.parts import EMBEDDINGS, FAILURES, PART, count_rows, read_fingerpri
 from ..store.plan import read_plan
 from ..store.reader import Store, stack_vectors
 from ..text.tokens import Tokenizing
+from ..vectors import unit_vectors
 from .count import Expected, count_shard
 from .replay import load_run_encoder, open_run_source, replay_entries
 from .run import encode_outcomes, prepare_entry
@@ -140,8 +140,8 @@ class _Reader:
 
     def _name_ids(self, part: str, what: str, ids: list[str]) -> Iterator[Problem]:
         if ids:
-            some = ", ".join(map(repr, ids[:MAX_NAMED])) + (", ..." if len(ids) > MAX_NAMED else "")
-            yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {some}. {REMOVE}")
+            examples = ", ".join(map(repr, ids[:MAX_NAMED])) + (", ..." if len(ids) > MAX_NAMED else "")
+            yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {examples}. {REMOVE}")
 
     def _check_vectors(self, part: str, ids: list[str], rows: pa.Table) -> Iterator[Problem]:
         for name in vector_columns(self._store.schema):

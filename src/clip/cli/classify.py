@@ -25,6 +25,7 @@ LABELS_HELP = "A file with one label per line, or labels separated by commas; at
 TEMPLATE_HELP = f"Sentence with {{}} for the label. May be repeated: all are averaged.  [default: {TEMPLATE}]"
 SET_HELP = "A set of templates instead: openai7, the seven of OpenAI's notebook, or a file with one per line."
 TRUTH_HELP = "Compare with the correct labels: those in a column of OUT, or the folder-names of the images."
+K_HELP = "Number of labels to return per image, the most probable first."
 MODEL_HELP = "A model's name or path; for OUT the run's weights.  [default: ViT-B/32; for OUT as in the manifest]"
 
 
@@ -33,14 +34,7 @@ MODEL_HELP = "A model's name or path; for OUT the run's weights.  [default: ViT-
 @click.option("--labels", metavar="FILE|A,B", required=True, help=LABELS_HELP)
 @click.option("--template", metavar="TEXT", multiple=True, help=TEMPLATE_HELP)
 @click.option("--templates", metavar="SET", help=SET_HELP)
-@click.option(
-    "-k",
-    metavar="N",
-    type=int,
-    default=ClassifyJob.k,
-    show_default=True,
-    help="Number of labels to return per image, the most probable first.",
-)
+@click.option("-k", metavar="N", type=int, default=ClassifyJob.k, show_default=True, help=K_HELP)
 @click.option("--truth", metavar="COLUMN", help=TRUTH_HELP)
 @click.option("-m", "--model", metavar="MODEL", help=MODEL_HELP)
 @click.option("--untrained", metavar="SEED", type=int, help="For IMAGES: draw the weights at random from this seed.")
@@ -88,8 +82,10 @@ def _summarise(job: ClassifyJob, report: ClassifyReport) -> str:
     lines = [f"read {report.read:,} = classified {report.classified:,}, failed {report.failed:,}"]
     if job.truth is not None:
         if report.unknown:
-            some = ", ".join(map(repr, report.unknown))
-            lines.append(f"of {report.classified:,}, {report.evaluated:,} have a truth that is a label; others: {some}")
+            examples = ", ".join(map(repr, report.unknown))
+            lines.append(
+                f"of {report.classified:,}, {report.evaluated:,} have a truth that is a label; others: {examples}"
+            )
         if report.accuracy is not None:
             lines += _tabulate_confusion(report)
             lines.append(f"correct {report.correct:,} of {report.evaluated:,}: {report.accuracy:.2%}")

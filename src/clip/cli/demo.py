@@ -80,7 +80,7 @@ def _choose_queries(scenes: list[Drawing], rng: Random) -> list[Drawing]:
         [drawn for drawn in scenes if drawn.scene.relation == "inside"],
         [drawn for drawn in scenes if drawn.scene.count > 1],
     ]
-    return [rng.choice(some) for some in kinds if some]
+    return [rng.choice(kind) for kind in kinds if kind]
 
 
 def _join_words(words: tuple[str, ...]) -> str:

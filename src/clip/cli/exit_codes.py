@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from ..errors import (
-    ImageError,
-    InputError,
-    InputTypeError,
-    StoreBusyError,
-    StoreMismatchError,
-    TextTooLongError,
-    UnknownModelError,
-)
+from .. import errors
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_WITH_FAILURES = 1, 2, 3
 REFUSALS = (
-    ImageError,  # of a query; every other bad image is a failure row
-    InputError,
-    InputTypeError,
-    StoreBusyError,
-    StoreMismatchError,
-    TextTooLongError,
-    UnknownModelError,
+    errors.ImageError,  # of a query; every other bad image is a failure row
+    errors.InputError,
+    errors.InputTypeError,
+    errors.StoreBusyError,
+    errors.StoreMismatchError,
+    errors.TextTooLongError,
+    errors.UnknownModelError,
 )

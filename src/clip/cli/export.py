@@ -12,6 +12,8 @@ from ..jobs.options import ExportFormat
 from .progress import summarise
 from .signals import undisturbed
 
+OVERWRITE_HELP = "Replace an earlier export in TARGET; files that it did not write are never removed."
+
 
 @click.command(short_help="Write vectors as files for other programs.")
 @click.argument("output", metavar="OUT")
@@ -19,11 +21,7 @@ from .signals import undisturbed
 @click.option(
     "--format", type=click.Choice(get_args(ExportFormat)), required=True, help="Format of the files in TARGET."
 )
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Replace an earlier export in TARGET; files that it did not write are never removed.",
-)
+@click.option("--overwrite", is_flag=True, help=OVERWRITE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Write the summary as one JSON object, also to stdout.")
 def export(*, as_json: bool, **options: Any) -> None:
     """Write the vectors of OUT into the folder TARGET, as files for other programs.

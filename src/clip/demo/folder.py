@@ -78,9 +78,8 @@ def _clear(folder: Path) -> None:
         (images / name).unlink(missing_ok=True)
     for name in RESULTS if not list_path.exists() else ():
         if (folder / name).exists():
-            raise InputError(
-                folder / name, f"exists without a {LIST} of an earlier demo", remedy="Pass another folder."
-            )
+            found = f"exists without a {LIST} of an earlier demo"
+            raise InputError(folder / name, found, remedy="Pass another folder.")
     if images.exists():
         if any(images.iterdir()):
             raise InputError(images, "holds other files", "none", "Pass another folder.")

@@ -47,11 +47,8 @@ class Backend(Protocol):
 
     def calibrate(self, calibration: Calibration) -> None:  # noqa: ARG002
         """Set the images to quantise by. Raises: InputError where the precision needs none."""
-        raise InputError(
-            "calibrate",
-            f"precision {self.precision!r} is not quantised by images",
-            remedy="Leave the call out; Encoder.needs_calibration tells which encoders want it.",
-        )
+        remedy = "Leave the call out; Encoder.needs_calibration tells which encoders want it."
+        raise InputError("calibrate", f"precision {self.precision!r} is not quantised by images", remedy=remedy)
 
     def check(self, architecture: Architecture) -> None:
         """Refuse a model that this precision is not for. Raises: DeviceError."""

@@ -93,12 +93,9 @@ class CudaBackend(Backend):
         """
         is_vit = architecture.vision_patch_size is not None
         if self.precision == FP8 and not (is_vit and architecture.vision_width >= FP8_MIN_WIDTH):
-            raise DeviceError(
-                f"precision {FP8!r}",
-                f"found a {'ViT' if is_vit else 'ResNet'} {architecture.vision_width} wide",
-                f"a ViT of at least {FP8_MIN_WIDTH}",
-                "Pass 'reference' or 'bf16'.",
-            )
+            found = f"found a {'ViT' if is_vit else 'ResNet'} {architecture.vision_width} wide"
+            remedy = "Pass 'reference' or 'bf16'."
+            raise DeviceError(f"precision {FP8!r}", found, f"a ViT of at least {FP8_MIN_WIDTH}", remedy)
 
     def batch_size(self, architecture: Architecture) -> int:
         """Return the number of images that keeps this GPU busy."""

@@ -243,11 +243,8 @@ class OpenVinoBackend(Backend):
 
     def _quantize(self, model: Any, number: type[np.generic]) -> Any:
         if self._calibration is None:
-            raise InputError(
-                f"precision {self.precision!r}",
-                "the encoder has no images to quantise by",
-                remedy="Call calibrate with a hundred of them before the first image, or pass another precision.",
-            )
+            remedy = "Call calibrate with a hundred of them before the first image, or pass another precision."
+            raise InputError(f"precision {self.precision!r}", "the encoder has no images to quantise by", remedy=remedy)
         return quantize.quantize(model, self._calibration.pixels.astype(number), exact_last=EXACT_PRODUCTS)
 
     def _compile(self, model: Any, precision: str) -> OpenVinoGraph:
@@ -263,9 +260,8 @@ class OpenVinoBackend(Backend):
         compiled = _core().compile_model(model, "CPU", settings)
         effective = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if effective != hint:
-            raise DeviceError(
-                f"precision {self.precision!r}", f"OpenVINO computes in {effective}", hint, "Pass another precision."
-            )
+            found = f"OpenVINO computes in {effective}"
+            raise DeviceError(f"precision {self.precision!r}", found, hint, "Pass another precision.")
         return OpenVinoGraph(compiled)
 
 

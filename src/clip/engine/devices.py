@@ -39,12 +39,9 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         torch.empty(1, device=resolved).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as exc:
         reason = str(exc).splitlines()[0].partition(". ")[0]
-        raise DeviceError(
-            f"device {str(device)!r}",
-            f"not usable here ({reason[:MAX_REASON]})",
-            f"one of {_device_names()}",
-            'Pass one of these, or "auto".',
-        ) from exc
+        found = f"not usable here ({reason[:MAX_REASON]})"
+        remedy = 'Pass one of these, or "auto".'
+        raise DeviceError(f"device {str(device)!r}", found, f"one of {_device_names()}", remedy) from exc
     if resolved == torch.device("cuda"):
         return torch.device("cuda", torch.cuda.current_device())  # another thread may have chosen another one
     return resolved
@@ -97,12 +94,9 @@ def make_backend(device: torch.device, precision: Precision = "reference", threa
     if _runs_openvino(device):
         check_openvino_extra(word)
     if word not in usable:
-        raise DeviceError(
-            f"precision {precision!r}",
-            f"{device} does not compute in it",
-            f"one of {['reference', *usable]}",
-            "Pass one of these, or another device.",
-        )
+        found = f"{device} does not compute in it"
+        remedy = "Pass one of these, or another device."
+        raise DeviceError(f"precision {precision!r}", found, f"one of {['reference', *usable]}", remedy)
     if device.type == "cuda":
         from .backend_cuda import CudaBackend  # here, because nothing of it runs without a GPU
 

@@ -1,7 +1,7 @@
 """Run a model's lean graphs on a back end: batches in, features out.
 
-A tower is folded and compiled when it is first used, once for bytes and once for floats. A batch that does not fit into
-memory is halved, and the run continues.
+A tower is folded and compiled when it is first used, once for bytes and once for floats, as the input's type is part of
+a compiled graph; most programs use one of them. A batch that does not fit into memory is halved, and the run continues.
 """
 
 from __future__ import annotations
@@ -76,12 +76,9 @@ class Engine:
         """
         side = self.settings.resolution_px
         if pixels.shape[1:] != (side, side, 3) or pixels.dtype not in (torch.uint8, torch.float32):
-            raise InputError(
-                "`pixels`",
-                f"found {tuple(pixels.shape)} of {pixels.dtype}",
-                f"(B, {side}, {side}, 3) of bytes or float32",
-                "Preprocess the images for this model.",
-            )
+            found = f"found {tuple(pixels.shape)} of {pixels.dtype}"
+            remedy = "Preprocess the images for this model."
+            raise InputError("`pixels`", found, f"(B, {side}, {side}, 3) of bytes or float32", remedy)
         return self._run(pixels.dtype, len(pixels), lambda start, stop: (pixels[start:stop],))
 
     def encode_image(self, image: Tensor) -> Tensor:
@@ -93,12 +90,9 @@ class Engine:
         """
         side = self.settings.resolution_px
         if image.shape[1:] != (3, side, side) or not (image.is_floating_point() or image.dtype == torch.uint8):
-            raise InputError(
-                "`image`",
-                f"found {tuple(image.shape)} of {image.dtype}",
-                f"(B, 3, {side}, {side}) of floats or bytes",
-                "Preprocess it for this model; image[None] makes a batch of one.",
-            )
+            found = f"found {tuple(image.shape)} of {image.dtype}"
+            remedy = "Preprocess it for this model; image[None] makes a batch of one."
+            raise InputError("`image`", found, f"(B, 3, {side}, {side}) of floats or bytes", remedy)
         image = image.detach()
         if image.dtype == torch.uint8:
             return self.encode_pixels(image.permute(0, 2, 3, 1))  # (B, 3, R, R) -> (B, R, R, 3)
@@ -138,12 +132,8 @@ class Engine:
         check_ids(tokens, self.architecture.vocab_size)  # first: with another vocabulary lengths differ too
         context = self.architecture.context_length
         if tokens.ndim != 2 or not 0 < tokens.shape[1] <= context or tokens.is_floating_point():
-            raise InputError(
-                "`tokens`",
-                f"found {tuple(tokens.shape)} of {tokens.dtype}",
-                f"integers (T, {context})",
-                "Make them with Encoder.tokenize(texts).",
-            )
+            found = f"found {tuple(tokens.shape)} of {tokens.dtype}"
+            raise InputError("`tokens`", found, f"integers (T, {context})", "Make them with Encoder.tokenize(texts).")
 
     def _run(self, key: torch.dtype | None, count: int, inputs: Callable[[int, int], tuple[Tensor, ...]]) -> Tensor:
         """Return the features of `count` images or texts; `inputs` makes the batch from start to stop."""
@@ -182,11 +172,8 @@ class Engine:
         """Halve the batch, unless another thread just did, and drop the graphs, which are made for a size."""
         reason = next(iter(str(exc).splitlines()), type(exc).__name__)
         if size == 1:
-            raise DeviceError(
-                self.backend.device,
-                f"out of memory for a batch of 1 ({reason[:MAX_REASON]})",
-                remedy="Free some, or use another device.",
-            ) from exc
+            found = f"out of memory for a batch of 1 ({reason[:MAX_REASON]})"
+            raise DeviceError(self.backend.device, found, remedy="Free some, or use another device.") from exc
         with self._building:
             if size != (self._text_batch if key is None else self.batch_size):
                 return

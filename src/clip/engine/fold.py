@@ -161,7 +161,7 @@ def drop_key_bias(key: Linear) -> Linear:
 
 
 def move_value_bias(value: Linear, out: Linear) -> tuple[Linear, Linear]:
-    """Move the bias of values behind attention, whose weights a_j sum to 1.
+    """Move the bias of values after attention, whose weights a_j sum to 1.
 
     O sum_j a_j (v_j + b) + c  =  O sum_j a_j v_j + (c + O b).
     """

@@ -116,6 +116,7 @@ def image_features(ops: Ops[X], tower: ImageTower, pixels: X) -> X:
 def vit_features(ops: Ops[X], tower: LeanViT, pixels: X) -> X:
     """Compute the features of images. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
     side, patch = tower.resolution_px // tower.patch_px, tower.patch_px
+    # Channels come last, as Pillow leaves them: a patch of 32 px is cut in runs of 96 bytes instead of 32.
     x = ops.reshape(pixels, -1, side, patch, side, patch, 3)  # (B, G, P, G, P, 3)
     x = ops.transpose(x, 0, 1, 3, 2, 4, 5)  # (B, G, G, P, P, 3), cheaper while they are bytes
     x = ops.to_float(ops.reshape(x, -1, side * side, patch * patch * 3))  # (B, L-1, P * P * 3)

@@ -12,6 +12,9 @@ from ..network.records import Architecture, Checkpoint, PreprocessSettings
 def read_loaded_model(model: CLIP) -> Checkpoint:
     """Return a loaded model's weights, and the settings that only its modules hold.
 
+    The weights are not copied here, but when a tower is folded, at its first use: an Encoder of a loaded model costs
+    nothing for a tower that is never used, and further training does not change one that was.
+
     Raises:  InputError for a model whose modules a user replaced or hooked: the lean graph would ignore that.
     """
     block = next(model.transformer.blocks())
@@ -38,9 +41,6 @@ def _check_unchanged(model: CLIP, architecture: Architecture) -> None:
         module = modules.get(name)
         hooked = module is not None and (module._forward_hooks or module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
         if type(module) is not original.get(name) or hooked:
-            raise InputError(
-                "`model`",
-                f"{name or 'the model itself'} was replaced or hooked",
-                "OpenAI's modules as they are",
-                "Call model.encode_image, which runs your changes, or pass the path of weights.",
-            )
+            found = f"{name or 'the model itself'} was replaced or hooked"
+            remedy = "Call model.encode_image, which runs your changes, or pass the path of weights."
+            raise InputError("`model`", found, "OpenAI's modules as they are", remedy)

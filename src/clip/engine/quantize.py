@@ -52,9 +52,8 @@ def is_installed() -> bool:
 def check_installed() -> None:
     """Raise DeviceError where the extra `int8` is not installed."""
     if not is_installed():
-        raise DeviceError(
-            "precision 'int8'", "NNCF, which quantises, is not installed", remedy="Run: pip install 'clip-turbo[int8]'"
-        )
+        found = "NNCF, which quantises, is not installed"
+        raise DeviceError("precision 'int8'", found, remedy="Run: pip install 'clip-turbo[int8]'")
 
 
 def quantize(model: Any, pixels: np.ndarray, *, exact_last: int) -> Any:

@@ -28,7 +28,7 @@ from .open import open_encoded, open_image
 from .transform import STEADY_FORMATS, to_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from ..jobs.options import PixelMode
@@ -149,12 +149,11 @@ def _decoded_bytes(width: int, height: int, resolution_px: int, held_images: int
     return 4 * (held_images * width * height + resized_width * resized_height)
 
 
-def _seek_frames(image: Image.Image, max_frames: int) -> Iterable[int]:
+def _seek_frames(image: Image.Image, max_frames: int) -> Iterator[int]:
     """Go to each frame of a file in turn. Raises: ImageError if there are more, or fewer than the file announces."""
-    return _seek_each(image, max_frames) if image.format in FORMATS_WITH_FRAMES else (0,)
-
-
-def _seek_each(image: Image.Image, max_frames: int) -> Iterator[int]:
+    if image.format not in FORMATS_WITH_FRAMES:
+        yield 0
+        return
     for index in count():
         try:
             image.seek(index)

@@ -55,6 +55,8 @@ def to_pixels_fast(image: Image.Image, size: tuple[int, int], divisor: int, sett
     import torch  # here, as exact decoding works without it
 
     crop = compute_crop(*size, settings)
+    # Not `interpolate`, which takes a size or a scale: with both, weights are those of the whole image while only the
+    # crop is computed, and a JPEG 4001 px wide that was divided by 4 counts as 1000.25 wide.
     aten = torch.ops.aten
     resize = aten._upsample_bicubic2d_aa if settings.interpolation == "bicubic" else aten._upsample_bilinear2d_aa
     support = SUPPORT[settings.interpolation]

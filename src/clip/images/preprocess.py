@@ -79,9 +79,7 @@ class Compose:
         step: object = open_image(image)
         for transform in self.transforms:
             step = transform(step)
-        return cast(
-            "torch.Tensor", step
-        )  # the usual last step returns one; a user's own list may end in something else
+        return cast("torch.Tensor", step)  # OpenAI's last step returns one; a user's own may return something else
 
     def __repr__(self) -> str:
         steps = "\n".join(f"    {getattr(t, '__name__', None) or repr(t)}" for t in self.transforms)

@@ -28,6 +28,5 @@ class DemoJob:
 
     def __post_init__(self) -> None:
         if not MIN_SCENES <= self.scenes <= MAX_SCENES:
-            raise InputError(
-                "`scenes`", f"found {self.scenes:,}", f"{MIN_SCENES} to {MAX_SCENES:,}", "Pass another number."
-            )
+            found = f"found {self.scenes:,}"
+            raise InputError("`scenes`", found, f"{MIN_SCENES} to {MAX_SCENES:,}", "Pass another number.")

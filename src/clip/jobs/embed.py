@@ -95,12 +95,9 @@ class EmbedJob:
     def __post_init__(self) -> None:
         if self.max_seconds is not None and not (self.isolate and 0 < self.max_seconds <= MAX_SECONDS):
             beside = "with" if self.isolate else "without"
-            raise InputError(
-                "`max_seconds`",
-                f"found {self.max_seconds} {beside} isolate",
-                f"more than 0 and at most {MAX_SECONDS:,}, with isolate, as only a process can be stopped",
-                "Pass `isolate=True` too.",
-            )
+            found = f"found {self.max_seconds} {beside} isolate"
+            expected = f"more than 0 and at most {MAX_SECONDS:,}, with isolate, as only a process can be stopped"
+            raise InputError("`max_seconds`", found, expected, "Pass `isolate=True` too.")
         if self.policy.update and (self.policy.overwrite or self.duplicate_ids == "keep"):
             other = "overwrite" if self.policy.overwrite else "duplicate_ids"
             raise InputError("`update`", f"found {other} too", "one of them", f"Leave out `{other}`.")
@@ -111,9 +108,8 @@ class EmbedJob:
         if self.readers > MAX_READERS:
             raise InputError("`readers`", f"found {self.readers}", f"at most {MAX_READERS}", "Pass fewer.")
         if self.max_failures is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_failures):
-            raise InputError(
-                "`max_failures`", f"found {self.max_failures!r}", "a number, or a percentage as in 5%", "Pass one."
-            )
+            expected = "a number, or a percentage as in 5%"
+            raise InputError("`max_failures`", f"found {self.max_failures!r}", expected, "Pass one.")
 
     def _check_columns(self) -> None:
         if self.columns.texts and (names := self._find_image_options()):
@@ -126,12 +122,8 @@ class EmbedJob:
                 raise InputError("`keep`", f"found {name!r}", "UTF-8", "Rename it in the table.")
             # Upper and lower case are the same, as in SQL.
             if name.lower() in (*OWN_COLUMNS, *map(str.lower, self.columns.keep[:place])):
-                raise InputError(
-                    "`keep`",
-                    f"found {name!r}, which OUT has already",
-                    "columns of other names",
-                    "Leave it out, or rename it in the table.",
-                )
+                found = f"found {name!r}, which OUT has already"
+                raise InputError("`keep`", found, "columns of other names", "Leave it out, or rename it in the table.")
 
     def _find_image_options(self) -> list[str]:
         """Return the names of the options that only images use, and that differ from their defaults."""
@@ -151,26 +143,20 @@ class EmbedJob:
         quantised = precision in CALIBRATED_PRECISIONS
         reads_twice = self.min_cosine is not None or (quantised and not self.calibration)
         if reads_twice and STDIN in self.inputs:
-            raise InputError(
-                "`precision`" if self.min_cosine is None else "`min_cosine`",
-                f"found {precision if self.min_cosine is None else self.min_cosine} with '{STDIN}' as input",
-                "an input that can be read twice",
-                "Write the list to a file.",
-            )
+            item = "`precision`" if self.min_cosine is None else "`min_cosine`"
+            found = f"found {precision if self.min_cosine is None else self.min_cosine} with '{STDIN}' as input"
+            raise InputError(item, found, "an input that can be read twice", "Write the list to a file.")
         if quantised and self.columns.texts:
             raise InputError("`precision`", f"found {precision} for texts", "images for it", "Pass another precision.")
         if self.min_cosine is not None:
             check_cosine(self.min_cosine)
             if (precision, pixels) != (ModelOptions.precision, DecodeOptions.pixels):
-                raise InputError(
-                    "`min_cosine`",
-                    f"found precision {precision} and {pixels} pixels too",
-                    "neither, as it chooses both",
-                    "Leave out `precision` and `decode.pixels`.",
-                )
+                found = f"found precision {precision} and {pixels} pixels too"
+                remedy = "Leave out `precision` and `decode.pixels`."
+                raise InputError("`min_cosine`", found, "neither, as it chooses both", remedy)
         elif self.calibration is not None and not quantised:
-            some = " or ".join(sorted(CALIBRATED_PRECISIONS))
-            raise InputError("`calibration`", f"found precision {precision}", some, f"Leave it out, or pass {some}.")
+            those = " or ".join(sorted(CALIBRATED_PRECISIONS))
+            raise InputError("`calibration`", f"found precision {precision}", those, f"Leave it out, or pass {those}.")
 
     @property
     def model_options(self) -> ModelOptions:

@@ -45,12 +45,8 @@ class FetchJob:
         if not self.names and not self.check:
             raise InputError("`names`", "found none", "at least one model", "Pass a name that `clip models` lists.")
         if self.to is not None and (len(self.names) != 1 or self.check or not self.to.endswith(".safetensors")):
-            raise InputError(
-                "`to`",
-                f"found {self.to!r} for {len(self.names)} names",
-                "one name and FILE.safetensors",
-                "Pass them without `check`.",
-            )
+            found = f"found {self.to!r} for {len(self.names)} names"
+            raise InputError("`to`", found, "one name and FILE.safetensors", "Pass them without `check`.")
 
 
 @documented

@@ -183,9 +183,8 @@ def check_words(options: Any) -> None:
     for name, kind in get_type_hints(type(options), localns={"Path": str, "Sequence": tuple}).items():
         words = get_args(kind)
         if words and all(isinstance(word, str) for word in words) and getattr(options, name) not in words:
-            raise InputError(
-                f"`{name}`", f"found {getattr(options, name)!r}", f"one of {', '.join(words)}", "Pass one."
-            )
+            found = f"found {getattr(options, name)!r}"
+            raise InputError(f"`{name}`", found, f"one of {', '.join(words)}", "Pass one.")
 
 
 def check_cosine(min_cosine: float) -> None:

@@ -53,9 +53,8 @@ class SearchJob:
         if sheet is not None and not sheet.lower().endswith(".png"):
             raise InputError("`contact_sheet`", f"found {sheet!r}", "a name in .png", "Pass one.")
         if sheet is not None and self.k > MAX_SHEET:
-            raise InputError(
-                "`contact_sheet`", f"found {self.k:,} hits", f"at most {MAX_SHEET:,}", "Pass a smaller `k`."
-            )
+            found = f"found {self.k:,} hits"
+            raise InputError("`contact_sheet`", found, f"at most {MAX_SHEET:,}", "Pass a smaller `k`.")
         check_search(self.k, self.min_score)
 
 

@@ -91,29 +91,20 @@ class _Entries:
     def shape(self, key: str, ndim: int) -> tuple[int, ...]:
         if key not in self.state_dict:
             first = quote(next(iter(self.state_dict), ""))
-            raise CheckpointKeyError(
-                "weights",
-                f"entry {key!r} is missing among {len(self.state_dict)}, of which the first is {first}",
-                "a CLIP with OpenAI's names",
-                "Pass the weights of one.",
-            )
+            found = f"entry {key!r} is missing among {len(self.state_dict)}, of which the first is {first}"
+            raise CheckpointKeyError("weights", found, "a CLIP with OpenAI's names", "Pass the weights of one.")
         shape = tuple(self.state_dict[key].shape)
         if len(shape) != ndim or 0 in shape:
-            raise CheckpointError(
-                "weights", f"entry {key!r} has shape {shape}", f"{ndim} sizes above 0", "Pass the weights of a CLIP."
-            )
+            remedy = "Pass the weights of a CLIP."
+            raise CheckpointError("weights", f"entry {key!r} has shape {shape}", f"{ndim} sizes above 0", remedy)
         return shape
 
     def grid_side(self, key: str) -> int:
         tokens = self.shape(key, 2)[0]
         side = math.isqrt(tokens - 1)
         if side == 0 or side**2 + 1 != tokens:
-            raise CheckpointError(
-                "weights",
-                f"entry {key!r} has {tokens} positions",
-                "a square number and 1 more",
-                "Pass weights for square images.",
-            )
+            found = f"entry {key!r} has {tokens} positions"
+            raise CheckpointError("weights", found, "a square number and 1 more", "Pass weights for square images.")
         return side
 
     def count(self, prefix: str, suffix: str = "", part: int = 2) -> int:
@@ -142,19 +133,14 @@ def _check_plausible(a: Architecture) -> None:
     depth = sum(layers) if isinstance(layers, tuple) else layers
     vision_width, in_heads = _attention_width(a), vision_heads(a)
     heads = a.transformer_heads
+    divides = heads and a.transformer_width % heads == 0
     for size, value, fits, expected in (
         ("vision width", vision_width, vision_width % in_heads == 0, f"a multiple of its {in_heads} heads"),
-        (
-            "text width",
-            a.transformer_width,
-            heads and a.transformer_width % heads == 0,
-            f"a multiple of its {heads} heads",
-        ),
+        ("text width", a.transformer_width, divides, f"a multiple of its {heads} heads"),
         ("vision depth", depth, 0 < depth <= MAX_LAYERS, f"1 to {MAX_LAYERS} layers"),
         ("text depth", a.transformer_layers, 0 < a.transformer_layers <= MAX_LAYERS, f"1 to {MAX_LAYERS} layers"),
         ("context length", a.context_length, a.context_length <= MAX_CONTEXT_LENGTH, f"at most {MAX_CONTEXT_LENGTH}"),
     ):
         if not fits:
-            raise CheckpointError(
-                "weights", f"the {size} is {value}, by the weights' shapes", expected, "Pass the weights of a CLIP."
-            )
+            found = f"the {size} is {value}, by the weights' shapes"
+            raise CheckpointError("weights", found, expected, "Pass the weights of a CLIP.")

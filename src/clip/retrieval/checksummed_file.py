@@ -4,7 +4,8 @@
 
 The header is a dict of the writer's fields and of "sections": for each section its offset, its size, the size of its
 blocks, and a crc32 per block, so that a reader checks only what it uses. A crc32 finds every damage of up to 32
-successive bits, and misses one in 2**32 of the others.
+successive bits, and misses one in 2**32 of the others. The file is derived, so it is guarded against damage and not
+against an author: a core checks 4.5 GB/s, with sha256 1.8 GB/s.
 """
 
 from __future__ import annotations

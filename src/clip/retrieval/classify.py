@@ -56,13 +56,13 @@ def classify(
     if read_manifest(Path(job.source) / MANIFEST) is not None:
         store = Store(job.source)
         if job.untrained is not None:
-            raise InputError(
-                "`untrained`", f"found {job.untrained}, but {store.path} has a model", remedy="Leave it out."
-            )
+            found = f"found {job.untrained}, but {store.path} has a model"
+            raise InputError("`untrained`", found, remedy="Leave it out.")
         classifier = _Classifier(load_run_encoder(store, job.model, job.device), labels, templates)
         return _classify_store(job, store, classifier, each)
     model = job.model or ModelOptions.name
     classifier = _Classifier(Encoder(model, device=job.device, untrained=job.untrained), labels, templates)
+    # By the run of `embed`, for its inputs, its failure rows and its checked counts: no second pipeline.
     with tempfile.TemporaryDirectory(prefix="clip-classify-") as folder:
         output = Path(folder) / "out"
         embed_job = EmbedJob(
@@ -86,17 +86,16 @@ class _Classifier:
             features = encoder.encode_text(texts).float().cpu().numpy()
             units = unit_vectors(features.astype(np.float64)).reshape(
                 len(batch), len(templates), -1
-            )  # (labels, templates, D)
-            vectors.append(unit_vectors(units.mean(axis=1).astype(np.float64)))
+            )  # (l, templates, D)
+            vectors.append(unit_vectors(units.mean(axis=1)))  # (l, D)
         self._vectors = np.concatenate(vectors)  # (L, D)
 
     def predict(self, vectors: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the probabilities of images for each label, in batches. Shapes: float (N, D) -> float64 (n, L)."""
         rows = max(1, BATCH_CELLS // len(self.labels))
         for start in range(0, len(vectors), rows):
-            logits = self._logit_scale * (
-                unit_vectors(vectors[start : start + rows].astype(np.float64)) @ self._vectors.T
-            )
+            images = unit_vectors(vectors[start : start + rows].astype(np.float64))  # (n, D)
+            logits = self._logit_scale * (images @ self._vectors.T)  # (n, L)
             raised = np.exp(logits - logits.max(axis=1, keepdims=True))
             yield raised / raised.sum(axis=1, keepdims=True)
 
@@ -157,12 +156,8 @@ class _Truth:
         for path in store.parts()[:1]:
             names = [name for name in read_schema(path).names if name != "embedding"]
             if self.columns and column not in names:
-                raise InputError(
-                    "`truth`",
-                    f"{store.path / EMBEDDINGS} has no column {column!r}",
-                    f"one of {names}, or {FOLDER_NAMES}",
-                    "Pass one of them.",
-                )
+                found = f"{store.path / EMBEDDINGS} has no column {column!r}"
+                raise InputError("`truth`", found, f"one of {names}, or {FOLDER_NAMES}", "Pass one of them.")
 
     def read(self, ids: list[str], columns: list[list[object]]) -> list[str | None]:
         """Return the truth of each row, by its id or by the values of `columns`; None where it is not known."""

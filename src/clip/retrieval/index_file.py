@@ -8,7 +8,7 @@ One checksummed file, derived from the parts and deletable, with the sections
 
 The header has a kind ("exact"), a version, rows, dim, dtype, and the stamp of the parts. Other kinds of index may get
 files beside it. It is a single file because a rename then replaces all of it at once: a process that has it open keeps
-what it opened, whatever a job does to the parts.
+what it opened, whatever a job does to the parts. That is why it repeats the stored vectors and the other columns.
 """
 
 from __future__ import annotations
@@ -190,9 +190,8 @@ def _write(file: BinaryIO, store: Store) -> None:
         except StoreError:
             if _read_stamp(store) == stamp:
                 raise  # else it is about a part that is gone
-    raise StoreBusyError(
-        store.path, "its parts change while they are read", remedy="Wait for the job that writes there, and try again."
-    )
+    found = "its parts change while they are read"
+    raise StoreBusyError(store.path, found, remedy="Wait for the job that writes there, and try again.")
 
 
 def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool:
@@ -214,33 +213,23 @@ def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool
     if vectors.size_bytes != total * row_bytes:
         return False
     rows = writer.add_section("rows", ROWS_BLOCK)
-    schema = pa.schema([field for field in (read_schema(parts[0]) if parts else store.schema) if not _is_vector(field)])
+    columns = read_schema(parts[0]) if parts else store.schema
+    schema = pa.schema([field for field in columns if not pa.types.is_fixed_size_list(field.type)])  # no vectors
     with pa.ipc.new_stream(rows, schema) as stream:
         for path in parts:
             table = read_part(path, schema.names)
             if not table.schema.equals(schema):
-                raise StoreError(
-                    path,
-                    f"has the columns {table.schema.names}",
-                    f"{schema.names}, of the same types in all parts",
-                    "Run the job again with `overwrite=True`.",
-                )
+                found = f"has the columns {table.schema.names}"
+                remedy = "Run the job again with `overwrite=True`."
+                raise StoreError(path, found, f"{schema.names}, of the same types in all parts", remedy)
             stream.write_table(table)
     header = {"kind": KIND, "version": VERSION, "rows": total, "dim": store.dim, "dtype": dtype.name}
     writer.finish({**header, "stamp": stamp})
     return True
 
 
-def _is_vector(field: pa.Field) -> bool:
-    return pa.types.is_fixed_size_list(field.type)
-
-
 def _check_norms(path: Path, ids: pa.ChunkedArray, vectors: np.ndarray) -> None:
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     for place in np.flatnonzero(~usable_norms(norms))[:1]:
-        raise StoreError(
-            path,
-            f"{ids[place].as_py()!r} has a vector of norm {norms[place]}",
-            "one above 0",
-            "Remove the part, and run the job again.",
-        )
+        found = f"{ids[place].as_py()!r} has a vector of norm {norms[place]}"
+        raise StoreError(path, found, "one above 0", "Remove the part, and run the job again.")

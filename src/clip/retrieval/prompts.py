@@ -36,12 +36,9 @@ def read_labels(source: str | Path | tuple[str, ...]) -> tuple[str, ...]:
     else:
         labels, item = tuple(label for part in str(source).split(",") if (label := part.strip())), "`labels`"
     if len(labels) < 2:
-        raise InputError(
-            "`labels`",
-            f"found {len(labels)} in {str(source)[:MAX_SHOWN]!r}",
-            "at least 2, or the name of a file",
-            "Pass a file with one label per line, or labels with commas between.",
-        )
+        found = f"found {len(labels)} in {str(source)[:MAX_SHOWN]!r}"
+        remedy = "Pass a file with one label per line, or labels with commas between."
+        raise InputError("`labels`", found, "at least 2, or the name of a file", remedy)
     repeated = next((label for label, count in Counter(labels).items() if count > 1), None)
     if repeated is not None:
         raise InputError(item, f"{repeated!r} appears twice", remedy="Remove one.")

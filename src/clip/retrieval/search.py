@@ -141,12 +141,9 @@ class Index:
         except (TypeError, ValueError, OverflowError) as exc:
             raise InputError(name, f"cannot be read ({exc})", f"{self.store.dim} numbers", "Pass them.") from exc
         if wide.shape != (self.store.dim,):
-            raise InputError(
-                name,
-                f"found an array of shape {wide.shape}",
-                f"({self.store.dim},), as in {self.store.path}",
-                "Pass one vector of the same model.",
-            )
+            found = f"found an array of shape {wide.shape}"
+            remedy = "Pass one vector of the same model."
+            raise InputError(name, found, f"({self.store.dim},), as in {self.store.path}", remedy)
         with np.errstate(over="ignore"):
             scaled = wide / largest if np.isfinite(largest := np.abs(wide).max()) and largest else wide
             norm = np.linalg.norm(scaled)
@@ -224,9 +221,8 @@ def _read_vector(name: str) -> Any:
         data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
         value = np.load(io.BytesIO(data), allow_pickle=False) if data.startswith(NPY_MAGIC) else json.loads(data)
     except (OSError, ValueError, EOFError, RecursionError, MemoryError) as exc:
-        raise InputError(
-            "`vector`", f"{name!r} cannot be read ({exc})", "a JSON list or a .npy file", "Pass one of them."
-        ) from exc
+        found = f"{name!r} cannot be read ({exc})"
+        raise InputError("`vector`", found, "a JSON list or a .npy file", "Pass one of them.") from exc
     return value[0] if isinstance(value, np.ndarray) and value.ndim == 2 and len(value) == 1 else value
 
 

@@ -34,9 +34,8 @@ def filter_rows(table: pa.Table, condition: str) -> np.ndarray:
     try:
         import duckdb  # here, because it comes with the extra `search`
     except ImportError as exc:
-        raise MissingExtraError(
-            "`where`", "needs duckdb, which is not installed", remedy="Run: pip install 'clip-turbo[search]'"
-        ) from exc
+        found = "needs duckdb, which is not installed"
+        raise MissingExtraError("`where`", found, remedy="Run: pip install 'clip-turbo[search]'") from exc
     number = "_" * (1 + max(map(len, table.column_names)))  # a name that no column has
     numbered = table.append_column(number, [np.arange(table.num_rows)])
     with duckdb.connect(":memory:", config=SHUT_OFF) as database:
@@ -44,10 +43,6 @@ def filter_rows(table: pa.Table, condition: str) -> np.ndarray:
             rows = database.from_arrow(numbered).filter(condition).project(f'"{number}"').fetchnumpy()[number]
         except (duckdb.Error, UnicodeEncodeError) as exc:  # the latter for a lone surrogate
             message = str(exc).splitlines()[0][:MAX_MESSAGE].rstrip(".!")
-            raise InputError(
-                "`where`",
-                f"{condition!r} fails: {message}",
-                f"a condition on the columns {', '.join(table.column_names)}",
-                "Write it as in SQL.",
-            ) from exc
+            expected = f"a condition on the columns {', '.join(table.column_names)}"
+            raise InputError("`where`", f"{condition!r} fails: {message}", expected, "Write it as in SQL.") from exc
     return np.sort(np.asarray(rows, np.int64))

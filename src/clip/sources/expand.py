@@ -33,7 +33,7 @@ def expand_braces(name: str) -> list[str]:
     else:
         return [name]  # {x} is a name
     expanded = [name[: braces.start()] + choice + name[braces.end() :] for choice in choices]
-    return [one for part in expanded for one in expand_braces(part)]
+    return [name for part in expanded for name in expand_braces(part)]
 
 
 def split_pattern(name: str) -> tuple[str, str]:

@@ -63,12 +63,8 @@ def read_lines(path: str, columns: Columns) -> Iterator[Line]:
             if ending in COLUMN_ENDINGS:
                 yield from _make_lines(path, _read_rows(path, ending, file, columns), columns)
             elif columns.named:
-                raise InputError(
-                    path,
-                    f"has no column {columns.named[0]!r}, as plain lists have none",
-                    " or ".join(COLUMN_ENDINGS),
-                    "Leave the column out.",
-                )
+                found = f"has no column {columns.named[0]!r}, as plain lists have none"
+                raise InputError(path, found, " or ".join(COLUMN_ENDINGS), "Leave the column out.")
             elif columns.kind == "texts":
                 yield from (Line(None, text, ()) for text in _split_text(file, "\n"))
             else:
@@ -153,9 +149,8 @@ def check_names(path: str, names: list[str], columns: Columns) -> None:
     for name in columns.named:
         if names.count(name) != 1:
             count = f"{names.count(name)} columns" if name in names else "no column"
-            raise InputError(
-                path, f"has {count} {name!r} among {', '.join(names)}", "one", "Name another column, or rename it."
-            )
+            found = f"has {count} {name!r} among {', '.join(names)}"
+            raise InputError(path, found, "one", "Name another column, or rename it.")
 
 
 def _make_lines(path: str, rows: Iterable[dict[str, Any]], columns: Columns) -> Iterator[Line]:
@@ -171,12 +166,9 @@ def _make_lines(path: str, rows: Iterable[dict[str, Any]], columns: Columns) -> 
         missing -= row.keys()
         for name in required:
             if not isinstance(row.get(name), str) or not row[name]:
-                raise InputError(
-                    path,
-                    f"row {number} has {row.get(name)!r} in column {name!r}",
-                    f"a text; its columns are {', '.join(map(str, row))}",
-                    "Name another with `columns.entry` or `columns.id`, or repair the row.",
-                )
+                found = f"row {number} has {row.get(name)!r} in column {name!r}"
+                remedy = "Name another with `columns.entry` or `columns.id`, or repair the row."
+                raise InputError(path, found, f"a text; its columns are {', '.join(map(str, row))}", remedy)
         value = row.get(entry)
         values = tuple(_to_text(row.get(name), is_text=name == columns.text) for name in copied)
         yield Line(row[columns.id] if columns.id else None, value if isinstance(value, str) else None, values)

@@ -130,12 +130,8 @@ def read_layout(path: str, columns: Columns, file: BinaryIO | None = None) -> La
     types = tuple(_get_output_type(path, schema.field(name)) for name in columns.keep)
     for name, own, wanted in zip(columns.keep, types, columns.types or types, strict=True):
         if not _fits(own, wanted):
-            raise InputError(
-                path,
-                f"column {name!r} is of {own}",
-                f"{wanted} as in the first table",
-                "Name this one first, or leave the column out.",
-            )
+            remedy = "Name this one first, or leave the column out."
+            raise InputError(path, f"column {name!r} is of {own}", f"{wanted} as in the first table", remedy)
     return Layout(column, _holds_images(kind), pa.types.is_struct(kind), groups, types)
 
 

@@ -145,12 +145,9 @@ class Source:
     def _list_lines(self, path: str, own_id: str) -> Iterator[Item]:
         for name, kind in self.columns.taken:
             if kind != TEXT:
-                raise InputError(
-                    path,
-                    f"column {name!r} holds texts, as in every list",
-                    f"{kind} as in the first table",
-                    "Name the list first, and all become texts.",
-                )
+                found = f"column {name!r} holds texts, as in every list"
+                remedy = "Name the list first, and all become texts."
+                raise InputError(path, found, f"{kind} as in the first table", remedy)
         for number, line in enumerate(read_lines(path, self.columns)):
             yield make_item(line, path, own_id, number, self.columns, self.root)
 

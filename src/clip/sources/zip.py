@@ -106,7 +106,10 @@ def _read_bytes(archive: zipfile.ZipFile, header: zipfile.ZipInfo) -> bytes:
 
 
 def _salvage(file: BinaryIO, reader: PartReader, lost: Exception) -> Iterator[Member | Failure]:
-    """Read the images of an archive whose list, at its end, is gone: by the headers before each member."""
+    """Read the images of an archive without its list, which is at its end and the first thing that a cut takes.
+
+    zipfile needs the list; here the header before each member gives its name and size.
+    """
     file.seek(0)
     try:
         while len(block := file.read(LOCAL_HEADER.size)) == LOCAL_HEADER.size:

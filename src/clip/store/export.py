@@ -89,12 +89,9 @@ class _Run:
         self.parts = [path for path, count in rows.items() if count]
         self.rows = sum(rows.values())
         if self.rows != counts["written"]:
-            raise StoreError(
-                store.path,
-                f"parts hold {self.rows:,} rows",
-                f"{counts['written']:,} as the manifest says",
-                f"Run clip verify {store.path} to find the damage.",
-            )
+            found = f"parts hold {self.rows:,} rows"
+            remedy = f"Run clip verify {store.path} to find the damage."
+            raise StoreError(store.path, found, f"{counts['written']:,} as the manifest says", remedy)
         self._all_columns = read_schema(self.parts[0]) if self.parts else store.schema
         self.schema = _select_plain(self._all_columns)  # without vectors
         self.columns = vector_columns(store.schema)
@@ -115,12 +112,8 @@ class _Run:
         reserved = {"csv": set(self.vector_names()), "clip-retrieval": new_names}.get(form, set[str]())
         clashing = [name for name in self.schema.names if name in reserved]
         if clashing:
-            raise StoreError(
-                self.store.path,
-                f"has a column {clashing[0]!r}",
-                f"no column with a name that {form} itself uses",
-                "Choose another format.",
-            )
+            expected = f"no column with a name that {form} itself uses"
+            raise StoreError(self.store.path, f"has a column {clashing[0]!r}", expected, "Choose another format.")
 
     def vector_names(self) -> list[str]:
         """Return names for the numbers of a row's vectors."""
@@ -145,12 +138,9 @@ class _Run:
         schema = read_schema(path)
         fields = list(schema)
         if not (schema.equals(self._all_columns) and all(field in fields for field in self.store.schema)):
-            raise StoreError(
-                path,
-                f"its columns are {schema.names}",
-                "those of the manifest, with the same types in all parts",
-                "Run the job again with `overwrite=True`.",
-            )
+            found = f"its columns are {schema.names}"
+            remedy = "Run the job again with `overwrite=True`."
+            raise StoreError(path, found, "those of the manifest, with the same types in all parts", remedy)
         table = read_part(path, [*self.schema.names, *self.columns])
         vectors = {name: stack_vectors(table, self.store.schema, name) for name in self.columns}
         little_endian = {name: block.astype(self.dtype, copy=False) for name, block in vectors.items()}
@@ -192,16 +182,11 @@ class _Target:
             raise StoreMismatchError(self.path, "is a file", "a folder or nothing", "Choose another target.")
         existing = sorted(path.name for path in self.path.iterdir() if not path.name.endswith(TEMPORARY))
         if existing and not _is_summary(self.path / SUMMARY):
-            raise StoreMismatchError(
-                self.path,
-                f"holds {existing[0]!r} and no {SUMMARY} of ours",
-                "an empty folder or nothing",
-                "Choose another target.",
-            )
+            found = f"holds {existing[0]!r} and no {SUMMARY} of ours"
+            raise StoreMismatchError(self.path, found, "an empty folder or nothing", "Choose another target.")
         if existing and not overwrite:
-            raise StoreMismatchError(
-                self.path, "holds an export", "an empty folder or nothing", "Pass `overwrite=True` to replace it."
-            )
+            remedy = "Pass `overwrite=True` to replace it."
+            raise StoreMismatchError(self.path, "holds an export", "an empty folder or nothing", remedy)
 
     @contextmanager
     def prepare(self, info: dict[str, Any]) -> Generator[None]:

@@ -74,11 +74,8 @@ class Lock:
                 self._path.parent.stat()  # where the whole output is gone, the error says so
         if record is None or record["owner"] != self._owner:
             other = "another job" if record is None else _name_owner(record)
-            raise StoreBusyError(
-                self._path.parent,
-                f"{other} has taken it over, as this job had stalled",
-                remedy="Run again when that job is done.",
-            )
+            found = f"{other} has taken it over, as this job had stalled"
+            raise StoreBusyError(self._path.parent, found, remedy="Run again when that job is done.")
 
     def _take(self) -> None:
         folder = self._path.parent
@@ -94,12 +91,8 @@ class Lock:
                     self._write()
                     return
             if _is_local(record) or watched not in (None, record):
-                raise StoreBusyError(
-                    folder,
-                    f"{_name_owner(record)} is at work there",
-                    "no other job",
-                    "Wait for it, or choose another output.",
-                )
+                found = f"{_name_owner(record)} is at work there"
+                raise StoreBusyError(folder, found, "no other job", "Wait for it, or choose another output.")
             if watched is None:
                 message = "%s: locked by %s; waiting %.0f s to see whether it is alive"
                 _log.warning(message, folder, _name_owner(record), STALE_S)

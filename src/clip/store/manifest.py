@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 INDEX = "_index"
-CALIBRATION = "_calibration.npy"  # the pixels that a run was quantised by, so that it can be resumed
+# The pixels that a run was quantised by, without which it cannot be resumed once its input has changed, as vectors of
+# two quantisations do not mix; 256 images are 39 MB.
+CALIBRATION = "_calibration.npy"
 UNTRAINED = "untrained:"  # before the seed of weights that were drawn at random
 KINDS: dict[Kind, str] = {"images": "pictures", "texts": "texts", "pairs": "pairs"}  # as version 0.1.0 wrote them
 # The JSON keys on which vectors, ids and shard borders depend: a run is resumed only where all of them agree.

@@ -2,7 +2,8 @@
 
     OUT/_plan/shard-00000.parquet    a row per entry: id, path, size_bytes, modified_ns; error and message of a folder
                                      that could not be listed; start, stop, members, limit and columns of a container
-                                     part, which is a shard by itself; values: those of copied columns, as a JSON list;
+                                     part, which is a shard by itself; values: those of copied columns, as a JSON list,
+                                     so that a resumed run needs nothing but OUT, and an update sees which changed;
                                      kept: whether an update carries the entry's row over from the earlier part
     OUT/_plan/listed.txt             the inputs that were listed
     OUT/_plan/plan.json              numbers of entries and shards, files passed over, fingerprint of the input
@@ -17,7 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,12 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..atomic_files import atomic_write, sync_folder, translate_os_errors
-from ..errors import StoreError
 from ..records import ContainerPart, Failure, Item, Shard, id_hash
+from .parts import open_parquet
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Generator, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from ..records import Entry
@@ -107,19 +108,9 @@ class Plan:
             footer = pq.read_metadata(file)
         return ShardSummary(footer.metadata[FINGERPRINT].decode(), footer.num_rows, int(footer.metadata[CARRIED_OVER]))
 
-    @contextmanager
-    def _open(self, index: int) -> Generator[BinaryIO]:
-        path = self.folder / SHARD.format(index)
-        try:
-            with path.open("rb") as file:  # opened here, as pyarrow takes no path that is not UTF-8
-                yield file
-        except (OSError, pa.ArrowException) as exc:
-            raise StoreError(
-                path,
-                f"cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)})",
-                "the listing of the run",
-                f"Remove {self.folder}, and run again: the input is listed anew, and finished parts are kept.",
-            ) from exc
+    def _open(self, index: int) -> AbstractContextManager[BinaryIO]:
+        remedy = f"Remove {self.folder}, and run again: the input is listed anew, and finished parts are kept."
+        return open_parquet(self.folder / SHARD.format(index), "the listing of the run", remedy)
 
     def summaries(self) -> list[ShardSummary]:
         """Read the summaries of all shards, in their order."""

@@ -37,10 +37,7 @@ class Store:
     """The output of `clip embed`."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open a folder and read its manifest.
-
-        Raises:  StoreError where it has no manifest of ours.
-        """
+        """Open a folder and read its manifest. Raises: StoreError where it has no manifest of ours."""
         self.path = Path(path)
         manifest = read_manifest(self.path / MANIFEST)
         if manifest is None:

@@ -2,7 +2,8 @@
 
 A shard in which nothing happened keeps its fingerprint, and so its part. In any other shard removed entries are left
 out, changed ones are done again in their places, and the rest is carried over; new entries follow in new shards. The
-comparison uses a database on the disk: memory holds one shard, and a byte per listed entry.
+comparison uses SQLite, which sorts and joins on the disk and comes with Python: memory holds one shard, and a byte per
+listed entry.
 """
 
 from __future__ import annotations
@@ -56,18 +57,14 @@ def update_plan(
             plan = write_plan(store.path, shards, Counter(listed.ignored), MERGED)
             gone = earlier.entries - sum(now.taken)
     except sqlite3.Error as exc:
-        raise StoreError(
-            listed.folder / SCRATCH, f"cannot be written ({exc})", "a disk with space", "Make room, and run again."
-        ) from exc
+        item = listed.folder / SCRATCH
+        raise StoreError(item, f"cannot be written ({exc})", "a disk with space", "Make room, and run again.") from exc
     listed.discard()
     if earlier.entries and gone == earlier.entries:
         plan.discard()
-        raise InputError(
-            store.path,
-            f"none of its {earlier.entries:,} {store.manifest.kind} is listed any more",
-            "some to bring it up to date",
-            "Check that the source is there, or pass `overwrite=True`.",
-        )
+        found = f"none of its {earlier.entries:,} {store.manifest.kind} is listed any more"
+        remedy = "Check that the source is there, or pass `overwrite=True`."
+        raise InputError(store.path, found, "some to bring it up to date", remedy)
     return plan, gone
 
 

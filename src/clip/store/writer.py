@@ -54,16 +54,12 @@ def check_room(path: Path) -> None:
         existing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
         has_manifest = (path / MANIFEST).exists()
     if has_manifest and read_manifest(path / MANIFEST) is None:
-        raise StoreMismatchError(
-            path, f"holds a {MANIFEST} that is not ours", remedy="Choose another output, or move it."
-        )
+        found = f"holds a {MANIFEST} that is not ours"
+        raise StoreMismatchError(path, found, remedy="Choose another output, or move it.")
     if existing and not has_manifest:
-        raise StoreMismatchError(
-            path,
-            f"holds {existing[0]!r} and no {MANIFEST}",
-            "an empty folder or one of ours",
-            "Choose another output, or move it away.",
-        )
+        found = f"holds {existing[0]!r} and no {MANIFEST}"
+        remedy = "Choose another output, or move it away."
+        raise StoreMismatchError(path, found, "an empty folder or one of ours", remedy)
 
 
 class StoreWriter:
@@ -126,12 +122,10 @@ class StoreWriter:
     def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:
         earlier, wanted = (json.dumps(value)[:MAX_SHOWN] for value in values)
         remedy = "Pass `update=True` to bring it up to date," if key == "input_fingerprint" else "Pass"
-        return StoreMismatchError(
-            self.path,
-            f"holds a run whose {key} is {earlier}",
-            f"{wanted} to resume it",
-            f"{remedy} `overwrite=True` to replace it, or choose another output.",
-        )
+        found = f"holds a run whose {key} is {earlier}"
+        expected = f"{wanted} to resume it"
+        remedy = f"{remedy} `overwrite=True` to replace it, or choose another output."
+        return StoreMismatchError(self.path, found, expected, remedy)
 
     def fingerprint(self, index: int) -> str | None:
         """Return the fingerprint of a shard's two files; None where one is missing or they disagree.

@@ -33,12 +33,9 @@ def token_table(
         ids = [tokenizer.encoder[START], *tokenizer.encode(text), tokenizer.encoder[END]]
         if len(ids) > context_length:
             if not truncate:
-                raise TextTooLongError(
-                    f"text {i} of {len(rows)}",
-                    f"found {len(ids)} tokens",
-                    f"at most {context_length}: {text[:40]!r}",
-                    "Shorten it, or pass `truncate=True` to drop the tail.",
-                )
+                expected = f"at most {context_length}: {text[:40]!r}"
+                remedy = "Shorten it, or pass `truncate=True` to drop the tail."
+                raise TextTooLongError(f"text {i} of {len(rows)}", f"found {len(ids)} tokens", expected, remedy)
             ids = [*ids[: context_length - 1], tokenizer.encoder[END]]
         table[i, : len(ids)] = torch.tensor(ids)
     return table
@@ -47,21 +44,17 @@ def token_table(
 def check_ids(tokens: torch.Tensor, vocab_size: int) -> None:
     """Raise InputError for a token table with ids that the vocabulary lacks."""
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
-        raise InputError(
-            "`tokens`",
-            f"found ids from {int(tokens.min())} to {int(tokens.max())}",
-            f"0 to {vocab_size - 1}, those of this model's vocabulary",
-            "Make them with model.tokenize(texts) or Encoder.tokenize(texts), which use that vocabulary.",
-        )
+        found = f"found ids from {int(tokens.min())} to {int(tokens.max())}"
+        remedy = "Make them with model.tokenize(texts) or Encoder.tokenize(texts), which use that vocabulary."
+        raise InputError("`tokens`", found, f"0 to {vocab_size - 1}, those of this model's vocabulary", remedy)
 
 
 def _as_list(texts: object) -> list[str]:
     if isinstance(texts, str):
         return [texts]
     if not isinstance(texts, Iterable):
-        raise InputTypeError(
-            "`texts`", f"found {type(texts).__name__}", "str or a list of str", "Pass a text or a list of texts."
-        )
+        found = f"found {type(texts).__name__}"
+        raise InputTypeError("`texts`", found, "str or a list of str", "Pass a text or a list of texts.")
     rows: list[str] = []
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -103,15 +96,13 @@ class Tokenizing:
         tokenizer = self.tokenizer or shared_tokenizer()
         for word in tokenizer.words(text):
             if len(word) > MAX_WORD:
-                raise InputError(
-                    "text", f"a word of {len(word):,} characters", f"at most {MAX_WORD:,}", "Leave it out."
-                )
+                found = f"a word of {len(word):,} characters"
+                raise InputError("text", found, f"at most {MAX_WORD:,}", "Leave it out.")
             ids += tokenizer.encode_word(word)
             if len(ids) > room:
                 break  # the rest would be cut, or fails the text
         if len(ids) > room and self.long_text == "fail":
-            raise TextTooLongError(
-                "text", f"more than {self.context_length} tokens", "fewer", 'Shorten it, or pass `long_text="cut"`.'
-            )
+            found = f"more than {self.context_length} tokens"
+            raise TextTooLongError("text", found, "fewer", 'Shorten it, or pass `long_text="cut"`.')
         ids = [tokenizer.encoder[START], *ids[:room], tokenizer.encoder[END]]
         return np.array(ids + [0] * (self.context_length - len(ids)), np.int32)

@@ -81,9 +81,8 @@ def _check(job: FetchJob) -> list[Fetched]:
     checked: list[Fetched] = []
     for name in job.names or RELEASES:
         if name not in RELEASES:
-            raise WeightsMissingError(
-                name, "not a released name", f"one of {list(RELEASES)}", "Leave it out: the Hub checks its own files."
-            )
+            remedy = "Leave it out: the Hub checks its own files."
+            raise WeightsMissingError(name, "not a released name", f"one of {list(RELEASES)}", remedy)
         release = RELEASES[name]
         path = locate.cache_path(release.url, job.download_root)
         if not path.is_file():

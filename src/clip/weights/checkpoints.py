@@ -61,12 +61,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except CheckpointError:
         raise  # it names its file
     except _OF_ANOTHER_MAKE as exc:
-        raise CheckpointError(
-            path,
-            f"not as its library writes it ({type(exc).__name__}: {quote(str(exc))})",
-            "weights and their configuration",
-            "Fetch them again.",
-        ) from exc
+        found = f"not as its library writes it ({type(exc).__name__}: {quote(str(exc))})"
+        raise CheckpointError(path, found, "weights and their configuration", "Fetch them again.") from exc
     return Checkpoint(
         layout.architecture,
         layout.state_dict,
@@ -81,7 +77,8 @@ def export(checkpoint: Checkpoint, path: Path, notes: Mapping[str, str] | None =
     """Write a checkpoint as one safetensors file with OpenAI's names, which `read_checkpoint` reads.
 
     Its header holds what shapes do not show, for models whose activation, head width or vocabulary is not OpenAI's,
-    and `notes` for people.
+    and `notes` for people. A vocabulary in a second file could get lost or be another model's, and the sha256 in a
+    manifest would not cover it.
     """
     from safetensors.torch import save_file
 
@@ -101,9 +98,8 @@ def draw_checkpoint(name: str, seed: int) -> Checkpoint:
     Raises:  UnknownModelError (a RuntimeError) for a name that was not released.
     """
     if name not in RELEASES:
-        raise UnknownModelError(
-            f"model {name!r}", "not found", f"one of {list(RELEASES)}", "Pass a released name to draw its weights."
-        )
+        remedy = "Pass a released name to draw its weights."
+        raise UnknownModelError(f"model {name!r}", "not found", f"one of {list(RELEASES)}", remedy)
     architecture = RELEASES[name].architecture
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -129,12 +125,8 @@ def _find_weights(folder: Path) -> list[Path]:
         for name in names if (folder / config).is_file() else ():
             if (folder / name).is_file():
                 return _list_shards(folder / name) if name.endswith(".index.json") else [folder / name]
-    raise CheckpointError(
-        folder,
-        f"a folder without {OPEN_CLIP_CONFIG} or {TRANSFORMERS_CONFIG} and its weights",
-        "that of an open_clip model or of a CLIPModel",
-        "Pass one, or a weights file.",
-    )
+    found = f"a folder without {OPEN_CLIP_CONFIG} or {TRANSFORMERS_CONFIG} and its weights"
+    raise CheckpointError(folder, found, "that of an open_clip model or of a CLIPModel", "Pass one, or a weights file.")
 
 
 def _list_shards(index: Path) -> list[Path]:
@@ -161,12 +153,8 @@ def _read_layout(state_dict: dict[str, torch.Tensor], file: Path) -> Layout:
 
 
 def _missing_configuration(model: str, config: str) -> CheckpointError:
-    return CheckpointError(
-        "weights",
-        f"weights of {model} without their {config}",
-        "it in the same folder, as shapes do not show the activation",
-        "Put it there.",
-    )
+    expected = "it in the same folder, as shapes do not show the activation"
+    return CheckpointError("weights", f"weights of {model} without their {config}", expected, "Put it there.")
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], str | None]:
@@ -219,12 +207,9 @@ def _check_tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
             found = f"entry {quote(key)} is no name of a weight"
             raise CheckpointError("weights", found, "those of a CLIP", "Pass the weights of a CLIP.")
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(
-                "weights",
-                f"entry {quote(str(key))} is a {type(value).__name__}",
-                f"a tensor in a state dict, or the state dict under one of {WRAPPERS}",
-                SAVE_STATE_DICT,
-            )
+            expected = f"a tensor in a state dict, or the state dict under one of {WRAPPERS}"
+            found = f"entry {quote(str(key))} is a {type(value).__name__}"
+            raise CheckpointError("weights", found, expected, SAVE_STATE_DICT)
     if all(key.startswith(PARALLEL_PREFIX) for key in content):
         return {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items()}
     return content
@@ -233,9 +218,6 @@ def _check_tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
 def _check_aliases(state_dict: dict[str, torch.Tensor], file_bytes: int) -> None:
     total = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
     if total > file_bytes:
-        raise CheckpointError(
-            "weights",
-            f"its tensors take {total:,} bytes and the file {file_bytes:,}",
-            "tensors that do not share memory",
-            "Save the state dict with each tensor cloned.",
-        )
+        found = f"its tensors take {total:,} bytes and the file {file_bytes:,}"
+        remedy = "Save the state dict with each tensor cloned."
+        raise CheckpointError("weights", found, "tensors that do not share memory", remedy)

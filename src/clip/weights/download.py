@@ -29,9 +29,6 @@ MAX_RESTARTS = 1  # of a file whose hash turned out wrong; after a second wrong 
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
 
-DEFAULT_PATIENCE = Patience()
-
-
 class _RetryError(Exception):
     """A failure that may pass. Its message says what the server did."""
 
@@ -43,7 +40,7 @@ def fetch(
     sha256: str,
     is_whole: Callable[[], bool],
     size_bytes: int | None = None,
-    patience: Patience = DEFAULT_PATIENCE,
+    patience: Patience = Patience(),  # noqa: B008  frozen
 ) -> None:
     """Download a URL to `target`, replacing what is there.
 
@@ -64,12 +61,9 @@ def fetch(
                 os.fsync(file.fileno())
             part.replace(target)
     except OSError as exc:
-        raise DownloadError(
-            target,
-            f"cannot be written ({exc.strerror or exc})",
-            "a folder with space and permission",
-            "Make room, or pass another folder as `download_root`.",
-        ) from exc
+        found = f"cannot be written ({exc.strerror or exc})"
+        remedy = "Make room, or pass another folder as `download_root`."
+        raise DownloadError(target, found, "a folder with space and permission", remedy) from exc
 
 
 class _Download:
@@ -106,12 +100,9 @@ class _Download:
                     problem = str(exc)
                 idle = 0 if self.done > before else idle + 1
                 if idle >= self.patience.attempts or self.restarts > MAX_RESTARTS:
-                    raise DownloadError(
-                        self.url,
-                        f"the server {problem}",
-                        f"the file with sha256 {self.sha256}",
-                        "Try again later; the download will be resumed.",
-                    )
+                    found = f"the server {problem}"
+                    remedy = "Try again later; the download will be resumed."
+                    raise DownloadError(self.url, found, f"the file with sha256 {self.sha256}", remedy)
                 bar.reset(self.total)
                 bar.update(self.done)
                 time.sleep(self.patience.wait_s(idle + 1))
@@ -166,12 +157,9 @@ class _Download:
             if exc.code == RANGE_NOT_SATISFIABLE:
                 self._start_over()
             elif exc.code not in RETRIED_STATUS:
-                raise DownloadError(
-                    self.url,
-                    f"the server answered {exc.code} {exc.reason}",
-                    "the file",
-                    "Get it from elsewhere, or pass the path of a copy.",
-                ) from exc
+                found = f"the server answered {exc.code} {exc.reason}"
+                remedy = "Get it from elsewhere, or pass the path of a copy."
+                raise DownloadError(self.url, found, "the file", remedy) from exc
             raise _RetryError(f"answered {exc.code} {exc.reason}") from exc
         except (OSError, http.client.HTTPException) as exc:
             raise _RetryError(f"cannot be reached ({getattr(exc, 'reason', None) or exc})") from exc

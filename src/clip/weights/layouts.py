@@ -155,11 +155,8 @@ def from_transformers(
     used = {name for theirs in names.values() for name in theirs.names}
     more = [key for key in state_dict if key not in used and not key.endswith(".position_ids")]
     if more:
-        raise CheckpointError(
-            "weights",
-            f"config.json: describes {len(names)} tensors, and {len(more)} more were found, such as {more[0]!r}",
-            remedy="Pass the config.json of these weights.",
-        )
+        found = f"config.json: describes {len(names)} tensors, and {len(more)} more were found, such as {more[0]!r}"
+        raise CheckpointError("weights", found, remedy="Pass the config.json of these weights.")
     architecture = infer_architecture(
         weights,
         activation=ACTIVATIONS[text["hidden_act"]],
@@ -299,12 +296,8 @@ def _check_settings(settings: dict[str, Any], only: dict[str, Any], read: set[st
 
 def _refusal(file: str, key: str, value: object, expected: object) -> CheckpointError:
     """Return the error for a setting that makes another network or transform than CLIP's."""
-    return CheckpointError(
-        "weights",
-        f"{file}: {key[:MAX_SHOWN]} is {reprlib.repr(value)}",
-        str(expected),
-        "Use the library that the weights come from: this is another network or transform than CLIP's.",
-    )
+    remedy = "Use the library that the weights come from: this is another network or transform than CLIP's."
+    return CheckpointError("weights", f"{file}: {key[:MAX_SHOWN]} is {reprlib.repr(value)}", str(expected), remedy)
 
 
 def _check_agreement(file: str, architecture: Architecture, configured: dict[str, Any]) -> None:
@@ -315,12 +308,8 @@ def _check_agreement(file: str, architecture: Architecture, configured: dict[str
     }
     for key, value in configured.items():
         if shapes[key] != value:
-            raise CheckpointError(
-                "weights",
-                f"{file}: {key} is {reprlib.repr(value)}, and {shapes[key]} by the weights' shapes",
-                "the same",
-                "Pass the configuration of these weights.",
-            )
+            found = f"{file}: {key} is {reprlib.repr(value)}, and {shapes[key]} by the weights' shapes"
+            raise CheckpointError("weights", found, "the same", "Pass the configuration of these weights.")
 
 
 def _read_open_clip_preprocess(config: dict[str, Any], architecture: Architecture) -> PreprocessSettings:

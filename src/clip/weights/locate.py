@@ -36,7 +36,8 @@ HUB_FILES = {
     "config.json": ("model.safetensors", "pytorch_model.bin"),
 }
 HUB_EXTRAS = ("preprocessor_config.json",)
-# The model that comes with the package, made by training/sketch.py and described in docs/sketch.md.
+# The model that comes with the package, made by training/sketch.py and described in docs/sketch.md. Its image side is a
+# ResNet: after three minutes of training that had 0.99 of shapes right, a ViT 0.40 (LOG.md).
 SKETCH, SKETCH_FILE = "sketch", Path(__file__).with_name("sketch.safetensors")
 URLS = {name: release.url for name, release in RELEASES.items()}
 _SIZES = {release.sha256: release.size_bytes for release in RELEASES.values()}
@@ -82,12 +83,9 @@ def locate(
     path = Path(os.fspath(name))
     # os.path returns False where Path raises, for a name that is too long. A pipe could make us wait for ever.
     if not os.fspath(name) or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
-        raise UnknownModelError(
-            f"model {os.fspath(name)[:MAX_SHOWN]!r}",
-            "not found",
-            f"the path of weights, {HUB_PREFIX}ORG/NAME, {SKETCH!r}, or one of {list(urls)}",
-            "Use one of these names, or check the path.",
-        )
+        expected = f"the path of weights, {HUB_PREFIX}ORG/NAME, {SKETCH!r}, or one of {list(urls)}"
+        remedy = "Use one of these names, or check the path."
+        raise UnknownModelError(f"model {os.fspath(name)[:MAX_SHOWN]!r}", "not found", expected, remedy)
     return path
 
 
@@ -109,12 +107,9 @@ def ensure_cached(url: str, root: str | os.PathLike[str] | None = None) -> str:
             stacklevel=3,
         )
     if is_offline():
-        raise WeightsMissingError(
-            path,
-            f"not there, and {' or '.join(OFFLINE)} forbids a download",
-            f"the file with sha256 {sha256}",
-            f"Fetch {url} elsewhere and put it there.",
-        )
+        found = f"not there, and {' or '.join(OFFLINE)} forbids a download"
+        remedy = f"Fetch {url} elsewhere and put it there."
+        raise WeightsMissingError(path, found, f"the file with sha256 {sha256}", remedy)
     fetch(url, path, sha256=sha256, size_bytes=_SIZES.get(sha256), is_whole=lambda: is_verified(path, sha256))
     remember(path, sha256)
     return str(path)
@@ -227,9 +222,8 @@ def _fetch_snapshot(repository: str, revision: str | None, *, cached_only: bool 
                         get(extra)
                     return path.parent
     where = "the local cache" if only_local else "the Hugging Face Hub"
-    raise DownloadError(
-        repository, f"{where} has no open_clip model and no CLIPModel of this name", remedy="Check the name."
-    )
+    found = f"{where} has no open_clip model and no CLIPModel of this name"
+    raise DownloadError(repository, found, remedy="Check the name.")
 
 
 @contextmanager
@@ -245,9 +239,5 @@ def _quiet(library: str) -> Generator[None]:
 
 
 def _unreachable(repository: str, exc: Exception) -> DownloadError:
-    return DownloadError(
-        repository,
-        f"the Hugging Face Hub did not give it ({type(exc).__name__}: {str(exc).splitlines()[0]})",
-        "its files",
-        "Check the name, the network and HF_ENDPOINT.",
-    )
+    found = f"the Hugging Face Hub did not give it ({type(exc).__name__}: {str(exc).splitlines()[0]})"
+    return DownloadError(repository, found, "its files", "Check the name, the network and HF_ENDPOINT.")

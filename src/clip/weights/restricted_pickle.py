@@ -1,8 +1,8 @@
 """Read a pickle as plain values and descriptions of tensors, without running anything of it.
 
-Python's unpickler imports and calls what a pickle names, and some of its opcodes reserve memory before they read. Here
-the standard library's `pickletools` splits the stream into opcodes, and the few that weights need are carried out on
-dicts, lists and tuples. A name outside the lists below is an `UnsafeCheckpointError`.
+Python's unpickler imports and calls what a pickle names, and reserves memory before it reads: a hundred bytes can ask
+for gigabytes. Here the standard library's `pickletools` splits the stream into opcodes, and the few that weights need
+are carried out on dicts, lists and tuples. A name outside the lists below is an `UnsafeCheckpointError`.
 """
 
 from __future__ import annotations
@@ -287,9 +287,8 @@ class _Machine:
             case "BINPERSID":
                 self.load_storage()
             case _:
-                raise UnsafeCheckpointError(
-                    "weights", f"it uses the pickle opcode {name}", "those of tensors and plain values", SAVE_AGAIN
-                )
+                found = f"it uses the pickle opcode {name}"
+                raise UnsafeCheckpointError("weights", found, "those of tensors and plain values", SAVE_AGAIN)
 
 
 def _unexpected(verb: str, value: object) -> UnsafeCheckpointError:

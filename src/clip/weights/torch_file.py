@@ -94,12 +94,8 @@ def _read_zip(file: BinaryIO) -> Any:
             raise CheckpointError("weights", f"the zip has {len(records):,} records", f"at most {MAX_RECORDS:,}")
         roots = [name.removesuffix("/data.pkl") for name in records if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(roots) != 1:
-            raise CheckpointError(
-                "weights",
-                f"a zip with {len(roots)} pickles of weights",
-                "one",
-                "Pass a file that torch.save or torch.jit.save wrote.",
-            )
+            found = f"a zip with {len(roots)} pickles of weights"
+            raise CheckpointError("weights", found, "one", "Pass a file that torch.save or torch.jit.save wrote.")
         root = roots[0]
         byteorder = records.get(f"{root}/byteorder")
         if byteorder and _read_record(archive, byteorder, len("little")) != b"little":
@@ -111,9 +107,8 @@ def _read_zip(file: BinaryIO) -> Any:
         def locate(storage: Storage) -> _Region:
             name = f"{root}/data/{storage.key}"
             if name not in records:
-                raise CheckpointError(
-                    "weights", f"record {quote(name)} is missing, though a tensor is in it", remedy=FETCH_AGAIN
-                )
+                found = f"record {quote(name)} is missing, though a tensor is in it"
+                raise CheckpointError("weights", found, remedy=FETCH_AGAIN)
             return _locate_record(file, records[name])
 
         if isinstance(value, ScriptObject):
@@ -124,12 +119,8 @@ def _read_zip(file: BinaryIO) -> Any:
 def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
     """Return the bytes of a record. Without the limit zipfile would inflate everything before it checks the size."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > most:
-        raise CheckpointError(
-            "weights",
-            f"record {quote(info.filename)} is {info.file_size:,} bytes, compressed by method {info.compress_type}",
-            f"at most {most:,}, deflated or stored",
-            FETCH_AGAIN,
-        )
+        found = f"record {quote(info.filename)} is {info.file_size:,} bytes, compressed by method {info.compress_type}"
+        raise CheckpointError("weights", found, f"at most {most:,}, deflated or stored", FETCH_AGAIN)
     with archive.open(info) as record:
         return record.read(most + 1)
 
@@ -137,12 +128,9 @@ def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> 
 def _locate_record(file: BinaryIO, info: zipfile.ZipInfo) -> _Region:
     """Return the place of a record's bytes, read from its local header and checked against the file's size."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-        raise CheckpointError(
-            "weights",
-            f"record {quote(info.filename)} is compressed or encrypted",
-            "it stored as PyTorch does",
-            "Save the file again with torch.save.",
-        )
+        expected = "it stored as PyTorch does"
+        remedy = "Save the file again with torch.save."
+        raise CheckpointError("weights", f"record {quote(info.filename)} is compressed or encrypted", expected, remedy)
     if info.filename.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
         found = f"its pickle takes {info.file_size:,} bytes"
         raise CheckpointError("weights", found, f"at most {MAX_PICKLE_BYTES:,}")
@@ -170,19 +158,12 @@ def _read_legacy(file: BinaryIO) -> Any:
         return value
 
     if read_next() != LEGACY_MAGIC:
-        raise CheckpointError(
-            "weights",
-            "a pickle without PyTorch's magic number",
-            "a file of torch.save",
-            "Save the model's state_dict() with torch.save, or as safetensors.",
-        )
+        remedy = "Save the model's state_dict() with torch.save, or as safetensors."
+        raise CheckpointError("weights", "a pickle without PyTorch's magic number", "a file of torch.save", remedy)
     _version, system, value, keys = (read_next() for _ in range(4))
     if not isinstance(system, dict) or system.get("little_endian") is not True or not isinstance(keys, list):
-        raise CheckpointError(
-            "weights",
-            "its header is not that of torch.save on a little-endian machine",
-            remedy="Save the weights again on such a machine.",
-        )
+        found = "its header is not that of torch.save on a little-endian machine"
+        raise CheckpointError("weights", found, remedy="Save the weights again on such a machine.")
     starts: dict[str, int] = {}
     stated = {storage.key: storage for storage in _find_storages(value)}
     for key in keys:
@@ -191,12 +172,8 @@ def _read_legacy(file: BinaryIO) -> Any:
         file.seek(position)
         (numel,) = LEGACY_NUMEL.unpack(file.read(LEGACY_NUMEL.size))
         if numel != stated[key].numel:
-            raise CheckpointError(
-                "weights",
-                f"storage {quote(key)} has {numel:,} elements",
-                f"the {stated[key].numel:,} of its tensors",
-                FETCH_AGAIN,
-            )
+            expected = f"the {stated[key].numel:,} of its tensors"
+            raise CheckpointError("weights", f"storage {quote(key)} has {numel:,} elements", expected, FETCH_AGAIN)
         starts[key] = position = position + LEGACY_NUMEL.size
         position += max(numel, 0) * stated[key].dtype.itemsize
     file_bytes = file.seek(0, io.SEEK_END)
@@ -253,9 +230,8 @@ def _find_script_tensors(root: ScriptObject, sources: _ScriptSources) -> Iterato
         for name, value in module.attributes.items():
             path = f"{prefix}{name}"
             if len(path) > MAX_KEY:
-                raise CheckpointError(
-                    "weights", f"its names are over {MAX_KEY} characters long", "those of one network"
-                )
+                found = f"its names are over {MAX_KEY} characters long"
+                raise CheckpointError("weights", found, "those of one network")
             if isinstance(value, ScriptObject):
                 if id(value) in seen:
                     raise CheckpointError("weights", "one of its modules has two places", "the tree of one network")
@@ -269,7 +245,8 @@ class _Mapper:
     """Makes tensors of layouts, as views of the file.
 
     Neighbouring storages share a mapping, because Python's mmap keeps a file descriptor open for each, and RN50x64 has
-    1,353 tensors. A mapping is freed with its last tensor.
+    1,353 tensors. A mapping is freed once its last tensor is copied into the model, so that loading peaks at the model
+    and a little more, not at the model and the file.
     """
 
     def __init__(self, file: BinaryIO, storages: Iterable[Storage], locate: Callable[[Storage], _Region]) -> None:
@@ -313,12 +290,9 @@ class _Mapper:
             )
         self.used_bytes += (last - first + 1) * itemsize if numel else 0  # the elements between strides are read too
         if self.used_bytes > MAX_SHARING * self.file_bytes:
-            raise CheckpointError(
-                "weights",
-                f"its tensors take over {MAX_SHARING} times the file's {self.file_bytes:,} bytes",
-                "tensors that do not share memory",
-                "Save the state dict with each tensor cloned.",
-            )
+            found = f"its tensors take over {MAX_SHARING} times the file's {self.file_bytes:,} bytes"
+            remedy = "Save the state dict with each tensor cloned."
+            raise CheckpointError("weights", found, "tensors that do not share memory", remedy)
         if numel == 0:
             return torch.empty(layout.shape, dtype=storage.dtype)
         flat = self._make_flat(storage, first, last - first + 1)

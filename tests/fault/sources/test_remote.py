@@ -24,13 +24,13 @@ import clip
 from clip.errors import InputError
 from clip.records import Failure, Item, Member
 from clip.sources.remote import client, schemes
-from clip.sources.remote.client import Patience
+from clip.sources.remote.client import RequestPatience
 from clip.sources.remote.prefetch import prefetch
 from clip.sources.source import Source
 
 INTERRUPTED_S = 25.0  # less than a silent request takes by itself; 10 s are promised for Ctrl-C
-CALM = Patience(attempts=3, silence_s=30.0, first_wait_s=0.01)  # on a busy machine an answer may take seconds
-QUICK = replace(CALM, silence_s=1.0, grace_s=0.5)  # for servers that are silent or slow
+CALM = RequestPatience(attempts=3, timeout_s=30.0, first_wait_s=0.01)  # on a busy machine an answer may take seconds
+QUICK = replace(CALM, timeout_s=1.0, grace_s=0.5)  # for servers that are silent or slow
 IMAGE = "/bucket/photos/09.jpg"
 BASES = {"http": "{url}/bucket", "s3": "s3://bucket", "gs": "gs://bucket"}
 
@@ -330,7 +330,7 @@ def test_local_entries_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closing_ends_what_hangs_at_once(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PATIENCE", Patience(silence_s=60))
+    monkeypatch.setattr(client, "PATIENCE", RequestPatience(timeout_s=60))
     cloud.scripts[IMAGE] = ["silence"]
     items = [Item("0", f"{cloud.url}/bucket/photos/00.png", 0), Item("1", f"{cloud.url}{IMAGE}", 0)]
     found = prefetch(items * 20, 10**6, 8)

@@ -27,7 +27,7 @@ from clip.sources.source import Source
 NAMES = [f"{'sub/' if n % 3 else ''}{n:03}.{'jpg' if n % 2 else 'png'}" for n in range(499)]
 ALL = [*NAMES, BAD]
 FEW = [*NAMES[0:60:3], BAD]
-QUICK = client.Patience(attempts=3, silence_s=30.0, first_wait_s=0.01)
+QUICK = client.RequestPatience(attempts=3, timeout_s=30.0, first_wait_s=0.01)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import random
 import re
 import shutil
 import tempfile
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from ...errors import InputError
+from ...retry import Patience
 from .protocol import TransportError
-from .schemes import CHUNK_BYTES, HTTP, SILENCE_S, get_scheme, get_server
+from .schemes import CHUNK_BYTES, HTTP, get_scheme, get_server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -34,25 +34,24 @@ T = TypeVar("T")
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 PATTERN_IN_URL = re.compile(r"[*\[]")
-FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 23  # of a requested part; doubled while the parts are consecutive
+# Of a requested part; doubled while the parts are consecutive: few requests for a tar, small ones for a zip's list. One
+# long answer would be cut by servers when the model is slower than the network.
+FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 23
 PARTS_HELD = 4  # of a file: the columns of a table are far apart
-MAX_WAIT_S = 30.0
 CHANGED = "it changed while it was read"
 ENCODINGS = ("gzip", "deflate")
 
 
 @dataclass(frozen=True)
-class Patience:
+class RequestPatience(Patience):
     """When to repeat a request, and when to give it up."""
 
-    attempts: int = 4
-    silence_s: float = SILENCE_S  # until an answer begins, and between two pieces of it
-    first_wait_s: float = 1.0  # before the second attempt; doubled each time, up to MAX_WAIT_S
+    jitter: float = 0.3
     grace_s: float = 60.0  # before a body must come at the minimum speed
     min_bytes_per_s: float = 10_000.0
 
 
-PATIENCE = Patience()
+PATIENCE = RequestPatience()
 
 
 def is_remote(name: str) -> bool:
@@ -182,18 +181,17 @@ async def _retry(attempt: Callable[[], Awaitable[T]]) -> T:
             if not error.retryable or number >= PATIENCE.attempts:
                 times = f" {number} times" if number > 1 else ""
                 raise error.as_error(error.message + times) from error
-            wait_s = PATIENCE.first_wait_s * 2 ** (number - 1) * random.uniform(0.7, 1.3)
-            await asyncio.sleep(min(max(wait_s, error.wait_s), MAX_WAIT_S))
             number += 1
+            await asyncio.sleep(PATIENCE.wait_s(number, error.wait_s))
 
 
 async def _await_answer(answer: Awaitable[T]) -> T:
-    """Wait for a server's answer, or the next piece of it, no longer than `silence_s`."""
+    """Wait for a server's answer, or the next piece of it, no longer than `timeout_s`."""
     try:
-        async with asyncio.timeout(PATIENCE.silence_s):
+        async with asyncio.timeout(PATIENCE.timeout_s):
             return await answer
     except TimeoutError as exc:
-        raise TransportError(f"the server was silent for {PATIENCE.silence_s:g} s", retryable=True) from exc
+        raise TransportError(f"the server was silent for {PATIENCE.timeout_s:g} s", retryable=True) from exc
 
 
 async def _receive(answer: Answer, take: Callable[[int, bytes], Awaitable[None]]) -> int:

@@ -15,7 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from ...errors import InputError
-from ...records import Failure, Item, Member
+from ...records import Failure, Item, Member, count_bytes
 from .client import fetch, is_remote, prepare, start
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def prefetch(
                 continue
             else:
                 waiting.append((entry, None))
-                held += _measure(entry)
+                held += count_bytes(entry)
             while waiting and (len(waiting) > AHEAD * readers or held > held_bytes):
-                held -= _measure(waiting[0][0])
+                held -= count_bytes(waiting[0][0])
                 yield requests.take(*waiting.popleft())
         while waiting:
             yield requests.take(*waiting.popleft())
@@ -57,10 +57,6 @@ def prefetch(
         for _, future in waiting:
             if future is not None:
                 future.cancel()
-
-
-def _measure(entry: object) -> int:
-    return len(entry.data) if isinstance(entry, Member) else 0
 
 
 class _Requests:

@@ -4,7 +4,9 @@
     s3://, gs://         s3fs, gcsfs, each with its own credentials, endpoints and configuration
     others               whatever fsspec knows, with two requests where these need one
 
-fsspec's caches of files and listings are not used: every request gets what the server has now.
+fsspec sets up its libraries, and requests go through the session, credentials and configuration of each, partly by
+names with an underscore, so that tests pin their versions. Its own `cat_file` and files read bodies of any length, do
+not say of which version a range is, cache listings, and retry below client.py. Here nothing is cached or retried.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from ...errors import InputError
+from ...retry import Patience
 from .protocol import FORBIDDEN, GONE, Status, TransportError, describe, make_refusal, parse_time
 
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from .protocol import Answer, Server
 
 S3, GS, HTTP = ("s3", "s3a"), ("gs", "gcs"), ("http", "https")
-SILENCE_S = 30.0  # without a byte, until a request counts as failed
 CHUNK_BYTES = 1 << 18
 PIECE_BYTES = 1 << 23  # of one call to libraries that return nothing before they have all of it
 OK, PARTIAL, NO_SUCH_RANGE = 200, 206, 416
@@ -50,7 +52,8 @@ def get_server(scheme: str) -> Server:
         if scheme in HTTP:
             return _Http(_make_filesystem("http", {"client_kwargs": {"auto_decompress": False, "trust_env": True}}))
         if scheme in S3:
-            config = {"connect_timeout": SILENCE_S, "read_timeout": SILENCE_S, "retries": {"total_max_attempts": 1}}
+            timeout_s = Patience.timeout_s
+            config = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"total_max_attempts": 1}}
             filesystem = _make_filesystem("s3", {"config_kwargs": config})
             filesystem.retries = 1  # client.py retries
             return _S3(scheme, filesystem)
