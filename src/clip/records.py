@@ -21,7 +21,7 @@ STDIN = "-"  # as an input
 
 
 def utf8_path(path: str) -> str:
-    r"""Return a path as valid UTF-8: other bytes become \\xNN; backslashes are doubled, so that no two paths meet."""
+    r"""Return a path as valid UTF-8: other bytes become \\xNN; backslashes are doubled, to keep paths distinct."""
     return as_utf8(path.replace("\\", "\\\\"))
 
 
@@ -120,7 +120,7 @@ class ContainerPart:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An image of a container, with its bytes."""
+    """An item together with its bytes: out of a container, or fetched from a server."""
 
     item: Item
     data: bytes

@@ -48,13 +48,13 @@ class Count:
     ignored: int  # members of a container that are no images
     read: int | None  # entries and further frames; None in parts of version 0.1.0
     frames: int  # of these, frames beyond the first of their file
-    ends_early: bool  # whether one failure replaces all the rest of a container
+    ends_early: bool  # whether one failure stands for all members that could not be reached any more
 
     def find_error(self, expected: Expected, frames: Frames) -> str | None:
         """Say what is wrong; None where each entry became a row or a failure row.
 
         A container that says how many members it has is held to it: outcomes and ignored members are exactly as many,
-        unless one failure replaces the rest, or the run's limit was reached first.
+        unless one failure stands for those that could not be reached, or the run's limit was reached first.
         """
         outcomes = self.rows + self.failures
         found = f"{self.rows:,} rows and {self.failures:,} failures"

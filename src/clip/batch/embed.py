@@ -1,4 +1,4 @@
-"""embed(job): list the input, have run.py write what is missing, check the counts.
+"""embed(job): list the input, write the shards that are missing (run.py), check the counts.
 
 Each entry of the source becomes a row or a failure row, so that read = written + failed.
 """

@@ -51,9 +51,9 @@ def draw_calibration(decoding: Decoding, isolated_s: float | None) -> tuple[Cali
 def draw_sample(
     decoding: Decoding, count: int, seed: int, skipped: int, isolated_s: float | None
 ) -> tuple[list[Item | Member], int]:
-    """Draw `count` entries at random after the first `skipped`; return them, and how many of those were needed too.
+    """Draw `count` entries at random; return them, and how many of them are among the first `skipped`.
 
-    The first ones are taken only where there are too few others. Entries that cannot be decoded are left out. Of a
+    The first `skipped` are drawn only where there are too few others. Entries that cannot be decoded are left out. Of a
     large input only the beginning is read. Entries on servers come with their bytes. `isolated_s` as in
     `draw_calibration`.
     """

@@ -113,7 +113,8 @@ class _Reader:
             return
         self.written += rows.num_rows
         self.failed += failures.num_rows
-        self.read += 0 if counted_by_plan else rows.num_rows + failures.num_rows
+        if not counted_by_plan:  # as many as were read; parts of version 0.1.0 do not say
+            self.read += rows.num_rows + failures.num_rows if count.read is None else count.read
         if fingerprint != shard.fingerprint:
             yield Problem(where, "was made from another listing than _plan. Run the job again.")
         if not rows.schema.equals(self._store.schema):

@@ -72,7 +72,7 @@ def interruptible() -> Generator[None]:
 
 @contextmanager
 def undisturbed() -> Generator[None]:
-    """Delay the exception: one that passes through the import of torch may abort the process (1 in 266 tries).
+    """Delay the exception of a signal: inside the import of torch it may abort the process (1 in 266 tries).
 
     The signal itself is seen at once, so an import that takes too long is ended too.
     """

@@ -1,7 +1,6 @@
 """The interface of a back end, which compiles the graphs of a model for one device at one precision.
 
-The engine and the encoder ask it for everything that depends on the precision: none but the module of a back end
-compares a precision's name.
+The engine and the encoder ask it for everything that depends on the precision; they compare no precision by name.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Graph(Protocol):
 
 
 class Backend(Protocol):
-    """Compiles graphs of towers. A subclass inherits the answers of a precision with nothing special about it."""
+    """Compiles graphs of towers. What a subclass inherits is right for fp32 and its like; int8 and fp8 override it."""
 
     name: str  # library and version
     device: torch.device

@@ -55,7 +55,10 @@ class Fp8Linear(Linear):
 
 
 def to_fp8(exact: Linear, placed: Linear) -> Fp8Linear:
-    """Round the weight of an exact layer to fp8, on the device of the same layer placed, whose bias is kept."""
+    """Round the weight of `exact` to fp8; `placed` is the same layer on the device, and its bias is kept.
+
+    Shapes:  weight (O, I) -> fp8 (O, I).
+    """
     weight, scale = _round_rows(exact.weight)
     device = placed.weight.device
     return Fp8Linear(weight.to(device), placed.bias, scale.T.contiguous().to(device))

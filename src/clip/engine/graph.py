@@ -44,15 +44,15 @@ class Ops(Protocol, Generic[X]):
         ...
 
     def add(self, x: X, y: X | Tensor) -> X:
-        """The sum, broadcast."""
+        """Add with broadcasting. Shapes: (L, W) and (..., L, W) -> (..., L, W)."""
         ...
 
     def multiply(self, x: X, y: Tensor) -> X:
-        """The elementwise product, broadcast."""
+        """Multiply element by element, with broadcasting. Shapes: (..., W) and (W,) -> (..., W)."""
         ...
 
     def matmul(self, x: X, y: X | Tensor, *, transposed: bool = False) -> X:
-        """(..., L, I) and (..., I, O), or with `transposed` (..., O, I), -> (..., L, O)."""
+        """Multiply matrices. Shapes: (..., L, I) and (..., I, O), or with `transposed` (..., O, I), -> (..., L, O)."""
         ...
 
     def self_attention(self, qkv: X, heads: int, *, causal: bool) -> X:
@@ -60,15 +60,15 @@ class Ops(Protocol, Generic[X]):
         ...
 
     def softmax(self, x: X) -> X:
-        """Over the last axis."""
+        """Softmax over the last axis. Shapes: (..., L) -> the same."""
         ...
 
     def activate(self, x: X, activation: Activation) -> X:
-        """SiLU for "quick_gelu", whose factor is folded away; else the exact GELU."""
+        """SiLU for "quick_gelu", whose factor is in the weights (fold.py), or the exact GELU. Shapes: unchanged."""
         ...
 
     def relu(self, x: X) -> X:
-        """max(x, 0)."""
+        """max(x, 0). Shapes: unchanged."""
         ...
 
     def average(self, x: X, size: int) -> X:

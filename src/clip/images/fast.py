@@ -29,8 +29,8 @@ OVERSAMPLING = 3
 def shrink_on_load(image: Image.Image, resolution_px: int, options: DecodeOptions) -> int:
     """Make an opened JPEG decode at a part of its size if it is large enough; return the divisor of its sides.
 
-    One that may still be turned is divided only if nothing remains: otherwise its last row and column reach beyond the
-    image, and `to_pixels_fast` expects them at the bottom and at the right.
+    With orient="exif" an image is divided only if its sides are multiples of the divisor. Otherwise the last row and
+    column reach beyond the image, and after a turn they would not be at the bottom and at the right any more.
     """
     width, height = image.size
     one_frame = image.format == "JPEG" or (image.format == "MPO" and options.frames == "first")
@@ -83,7 +83,7 @@ def to_pixels_fast(image: Image.Image, size: tuple[int, int], divisor: int, sett
 def _choose_lengths(needed: int, stored: int, wanted: int, resized: int) -> tuple[int, int]:
     """Return how many pixels of a side to read, and how many resized ones to compute from them.
 
-    Usually those needed and wanted. All of both if the two would be equal and the scale is not 1, as torch leaves out a
-    pass between equal sides.
+    Usually `needed` and `wanted`. If these are equal although the scale is not 1, all of the side: torch would skip a
+    pass between equal lengths.
     """
     return (stored, resized) if min(needed, stored) == wanted and stored != resized else (min(needed, stored), wanted)

@@ -72,7 +72,7 @@ def crop_offset(size: int, crop: int) -> int:
 
 
 def source_range(first: int, last: int, size: float, resized: int, support: float) -> tuple[int, int]:
-    """Return which pixels of a side have a part in the resized pixels `first` to `last`, plus at most two at each end.
+    """Return the pixels of a side that the resized pixels `first` to `last` depend on, and up to two more at each end.
 
     Both ranges exclude their last pixel.
     """

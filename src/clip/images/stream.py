@@ -59,7 +59,9 @@ class BadImage:
 def decode_stream(
     images: Iterable[object], settings: PreprocessSettings, mode: PixelMode, *, ahead: int
 ) -> Generator[DecodedImage | BadImage]:
-    """Decode images in any form that `open_image` takes, by one thread per core, at most `ahead` and one per thread.
+    """Decode images in any form that `open_image` takes, in order, by one thread per core.
+
+    The threads are at most `ahead` images ahead of the consumer, and one each.
 
     Shapes:  pixels uint8 (R, R, 3), channels R, G, B.
     """
@@ -72,9 +74,9 @@ def decode_stream(
                 path = os.fsdecode(image)
                 image = Path(path).read_bytes()
             stage = "open"
-            open_image(image)
+            opened = open_image(image)  # only its header; fast pixels need the encoded file
             stage = "decode"
-            return DecodedImage(place, path, read_pixels(image, settings, mode))
+            return DecodedImage(place, path, read_pixels(opened if mode == "exact" else image, settings, mode))
         except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
             return BadImage(place, path, stage, exc)
 

@@ -95,8 +95,8 @@ def crop_by_rows(image: Image.Image, settings: PreprocessSettings, strip_rows: i
     """Resize and crop an upright image without the rows that the crop leaves out; None if that saves nothing.
 
     The bits are the same. The pass over the width, which is the slow one, treats each row alone, so it can skip rows.
-    The pass over the height then finds the others in their places; what it makes of the black ones is cut off. Columns
-    are not left out: Pillow takes a part of them only as a float32 box, which shifts the weights.
+    The rows that were skipped stay black; the pass over the height reads them for rows that the crop cuts off only.
+    Columns are not left out: Pillow takes a part of them only as a float32 box, which shifts the weights.
     """
     width, height = image.size
     crop = compute_crop(width, height, settings)

@@ -99,7 +99,7 @@ class ExactIndex:
 
 
 def open_index(store: Store, tell: Callable[[str], None] = lambda _: None) -> ExactIndex:
-    """Return the index of an output; make it first where none fits the present parts.
+    """Return the index of an output; make it first where there is none of the parts as they are now.
 
     `tell` is called with a message before it is made. Where OUT cannot be written, a temporary file is made.
 

@@ -54,7 +54,7 @@ class TarArchive:
                         archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  or it keeps all headers
                         if (outcome := _read_member(archive, header, reader)) is not None:
                             yield outcome
-                if not ends or type(ends[-1]).__name__ != END_MARK:  # tarfile takes any end for the end
+                if not ends or type(ends[-1]).__name__ != END_MARK:  # tarfile accepts a cut archive as complete
                     raise tarfile.ReadError(f"no end mark: {ends[-1] if ends else 'it stops'}")
                 for _ in range(0, DRAINED_BYTES, CHUNK_BYTES):
                     if not plain.read(CHUNK_BYTES):

@@ -52,7 +52,7 @@ class ZipArchive:
             yield ContainerPart(own_id, path, *status, start, stop, stop - start)
 
     def members(self, file: BinaryIO, part: ContainerPart, reader: PartReader) -> Generator[Member | Failure]:
-        """Read the images of a part. A damaged member is a failure by itself, as the others are elsewhere.
+        """Read the images of a part. A damaged member becomes a failure; the others can still be read.
 
         The failure of the rest stands for the whole part where the archive cannot be opened, for the entries that its
         list has lost since it was cut into parts, and, without a list, for what follows the last member that was read.

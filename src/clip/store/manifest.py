@@ -28,7 +28,7 @@ CALIBRATION = "_calibration.npy"
 UNTRAINED = "untrained:"  # before the seed of weights that were drawn at random
 KINDS: dict[Kind, str] = {"images": "pictures", "texts": "texts", "pairs": "pairs"}  # as version 0.1.0 wrote them
 # The JSON keys on which vectors, ids and shard borders depend: a run is resumed only where all of them agree.
-FINGERPRINT = (
+COMPARED_KEYS = (
     *("weights_sha256", "architecture", "preprocess", "preprocess_settings", "precision", "computed_in", "calibration"),
     *("decode", "policies", "guards", "normalised", "dtype", "dim", "hashes", "kind", "long_text", "keep"),
     "shard_size",
@@ -137,14 +137,14 @@ class Manifest:
         return cls(**values)
 
     def first_difference(self, other: Manifest) -> tuple[str, Any, Any] | None:
-        """Return the first key of FINGERPRINT in which two manifests differ, and both values; None if they agree.
+        """Return the first key of COMPARED_KEYS in which two manifests differ, and both values; None if they agree.
 
         Weights without a hash were drawn at random, and are compared by their seed.
         """
         by_name = () if self.weights_sha256 else ("weights_source",)
         mine, theirs = self.to_json(), other.to_json()
         return next(
-            ((key, mine[key], theirs[key]) for key in (*by_name, *FINGERPRINT) if mine[key] != theirs[key]), None
+            ((key, mine[key], theirs[key]) for key in (*by_name, *COMPARED_KEYS) if mine[key] != theirs[key]), None
         )
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PLAN, IN_WORK, MERGED, REPLACED, INTERRUPTED = "_plan", "_plan.new", "_plan.merged", "_plan.old", "_plan.part"
 SHARD, SUMMARY, LISTED = "shard-{:05d}.parquet", "plan.json", "listed.txt"
-FINGERPRINT, CARRIED_OVER = b"mark", b"kept"  # keys in a shard file's metadata, named as in version 0.1.0
+FINGERPRINT_KEY, CARRIED_OVER = b"mark", b"kept"  # keys in a shard file's metadata, named as in version 0.1.0
 # Paths are bytes, because a name that is not UTF-8 has to be opened again.
 SCHEMA = pa.schema(
     [
@@ -100,13 +100,15 @@ class Plan:
             rows = table.to_pylist()
         entries = [parse_row(row) for row in rows]
         carried_over = frozenset(entry.id for entry, row in zip(entries, rows, strict=True) if row["kept"])
-        return Shard(index, entries, table.schema.metadata[FINGERPRINT].decode(), carried_over)
+        return Shard(index, entries, table.schema.metadata[FINGERPRINT_KEY].decode(), carried_over)
 
     def summary(self, index: int) -> ShardSummary:
         """Read the summary of a shard, without its entries. Raises: StoreError where it cannot be read."""
         with self._open(index) as file:
             footer = pq.read_metadata(file)
-        return ShardSummary(footer.metadata[FINGERPRINT].decode(), footer.num_rows, int(footer.metadata[CARRIED_OVER]))
+        return ShardSummary(
+            footer.metadata[FINGERPRINT_KEY].decode(), footer.num_rows, int(footer.metadata[CARRIED_OVER])
+        )
 
     def _open(self, index: int) -> AbstractContextManager[BinaryIO]:
         remedy = f"Remove {self.folder}, and run again: the input is listed anew, and finished parts are kept."
@@ -269,7 +271,7 @@ def _hash_entry(entry: Entry) -> int:
 def _make_table(shard: Shard) -> pa.Table:
     rows = [{**make_row(entry), "kept": entry.id in shard.carried_over} for entry in shard.entries]
     fingerprint = shard.fingerprint or compute_fingerprint(shard.entries)
-    metadata = {FINGERPRINT: fingerprint, CARRIED_OVER: str(len(shard.carried_over))}
+    metadata = {FINGERPRINT_KEY: fingerprint, CARRIED_OVER: str(len(shard.carried_over))}
     return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
 
 

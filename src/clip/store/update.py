@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SCRATCH = "compared.sqlite"
 CACHE_KB = 32_000  # that SQLite may hold in memory
 COLUMNS = [name for name in SCHEMA.names if name != "kept"]
-# Failures that may not occur again, besides those of the system; all others follow from the image's bytes.
+# Failures that another try may avoid, besides those of the system; all others follow from the image's bytes.
 TRANSIENT_ERRORS = frozenset({"TimeoutError", "ChildProcessError", "MemoryError"})
 
 
@@ -46,7 +46,7 @@ def update_plan(
 ) -> tuple[Plan, int]:
     """Return a plan of the listed entries that keeps the earlier shards where it can, and how many entries are gone.
 
-    `listed` is removed. With `retry`, failures that may not occur again are done again. An entry is unchanged if its
+    `listed` is removed. With `retry`, failures that another try may avoid are tried again. An entry is unchanged if its
     size and modification time are, or with `content_hash` if its content is.
 
     Raises:  InputError where none of the earlier entries is listed any more; StoreError for a part that cannot be read.

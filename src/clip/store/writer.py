@@ -68,7 +68,7 @@ class StoreWriter:
     def __init__(self, path: Path, manifest: Manifest, *, overwrite: bool = False) -> None:
         """Look at what the folder holds; nothing is written before `begin`.
 
-        A run in it is resumed if its manifest agrees in FINGERPRINT; `overwrite` removes it instead.
+        A run in it is resumed if its manifest agrees in COMPARED_KEYS; `overwrite` removes it instead.
 
         Raises:  StoreMismatchError where the folder holds another run, or files of these names without a manifest.
         """

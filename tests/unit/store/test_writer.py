@@ -19,7 +19,7 @@ from clip.errors import StoreError, StoreMismatchError
 from clip.jobs.options import Columns, DecodeOptions, Limits
 from clip.records import Failure, Row, Shard
 from clip.store import parts
-from clip.store.manifest import FINGERPRINT, Manifest
+from clip.store.manifest import COMPARED_KEYS, Manifest
 from clip.store.writer import StoreWriter
 
 DIM = 4
@@ -307,8 +307,8 @@ def test_a_run_is_resumed_only_where_all_that_vectors_depend_on_is_the_same(
 
 
 def test_each_key_that_vectors_depend_on_is_tested_above_and_is_a_key_of_the_manifest() -> None:
-    assert list(dict.fromkeys(key for key, _ in OTHERS)) == list(FINGERPRINT)
-    assert set(FINGERPRINT) <= RECORDED.to_json().keys()
+    assert list(dict.fromkeys(key for key, _ in OTHERS)) == list(COMPARED_KEYS)
+    assert set(COMPARED_KEYS) <= RECORDED.to_json().keys()
 
 
 def test_weights_without_a_file_are_known_by_where_they_came_from(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Read images on servers ahead of the decoders: items in, members with their bytes out, in the same order.
 
 Many requests run at a time, as most of their time is waiting; they need no threads of their own. The bytes that wait
-for their turn are bounded by a budget, which the oldest request may exceed, so that it never waits for the others.
+for their turn have a budget. The oldest request may exceed it: otherwise it could wait for the others for ever.
 Entries on this machine pass through, and if all are, nothing is started.
 """
 
@@ -31,7 +31,7 @@ AHEAD = 4  # entries for each reader
 def prefetch(
     entries: Iterable[Item | T], max_bytes: int, readers: int, held_bytes: int = HELD_BYTES
 ) -> Generator[Item | Member | Failure | T]:
-    """Return the same entries; an item on a server with its bytes, or as the failure to read it.
+    """Yield the entries in order; an item on a server becomes a member, with its bytes, or a failure.
 
     Closing the iterator ends the running requests.
     """
