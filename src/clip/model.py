@@ -225,8 +225,8 @@ class ResidualAttentionBlock(nn.Module):
             )
         )
         self.ln_2 = LayerNorm(d_model)
-        # A buffer, so that it moves with the module, where OpenAI moves a plain tensor inside `forward`; not persistent,
-        # so that state dicts have OpenAI's keys.
+        # A buffer, so that it moves with the module: OpenAI moves a plain tensor inside `forward`, which changes state
+        # there. Not persistent, so that state dicts have OpenAI's keys.
         self.register_buffer("attn_mask", attn_mask, persistent=False)
 
     def attention(self, x: Tensor) -> Tensor:
