@@ -1,6 +1,7 @@
 """OpenAI's CLIP, the same calls and the same vectors, ready for real work.
 
 Names are resolved on first use (PEP 562): `import clip` loads neither torch nor anything else that is installed.
+`from clip import *` brings OpenAI's six names and four of ours: programs written for OpenAI's have it.
 """
 
 from __future__ import annotations
@@ -8,38 +9,59 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from . import clip, errors, jobs, model, simple_tokenizer
-    from .batch.embed import embed
-    from .batch.tune import tune
-    from .batch.verify import verify
-    from .clip import available_models, load, tokenize
-    from .encoder import Encoder
-    from .jobs import (
-        Classified,
-        ClassifyJob,
-        ClassifyReport,
-        EmbedJob,
-        EmbedReport,
-        ExportJob,
-        ExportReport,
-        Hit,
-        IndexJob,
-        IndexReport,
-        SearchJob,
-        SearchReport,
-        TuneJob,
-        TuneReport,
-        VerifyJob,
-        VerifyReport,
-    )
-    from .retrieval.classify import classify
-    from .retrieval.search import Index, index, search
-    from .store.export import export
-    from .store.reader import Store
+if TYPE_CHECKING:  # "as" tells type checkers that a name is public
+    from . import clip as clip
+    from . import errors as errors
+    from . import jobs as jobs
+    from . import model as model
+    from . import simple_tokenizer as simple_tokenizer
+    from .batch.embed import embed as embed
+    from .batch.tune import tune as tune
+    from .batch.verify import verify as verify
+    from .clip import available_models as available_models
+    from .clip import load as load
+    from .clip import tokenize as tokenize
+    from .encoder import Encoder as Encoder
+    from .jobs import Classified as Classified
+    from .jobs import ClassifyJob as ClassifyJob
+    from .jobs import ClassifyReport as ClassifyReport
+    from .jobs import EmbedJob as EmbedJob
+    from .jobs import EmbedReport as EmbedReport
+    from .jobs import ExportJob as ExportJob
+    from .jobs import ExportReport as ExportReport
+    from .jobs import Hit as Hit
+    from .jobs import IndexJob as IndexJob
+    from .jobs import IndexReport as IndexReport
+    from .jobs import SearchJob as SearchJob
+    from .jobs import SearchReport as SearchReport
+    from .jobs import TuneJob as TuneJob
+    from .jobs import TuneReport as TuneReport
+    from .jobs import VerifyJob as VerifyJob
+    from .jobs import VerifyReport as VerifyReport
+    from .records import Failure as Failure
+    from .retrieval.classify import classify as classify
+    from .retrieval.search import Index as Index
+    from .retrieval.search import index as index
+    from .retrieval.search import search as search
+    from .store.export import export as export
+    from .store.reader import Store as Store
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Encoder",
+    "Index",
+    "available_models",
+    "clip",
+    "embed",
+    "load",
+    "model",
+    "search",
+    "simple_tokenizer",
+    "tokenize",
+]
+
+_MODULES = ("clip", "errors", "jobs", "model", "simple_tokenizer")
 _HOMES = {
     "batch.embed": ("embed",),
     "batch.tune": ("tune",),
@@ -50,20 +72,13 @@ _HOMES = {
         *("Classified", "ClassifyJob", "ClassifyReport", "EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "Hit"),
         *("IndexJob", "IndexReport", "SearchJob", "SearchReport", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport"),
     ),
+    "records": ("Failure",),
     "retrieval.classify": ("classify",),
     "retrieval.search": ("Index", "index", "search"),
     "store.export": ("export",),
     "store.reader": ("Store",),
 }
-_MODULES = ("clip", "errors", "jobs", "model", "simple_tokenizer")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "Classified", "ClassifyJob", "ClassifyReport", "EmbedJob", "EmbedReport", "Encoder", "ExportJob",
-    "ExportReport", "Hit", "Index", "IndexJob", "IndexReport", "SearchJob", "SearchReport", "Store", "TuneJob",
-    "TuneReport", "VerifyJob", "VerifyReport", "available_models", "classify", "clip", "embed", "errors", "export",
-    "index", "jobs", "load", "model", "search", "simple_tokenizer", "tokenize", "tune", "verify",
-]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
@@ -76,4 +91,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES, *_HOME_OF})

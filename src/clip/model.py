@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from .network.records import Activation, Architecture, PreprocessSettings
     from .simple_tokenizer import SimpleTokenizer
 
-__all__ = [
-    "CLIP", "AttentionPool2d", "Bottleneck", "LayerNorm", "ModifiedResNet", "QuickGELU", "ResidualAttentionBlock",
-    "Transformer", "VisionTransformer", "build_model", "convert_weights", "load_weights",
-]  # fmt: skip
-
 
 class Bottleneck(nn.Module):
     """A residual block whose stride is an average pool, in the block and in its shortcut.
@@ -312,9 +307,7 @@ class VisionTransformer(nn.Module):
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # (B, 1, W)
         x = torch.cat([class_token, x], dim=1)  # (B, L, W)
         x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
-        x = x.transpose(0, 1)  # (B, L, W) -> (L, B, W)
-        x = self.transformer(x)
-        x = x.transpose(0, 1)  # (L, B, W) -> (B, L, W)
+        x = self.transformer(x.transpose(0, 1)).transpose(0, 1)  # (B, L, W), inside (L, B, W)
         x = self.ln_post(x[:, 0])  # (B, W)
         return x if self.proj is None else x @ self.proj  # (B, W) -> (B, D)
 
@@ -332,12 +325,10 @@ class CLIP(nn.Module):
     def __init__(
         self,
         embed_dim: int,
-        # vision
         image_resolution: int,
         vision_layers: int | tuple[int, int, int, int],
         vision_width: int,
         vision_patch_size: int | None,
-        # text
         context_length: int,
         vocab_size: int,
         transformer_width: int,
@@ -359,9 +350,7 @@ class CLIP(nn.Module):
             self.visual = ModifiedResNet(vision_layers, embed_dim, heads, image_resolution, vision_width)
         else:
             if vision_patch_size is None:
-                found = "found None with an integer vision_layers"
-                remedy = "Pass it, or pass four `vision_layers` for a ModifiedResNet."
-                raise CheckpointError("`vision_patch_size`", found, "pixels per patch", remedy)
+                raise CheckpointError("`vision_patch_size`", "found None for a ViT", "pixels per patch", "Pass them.")
             self.visual = VisionTransformer(
                 image_resolution,
                 vision_patch_size,
@@ -438,9 +427,7 @@ class CLIP(nn.Module):
             check_ids(text, self.vocab_size)
         x = self.token_embedding(text).type(self.dtype)  # (T, L, W)
         x = x + self.positional_embedding.type(self.dtype)
-        x = x.transpose(0, 1)  # (T, L, W) -> (L, T, W)
-        x = self.transformer(x)
-        x = x.transpose(0, 1)  # (L, T, W) -> (T, L, W)
+        x = self.transformer(x.transpose(0, 1)).transpose(0, 1)  # (T, L, W), inside (L, T, W)
         x = self.ln_final(x).type(self.dtype)
         # The end-of-text token has the highest id, so argmax finds its position.
         x = x[torch.arange(x.shape[0], device=x.device), text.argmax(dim=-1)]  # (T, W)

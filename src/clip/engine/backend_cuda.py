@@ -185,9 +185,9 @@ class CudaGraph:
                     with config.patch(recompile_limit=MAX_COMPILED):
                         self._compiled(*static)
                     function = self._compiled
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as exc:  # noqa: BLE001  the compiler wants Triton and a C compiler, and has its own errors
+                except Exception as exc:  # the compiler wants Triton and a C compiler, and has errors of its own
+                    if isinstance(exc, torch.OutOfMemoryError):
+                        raise
                     _log.warning("torch.compile failed (%s); the graph runs uncompiled", describe_cause(exc))
                     self._compiled = None
             for _ in range(WARM_UP_RUNS):

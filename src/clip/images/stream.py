@@ -71,10 +71,12 @@ def decode_stream(
             if isinstance(image, (str, os.PathLike)):
                 path = os.fsdecode(image)
                 image = Path(path).read_bytes()
+            stage = "open"
+            open_image(image)
             stage = "decode"
             return DecodedImage(place, path, read_pixels(image, settings, mode))
         except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
-            return BadImage(place, path, "open" if stage == "decode" and not _can_open(image) else stage, exc)
+            return BadImage(place, path, stage, exc)
 
     workers = available_cores()
     return map_ahead(read, enumerate(images), workers=workers, ahead=ahead + workers)
@@ -90,12 +92,3 @@ def split_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
             batch = []
     if batch:
         yield batch
-
-
-def _can_open(image: object) -> bool:
-    """Return whether an image's header can be read, so that the error was one of decoding."""
-    try:
-        open_image(image)
-    except Exception:  # noqa: BLE001  as above
-        return False
-    return True
