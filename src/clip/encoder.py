@@ -92,7 +92,7 @@ class Encoder:
         else:
             checkpoint = draw_checkpoint(self.model_name, untrained)
         self.source, self._files = checkpoint.source, checkpoint.files
-        self.tokenizer = checkpoint.tokenizer  # None where the vocabulary is that of the released models
+        self.tokenizer = checkpoint.tokenizer  # None for the vocabulary of the released models
         self.settings = checkpoint.preprocess
         self.resolution_px = self.settings.resolution_px
         self.architecture = asdict(checkpoint.architecture)

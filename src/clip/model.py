@@ -187,7 +187,7 @@ class QuickGELU(nn.Module):
 
 
 def _unusual(mlp_width: int | None, activation: Activation) -> dict[str, Any]:
-    """Return the arguments that OpenAI's classes lack, without defaults: classes of users may lack them too."""
+    """Return the arguments that OpenAI's classes lack, leaving out defaults, as classes of users may lack them too."""
     arguments = {"mlp_width": mlp_width, "activation": activation}
     return {name: value for name, value in arguments.items() if value not in (None, "quick_gelu")}
 
@@ -320,7 +320,7 @@ class CLIP(nn.Module):
     """
 
     preprocess_settings: PreprocessSettings | None = None  # of its checkpoint
-    tokenizer: SimpleTokenizer | None = None  # of the model's own vocabulary; None: that of the released models
+    tokenizer: SimpleTokenizer | None = None  # None for the vocabulary of the released models
 
     def __init__(
         self,

@@ -156,7 +156,7 @@ class _Process:
         except (OSError, EOFError):
             self.alive = False
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_S)  # before anyone kills it, so that its exit code is that of the crash
+                self._process.wait(END_S)  # before anyone kills it, so that its exit code is from the crash
             return None
         self.alive = False
         message = f"not decoded after {max_seconds:g} s, expected less. Leave it out, or raise max_seconds."
@@ -217,7 +217,7 @@ def _name_limit(outcome: Pixels | Failure, limit_bytes: int) -> Pixels | Failure
 
 
 def _limit_memory(limit_bytes: int) -> None:
-    """Let this process use that many bytes more than now, where the system supports such limits."""
+    """Let this process use that many bytes more than now, where the system can limit it."""
     import resource  # here, as Windows has none
 
     with suppress(OSError, ValueError, IndexError):

@@ -61,5 +61,5 @@ class Backend(Protocol):
         ...
 
     def text_graph(self, tower: LeanText, batch_size: int) -> Graph:
-        """Return the graph for up to `batch_size` texts; its inputs are those of `graph.text_features`."""
+        """Return the graph for up to `batch_size` texts, which takes the inputs of `graph.text_features`."""
         ...

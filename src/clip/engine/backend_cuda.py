@@ -116,7 +116,7 @@ class CudaBackend(Backend):
         return CudaGraph(function, self.device, batch_size, compiled=compiled)
 
     def text_graph(self, tower: LeanText, batch_size: int) -> CudaGraph:
-        """Make the graph of a text tower, of bf16 where images are fp8; its inputs are those of `text_features`."""
+        """Make the graph of a text tower, of bf16 where images are fp8; it takes the inputs of `text_features`."""
         function = partial(text_features, TorchOps(self.dtype), place(tower, self._place))
         return CudaGraph(function, self.device, batch_size)
 

@@ -193,7 +193,7 @@ class OpenVinoBackend(Backend):
 
     @property
     def computed_in(self) -> str:
-        """The precision; for int8 with that of the operations which are not quantised."""
+        """The precision; for int8 also the one of the operations that are not quantised."""
         return f"{INT8}+{self._float_precision}" if self.needs_calibration else self.precision
 
     @property

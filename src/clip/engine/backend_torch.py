@@ -199,7 +199,7 @@ class TorchBackend(Backend):
         return TorchGraph(image_features(self._place(tower), self.dtype), self.device)
 
     def text_graph(self, tower: LeanText, batch_size: int) -> TorchGraph:  # noqa: ARG002
-        """Return the graph of a text tower for any number of texts; its inputs are those of `text_features`."""
+        """Return the graph of a text tower for any number of texts, which takes the inputs of `text_features`."""
         return TorchGraph(partial(text_features, TorchOps(self.dtype), self._place(tower)), self.device)
 
     def _place(self, tower: Tower) -> Tower:

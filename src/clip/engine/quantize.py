@@ -62,7 +62,7 @@ def quantize(model: Any, pixels: np.ndarray, *, exact_last: int) -> Any:
     The same model and pixels give the same result: nothing is drawn at random.
 
     Shapes:  pixels as the model reads them, (N, R, R, 3).
-    Raises:  DeviceError without NNCF.
+    Raises:  DeviceError where NNCF is not installed.
     """
     check_installed()
     with _quantizing:  # NNCF keeps global state

@@ -57,7 +57,7 @@ class TuneJob:
     seed: int = 0
     """Seed that draws these images."""
     isolated_s: float | None = None
-    """Seconds an image may take in a separate process, which decodes it first; default: no such process."""
+    """Seconds an image may take in a separate process, which decodes it first; default: threads decode."""
 
     def __post_init__(self) -> None:
         check_cosine(self.min_cosine)

@@ -111,7 +111,7 @@ class _Entries:
         return len({k.split(".")[part] for k in self.state_dict if k.startswith(prefix) and k.endswith(suffix)})
 
     def mlp_width(self, transformer: str, width: int) -> int | None:
-        """Return the MLP width of the first block; None for four times `width`, or if there is no such block."""
+        """Return the MLP width of the first block; None for four times `width`, or if there is no block."""
         key = f"{transformer}.resblocks.0.mlp.c_fc.weight"
         mlp_width = self.shape(key, 2)[0] if key in self.state_dict else MLP_RATIO * width
         return None if mlp_width == MLP_RATIO * width else mlp_width

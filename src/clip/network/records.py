@@ -66,5 +66,5 @@ class Checkpoint:
     preprocess: PreprocessSettings
     source: str  # a path, or "untrained:SEED"; manifests carry it
     files: tuple[Path, ...] = ()  # that the weights were read from
-    tokenizer: SimpleTokenizer | None = None  # of the model's own vocabulary; None: that of the released models
+    tokenizer: SimpleTokenizer | None = None  # None for the vocabulary of the released models
     seed: int | None = None  # of untrained weights, which were drawn at random

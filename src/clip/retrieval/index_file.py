@@ -195,7 +195,7 @@ def _write(file: BinaryIO, store: Store) -> None:
 
 
 def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool:
-    """Write the sections and the header; return False if the number of rows is not that of the stamp."""
+    """Write the sections and the header; return False if there are not as many rows as the stamp says."""
     dtype, total = np.dtype(store.manifest.dtype), stamp["rows"]
     row_bytes = store.dim * dtype.itemsize
     writer = SectionWriter(file)

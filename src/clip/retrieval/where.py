@@ -29,7 +29,7 @@ def filter_rows(table: pa.Table, condition: str) -> np.ndarray:
 
     Shapes:  N rows -> int64 (M,).
     Raises:  InputError for a condition that DuckDB does not understand, or that reads more than the columns;
-             MissingExtraError without DuckDB.
+             MissingExtraError where DuckDB is not installed.
     """
     try:
         import duckdb  # here, because it comes with the extra `search`

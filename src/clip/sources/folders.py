@@ -6,7 +6,7 @@ The rules of a folder, in the order in which they apply:
 2. Links to folders are ignored, so that no loop can arise; links to files are read. The root itself may be a link.
 3. Whatever is neither a file nor a folder (a pipe, a socket, a device) is ignored: opening it could wait for ever.
 4. With `globs`, files that match one of them are images, and no others. Without `globs`, files with the extension of a
-   format that Pillow decodes are images, and files without an extension whose first bytes are of such a format.
+   format that Pillow decodes are images, and files without an extension whose first bytes are of one.
 
 An image by these rules becomes a row or a failure row. A folder that cannot be listed becomes a failure row too, as
 nobody knows what was in it. Everything else is counted as ignored, by reason.

@@ -25,15 +25,8 @@ if TYPE_CHECKING:
 
 # What the libraries raise over damaged archives, and over features they lack.
 DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
+    *(OSError, EOFError, ValueError, RuntimeError, struct.error),
+    *(zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
 )
 CHANGED = "it changed since it was listed"
 

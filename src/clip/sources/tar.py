@@ -23,11 +23,8 @@ MAX_HEADER_BYTES = 1_000_000  # of a long name or of PAX attributes, which tarfi
 DRAINED_BYTES = 64_000_000  # read after an archive's end, for the checksum of its compression
 END_MARK = "EOFHeaderError"  # the error by which tarfile says that an archive is over
 EXTENDED_TYPES = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
 PEEKED_BYTES = 6
 MAGICS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))

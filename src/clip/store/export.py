@@ -5,7 +5,7 @@
     csv             vectors.csv: the columns of a row, then e0 to e{D-1}
     safetensors     vectors.safetensors with a tensor "embedding" (N, D), and ids.parquet
 
-Vectors of texts have the names of those of images, but for text_emb/text_emb_0.npy in clip-retrieval. Pairs add
+Vectors of texts get the same names, except text_emb/text_emb_0.npy in clip-retrieval. Pairs add
 text_vectors.npy, text_emb/, t0 to t{D-1}, and a tensor "text_embedding".
 
 export.json is written beside them; its "rows" is null until everything is written. Rows have the order of the parts.

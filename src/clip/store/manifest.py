@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 INDEX = "_index"
-# The pixels that a run was quantised by, without which it cannot be resumed once its input has changed, as vectors of
+# The pixels that a run was quantised by. A resumed run needs them, as its input may have changed since, and vectors of
 # two quantisations do not mix; 256 images are 39 MB.
 CALIBRATION = "_calibration.npy"
 UNTRAINED = "untrained:"  # before the seed of weights that were drawn at random

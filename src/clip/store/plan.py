@@ -43,19 +43,10 @@ FINGERPRINT_KEY, CARRIED_OVER = b"mark", b"kept"  # keys in a shard file's metad
 # Paths are bytes, because a name that is not UTF-8 has to be opened again.
 SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("path", pa.binary()),
-        ("size_bytes", pa.int64()),
-        ("modified_ns", pa.int64()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-        ("start", pa.int64()),
-        ("stop", pa.int64()),
-        ("members", pa.int64()),
-        ("limit", pa.int64()),
-        ("columns", pa.string()),
-        ("values", pa.string()),
-        ("kept", pa.bool_()),
+        *[("id", pa.string()), ("path", pa.binary()), ("size_bytes", pa.int64()), ("modified_ns", pa.int64())],
+        *[("error", pa.string()), ("message", pa.string())],
+        *[("start", pa.int64()), ("stop", pa.int64()), ("members", pa.int64()), ("limit", pa.int64())],
+        *[("columns", pa.string()), ("values", pa.string()), ("kept", pa.bool_())],
     ]
 )
 CONTAINER_COLUMNS = ("start", "stop", "members", "limit", "columns")
@@ -245,7 +236,7 @@ def _count_shards(folder: Path) -> int:
 
 
 def compute_fingerprint(entries: Iterable[Entry], earlier: str = "") -> str:
-    """Return the fingerprint of a part with these entries; `earlier` is that of the part which it updates."""
+    """Return the fingerprint of a part with these entries; `earlier` is the fingerprint that it replaces."""
     return hashlib.sha256(earlier.encode() + b"".join(map(_identify, entries))).hexdigest()[:32]
 
 

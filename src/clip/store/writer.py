@@ -113,7 +113,7 @@ class StoreWriter:
                 (self.path / CALIBRATION).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             if self._earlier is None:
-                write_manifest(self.path, self.manifest)  # before the folders, which without it would not be ours
+                write_manifest(self.path, self.manifest)  # first: with no manifest the folders would not be ours
             remove_temporaries(self.path, MANIFEST)
             for folder in (EMBEDDINGS, FAILURES):
                 (self.path / folder).mkdir(exist_ok=True)

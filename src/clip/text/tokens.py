@@ -75,7 +75,7 @@ class Tokenizing:
     kind: Kind
     context_length: int
     long_text: LongText
-    tokenizer: SimpleTokenizer | None = None  # of the model's own vocabulary; None: that of the released models
+    tokenizer: SimpleTokenizer | None = None  # None for the vocabulary of the released models
 
     def __call__(self, item: Item) -> np.ndarray | Failure:
         """Return the tokens int32 (L,) of an item's text, the first of its values, or the reason why there are none."""

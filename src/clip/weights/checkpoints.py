@@ -109,7 +109,7 @@ def draw_checkpoint(name: str, seed: int) -> Checkpoint:
 
 
 def _check_weights(path: Path, files: list[Path], content: dict[Any, Any], header: str | None) -> Layout:
-    """Return the CLIP with these entries. Raises CheckpointError, naming `path`, where they are not those of one."""
+    """Return the CLIP with these entries. Raises CheckpointError, naming `path`, where they make none."""
     try:
         state_dict = drop_archive_buffers(_check_tensors(content))
         _check_aliases(state_dict, sum(file.stat().st_size for file in files))

@@ -163,23 +163,20 @@ def from_transformers(
         vision_heads=vision["num_attention_heads"],
         transformer_heads=text["num_attention_heads"],
     )
-    _check_agreement(
-        "config.json",
-        architecture,
-        {
-            "vision_layers": vision["num_hidden_layers"],
-            "vision_width": vision["hidden_size"],
-            "vision_mlp_width": vision["intermediate_size"],
-            "vision_patch_size": vision["patch_size"],
-            "image_resolution": vision["image_size"],
-            "embed_dim": config.get("projection_dim", 512),
-            "context_length": text["max_position_embeddings"],
-            "vocab_size": text["vocab_size"],
-            "transformer_width": text["hidden_size"],
-            "transformer_mlp_width": text["intermediate_size"],
-            "transformer_layers": text["num_hidden_layers"],
-        },
-    )
+    configured = {
+        "vision_layers": vision["num_hidden_layers"],
+        "vision_width": vision["hidden_size"],
+        "vision_mlp_width": vision["intermediate_size"],
+        "vision_patch_size": vision["patch_size"],
+        "image_resolution": vision["image_size"],
+        "embed_dim": config.get("projection_dim", 512),
+        "context_length": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
+        "transformer_width": text["hidden_size"],
+        "transformer_mlp_width": text["intermediate_size"],
+        "transformer_layers": text["num_hidden_layers"],
+    }
+    _check_agreement("config.json", architecture, configured)
     settings = _read_transformers_preprocess(preprocessor, architecture.image_resolution)
     return Layout(weights, architecture, settings)
 
@@ -246,9 +243,8 @@ def from_open_clip(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Lay
         configured["vision_mlp_width"] = int(width * vision.get("mlp_ratio", 4.0))
     configured["transformer_mlp_width"] = int(configured["transformer_width"] * text.get("mlp_ratio", 4.0))
     _check_agreement("open_clip_config.json", architecture, configured)
-    return Layout(
-        state_dict, architecture, _read_open_clip_preprocess(config.get("preprocess_cfg") or {}, architecture)
-    )
+    settings = _read_open_clip_preprocess(config.get("preprocess_cfg") or {}, architecture)
+    return Layout(state_dict, architecture, settings)
 
 
 def from_header(state_dict: dict[str, Tensor], header: dict[str, Any]) -> Layout:
@@ -319,14 +315,13 @@ def _read_open_clip_preprocess(config: dict[str, Any], architecture: Architectur
     sides = set(size[-2:] if isinstance(size, (list, tuple)) else [size])
     if sides != {architecture.image_resolution}:
         raise _refusal(file, "size", size, architecture.image_resolution)
+    interpolation, resize_mode = config.get("interpolation", "bicubic"), config.get("resize_mode", "shortest")
     return replace(
         settings,
         mean=_to_triple(config.get("mean", settings.mean)),
         std=_to_triple(config.get("std", settings.std)),
-        interpolation=_check_choice(
-            file, "interpolation", config.get("interpolation", "bicubic"), get_args(Interpolation)
-        ),
-        resize_mode=_check_choice(file, "resize_mode", config.get("resize_mode", "shortest"), get_args(ResizeMode)),
+        interpolation=_check_choice(file, "interpolation", interpolation, get_args(Interpolation)),
+        resize_mode=_check_choice(file, "resize_mode", resize_mode, get_args(ResizeMode)),
     )
 
 
@@ -334,11 +329,8 @@ def _read_transformers_preprocess(config: dict[str, Any] | None, resolution_px: 
     file, settings = "preprocessor_config.json", PreprocessSettings(resolution_px)
     if config is None:
         return settings
-    _check_preprocess(
-        file,
-        config,
-        {"do_resize": True, "do_center_crop": True, "do_normalize": True, "do_rescale": True, "do_convert_rgb": True},
-    )
+    steps = ("do_resize", "do_center_crop", "do_normalize", "do_rescale", "do_convert_rgb")
+    _check_preprocess(file, config, dict.fromkeys(steps, True))
     if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         raise _refusal(file, "rescale_factor", config["rescale_factor"], 1 / 255)
     for key, names in (("size", ("shortest_edge",)), ("crop_size", ("height", "width"))):

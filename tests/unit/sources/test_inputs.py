@@ -155,7 +155,7 @@ def test_ids_that_stand_twice_are_refused_by_both_names_or_kept(photos: Path, we
     (tmp_path / "list.txt").write_text(f"{photos / NAMES[0]}\n{photos / NAMES[1]}\n{photos / NAMES[0]}\n")
     with pytest.raises(InputError, match=rf"00\.png': found as the id of {photos}/00\.png and of {photos}/00\.png"):
         embedded(tmp_path / "out", weights, tmp_path / "list.txt")
-    with pytest.raises(InputError, match=r"'00\.png': found as the id of .*photos/00\.png and for .*copy/00\.png"):
+    with pytest.raises(InputError, match=r"'00\.png': found as the id of .*photos/00\.png and of .*copy/00\.png"):
         (tmp_path / "copy").mkdir()
         (tmp_path / "copy/00.png").write_bytes((photos / NAMES[0]).read_bytes())
         embedded(tmp_path / "out", weights, photos, tmp_path / "copy")
