@@ -23,9 +23,11 @@ from clip.engine.backend_openvino import usable_precisions
 from clip.errors import InputError
 from clip.jobs.embed import Progress
 from clip.jobs.options import FAST_COSINE
-from clip.jobs.tune import SettingRow, TuneReport
+from clip.jobs.tune import TuneReport
 
 PICTURES = 40
+Choice = tuple[str, str]  # precision and pixels
+CHOICES: list[Choice] = [(word, mode) for word in ("reference", *usable_precisions()[1:]) for mode in ("exact", "fast")]
 
 
 @pytest.fixture(scope="module")
@@ -125,46 +127,69 @@ def test_outliers_make_int8_fail_and_it_is_not_chosen(outliers: Path, photos: Pa
     } == set()
 
 
+def inject_seconds(patch: pytest.MonkeyPatch, fastest: Choice | None, slowest: Choice | None = None) -> None:
+    """Let each timed run of a setting take 1 s, of the fastest 0.1 s and of the slowest 10 s, whatever it took."""
+
+    def time(setting: Any, _: object) -> None:
+        setting._seconds.append({fastest: 0.1, slowest: 10.0}.get((setting.encoder.precision, setting.decode), 1.0))
+
+    patch.setattr(tune_module._Setting, "time", time)
+
+
+def forbid_tuning(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(embed_module, "tune", lambda *_: pytest.fail("measured again"))
+
+
 def test_where_nothing_fast_stays_within_the_bound_it_is_exact_and_says_so(
-    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = tune(tune_job(source=photos, model=str(weights), threads=1, workers=1, images=16))
-    rows = tuple(replace(row, min_cosine=0.5, within=False) if n else row for n, row in enumerate(one.rows))
-    poor = replace(one, rows=rows, best=rows[0])
-    monkeypatch.setattr(embed_module, "tune", lambda _job, _told: poor)
-    told: list[str] = []
-
-    def note(progress: Progress) -> None:
-        told.extend([progress.message] if progress.message else [])
-
-    clip.embed(embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99), note)
-    assert told == ["nothing faster stays within a cosine of 0.999 on 16 images: exact"]
-    manifest = clip.Store(tmp_path / "out").manifest
-    assert (manifest.precision, manifest.decode.pixels) == ("reference", "exact")
-
-
-def row_of(report: TuneReport, **changes: Any) -> SettingRow:
-    return replace(report.rows[0], **changes)
-
-
-def test_a_run_takes_what_was_chosen_and_keeps_it_when_it_is_gone_on_with(
     report: TuneReport, weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fast = row_of(report, decode="fast", images_per_s=1e9, min_cosine=0.9999)
-    chosen = replace(report, min_cosine=0.99, rows=(report.rows[0], fast), best=fast)
-    monkeypatch.setattr(embed_module, "tune", lambda _job, _told: chosen)
+    nearest = max(row.min_cosine for row in report.rows[1:])
+    assert nearest < 1
+    bound = (1 + nearest) / 2
+    inject_seconds(monkeypatch, None, slowest=("reference", "exact"))
+    lines: list[str] = []
+
+    def note(progress: Progress) -> None:
+        lines.extend([progress.message] if progress.message else [])
+
+    clip.embed(
+        embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=bound), note
+    )
+    assert lines[-1] == f"nothing faster stays within a cosine of {bound:g} on {PICTURES} images: exact"
+    manifest = clip.Store(tmp_path / "out").manifest
+    assert (manifest.precision, manifest.decode.pixels) == ("reference", "exact")
+    first, *others = (manifest.tuned or {})["rows"]
+    assert (first["within"], first["images_per_s"]) == (True, PICTURES / 10)
+    assert len(others) == len(report.rows) - 1
+    assert {(row["within"], row["images_per_s"]) for row in others} == {(False, PICTURES)}
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
+def test_a_run_takes_the_fastest_within_the_bound_and_keeps_it_when_it_is_resumed(
+    choice: Choice, report: TuneReport, weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = min(row.min_cosine for row in report.rows) - 0.01  # all are within it: the time decides
+    inject_seconds(monkeypatch, choice)
     job = embed_job(
-        source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99, shard_size=7
+        source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=bound, shard_size=7
     )
     clip.embed(job)
     before = clip.Store(tmp_path / "out").manifest
-    assert before.decode.pixels == "fast"
-    assert (before.tuned or {})["best"]["min_cosine"] == 0.9999
+    assert (before.precision, before.decode.pixels) == choice
+    tuned = before.tuned or {}
+    best = next(row for row in tuned["rows"] if (row["precision"], row["decode"]) == choice)
+    assert tuned["best"] == best
+    assert best["images_per_s"] == PICTURES / 0.1
     (tmp_path / "out/embeddings/part-00002.parquet").unlink()
-    monkeypatch.setattr(embed_module, "tune", lambda *_: pytest.fail("measured again"))
+    forbid_tuning(monkeypatch)
     clip.embed(job)
     assert clip.Store(tmp_path / "out").manifest == before
-    assert summarise(chosen).startswith("took reference, fast pixels: ")
+
+
+def test_a_choice_is_summed_up_in_a_line(report: TuneReport) -> None:
+    fast = replace(report.rows[0], decode="fast", images_per_s=2.5 * report.rows[0].images_per_s, min_cosine=0.9999)
+    line = "took reference, fast pixels: 2.5 times as fast as exact vectors, min cosine to them 0.999900 on 32 images"
+    assert summarise(replace(report, rows=(report.rows[0], fast), best=fast)) == line
 
 
 def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photos: Path, tmp_path: Path) -> None:
@@ -188,20 +213,19 @@ def test_pictures_of_lists_and_archives_are_measured_on_too(weights: Path, photo
     assert clip.embed(job).written == PICTURES
 
 
-def test_a_choice_outlives_updates(
-    report: TuneReport, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fast = row_of(report, decode="fast", images_per_s=1e9, min_cosine=0.9999)
-    chosen = replace(report, min_cosine=0.99, rows=(report.rows[0], fast), best=fast)
-    monkeypatch.setattr(embed_module, "tune", lambda _job, _told: chosen)
+def test_a_choice_outlives_updates(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject_seconds(monkeypatch, ("reference", "fast"))
     photos = tmp_path / "photos"
     photos.mkdir()
-    job = embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.99)
-    for n in range(3):
+    job = embed_job(source=photos, output=tmp_path / "out", model=str(weights), threads=1, min_cosine=0.5)
+    formula.picture(0, 50, 40).save(photos / "0.png")
+    for n in range(1, 4):
         formula.picture(n, 50, 40).save(photos / f"{n}.png")
-        assert clip.embed(job if n == 0 else change_job(job, update=True)).read == n + 1
-        assert (clip.Store(tmp_path / "out").manifest.tuned or {})["best"]["images_per_s"] == 1e9
-        monkeypatch.setattr(embed_module, "tune", lambda *_: pytest.fail("measured again"))
+        assert clip.embed(job if n == 1 else change_job(job, update=True)).read == n + 1
+        manifest = clip.Store(tmp_path / "out").manifest
+        assert (manifest.precision, manifest.decode.pixels) == ("reference", "fast")
+        assert (manifest.tuned or {})["best"]["images_per_s"] == 2 / 0.1
+        forbid_tuning(monkeypatch)
 
 
 def test_what_cannot_be_measured_is_embedded_exactly(weights: Path, tmp_path: Path) -> None:

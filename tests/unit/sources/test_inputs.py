@@ -166,7 +166,7 @@ def test_ids_that_occur_twice_are_refused_by_both_names_or_kept(photos: Path, we
     asked = embed_job(source=tmp_path / "list.txt", output=tmp_path / "kept", model=str(weights), duplicate_ids="keep")
     assert clip.embed(asked).written == 3
     assert verify(VerifyJob(output=tmp_path / "kept", sample=3)).problems == ()
-    with pytest.raises(InputError, match="duplicate_ids='keep' too"):
+    with pytest.raises(InputError, match="^update: found duplicate_ids too, expected one of them"):
         embed_job(source="x", output="y", duplicate_ids="keep", update=True)
 
 
