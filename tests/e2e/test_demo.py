@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.in_process import Run, runner
+from kit.in_process import Run
 from PIL import Image
 
 import clip
@@ -66,11 +66,6 @@ def test_the_demo_leaves_pictures_vectors_and_a_sheet(shown: tuple[str, str, Pat
     assert "demo-out/hits.png: 5 hits" in err
     assert "clip embed photos/ -o vectors/ -m ViT-B/32" in out
     assert "cannot do: photographs" in out
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(capsys)
 
 
 def test_another_demo_takes_the_place_of_the_first_and_of_nothing_else(run: Run, tmp_path: Path) -> None:

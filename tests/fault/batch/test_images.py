@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
+from kit.outputs import read_rows_by_id
 from PIL import Image
 
 import clip
@@ -118,9 +118,7 @@ class Outcome(NamedTuple):
     stderr: str
 
     def rows(self, folder: str) -> dict[str, dict[str, Any]]:
-        rows = pq.read_table(self.out / folder).to_pylist()
-        assert len({row["id"] for row in rows}) == len(rows)
-        return {row["id"]: row for row in rows}
+        return read_rows_by_id(self.out, folder)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from kit import checkpoints, formula, hostile
+from kit import hostile
+from kit.inputs import draw_photos
 
 LIMIT_S = 600.0  # ten times what a busy machine takes
 FORCED = "ended without waiting for what was under way; finished parts are kept"
@@ -28,18 +29,10 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hostile.write_plugin(tmp_path_factory.mktemp("patient"), more)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Six images, and one that hangs."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for n in range(6):
-        formula.picture(n, 40, 30).save(folder / f"{n}.png")
+    folder = draw_photos(tmp_path / "photos", [f"{n}.png" for n in range(6)])
     (folder / "4.hostile").write_bytes(hostile.picture("hang"))
     return folder
 

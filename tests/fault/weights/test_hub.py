@@ -65,21 +65,21 @@ def call(
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
+def state_dict() -> dict[str, torch.Tensor]:
     return formula.state_dict(ARCHITECTURE)
 
 
 @pytest.fixture(scope="module")
-def wanted(weights: dict[str, torch.Tensor]) -> list[float]:
+def wanted(state_dict: dict[str, torch.Tensor]) -> list[float]:
     settings = PreprocessSettings(32)
-    model = load_model(Checkpoint(ARCHITECTURE, dict(weights), settings, "test"), torch.device("cpu"))
+    model = load_model(Checkpoint(ARCHITECTURE, dict(state_dict), settings, "test"), torch.device("cpu"))
     with torch.no_grad():
         return model.encode_image(torch.ones(1, 3, 32, 32))[0].tolist()
 
 
 @pytest.fixture
-def repositories(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, bytes]]:
-    files = {"open_clip_config.json": json.dumps(CONFIG).encode(), "open_clip_model.safetensors": save(weights)}
+def repositories(state_dict: dict[str, torch.Tensor]) -> dict[str, dict[str, bytes]]:
+    files = {"open_clip_config.json": json.dumps(CONFIG).encode(), "open_clip_model.safetensors": save(state_dict)}
     siglip = {
         "open_clip_config.json": json.dumps({"model_cfg": CONFIG["model_cfg"] | {"init_logit_bias": -10}}).encode()
     }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kit import checkpoints, formula
-from kit.in_process import Run, runner
+from kit.in_process import Run
 from kit.jobs import change_job, embed_job
 from PIL import Image
 
@@ -183,11 +183,6 @@ def test_other_weights_than_the_run_had_are_refused(folder: Path, tmp_path: Path
     with pytest.raises(StoreMismatchError, match=r"have sha256 .*, expected .* Pass the run's weights as model"):
         index.search(text="a cat")
     assert index.search(vector=np.ones(32), k=1)  # needs none
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(capsys)
 
 
 def test_the_command_writes_hits_in_four_forms(run: Run, folder: Path, index: clip.Index) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kit import checkpoints
 from kit.forms import (
     ALL,
     BAD,
@@ -33,11 +32,6 @@ from clip.batch.verify import verify
 from clip.errors import InputError
 from clip.jobs.verify import VerifyJob
 from clip.sources.source import Source
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +160,7 @@ def test_ids_that_occur_twice_are_refused_by_both_names_or_kept(photos: Path, we
     asked = embed_job(source=tmp_path / "list.txt", output=tmp_path / "kept", model=str(weights), duplicate_ids="keep")
     assert clip.embed(asked).written == 3
     assert verify(VerifyJob(output=tmp_path / "kept", sample=3)).problems == ()
-    with pytest.raises(InputError, match="^update: found duplicate_ids too, expected one of them"):
+    with pytest.raises(InputError, match=r"^update: found duplicate_ids too, expected one of them"):
         embed_job(source="x", output="y", duplicate_ids="keep", update=True)
 
 

@@ -19,8 +19,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kit import checkpoints, formula
-from kit.in_process import Run, runner
+from kit import checkpoints
+from kit.in_process import Run
+from kit.inputs import draw_photos
 from kit.jobs import embed_job
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -602,11 +603,7 @@ def test_after_a_kill_no_file_is_half_and_the_next_export_makes_room(tmp_path: P
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What clip embed writes of seven images and one that is none: raw float16, with hashes, in parts of three."""
-    folder = tmp_path_factory.mktemp("photos")
-    for n in range(7):
-        formula.picture(n, 40, 30).save(folder / f"{n}\n.png")
-    (folder / "3.png").write_bytes(b"no image")
-    return folder
+    return draw_photos(tmp_path_factory.mktemp("photos"), [f"{n}\n.png" for n in range(7)], broken=["3.png"])
 
 
 @pytest.fixture(scope="module")
@@ -641,11 +638,6 @@ def test_what_clip_embed_wrote_is_exported(embedded: Path, tmp_path: Path) -> No
     info = summary(tmp_path / "npy")
     assert (info.pop("format"), info.pop("rows")) == ("npy", 7)
     assert info == {name: manifest[name] for name in (*INFO, "dtype", "dim")}
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(capsys)
 
 
 def test_the_command_exports_and_says_so(run: Run, tmp_path: Path) -> None:
