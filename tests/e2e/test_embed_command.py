@@ -19,6 +19,7 @@ from kit import in_process
 from kit.inputs import draw_photos
 from kit.jobs import RECORDS, change_job, embed_job, flatten
 from kit.outputs import read_manifest, read_vectors
+from kit.programs import command
 
 import clip
 from clip.batch import embed as embed_module
@@ -79,9 +80,9 @@ def test_the_installed_command_embeds_a_folder(photos: Path, weights: Path, tmp_
 
 
 def test_help_needs_no_torch() -> None:
-    script = "import runpy, sys; sys.argv = ['clip', 'embed', '-h']\ntry: runpy.run_module('clip', run_name='__main__')"
-    script += "\nexcept SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    done = subprocess.run(
+        command("run_without_torch", "embed", "-h"), capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: clip embed [OPTIONS] INPUT..." in done.stdout
 

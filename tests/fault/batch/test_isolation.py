@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kit import formula, hostile
+from kit import formula, hostile, programs
 from kit.inputs import draw_photos, number_names
 from kit.outputs import read_rows, read_rows_by_id
 
@@ -146,29 +146,14 @@ def test_an_image_that_dies_of_an_earlier_one_is_tried_again(
 
 def test_a_process_whose_job_was_killed_ends_by_itself_even_if_it_hangs(plugin: Path, photos: Path) -> None:
     (photos / "hang.hostile").write_bytes(hostile.picture("hang-with-the-lock"))
-    script = f"""
-import os, signal, sys, threading, time
-from clip.batch import isolate
-isolate.WORK = "from clip.batch import isolate; isolate.ORPHAN_S = 0.5; " + isolate.WORK
-from clip.batch.decode import Decoding
-from clip.jobs import Limits, DecodeOptions
-from clip.network.records import PreprocessSettings
-from clip.records import Item
-from clip.sources.source import Source
-decoding = Decoding(Source(({str(photos)!r},)), PreprocessSettings(32), Limits(), DecodeOptions())
-decoder = isolate.IsolatedDecoder(decoding, 1.5)
-def tell():
-    while not decoder._processes:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    print(*(process._process.pid for process in decoder._processes), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-threading.Thread(target=tell).start()
-decoder(Item("hang.hostile", {str(photos / "hang.hostile")!r}, 1))
-"""
     environment = hostile.environment(plugin)
     ran = subprocess.run(
-        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=600
+        programs.command("die_while_decoding", photos / "hang.hostile"),
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=600,
     )
     assert ran.returncode == -signal.SIGKILL
     process = Path("/proc", ran.stdout.strip())
