@@ -1,9 +1,33 @@
-"""Settings for every test."""
+"""Settings for every test, and the fixtures that rooms share."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 # Tiny models gain nothing from a second thread, and two cores are often shared: 11 s of work become 30 s.
 # Read by torch at import, inherited by child processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test asks a server that is not its own; those that run one on loopback take this back.
 os.environ["CLIP_OFFLINE"] = "1"
+
+from kit import checkpoints
+from kit.in_process import Run, runner
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the tiny network, for images only. No test changes it."""
+    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
+
+
+@pytest.fixture(scope="session")
+def text_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with its whole vocabulary."""
+    return checkpoints.write(tmp_path_factory.mktemp("weights-with-texts"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: its exit code, stdout, stderr."""
+    return runner(capsys)

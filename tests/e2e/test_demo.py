@@ -3,25 +3,20 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.in_process import Run, runner
+from kit.in_process import Run
+from kit.programs import FOLDER
 from PIL import Image
 
 import clip
 from clip.batch import embed as embed_module
 
-NO_NETWORK = """
-import socket
-def refused(*_, **__):
-    raise OSError("no network here")
-open(__file__ + ".ran", "w").close()
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refused
-"""
 SCENES = 60
 
 
@@ -30,7 +25,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
     """What a demo says on stdout and stderr, and where it was run."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "offline").mkdir()
-    (folder / "offline" / "sitecustomize.py").write_text(NO_NETWORK)
+    shutil.copy(FOLDER / "no_network.py", folder / "offline" / "sitecustomize.py")
     environment = {name: value for name, value in os.environ.items() if name != "CLIP_OFFLINE"}
     environment |= {"HOME": str(folder)}
     paths = [str(folder / "offline"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -66,11 +61,6 @@ def test_the_demo_leaves_pictures_vectors_and_a_sheet(shown: tuple[str, str, Pat
     assert "demo-out/hits.png: 5 hits" in err
     assert "clip embed photos/ -o vectors/ -m ViT-B/32" in out
     assert "cannot do: photographs" in out
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(capsys)
 
 
 def test_another_demo_takes_the_place_of_the_first_and_of_nothing_else(run: Run, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from kit import checkpoints, formula
-from kit.in_process import runner
+from kit import in_process
+from kit.inputs import draw_photos
 from kit.jobs import RECORDS, change_job, embed_job, flatten
+from kit.outputs import read_manifest, read_vectors
+from kit.programs import command
 
 import clip
 from clip.batch import embed as embed_module
@@ -34,17 +36,9 @@ Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven good images."""
-    folder = tmp_path_factory.mktemp("photos")
-    for n, name in enumerate(GOOD):
-        formula.picture(n, 40 + n, 30).save(folder / name)
-    return folder
+    return draw_photos(tmp_path_factory.mktemp("photos"), GOOD, wider=1)
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +52,15 @@ def mixed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(run: in_process.Run) -> Run:
     """The command in this process: its exit code and what it says on stderr. Nothing ever goes to stdout."""
 
     def call(*arguments: str | Path) -> tuple[int, str]:
-        code, out, err = runner(capsys)(*arguments)
+        code, out, err = run(*arguments)
         assert out == ""
         return code, err
 
     return call
-
-
-def embeddings(out: Path) -> dict[str, np.ndarray]:
-    rows = pq.read_table(out / "embeddings").to_pylist()
-    return {row["id"]: np.array(row["embedding"], np.float64) for row in rows}
-
-
-def manifest(out: Path) -> dict[str, Any]:
-    return json.loads((out / "manifest.json").read_text())
 
 
 def assert_same_vectors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
@@ -91,13 +76,13 @@ def test_the_installed_command_embeds_a_folder(photos: Path, weights: Path, tmp_
     assert listed == f"listed 7 images, the first '0.png' ({photos}/0.png)"
     assert summary.startswith("read 7 = written 7, failed 0; ")
     vectors = clip.Encoder(weights).embed([photos / name for name in GOOD])
-    assert_same_vectors(embeddings(tmp_path / "out"), dict(zip(GOOD, vectors, strict=True)), TOLERANCE)
+    assert_same_vectors(read_vectors(tmp_path / "out"), dict(zip(GOOD, vectors, strict=True)), TOLERANCE)
 
 
 def test_help_needs_no_torch() -> None:
-    script = "import runpy, sys; sys.argv = ['clip', 'embed', '-h']\ntry: runpy.run_module('clip', run_name='__main__')"
-    script += "\nexcept SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    done = subprocess.run(
+        command("run_without_torch", "embed", "-h"), capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: clip embed [OPTIONS] INPUT..." in done.stdout
 
@@ -195,9 +180,9 @@ def test_an_output_that_holds_a_run_is_refused_until_it_may_be_overwritten(
     code, said = run("embed", mixed, "-o", tmp_path, "-m", weights)
     assert code == 2
     assert "--overwrite" in said
-    assert len(embeddings(tmp_path)) == 7
+    assert len(read_vectors(tmp_path)) == 7
     assert run("embed", mixed, "-o", tmp_path, "-m", weights, "--overwrite")[0] == 3
-    assert list(embeddings(tmp_path)) == ["0.png"]
+    assert list(read_vectors(tmp_path)) == ["0.png"]
     visible = sorted(name for name in os.listdir(tmp_path) if not name.startswith("."))
     assert visible == ["_plan", "embeddings", "failures", "manifest.json", "notes.txt"]
 
@@ -237,8 +222,8 @@ def test_a_dry_run_counts_and_writes_nothing(run: Run, mixed: Path, tmp_path: Pa
 def test_flags_choose_what_is_read_and_how_it_is_written(run: Run, photos: Path, weights: Path, tmp_path: Path) -> None:
     def written(name: str, *flags: str) -> dict[str, np.ndarray]:
         assert run("embed", photos, "-o", tmp_path / name, "-m", weights, *flags)[0] == 0
-        assert manifest(tmp_path / name)["counts"]["written"] == len(embeddings(tmp_path / name))
-        return embeddings(tmp_path / name)
+        assert read_manifest(tmp_path / name)["counts"]["written"] == len(read_vectors(tmp_path / name))
+        return read_vectors(tmp_path / name)
 
     plain = written("plain")
     assert list(plain) == GOOD
@@ -253,7 +238,10 @@ def test_flags_choose_what_is_read_and_how_it_is_written(run: Run, photos: Path,
     raw = written("raw", "--raw")
     assert all(abs(np.linalg.norm(vector) - 1) > 1e-3 for vector in raw.values())
     assert_same_vectors({name: vector / np.linalg.norm(vector) for name, vector in raw.items()}, plain, TOLERANCE)
-    assert (manifest(tmp_path / "raw")["normalised"], manifest(tmp_path / "plain")["normalised"]) == (False, True)
+    assert (read_manifest(tmp_path / "raw")["normalised"], read_manifest(tmp_path / "plain")["normalised"]) == (
+        False,
+        True,
+    )
 
     assert list(written("limit", "--limit", "3")) == GOOD[:3]
     assert list(written("glob", "--glob", "[12].png", "--glob", "6*")) == ["1.png", "2.png", "6.png"]
@@ -281,9 +269,9 @@ def test_a_released_architecture_runs_untrained_and_says_so(
     code, said = run("embed", photos, "-o", tmp_path / "out", "-m", "RN50", "--untrained", "7", "--limit", "2")
     assert code == 0
     assert said.startswith("RN50 is untrained (random weights of seed 7)")
-    found = manifest(tmp_path / "out")
+    found = read_manifest(tmp_path / "out")
     assert (found["model"], found["weights_source"], found["weights_sha256"]) == ("RN50", "untrained:7", None)
-    assert all(vector.shape == (1024,) for vector in embeddings(tmp_path / "out").values())
+    assert all(vector.shape == (1024,) for vector in read_vectors(tmp_path / "out").values())
 
 
 def test_progress_goes_to_stderr_in_lines_or_as_a_bar_on_a_terminal(
@@ -367,7 +355,7 @@ def test_the_time_for_a_picture_goes_with_processes_only(run: Run, photos: Path,
     code, said = run("embed", photos, "-o", tmp_path / "out", *flags)
     assert (code, "--max-seconds: found 5.0 without isolate, expected more than 0 and at most" in said) == (2, True)
     assert run("embed", photos, "-o", tmp_path / "out", *flags, "--isolate")[0] == 0
-    assert list(embeddings(tmp_path / "out")) == GOOD
+    assert list(read_vectors(tmp_path / "out")) == GOOD
 
 
 def test_a_summary_for_programs_is_one_object_on_stdout_and_the_last_line_on_stderr(
@@ -399,7 +387,7 @@ def test_an_update_says_what_it_removed(run: Run, photos: Path, weights: Path, t
     code, said = run("embed", folder, "-o", tmp_path / "out", "-m", weights, "--update")
     left = len(GOOD) - 1
     assert f"read {left} = written {left}, failed 0; {left} by an earlier run; 1 removed; " in said
-    assert list(embeddings(tmp_path / "out")) == GOOD[1:]
+    assert list(read_vectors(tmp_path / "out")) == GOOD[1:]
 
 
 @pytest.mark.parametrize(("flags", "field", "value"), [*FLAGS, ([], "source", ("in",))], ids=lambda value: str(value))
@@ -459,4 +447,4 @@ def test_a_signal_ends_the_run_with_its_code_and_finished_parts_are_kept(
     assert pq.read_table(out / "embeddings")["id"].to_pylist() == [f"{n:05}.png" for n in range(5 * len(parts))]
     assert sorted(os.listdir(out / "failures"))[: len(parts)] == parts  # perhaps one more, but nothing half
     assert sorted(os.listdir(out)) == [".lock.guard", "_plan", "embeddings", "failures", "manifest.json"]
-    assert manifest(out)["counts"] is None
+    assert read_manifest(out)["counts"] is None

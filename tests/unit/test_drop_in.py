@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from kit import ROOT, formula
+from kit.programs import command
 from torch import Tensor, nn
 
 import clip
@@ -104,19 +105,10 @@ def test_models_are_listed_in_the_order_of_their_release_in_a_list_of_the_caller
     assert clip.available_models() == names
 
 
-FRESH = """
-import json, sys
-before = set(sys.modules)
-import clip
-print(json.dumps(sorted(set(sys.modules) - before)))
-"""
-
-
 @pytest.fixture(scope="module")
 def imported_modules() -> list[str]:
     """The new modules of `import clip` in a fresh interpreter."""
-    command = [sys.executable, "-c", FRESH]
-    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return json.loads(subprocess.run(command("list_imports"), capture_output=True, check=True).stdout)
 
 
 def test_the_import_loads_no_third_party_module(imported_modules: list[str]) -> None:

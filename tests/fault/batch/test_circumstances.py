@@ -18,17 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from kit import checkpoints, forks, formula
+from kit import forks, formula
+from kit.inputs import draw_photos, number_names
 from kit.jobs import embed_job
 
 import clip
 
 COMMAND = str(Path(sys.executable).with_name("clip"))
 LIMIT_S = 600.0  # ten times what a busy machine takes
-PICTURES, SHARD_SIZE = 7, 4
-GOOD = [f"{n:02}.png" for n in range(PICTURES)]
+IMAGES, SHARD_SIZE = 7, 4
+GOOD = number_names(IMAGES)
 MIDDLE = SHARD_SIZE + 1  # the first image of the second shard
 FLAGS = ["--shard-size", str(SHARD_SIZE), "--threads", "1"]
+KILL: forks.Step = ("at", MIDDLE, "kill")
+CLOCK: forks.Step = ("set_clock_back",)
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +42,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photos(folder: Path) -> Path:
     """Two shards, a failure in the second."""
-    photos = folder / "photos"
-    photos.mkdir()
-    for n, name in enumerate(GOOD):
-        formula.picture(n, 40, 40).save(photos / name)
-    (photos / "05.broken.jpg").write_bytes(b"no image")
-    return photos
-
-
-@pytest.fixture(scope="module")
-def weights(folder: Path) -> Path:
-    return checkpoints.write(folder, texts=False)
+    return draw_photos(folder / "photos", GOOD, height=40, broken=["05.broken.jpg"])
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[forks.Server]:
-    with forks.Server() as server:
+    with forks.Server("serve_embed") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def another() -> Iterator[forks.Server]:
     """For a second job at the same time."""
-    with forks.Server() as server:
+    with forks.Server("serve_embed") as server:
         yield server
 
 
@@ -99,38 +92,6 @@ def ids(content: Content) -> tuple[list[str], list[str]]:
     return [row["id"] for row in rows], [row["id"] for row in failures]
 
 
-AT = """
-import os, signal, time
-from clip.batch import embed as module
-
-embed = module.embed
-
-def disturbed(job, progress):
-    def told(now):
-        if now.read == {moment}:
-            disturb(job.output)
-        progress(now)
-    return embed(job, told)
-
-module.embed = disturbed
-"""
-KILL = f"""
-{AT.format(moment=MIDDLE)}
-def disturb(out):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-WAIT = """
-def disturb(out):
-    open({reached!r}, "w").close()
-    while not os.path.exists({over!r}):
-        time.sleep(0.01)
-"""
-MEET = """
-while time.monotonic() < {together}:
-    pass
-"""
-
-
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]], ids=["plain", "overwrite"])
 def test_of_two_jobs_at_once_one_works_and_the_other_is_refused(
     server: forks.Server, another: forks.Server, arguments: list[str], whole: Content, tmp_path: Path, flags: list[str]
@@ -141,8 +102,7 @@ def test_of_two_jobs_at_once_one_works_and_the_other_is_refused(
             out, reached, over = (tmp_path / f"{number} {name}" for name in ("out", "reached", "over"))
             if flags:
                 assert server.embed(*arguments, "-o", out, "--limit", "2").code == 0
-            first = AT.format(moment=1) + WAIT.format(reached=str(reached), over=str(over))
-            first += MEET.format(together=time.monotonic() + 0.1)
+            first: list[forks.Step] = [("at", 1, "wait", reached, over), ("meet", time.monotonic() + 0.1)]
             jobs = [pool.submit(one.embed, *arguments, "-o", out, *flags, first=first) for one in (server, another)]
             done, _ = wait(jobs, return_when=FIRST_COMPLETED)
             over.touch()
@@ -228,13 +188,11 @@ def test_pictures_that_change_under_the_job_are_rows_or_failure_rows(
     server: forks.Server, weights: Path, tmp_path: Path, moment: int
 ) -> None:
     photos, out, reached, over = (tmp_path / name for name in ("photos", "out", "reached", "over"))
-    photos.mkdir()
-    names = [f"{n:02}.png" for n in range(40)]
-    for n, name in enumerate(names):
-        formula.picture(n, 40, 40).save(photos / name)
+    names = number_names(40)
+    draw_photos(photos, names, height=40)
     changed = dict(zip(names[20:], CHANGES, strict=False))  # those after the first 20 are not read by then
     command = [photos, "-o", out, "-m", weights, "--threads", 1, "--workers", 1, "--batch-size", 1, "--shard-size", 5]
-    first = AT.format(moment=moment) + WAIT.format(reached=str(reached), over=str(over))
+    first: list[forks.Step] = [("at", moment, "wait", reached, over)]
     with ThreadPoolExecutor() as pool:
         job = pool.submit(server.embed, *map(str, command), "--max-bytes", str(2**20), first=first)
         await_file(reached)
@@ -259,28 +217,14 @@ def test_photos_that_go_as_a_whole_are_failure_rows(weights: Path, photos: Path,
     rows, failures, _ = contents(output)
     assert sorted(row["id"] for row in rows + failures) == sorted([*GOOD, "05.broken.jpg"])
     assert {(row["stage"], row["error"]) for row in failures} == {("read", "FileNotFoundError")}
-    assert report.read == report.written + report.failed == PICTURES + 1
+    assert report.read == report.written + report.failed == IMAGES + 1
     assert report.failed > 3
-
-
-CLOCK = """
-import time
-
-now = time.time()
-
-def back():
-    global now
-    now -= 3600
-    return now
-
-time.time, time.time_ns = back, lambda: int(1e9 * back())
-"""
 
 
 def test_a_clock_that_is_set_back_all_the_time_changes_nothing(
     server: forks.Server, arguments: list[str], whole: Content, tmp_path: Path
 ) -> None:
-    ended = server.embed(*arguments, "-o", tmp_path / "out", first=CLOCK)
+    ended = server.embed(*arguments, "-o", tmp_path / "out", first=[CLOCK])
     assert ended.code == 3, ended
     assert re.search(r"; \d+\.\d s, \d+\.\d images/s; ", ended.said), ended
     assert contents(tmp_path / "out") == whole
@@ -292,12 +236,12 @@ def test_a_lock_of_another_time_is_kept_while_its_job_lives(
 ) -> None:
     """And what the job has written stays, whatever the other would do with it."""
     out, reached, over = (tmp_path / name for name in ("out", "reached", "over"))
-    first = AT.format(moment=MIDDLE) + WAIT.format(reached=str(reached), over=str(over))
+    first: list[forks.Step] = [("at", MIDDLE, "wait", reached, over)]
     with ThreadPoolExecutor() as pool:
         job = pool.submit(server.embed, *arguments, "-o", out, first=first)
         await_file(reached)
         os.utime(out / ".lock", (modified, modified))
-        refused = another.embed(*arguments, "-o", out, "--overwrite", first=CLOCK)
+        refused = another.embed(*arguments, "-o", out, "--overwrite", first=[CLOCK])
         over.touch()
         assert (refused.code, job.result().code) == (2, 3), (refused, job.result())
     assert contents(out) == whole
@@ -312,11 +256,11 @@ def test_files_of_another_time_change_nothing(
     command: list[str | Path] = [tmp_path / "photos", "-m", weights, *FLAGS, "-o", tmp_path / "out"]
     for path in (tmp_path / "photos").iterdir():
         os.utime(path, (modified, modified))
-    assert server.embed(*command, first=KILL).code == -signal.SIGKILL
+    assert server.embed(*command, first=[KILL]).code == -signal.SIGKILL
     assert (tmp_path / "out/.lock").exists()
     for path in (tmp_path / "out").rglob("*"):
         os.utime(path, (modified, modified))
-    ended = server.embed(*command, first=CLOCK)
+    ended = server.embed(*command, first=[CLOCK])
     assert ended.code == 3, ended
     assert f"; {SHARD_SIZE} by an earlier run; " in ended.said
     assert ids(contents(tmp_path / "out")) == ids(whole)
@@ -388,15 +332,15 @@ def test_a_run_begun_under_one_mask_goes_on_under_another(
         return {path.stat().st_mode & 0o777 for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")]}
 
     command: list[str | Path] = [*arguments, "-o", tmp_path / "out"]
-    assert server.embed(*command, first=f"{KILL}\nos.umask({began})").code == -signal.SIGKILL
+    assert server.embed(*command, first=[KILL, ("umask", began)]).code == -signal.SIGKILL
     assert all(mode & began == 0 for mode in modes())
-    ended = server.embed(*command, first=f"import os; os.umask({went_on})")
+    ended = server.embed(*command, first=[("umask", went_on)])
     assert ended.code == 3, ended
     assert f"; {SHARD_SIZE} by an earlier run; " in ended.said
     assert contents(tmp_path / "out") == whole
     shutil.rmtree(tmp_path / "out")
     for mask in (began, went_on):
-        assert server.embed(*command, first=f"import os; os.umask({mask})").code == 3
+        assert server.embed(*command, first=[("umask", mask)]).code == 3
     assert contents(tmp_path / "out") == whole
 
 
@@ -442,22 +386,6 @@ def took_s(server: forks.Server, arguments: list[str], folder: Path) -> float:
     return time.monotonic() - started
 
 
-KILL_AT_SYNC = """
-import os, signal
-
-fsync, calls = os.fsync, 0
-
-def killing(descriptor):
-    global calls
-    calls += 1
-    if calls == {number}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(descriptor)
-
-os.fsync = killing
-"""
-
-
 # A kill at some time cannot be repeated, so what failed is shown as it was drawn and not made smaller.
 @settings(deadline=None, max_examples=20, phases=[Phase.explicit, Phase.generate])
 @given(
@@ -490,7 +418,7 @@ def test_a_killed_run_over_any_names_loses_nothing_and_does_nothing_twice(
         command = [os.fsdecode(root), "-o", out, "-m", weights, "--threads", "1", "--shard-size", str(shard_size)]
         for kill in kills:
             if isinstance(kill, int):
-                server.embed(*command, first=KILL_AT_SYNC.format(number=kill))
+                server.embed(*command, first=[("kill_at_call", "fsync", kill)])
             else:
                 server.embed(*command, kill_after_s=kill * took_s)
         ended = server.embed(*command)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
+from kit.outputs import read_rows_by_id
+from kit.programs import command
 from PIL import Image
 
 import clip
@@ -118,9 +119,7 @@ class Outcome(NamedTuple):
     stderr: str
 
     def rows(self, folder: str) -> dict[str, dict[str, Any]]:
-        rows = pq.read_table(self.out / folder).to_pylist()
-        assert len({row["id"] for row in rows}) == len(rows)
-        return {row["id"]: row for row in rows}
+        return read_rows_by_id(self.out, folder)
 
 
 @pytest.fixture(scope="module")
@@ -205,17 +204,6 @@ def test_vectors_are_those_that_the_encoder_gives_of_the_same_files(outcome: Out
     assert np.abs(found - expected).max() < TOLERANCE
 
 
-PEAK_BYTES = """
-import sys
-from clip.cli.main import main
-try:
-    main(sys.argv[1:])
-finally:
-    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    print(1024 * int(status["VmHWM"].split()[0]))
-"""
-
-
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
     """6 megapixels of noise take 24 MB decoded and 4 MB encoded: what is kept of 100 of them would show."""
     noise = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), np.uint8)
@@ -228,8 +216,8 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
         for n in range(images):
             os.link(tmp_path / "noise.jpg", photos / f"{n}.jpg")
         flags = ["-m", str(weights), "--decode-budget-bytes", "50000000", "--workers", "2"]
-        command = [sys.executable, "-c", PEAK_BYTES, "embed", str(photos), "-o", str(tmp_path / f"out{images}"), *flags]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        peak = command("run_and_print_peak", "embed", photos, "-o", tmp_path / f"out{images}", *flags)
+        done = subprocess.run(peak, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         assert (done.returncode, f"read {images} = written {images}" in done.stderr) == (0, True), done.stderr
         return int(done.stdout)
 

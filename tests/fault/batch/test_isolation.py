@@ -11,9 +11,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from kit import checkpoints, formula, hostile
+from kit import formula, hostile, programs
+from kit.inputs import draw_photos, number_names
+from kit.outputs import read_rows, read_rows_by_id
 
 from clip.batch.decode import Decoding
 from clip.batch.isolate import IsolatedDecoder
@@ -38,35 +39,15 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hostile.write_plugin(tmp_path_factory.mktemp("plugin"))
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
-
-
-def images(folder: Path) -> list[str]:
-    folder.mkdir()
-    names = [f"{n:02}.png" for n in range(IMAGES)]
-    for n, name in enumerate(names):
-        formula.picture(n, 40, 30).save(folder / name)
-    return names
-
-
 def command(photos: Path, output: Path, weights: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(output), "-m", str(weights), *flags]
 
 
-def contents(output: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
-    tables = [
-        [pq.read_table(path) for path in sorted((output / name).iterdir())] for name in ("embeddings", "failures")
-    ]
-    rows, failures = ([row for table in found for row in table.to_pylist()] for found in tables)
-    return [row["id"] for row in rows], {row["id"]: row for row in failures}
-
-
-def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_have_vectors(
+def test_each_image_that_harms_its_decoder_is_a_failure_row_and_the_others_have_vectors(
     plugin: Path, weights: Path, tmp_path: Path
 ) -> None:
-    names = images(tmp_path / "photos")
+    names = number_names(IMAGES)
+    draw_photos(tmp_path / "photos", names)
     for place, (deed, when) in enumerate((deed, when) for deed in DEEDS for when in ("open", "load")):
         (tmp_path / "photos" / f"{place:02}.{deed}-{when}.hostile").write_bytes(hostile.picture(deed, when))
     flags = ["--isolate", "--max-seconds", "4", "--max-pixels", "10000", "--shard-size", "5", "--workers", "3"]
@@ -79,8 +60,8 @@ def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_hav
         timeout=1200,
     )
     assert ran.returncode == 3, ran.stderr
-    ids, failures = contents(tmp_path / "out")
-    assert ids == names
+    assert [row["id"] for row in read_rows(tmp_path / "out")] == names
+    failures = read_rows_by_id(tmp_path / "out", "failures")
     assert len(failures) == 2 * len(DEEDS)
     for row in failures.values():
         deed = row["id"].split(".")[1].rpartition("-")[0]
@@ -91,8 +72,7 @@ def test_each_picture_that_harms_its_decoder_is_a_failure_row_and_the_others_hav
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    images(tmp_path / "photos")
-    return tmp_path / "photos"
+    return draw_photos(tmp_path / "photos", number_names(IMAGES))
 
 
 def isolated(photos: Path, max_seconds: float = 20.0) -> IsolatedDecoder:
@@ -151,7 +131,7 @@ def test_frames_come_from_a_process_one_at_a_time_and_are_those_of_the_thread_it
         assert (one.array == other.array).all()
 
 
-def test_a_picture_that_dies_of_an_earlier_one_is_tried_again(
+def test_an_image_that_dies_of_an_earlier_one_is_tried_again(
     plugin: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "poison.hostile").write_bytes(hostile.picture("poison"))
@@ -166,29 +146,14 @@ def test_a_picture_that_dies_of_an_earlier_one_is_tried_again(
 
 def test_a_process_whose_job_was_killed_ends_by_itself_even_if_it_hangs(plugin: Path, photos: Path) -> None:
     (photos / "hang.hostile").write_bytes(hostile.picture("hang-with-the-lock"))
-    script = f"""
-import os, signal, sys, threading, time
-from clip.batch import isolate
-isolate.WORK = "from clip.batch import isolate; isolate.ORPHAN_S = 0.5; " + isolate.WORK
-from clip.batch.decode import Decoding
-from clip.jobs import Limits, DecodeOptions
-from clip.network.records import PreprocessSettings
-from clip.records import Item
-from clip.sources.source import Source
-decoding = Decoding(Source(({str(photos)!r},)), PreprocessSettings(32), Limits(), DecodeOptions())
-decoder = isolate.IsolatedDecoder(decoding, 1.5)
-def tell():
-    while not decoder._processes:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    print(*(process._process.pid for process in decoder._processes), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-threading.Thread(target=tell).start()
-decoder(Item("hang.hostile", {str(photos / "hang.hostile")!r}, 1))
-"""
     environment = hostile.environment(plugin)
     ran = subprocess.run(
-        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=600
+        programs.command("die_while_decoding", photos / "hang.hostile"),
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=600,
     )
     assert ran.returncode == -signal.SIGKILL
     process = Path("/proc", ran.stdout.strip())

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from kit import checkpoints, formula, hostile
+from kit import hostile
+from kit.inputs import draw_photos
 
 LIMIT_S = 600.0  # ten times what a busy machine takes
 FORCED = "ended without waiting for what was under way; finished parts are kept"
@@ -24,22 +25,13 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plugin, in a command that waits for hours after a first signal."""
-    more = "import clip.cli.signals\nclip.cli.signals.GRACE_S = 10_000.0\n"
-    return hostile.write_plugin(tmp_path_factory.mktemp("patient"), more)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
+    return hostile.write_plugin(tmp_path_factory.mktemp("patient"), "wait_after_signal")
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Six images, and one that hangs."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for n in range(6):
-        formula.picture(n, 40, 30).save(folder / f"{n}.png")
+    folder = draw_photos(tmp_path / "photos", [f"{n}.png" for n in range(6)])
     (folder / "4.hostile").write_bytes(hostile.picture("hang"))
     return folder
 
@@ -68,8 +60,8 @@ def running(plugin: Path, photos: Path, weights: Path, out: Path, *flags: str) -
         process.wait()
 
 
-def goes_on(plugin: Path, photos: Path, weights: Path, out: Path) -> None:
-    """The run is gone on with: with --isolate the one that hangs becomes a failure row."""
+def resumes(plugin: Path, photos: Path, weights: Path, out: Path) -> None:
+    """Resume the run: with --isolate the image that hangs becomes a failure row."""
     command = [sys.executable, "-m", "clip", "embed", str(photos), "-o", str(out), "-m", str(weights)]
     flags = ["--shard-size", "2", "--isolate", "--max-seconds", "1"]
     environment = hostile.environment(plugin)
@@ -80,7 +72,7 @@ def goes_on(plugin: Path, photos: Path, weights: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_picture_that_hangs_does_not_keep_a_signal_waiting(
+def test_an_image_that_hangs_does_not_keep_a_signal_waiting(
     plugin: Path, photos: Path, weights: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     with running(plugin, photos, weights, tmp_path / "out") as process:
@@ -89,7 +81,7 @@ def test_a_picture_that_hangs_does_not_keep_a_signal_waiting(
         assert process.returncode == code
         assert stderr.splitlines()[-1] == FORCED
         assert "Traceback" not in stderr
-    goes_on(plugin, photos, weights, tmp_path / "out")
+    resumes(plugin, photos, weights, tmp_path / "out")
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(patient: Path, photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -101,7 +93,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(patient: Path, photos: Path, weigh
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=LIMIT_S)  # the first one alone would take longer
         assert process.returncode == 130
-    goes_on(patient, photos, weights, tmp_path / "out")
+    resumes(patient, photos, weights, tmp_path / "out")
 
 
 def test_processes_that_decode_end_with_the_run(plugin: Path, photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -114,7 +106,7 @@ def test_processes_that_decode_end_with_the_run(plugin: Path, photos: Path, weig
         assert process.returncode == 130
         assert stderr.splitlines()[-1] == "interrupted; finished parts are kept"
         assert not any(Path(f"/proc/{pid}").exists() for pid in decoders)
-    goes_on(plugin, photos, weights, tmp_path / "out")
+    resumes(plugin, photos, weights, tmp_path / "out")
 
 
 def _is_pending(pid: int, number: signal.Signals) -> bool:

@@ -5,7 +5,6 @@ import io
 import random
 import struct
 import subprocess
-import sys
 import tarfile
 import zipfile
 from collections import Counter
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
 from kit.jobs import embed_job
+from kit.programs import command
 
 import clip
 from clip.records import Failure, Item, Member
@@ -266,25 +266,8 @@ def test_memory_does_not_grow_with_the_number_of_members(tmp_path: Path) -> None
 
 
 def outcomes_in_a_process(path: Path) -> tuple[list[str], int]:
-    """What an archive gives in a process of its own, and by how many MB its memory grows meanwhile."""
-    script = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-def most():  # not ru_maxrss, which a process has from its parent
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-from collections import Counter
-from clip.sources.source import Source
-from clip.records import Failure
-before = most()
-source = Source((sys.argv[2],))
-for shard in source.shards(7, Counter()):
-    for outcome in source.members(shard.entries[0], 10_000_000, Counter()):
-        print(outcome.id if isinstance(outcome, Failure) else outcome.item.id, type(outcome).__name__)
-print((most() - before) // 1024)
-"""
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(path)]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    """What an archive gives in a separate process, and by how many MB its memory grows meanwhile."""
+    ran = subprocess.run(command("read_archive", path), stdout=subprocess.PIPE, text=True, check=True, timeout=120)
     *outcomes, grown_mb = ran.stdout.splitlines()
     return outcomes, int(grown_mb)
 

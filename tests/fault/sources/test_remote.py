@@ -15,7 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.asyn import get_loop
-from kit import checkpoints, clouds, forks, forms
+from kit import clouds, forks, forms
 from kit.clouds import Cloud
 from kit.forms import ALL, BAD, NAMES, embedded
 from kit.jobs import embed_job
@@ -33,11 +33,6 @@ CALM = RequestPatience(attempts=3, timeout_s=30.0, first_wait_s=0.01)  # on a bu
 QUICK = replace(CALM, timeout_s=1.0, grace_s=0.5)  # for servers that are silent or slow
 IMAGE = "/bucket/photos/09.jpg"
 BASES = {"http": "{url}/bucket", "s3": "s3://bucket", "gs": "gs://bucket"}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
 
 
 @pytest.fixture(scope="module")
@@ -389,26 +384,9 @@ def test_ctrl_c_ends_a_run_whose_server_hangs(cloud: Cloud, weights: Path, tmp_p
     assert "Traceback" not in message
 
 
-DYING = """
-import os, signal
-from clip import records
-from clip.sources import members
-from clip.sources.remote import prefetch
-calls = [0]
-class Dying(records.Member):
-    __slots__ = ()
-    def __init__(self, *values):
-        calls[0] += 1
-        if calls[0] == {place}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        records.Member.__init__(self, *values)
-members.Member = prefetch.Member = Dying
-"""
-
-
 @pytest.fixture(scope="module")
 def server(running: Cloud) -> Iterator[forks.Server]:  # noqa: ARG001  whose environment the runs have
-    with forks.Server() as server:
+    with forks.Server("serve_embed") as server:
         yield server
 
 
@@ -429,7 +407,7 @@ def test_a_run_that_was_killed_is_resumed(
     assert (len(whole[0]), list(whole[1].values())) == (len(NAMES), [("decode", "OSError")])
     for place in (9, 25):
         out = tmp_path / f"out{place}"
-        ended = server.embed(source, "-o", out, *flags, first=DYING.replace("{place}", str(place)))
+        ended = server.embed(source, "-o", out, *flags, first=[("kill_at_member", place)])
         assert ended.code == -signal.SIGKILL, ended
         assert server.embed(source, "-o", out, *flags).code == 3
         forms.check_same(forms.contents(out), whole, str)

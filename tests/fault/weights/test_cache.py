@@ -5,12 +5,12 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from kit.loopback import serving
+from kit.programs import command
 
 from clip.errors import CheckpointError, DownloadError, WeightsMissingError
 from clip.weights import locate
@@ -111,16 +111,9 @@ def test_a_cache_that_cannot_be_written_is_used_as_it_is(tmp_path: Path, monkeyp
     assert locate.ensure_cached(url_on("http://127.0.0.1:9"), tmp_path) == str(tmp_path / "tiny.pt")
 
 
-CHILD = """
-import sys
-from clip.weights import locate
-print(locate.ensure_cached(sys.argv[1], sys.argv[2]))
-"""
-
-
 def child(url: str, root: Path, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, url, str(root)],
+        command("fetch", url, root),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,6 +11,7 @@ import torch
 from kit import formula
 from kit.archives import FORMATS, SMALLEST, Call, StateDict, pickled, script_archive, torch_zip
 from kit.guard import assert_refused
+from kit.programs import command
 
 from clip.model import CLIP
 from clip.weights.releases import RELEASES
@@ -88,27 +89,11 @@ def test_shapes_of_an_enormous_network_are_refused_before_it_is_laid_out(name: s
 
 # Memory.
 
-MEASURE = """
-import sys
-from pathlib import Path
-import clip
-
-def status(field):
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])
-
-clip.load(sys.argv[1], device="cpu")
-before = status("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-model, _ = clip.load(sys.argv[2], device="cpu")
-print(status("VmHWM") - before)
-"""
-
 
 def test_loading_an_archive_holds_the_model_once_and_little_more(tmp_path: Path) -> None:
     model = CLIP(**vars(RELEASES["ViT-B/32"].architecture)).eval()
     sizes = [4 * tensor.numel() for tensor in model.state_dict().values()]  # in fp32 [Unit: bytes]
     archive = script_archive(tmp_path / "ViT-B-32.pt", model)
     small = FORMATS["zip"](tmp_path / "small.pt", SMALLEST["vit"])
-    done = subprocess.run([sys.executable, "-c", MEASURE, small, archive], capture_output=True, text=True, check=True)
+    done = subprocess.run(command("load_peak", small, archive), capture_output=True, text=True, check=True)
     assert sum(sizes) < int(done.stdout) < sum(sizes) + 2 * max(sizes) + 60 * 2**20

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from kit import formula
 from kit.loopback import Hub, running
+from kit.programs import command
 from safetensors.torch import save
 
 from clip.clip import load_model
@@ -27,25 +27,6 @@ CONFIG = {
     },
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
 }
-# Each call prints the features of one image, or the error, as a line of JSON; the network's names lead nowhere.
-CHILD = """
-import dataclasses, json, sys, torch
-import clip
-from clip.weights import download
-from clip.weights.releases import RELEASES, HubCopy
-download.time.sleep = lambda _: None
-RELEASES["ViT-B/32"] = dataclasses.replace(RELEASES["ViT-B/32"], hub=(HubCopy("acme/tiny", sys.argv[2]),))
-for name in sys.argv[3:]:
-    try:
-        model, preprocess = clip.load(name, device="cpu", download_root=sys.argv[1])
-        with torch.no_grad():
-            said = {"features": model.encode_image(torch.ones(1, 3, 32, 32))[0].tolist(),
-                    "mean": list(preprocess.transforms[-1].mean)}
-    except clip.errors.ClipError as exc:
-        said = {"error": type(exc).__name__, "message": str(exc)}
-    print(json.dumps(said))
-print(json.dumps({"loaded": sorted(m for m in sys.modules if m == "huggingface_hub")}))
-"""
 
 
 def call(
@@ -54,7 +35,7 @@ def call(
     clean = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith(("HF_", "CLIP_"))}
     network = {"HF_ENDPOINT": hub_url, "HF_HOME": str(home / "hf"), "https_proxy": "http://127.0.0.1:9"}
     ran = subprocess.run(
-        [sys.executable, "-c", CHILD, str(home / "cache"), revision, *names],
+        command("load_from_hub", home / "cache", revision, *names),
         capture_output=True,
         text=True,
         check=True,
@@ -65,21 +46,21 @@ def call(
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
+def state_dict() -> dict[str, torch.Tensor]:
     return formula.state_dict(ARCHITECTURE)
 
 
 @pytest.fixture(scope="module")
-def wanted(weights: dict[str, torch.Tensor]) -> list[float]:
+def wanted(state_dict: dict[str, torch.Tensor]) -> list[float]:
     settings = PreprocessSettings(32)
-    model = load_model(Checkpoint(ARCHITECTURE, dict(weights), settings, "test"), torch.device("cpu"))
+    model = load_model(Checkpoint(ARCHITECTURE, dict(state_dict), settings, "test"), torch.device("cpu"))
     with torch.no_grad():
         return model.encode_image(torch.ones(1, 3, 32, 32))[0].tolist()
 
 
 @pytest.fixture
-def repositories(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, bytes]]:
-    files = {"open_clip_config.json": json.dumps(CONFIG).encode(), "open_clip_model.safetensors": save(weights)}
+def repositories(state_dict: dict[str, torch.Tensor]) -> dict[str, dict[str, bytes]]:
+    files = {"open_clip_config.json": json.dumps(CONFIG).encode(), "open_clip_model.safetensors": save(state_dict)}
     siglip = {
         "open_clip_config.json": json.dumps({"model_cfg": CONFIG["model_cfg"] | {"init_logit_bias": -10}}).encode()
     }

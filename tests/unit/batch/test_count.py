@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kit import checkpoints, formula
+from kit import formula
 from kit.jobs import embed_job
 
 import clip
@@ -31,11 +31,6 @@ from clip.records import Failure, Pixels
 IMAGES = 7
 PART = "embeddings/part-00000.parquet"
 FORMS = ["folder", "list", "zip", "tar", "parquet", "frames", "frames in a zip"]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"))
 
 
 def encode(n: int, frames: int = 1) -> bytes:
@@ -94,7 +89,7 @@ def write_input(form: str, folder: Path, contents: dict[str, bytes]) -> tuple[Pa
 
 
 @pytest.fixture
-def embedded(weights: Path, tmp_path: Path, contents: dict[str, bytes]) -> Callable[..., clip.EmbedReport]:
+def embedded(text_weights: Path, tmp_path: Path, contents: dict[str, bytes]) -> Callable[..., clip.EmbedReport]:
     def call(form: str, **options: Any) -> clip.EmbedReport:
         source, needed = write_input(form, tmp_path, contents)
         for path in (source, *(tmp_path / "photos").glob("*")):
@@ -102,7 +97,7 @@ def embedded(weights: Path, tmp_path: Path, contents: dict[str, bytes]) -> Calla
             os.utime(path, (seconds, seconds))
         defaults = {"threads": 1, "workers": 1, "batch_size": 2}
         return clip.embed(
-            embed_job(source=source, output=tmp_path / "out", model=str(weights), **defaults | needed | options)
+            embed_job(source=source, output=tmp_path / "out", model=str(text_weights), **defaults | needed | options)
         )
 
     return call
@@ -280,7 +275,7 @@ def test_an_update_counts_what_it_carries_over(
 @pytest.mark.parametrize("limit", [None, 1, 3, 5, 100])
 @pytest.mark.parametrize("frames", ["first", "all"])
 def test_members_that_are_no_images_are_not_missing(
-    form: str, limit: int | None, frames: str, weights: Path, tmp_path: Path
+    form: str, limit: int | None, frames: str, text_weights: Path, tmp_path: Path
 ) -> None:
     others = {
         ".hidden.png": encode(0),
@@ -294,7 +289,7 @@ def test_members_that_are_no_images_are_not_missing(
     job = embed_job(
         source=write(tmp_path / f"a.{form}", contents),
         output=tmp_path / "out",
-        model=str(weights),
+        model=str(text_weights),
         threads=1,
         limit=limit,
         frames=frames,
@@ -311,7 +306,7 @@ def test_members_that_are_no_images_are_not_missing(
 @pytest.mark.parametrize("shard_size", [3, 100])
 @pytest.mark.parametrize("form", ["zip", "tar", "parquet"])
 def test_an_archive_that_ends_early_has_one_failure_for_the_rest(
-    form: str, shard_size: int, limit: int | None, weights: Path, tmp_path: Path
+    form: str, shard_size: int, limit: int | None, text_weights: Path, tmp_path: Path
 ) -> None:
     source, _ = write_input(form, tmp_path, {f"{n}.png": encode(n) for n in range(8)})
     data, status = source.read_bytes(), source.stat()
@@ -326,7 +321,7 @@ def test_an_archive_that_ends_early_has_one_failure_for_the_rest(
         for spoilt_when in ("before", "after the listing"):
             out = tmp_path / f"{number} {spoilt_when}"
             job = embed_job(
-                source=source, output=out, model=str(weights), threads=1, shard_size=shard_size, limit=limit
+                source=source, output=out, model=str(text_weights), threads=1, shard_size=shard_size, limit=limit
             )
             spoil(cut if spoilt_when == "before" else len(data))
             try:
@@ -341,7 +336,7 @@ def test_an_archive_that_ends_early_has_one_failure_for_the_rest(
     assert failed or limit == 2
 
 
-def test_a_list_that_names_an_image_twice_has_both_rows(weights: Path, tmp_path: Path) -> None:
+def test_a_list_that_names_an_image_twice_has_both_rows(text_weights: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(1))
     (tmp_path / "b.tiff").write_bytes(encode(2, frames=2))
     (tmp_path / "a.txt").write_text("a.png\nb.tiff\na.png\nb.tiff\n")
@@ -351,7 +346,7 @@ def test_a_list_that_names_an_image_twice_has_both_rows(weights: Path, tmp_path:
             source=tmp_path / "a.txt",
             root=str(tmp_path),
             output=out,
-            model=str(weights),
+            model=str(text_weights),
             threads=1,
             duplicate_ids="keep",
             frames=frames,
@@ -364,13 +359,13 @@ def test_a_list_that_names_an_image_twice_has_both_rows(weights: Path, tmp_path:
         (tmp_path / "a.txt").write_text("a.png\nb.tiff\na.png\nb.tiff\n")
 
 
-def test_an_update_over_archives_counts_their_members(weights: Path, tmp_path: Path) -> None:
+def test_an_update_over_archives_counts_their_members(text_weights: Path, tmp_path: Path) -> None:
     photos = tmp_path / "in"
     photos.mkdir()
     job = embed_job(
         source=(str(photos / "*.zip"), str(photos / "*.png")),
         output=tmp_path / "out",
-        model=str(weights),
+        model=str(text_weights),
         threads=1,
         update=True,
         shard_size=3,
@@ -386,7 +381,7 @@ def test_an_update_over_archives_counts_their_members(weights: Path, tmp_path: P
     assert verify(VerifyJob(output=tmp_path / "out")).problems == ()
 
 
-def test_texts_and_pairs_are_counted(weights: Path, tmp_path: Path) -> None:
+def test_texts_and_pairs_are_counted(text_weights: Path, tmp_path: Path) -> None:
     lines = ["image,text"]
     for n in range(5):
         (tmp_path / f"{n}.png").write_bytes(b"no image" if n == 2 else encode(n, frames=1 + (n == 1)))
@@ -399,7 +394,7 @@ def test_texts_and_pairs_are_counted(weights: Path, tmp_path: Path) -> None:
         ({"text_column": "text", "root": str(tmp_path), "isolate": True}, 5),
     ):
         out = tmp_path / "-".join(options)
-        job = embed_job(source=tmp_path / "a.csv", output=out, model=str(weights), threads=1, **options)
+        job = embed_job(source=tmp_path / "a.csv", output=out, model=str(text_weights), threads=1, **options)
         assert clip.embed(job).read == read
         assert verify(VerifyJob(output=out)).problems == ()
 

@@ -18,7 +18,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import checkpoints, formula
+from kit.inputs import draw_photos
 from kit.jobs import change_job, embed_job
+from kit.outputs import read_manifest, read_rows
 
 import clip
 from clip.batch import embed as embed_module
@@ -49,43 +51,26 @@ GOOD = [f"{n:02}.png" for n in range(11)]
 
 
 @pytest.fixture(scope="module")
-def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eleven images, two that are none, and a text file."""
-    folder = tmp_path_factory.mktemp("photos")
-    for n, name in enumerate(GOOD):
-        formula.picture(n, 40 + n, 30).save(folder / name)
-    (folder / "05.broken.jpg").write_bytes(b"no image")
+    folder = draw_photos(tmp_path_factory.mktemp("photos"), GOOD, wider=1, broken=["05.broken.jpg"])
     (folder / "zz.empty.gif").touch()
     (folder / "notes.txt").touch()
     return folder
 
 
 @pytest.fixture(scope="module")
-def expected(weights_path: Path, photos: Path) -> np.ndarray:
-    return clip.Encoder(weights_path).embed([photos / name for name in GOOD])
+def expected(weights: Path, photos: Path) -> np.ndarray:
+    return clip.Encoder(weights).embed([photos / name for name in GOOD])
 
 
-def job(photos: Path, output: Path, weights_path: Path, **choices: Any) -> EmbedJob:
+def job(photos: Path, output: Path, weights: Path, **choices: Any) -> EmbedJob:
     choices = {"threads": 1} | choices  # so small a network gains nothing from more
-    return embed_job(source=str(photos), output=output, model=str(weights_path), **choices)
-
-
-def rows(output: Path, folder: str = "embeddings") -> list[dict[str, Any]]:
-    """The rows of all parts, in the order of the parts' names."""
-    return [row for part in sorted((output / folder).iterdir()) for row in pq.read_table(part).to_pylist()]
+    return embed_job(source=str(photos), output=output, model=str(weights), **choices)
 
 
 def vectors(output: Path) -> np.ndarray:
-    return np.array([row["embedding"] for row in rows(output)], np.float64)
-
-
-def manifest(output: Path) -> dict[str, Any]:
-    return json.loads((output / "manifest.json").read_text())
+    return np.array([row["embedding"] for row in read_rows(output)], np.float64)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +87,13 @@ def manifest(output: Path) -> dict[str, Any]:
     ids=str,
 )
 def test_no_setting_of_the_run_shows_in_what_is_written(
-    photos: Path, weights_path: Path, expected: np.ndarray, tmp_path: Path, choice: dict[str, int]
+    photos: Path, weights: Path, expected: np.ndarray, tmp_path: Path, choice: dict[str, int]
 ) -> None:
     shard_size = choice.get("shard_size", 13)
-    report = clip.embed(job(photos, tmp_path, weights_path, **choice))
+    report = clip.embed(job(photos, tmp_path, weights, **choice))
     assert dataclasses.replace(report, seconds=0) == EmbedReport(tmp_path, 13, 11, 2, {"not an image": 1}, 0)
-    assert [row["id"] for row in rows(tmp_path)] == GOOD
-    assert [row["id"] for row in rows(tmp_path, "failures")] == ["05.broken.jpg", "zz.empty.gif"]
+    assert [row["id"] for row in read_rows(tmp_path)] == GOOD
+    assert [row["id"] for row in read_rows(tmp_path, "failures")] == ["05.broken.jpg", "zz.empty.gif"]
     assert np.abs(vectors(tmp_path) - expected).max() < TOLERANCE
     parts = [f"part-{n:05}.parquet" for n in range(-(-13 // shard_size))]
     assert sorted(os.listdir(tmp_path / "embeddings")) == sorted(os.listdir(tmp_path / "failures")) == parts
@@ -117,18 +102,18 @@ def test_no_setting_of_the_run_shows_in_what_is_written(
         assert sum(read) == min(shard_size, 13 - n * shard_size)
 
 
-def test_a_row_says_of_the_original_what_it_was(photos: Path, weights_path: Path, tmp_path: Path) -> None:
-    clip.embed(job(photos, tmp_path, weights_path, limit=2))
-    row = rows(tmp_path)[1]
+def test_a_row_says_of_the_original_what_it_was(photos: Path, weights: Path, tmp_path: Path) -> None:
+    clip.embed(job(photos, tmp_path, weights, limit=2))
+    row = read_rows(tmp_path)[1]
     del row["embedding"]
     size_bytes = (photos / "01.png").stat().st_size
     path = str(photos / "01.png")
     assert row == dict(id="01.png", path=path, width=41, height=30, format="PNG", size_bytes=size_bytes)
 
 
-def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_path: Path, tmp_path: Path) -> None:
-    clip.embed(job(photos, tmp_path, weights_path, normalize=False, dtype="float16", globs=("*.png",), limit=3))
-    found = manifest(tmp_path)
+def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights: Path, tmp_path: Path) -> None:
+    clip.embed(job(photos, tmp_path, weights, normalize=False, dtype="float16", globs=("*.png",), limit=3))
+    found = read_manifest(tmp_path)
     versions, architecture = found.pop("versions"), found.pop("architecture")
     assert versions["torch"] == torch.__version__
     assert versions["clip-turbo"] == clip.__version__
@@ -136,9 +121,9 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
     assert architecture == dataclasses.asdict(dataclasses.replace(formula.TINY["tiny-vit"], vocab_size=1))
     assert found.pop("input_fingerprint")
     assert found == {
-        "model": str(weights_path),
-        "weights_sha256": hashlib.sha256(weights_path.read_bytes()).hexdigest(),
-        "weights_source": str(weights_path),
+        "model": str(weights),
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_source": str(weights),
         "preprocess": f"openai-clip/pillow-{versions['pillow']}",
         "preprocess_settings": json.loads(json.dumps(dataclasses.asdict(PreprocessSettings(32)))),
         "precision": "reference",
@@ -170,12 +155,10 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights_pa
     }
 
 
-def test_the_fingerprint_is_that_of_the_input_and_of_nothing_else(
-    photos: Path, weights_path: Path, tmp_path: Path
-) -> None:
+def test_the_fingerprint_is_that_of_the_input_and_of_nothing_else(photos: Path, weights: Path, tmp_path: Path) -> None:
     def fingerprint(name: str, source: Path, **choice: Any) -> str:
-        clip.embed(job(source, tmp_path / name, weights_path, **choice))
-        return manifest(tmp_path / name)["input_fingerprint"]
+        clip.embed(job(source, tmp_path / name, weights, **choice))
+        return read_manifest(tmp_path / name)["input_fingerprint"]
 
     whole = fingerprint("a", photos)
     assert fingerprint("b", photos, shard_size=3, batch_size=2, normalize=False) == whole
@@ -188,17 +171,17 @@ def test_the_fingerprint_is_that_of_the_input_and_of_nothing_else(
     assert fingerprint("e", tmp_path / "copy") != whole
 
 
-def test_counting_tells_what_a_run_reads_and_passes_over(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+def test_counting_tells_what_a_run_reads_and_passes_over(photos: Path, weights: Path, tmp_path: Path) -> None:
     for choice in ({}, {"limit": 4, "shard_size": 3}, {"globs": ("0*",)}):
-        wanted = job(photos, tmp_path, weights_path, overwrite=True, **choice)
+        wanted = job(photos, tmp_path, weights, overwrite=True, **choice)
         report = clip.embed(wanted)
         found = embed_module.count(wanted)
         assert (found.images, found.ignored) == (report.read, report.ignored)
 
 
-def test_progress_is_told_after_each_picture(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+def test_progress_is_told_after_each_picture(photos: Path, weights: Path, tmp_path: Path) -> None:
     told: list[Progress] = []
-    clip.embed(job(photos, tmp_path, weights_path, shard_size=4), told.append)
+    clip.embed(job(photos, tmp_path, weights, shard_size=4), told.append)
     listing = [told.pop(0).listing for _ in range(5)]
     assert listing[:4] == [Listing(count) for count in (4, 8, 12, 13)]
     assert listing[4] == Listing(13, 0, f"'00.png' ({photos / '00.png'})", {"not an image": 1})
@@ -210,7 +193,7 @@ def test_progress_is_told_after_each_picture(photos: Path, weights_path: Path, t
 
 
 def test_each_picture_is_decoded_within_the_budget(
-    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reserved: list[int] = []
 
@@ -221,13 +204,13 @@ def test_each_picture_is_decoded_within_the_budget(
             return super().reserve(size_bytes)
 
     monkeypatch.setattr(run_module, "ByteBudget", Budget)
-    clip.embed(job(photos, tmp_path, weights_path, decode_budget_bytes=12345))
+    clip.embed(job(photos, tmp_path, weights, decode_budget_bytes=12345))
     assert len(reserved) == len(GOOD)
     assert min(reserved) >= 4 * 40 * 30
 
 
 def test_no_more_is_read_ahead_than_two_batches_and_a_picture_a_thread(
-    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, ahead = [], []
     read = Source.read
@@ -240,81 +223,80 @@ def test_no_more_is_read_ahead_than_two_batches_and_a_picture_a_thread(
     for n in range(40):
         os.link(photos / GOOD[0], tmp_path / f"in/{n}.png")
     monkeypatch.setattr(Source, "read", counted)
-    wanted = job(tmp_path / "in", tmp_path / "out", weights_path, batch_size=2, workers=3, shard_size=4)
+    wanted = job(tmp_path / "in", tmp_path / "out", weights, batch_size=2, workers=3, shard_size=4)
     clip.embed(wanted, lambda progress: ahead.append(len(begun) - progress.read))
     assert len(begun) == 40
     assert max(ahead) <= 2 * 2 + 3
 
 
-def test_an_input_that_yields_nothing_is_refused_with_the_likely_cause(weights_path: Path, tmp_path: Path) -> None:
+def test_an_input_that_yields_nothing_is_refused_with_the_likely_cause(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match=r"in: empty, expected images"):
-        clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
+        clip.embed(job(tmp_path / "in", tmp_path / "out", weights))
     (tmp_path / "in/notes.txt").touch()
     (tmp_path / "in/.hidden.jpg").touch()
     with pytest.raises(InputError, match=r"in: nothing but 1 hidden, 1 not an image, expected images.* globs"):
-        clip.embed(job(tmp_path / "in", tmp_path / "out", weights_path))
+        clip.embed(job(tmp_path / "in", tmp_path / "out", weights))
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-def test_the_number_of_threads_is_given_back(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+def test_the_number_of_threads_is_given_back(photos: Path, weights: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     seen: list[int] = []
-    clip.embed(job(photos, tmp_path, weights_path, threads=3), lambda _: seen.append(torch.get_num_threads()))
+    clip.embed(job(photos, tmp_path, weights, threads=3), lambda _: seen.append(torch.get_num_threads()))
     assert set(seen) == {3}
     assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0, 1e30])
 def test_a_vector_that_is_none_becomes_a_failure_row(photos: Path, tmp_path: Path, number: float) -> None:
-    weights_path = checkpoints.write(tmp_path, texts=False, projection=number)
-    report = clip.embed(job(photos, tmp_path / "out", weights_path, batch_size=2))
+    weights = checkpoints.write(tmp_path, texts=False, projection=number)
+    report = clip.embed(job(photos, tmp_path / "out", weights, batch_size=2))
     assert (report.read, report.written, report.failed) == (13, 0, 13)
-    failed = rows(tmp_path / "out", "failures")
+    failed = read_rows(tmp_path / "out", "failures")
     assert sorted(row["id"] for row in failed if row["stage"] == "encode") == GOOD
     assert all("Check the weights" in row["message"] for row in failed if row["stage"] == "encode")
 
 
 def test_numbers_that_float16_cannot_hold_are_never_stored_as_infinite(photos: Path, tmp_path: Path) -> None:
-    weights_path = checkpoints.write(tmp_path, texts=False, projection=1e6)
-    report = clip.embed(job(photos, tmp_path / "out", weights_path, normalize=False, dtype="float16"))
+    weights = checkpoints.write(tmp_path, texts=False, projection=1e6)
+    report = clip.embed(job(photos, tmp_path / "out", weights, normalize=False, dtype="float16"))
     assert report.read == report.written + report.failed == 13
-    assert all(np.isfinite(row["embedding"]).all() for row in rows(tmp_path / "out"))
-    clip.embed(job(photos, tmp_path / "large", weights_path, normalize=False))
-    assert len(rows(tmp_path / "large")) == 11  # which float32 can
+    assert all(np.isfinite(row["embedding"]).all() for row in read_rows(tmp_path / "out"))
+    clip.embed(job(photos, tmp_path / "large", weights, normalize=False))
+    assert len(read_rows(tmp_path / "large")) == 11  # which float32 can
 
 
 def test_a_folder_that_cannot_be_listed_is_a_failure_row(
-    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: str) -> Any:
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr("os.scandir", refuse)
-    report = clip.embed(job(photos, tmp_path, weights_path))
+    report = clip.embed(job(photos, tmp_path, weights))
     monkeypatch.undo()
     assert (report.read, report.written, report.failed) == (1, 0, 1)
-    assert [(row["id"], row["stage"]) for row in rows(tmp_path, "failures")] == [(".", "read")]
+    assert [(row["id"], row["stage"]) for row in read_rows(tmp_path, "failures")] == [(".", "read")]
 
 
 def test_a_picture_that_goes_between_listing_and_reading_is_a_failure_row(
-    photos: Path, weights_path: Path, tmp_path: Path
+    photos: Path, weights: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     for n in range(40):  # more than the look-ahead takes up at once
         os.link(photos / GOOD[0], tmp_path / f"in/{n}.png")
     last = tmp_path / "in/9.png"
     report = clip.embed(
-        job(tmp_path / "in", tmp_path / "out", weights_path, batch_size=1, workers=1),
-        lambda _: last.unlink(missing_ok=True),
+        job(tmp_path / "in", tmp_path / "out", weights, batch_size=1, workers=1), lambda _: last.unlink(missing_ok=True)
     )
     assert (report.read, report.written, report.failed) == (40, 39, 1)
-    (failure,) = rows(tmp_path / "out", "failures")
+    (failure,) = read_rows(tmp_path / "out", "failures")
     assert (failure["id"], failure["stage"], failure["error"]) == ("9.png", "read", "FileNotFoundError")
 
 
 def test_what_breaks_a_run_leaves_its_finished_parts(
-    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_table = pq.ParquetWriter.write_table
     written = [0]
@@ -327,21 +309,21 @@ def test_what_breaks_a_run_leaves_its_finished_parts(
 
     monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", fill_up)
     with pytest.raises(StoreError, match="part-00002"):
-        clip.embed(job(photos, tmp_path, weights_path, shard_size=3))
+        clip.embed(job(photos, tmp_path, weights, shard_size=3))
     assert sorted(os.listdir(tmp_path / "embeddings")) == ["part-00000.parquet", "part-00001.parquet"]
-    assert [row["id"] for row in rows(tmp_path)] == GOOD[:5]
-    assert [row["id"] for row in rows(tmp_path, "failures")] == ["05.broken.jpg"]
-    assert manifest(tmp_path)["counts"] is None
+    assert [row["id"] for row in read_rows(tmp_path)] == GOOD[:5]
+    assert [row["id"] for row in read_rows(tmp_path, "failures")] == ["05.broken.jpg"]
+    assert read_manifest(tmp_path)["counts"] is None
 
 
 def test_a_run_that_cannot_begin_leaves_the_one_that_stands(
-    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip.embed(job(photos, tmp_path / "out", weights_path))
+    clip.embed(job(photos, tmp_path / "out", weights))
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
     monkeypatch.setenv("HOME", str(tmp_path))
     damaged = tmp_path / "damaged.pt"
-    damaged.write_bytes(weights_path.read_bytes()[:1000])
+    damaged.write_bytes(weights.read_bytes()[:1000])
     for error, changed in [
         (WeightsMissingError, {"model": "RN50"}),
         (CheckpointError, {"model": str(damaged)}),
@@ -350,7 +332,7 @@ def test_a_run_that_cannot_begin_leaves_the_one_that_stands(
         (StoreMismatchError, {"overwrite": False, "limit": 3}),  # another input
     ]:
         with pytest.raises(error):
-            clip.embed(change_job(job(photos, tmp_path / "out", weights_path, overwrite=True), **changed))
+            clip.embed(change_job(job(photos, tmp_path / "out", weights, overwrite=True), **changed))
         assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
 
 
@@ -368,9 +350,9 @@ def stop_after(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("parts", [0, 1, 3])
 def test_an_interrupted_run_is_gone_on_with_and_equals_one_that_was_not(
-    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    whole, broken = job(photos, tmp_path / "whole", weights_path, shard_size=3), tmp_path / "broken"
+    whole, broken = job(photos, tmp_path / "whole", weights, shard_size=3), tmp_path / "broken"
     expected_report = clip.embed(whole)
     stop_after(parts, monkeypatch)
     with pytest.raises(StoreError, match="no space"):
@@ -388,21 +370,21 @@ def test_an_interrupted_run_is_gone_on_with_and_equals_one_that_was_not(
     assert {path: path.stat().st_ino for path in before} == before
     for part in (tmp_path / "whole").glob("*/part-*.parquet"):
         assert pq.read_table(broken / part.relative_to(tmp_path / "whole")).equals(pq.read_table(part))
-    assert manifest(broken)["counts"] == manifest(tmp_path / "whole")["counts"]
+    assert read_manifest(broken)["counts"] == read_manifest(tmp_path / "whole")["counts"]
 
 
-def test_a_run_that_is_over_is_not_done_again(photos: Path, weights_path: Path, tmp_path: Path) -> None:
-    first = clip.embed(job(photos, tmp_path, weights_path, shard_size=4))
+def test_a_run_that_is_over_is_not_done_again(photos: Path, weights: Path, tmp_path: Path) -> None:
+    first = clip.embed(job(photos, tmp_path, weights, shard_size=4))
     before = {path: path.stat().st_ino for path in tmp_path.glob("*/part-*.parquet")}
     told: list[Progress] = []
-    again = clip.embed(job(photos, tmp_path, weights_path, shard_size=4), told.append)
+    again = clip.embed(job(photos, tmp_path, weights, shard_size=4), told.append)
     assert {progress.total for progress in told} == {0}, "an image was read"
     assert dataclasses.replace(again, seconds=0) == dataclasses.replace(first, seconds=0, resumed=13)
     assert {path: path.stat().st_ino for path in before} == before
 
 
 def test_a_listing_that_was_interrupted_is_gone_on_with_in_a_first_run_only(
-    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
     status = folders.stat_here
@@ -414,30 +396,30 @@ def test_a_listing_that_was_interrupted_is_gone_on_with_in_a_first_run_only(
 
     def asked_for(output: Path, **choice: Any) -> list[str]:
         asked.clear()
-        assert clip.embed(job(photos, output, weights_path, shard_size=4, **choice)).read == 13
+        assert clip.embed(job(photos, output, weights, shard_size=4, **choice)).read == 13
         return list(asked)
 
     with pytest.raises(KeyboardInterrupt):
-        clip.embed(job(photos, tmp_path / "a", weights_path, shard_size=4), interrupt)
+        clip.embed(job(photos, tmp_path / "a", weights, shard_size=4), interrupt)
     rest = ["04.png", "05.broken.jpg", *GOOD[5:], "zz.empty.gif"]
     assert asked_for(tmp_path / "a") == rest, "the first shard was written"
     with pytest.raises(KeyboardInterrupt):
-        clip.embed(job(photos, tmp_path / "a", weights_path, shard_size=4, update=True), interrupt)
+        clip.embed(job(photos, tmp_path / "a", weights, shard_size=4, update=True), interrupt)
     assert len(asked_for(tmp_path / "a", update=True)) == 13, "an image may have changed since"
     assert sorted(path.name for path in (tmp_path / "a").glob("_plan*")) == ["_plan"]
 
 
-def test_pictures_that_changed_are_no_part_of_the_same_run(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+def test_pictures_that_changed_are_no_part_of_the_same_run(photos: Path, weights: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     out = tmp_path / "out"
-    clip.embed(job(folder, out, weights_path))
+    clip.embed(job(folder, out, weights))
     (folder / "more.png").write_bytes((folder / GOOD[0]).read_bytes())
     with pytest.raises(StoreMismatchError, match="input_fingerprint"):
-        clip.embed(job(folder, out, weights_path))
+        clip.embed(job(folder, out, weights))
     assert sorted(path.name for path in out.iterdir() if path.name.startswith("_")) == ["_plan"]
     (folder / "more.png").unlink()
-    assert clip.embed(job(folder, out, weights_path)).resumed == 13
+    assert clip.embed(job(folder, out, weights)).resumed == 13
 
 
 @pytest.mark.parametrize(
@@ -450,11 +432,11 @@ def test_pictures_that_changed_are_no_part_of_the_same_run(photos: Path, weights
     ],
 )
 def test_a_picture_that_would_cost_too_much_is_a_failure_row_before_it_is_decoded(
-    photos: Path, weights_path: Path, tmp_path: Path, caps: dict[str, Any], failed: int, words: str
+    photos: Path, weights: Path, tmp_path: Path, caps: dict[str, Any], failed: int, words: str
 ) -> None:
-    report = clip.embed(job(photos, tmp_path, weights_path, globs=("*.png",), **caps))
+    report = clip.embed(job(photos, tmp_path, weights, globs=("*.png",), **caps))
     assert (report.written, report.failed) == (11 - failed, failed)
-    failures = rows(tmp_path, "failures")
+    failures = read_rows(tmp_path, "failures")
     assert all(row["stage"] in ("open", "read") for row in failures)
     assert not failures or any(words in row["message"] for row in failures)
 
@@ -472,9 +454,9 @@ def test_a_picture_that_would_cost_too_much_is_a_failure_row_before_it_is_decode
     ],
 )
 def test_a_run_stops_when_more_fail_than_it_allows(
-    photos: Path, weights_path: Path, tmp_path: Path, choices: dict[str, Any], stops: bool
+    photos: Path, weights: Path, tmp_path: Path, choices: dict[str, Any], stops: bool
 ) -> None:
-    asked = job(photos, tmp_path, weights_path, shard_size=4, **choices)
+    asked = job(photos, tmp_path, weights, shard_size=4, **choices)
     if not stops:
         assert clip.embed(asked).failed == 2
         return
@@ -485,17 +467,17 @@ def test_a_run_stops_when_more_fail_than_it_allows(
     assert (report.read, report.failed, report.resumed >= 4) == (13, 2, True)
 
 
-def test_failures_of_an_earlier_run_count(photos: Path, weights_path: Path, tmp_path: Path) -> None:
-    asked = job(photos, tmp_path, weights_path, shard_size=4, max_failures="1")
+def test_failures_of_an_earlier_run_count(photos: Path, weights: Path, tmp_path: Path) -> None:
+    asked = job(photos, tmp_path, weights, shard_size=4, max_failures="1")
     for _ in range(2):
         with pytest.raises(TooManyFailuresError, match=r"zz\.empty\.gif"):
             clip.embed(asked)
 
 
-def test_two_jobs_on_one_output_are_one_too_many(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+def test_two_jobs_on_one_output_are_one_too_many(photos: Path, weights: Path, tmp_path: Path) -> None:
     with hold_lock(tmp_path), pytest.raises(StoreBusyError, match="is at work there"):
-        clip.embed(job(photos, tmp_path, weights_path))
-    assert clip.embed(job(photos, tmp_path, weights_path)).read == 13
+        clip.embed(job(photos, tmp_path, weights))
+    assert clip.embed(job(photos, tmp_path, weights)).read == 13
 
 
 @pytest.mark.parametrize(
@@ -527,7 +509,7 @@ below_root = st.sampled_from(["", "b/", "b/c/", "é \n/"])
 @settings(deadline=None, max_examples=10)
 @given(st.lists(st.tuples(below_root, kinds), max_size=12), st.integers(1, 5), st.integers(1, 5))
 def test_each_picture_is_written_or_failed_whatever_stands_beside_it(
-    weights_path: Path, entries: list[tuple[str, tuple[str, str, bytes]]], shard_size: int, batch_size: int
+    weights: Path, entries: list[tuple[str, tuple[str, str, bytes]]], shard_size: int, batch_size: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, wanted = Path(folder, "in"), {"good": set[str](), "bad": set[str](), "ignored": set[str]()}
@@ -540,25 +522,25 @@ def test_each_picture_is_written_or_failed_whatever_stands_beside_it(
         out = Path(folder, "out")
         if not wanted["good"] | wanted["bad"]:
             return  # refused: there is nothing to be done
-        report = clip.embed(job(root, out, weights_path, shard_size=shard_size, batch_size=batch_size))
-        assert sorted(row["id"] for row in rows(out)) == sorted(wanted["good"])
-        assert sorted(row["id"] for row in rows(out, "failures")) == sorted(wanted["bad"])
+        report = clip.embed(job(root, out, weights, shard_size=shard_size, batch_size=batch_size))
+        assert sorted(row["id"] for row in read_rows(out)) == sorted(wanted["good"])
+        assert sorted(row["id"] for row in read_rows(out, "failures")) == sorted(wanted["bad"])
         assert (report.written, report.failed) == (len(wanted["good"]), len(wanted["bad"]))
         assert report.read == report.written + report.failed
         assert sum(report.ignored.values()) == len(wanted["ignored"])
-        assert manifest(out)["counts"]["read"] == report.read
+        assert read_manifest(out)["counts"]["read"] == report.read
 
 
-def test_each_frame_of_a_file_is_a_row_and_counts_as_read(weights_path: Path, tmp_path: Path) -> None:
+def test_each_frame_of_a_file_is_a_row_and_counts_as_read(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     frames = [formula.picture(n, 40, 30) for n in range(3)]
     frames[0].save(tmp_path / "photos" / "b.tiff", save_all=True, append_images=frames[1:])
     for name, frame in (("a.png", frames[2]), ("c.png", frames[0])):
         frame.save(tmp_path / "photos" / name)
     told: list[int] = []
-    asked = job(tmp_path / "photos", tmp_path / "out", weights_path, batch_size=2, frames="all", hashes=True)
+    asked = job(tmp_path / "photos", tmp_path / "out", weights, batch_size=2, frames="all", hashes=True)
     report = clip.embed(asked, progress=lambda progress: told.append(progress.read))
-    assert [row["id"] for row in rows(tmp_path / "out")] == ["a.png", "b.tiff#0", "b.tiff#1", "b.tiff#2", "c.png"]
+    assert [row["id"] for row in read_rows(tmp_path / "out")] == ["a.png", "b.tiff#0", "b.tiff#1", "b.tiff#2", "c.png"]
     assert told[-5:] == [1, 2, 3, 4, 5]
     found = vectors(tmp_path / "out")
     assert np.abs(found[[0, 4]] - found[[3, 1]]).max() < TOLERANCE
@@ -574,5 +556,5 @@ def test_each_frame_of_a_file_is_a_row_and_counts_as_read(weights_path: Path, tm
         tmp_path / "photos/b.tiff", save_all=True, append_images=[formula.picture(6, 40, 30)]
     )
     assert clip.embed(updated).read == 3
-    assert [row["id"] for row in rows(tmp_path / "out")] == ["b.tiff#0", "b.tiff#1", "c.png"]
+    assert [row["id"] for row in read_rows(tmp_path / "out")] == ["b.tiff#0", "b.tiff#1", "c.png"]
     assert verify(VerifyJob(output=tmp_path / "out", sample=5)).problems == ()

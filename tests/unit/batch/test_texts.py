@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit import checkpoints, formula
+from kit import formula
+from kit.inputs import draw_photos
 from kit.jobs import embed_job
 
 import clip
@@ -47,29 +48,22 @@ LONG = "very " * 90 + "long"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def encoder(weights: Path) -> Encoder:
-    return Encoder(str(weights), device="cpu", threads=1)
+def encoder(text_weights: Path) -> Encoder:
+    return Encoder(str(text_weights), device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image for each text, of which the last is none."""
-    folder = tmp_path_factory.mktemp("pairs") / "photos"
-    folder.mkdir()
-    for n in range(len(TEXTS)):
-        formula.picture(n, 40 + n, 30).save(folder / f"{n}.png")
-    (folder / f"{len(TEXTS) - 1}.png").write_bytes(b"no image")
-    return folder
+    names = [f"{n}.png" for n in range(len(TEXTS))]
+    return draw_photos(tmp_path_factory.mktemp("pairs") / "photos", names[:-1], wider=1, broken=names[-1:])
 
 
-def embedded(output: Path, weights: Path, *inputs: str | Path, **choices: Any) -> tuple[pa.Table, list[dict[str, Any]]]:
+def embedded(
+    output: Path, text_weights: Path, *inputs: str | Path, **choices: Any
+) -> tuple[pa.Table, list[dict[str, Any]]]:
     choices = {"threads": 1, "shard_size": 4} | choices
-    report = clip.embed(embed_job(source=inputs, output=output, model=str(weights), **choices))
+    report = clip.embed(embed_job(source=inputs, output=output, model=str(text_weights), **choices))
     rows, failures = pq.read_table(output / "embeddings"), pq.read_table(output / "failures").to_pylist()
     assert (report.read, report.written, report.failed) == (rows.num_rows + len(failures), rows.num_rows, len(failures))
     return rows, failures
@@ -103,10 +97,10 @@ def write_rows(path: Path, columns: dict[str, list[Any]]) -> Path:
 
 @pytest.mark.parametrize("ending", ["txt", "csv", "tsv", "ndjson", "parquet"])
 def test_texts_of_each_form_have_the_encoders_vectors(
-    weights: Path, encoder: Encoder, tmp_path: Path, ending: str
+    text_weights: Path, encoder: Encoder, tmp_path: Path, ending: str
 ) -> None:
     path = write_rows(tmp_path / f"captions.{ending}", {"caption": TEXTS, "key": [f"k{n}" for n in range(len(TEXTS))]})
-    rows, failures = embedded(tmp_path / "out", weights, path, texts=True)
+    rows, failures = embedded(tmp_path / "out", text_weights, path, texts=True)
     assert not failures
     assert rows.column_names == ["id", "path", "embedding", "text"]
     assert rows.column("id").to_pylist() == [f"captions.{ending}!{n}" for n in range(len(TEXTS))]
@@ -114,27 +108,38 @@ def test_texts_of_each_form_have_the_encoders_vectors(
     assert np.abs(vectors_in(rows) - unit(encoder.encode_text(TEXTS))).max() < 1e-5
     assert len(list((tmp_path / "out/embeddings").iterdir())) == 4, "14 texts in shards of 4"
     if ending != "txt":
-        rows, _ = embedded(tmp_path / "keyed", weights, path, texts=True, column="caption", id_column="key")
+        rows, _ = embedded(tmp_path / "keyed", text_weights, path, texts=True, column="caption", id_column="key")
         assert rows.column("id").to_pylist() == [f"k{n}" for n in range(len(TEXTS))]
 
 
-def test_the_vectors_are_those_of_the_model_that_load_gives(weights: Path, tmp_path: Path) -> None:
+def test_the_vectors_are_those_of_the_model_that_load_gives(text_weights: Path, tmp_path: Path) -> None:
     rows, _ = embedded(
-        tmp_path / "out", weights, write_rows(tmp_path / "a.txt", {"": TEXTS}), texts=True, normalize=False
+        tmp_path / "out", text_weights, write_rows(tmp_path / "a.txt", {"": TEXTS}), texts=True, normalize=False
     )
-    model, _ = clip.load(str(weights), device="cpu")
+    model, _ = clip.load(str(text_weights), device="cpu")
     expected = model.encode_text(clip.tokenize(TEXTS)).detach().numpy()
     assert np.abs(vectors_in(rows) - expected).max() < 1e-5 * max(1.0, np.abs(expected).max())
 
 
-def test_a_line_is_a_text_whatever_ends_it(weights: Path, tmp_path: Path) -> None:
+def test_a_line_is_a_text_whatever_ends_it(text_weights: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffone\r\n\r\n two \nthree".encode())
-    rows, _ = embedded(tmp_path / "out", weights, tmp_path / "a.txt", texts=True)
+    rows, _ = embedded(tmp_path / "out", text_weights, tmp_path / "a.txt", texts=True)
     assert rows.column("text").to_pylist() == ["one", "", " two ", "three"]
 
 
-def test_texts_on_stdin_and_in_several_files_by_a_pattern(weights: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "clip", "embed", "-", "--text", "-o", str(tmp_path / "out"), "-m", str(weights)]
+def test_texts_on_stdin_and_in_several_files_by_a_pattern(text_weights: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "clip",
+        "embed",
+        "-",
+        "--text",
+        "-o",
+        str(tmp_path / "out"),
+        "-m",
+        str(text_weights),
+    ]
     ran = subprocess.run(command, input="a\nb\n", text=True, stderr=subprocess.PIPE, check=False, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert "listed 2 texts, the first '-!0' ('a')" in ran.stderr
@@ -143,16 +148,16 @@ def test_texts_on_stdin_and_in_several_files_by_a_pattern(weights: Path, tmp_pat
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
         write_rows(tmp_path / name / "c.csv", {"text": [f"{name}0", f"{name}1"]})
-    rows, _ = embedded(tmp_path / "several", weights, str(tmp_path / "*/c.csv"), texts=True)
+    rows, _ = embedded(tmp_path / "several", text_weights, str(tmp_path / "*/c.csv"), texts=True)
     assert rows.column("id").to_pylist() == ["a/c.csv!0", "a/c.csv!1", "b/c.csv!0", "b/c.csv!1"]
     assert rows.column("text").to_pylist() == ["a0", "a1", "b0", "b1"]
 
 
-def test_texts_that_cannot_be_read_are_failure_rows(weights: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_texts_that_cannot_be_read_are_failure_rows(text_weights: Path, encoder: Encoder, tmp_path: Path) -> None:
     word = "x" * (MAX_WORD + 1)
     path = write_rows(tmp_path / "a.ndjson", {"text": ["good", None, 7, LONG, word, "also good"]})
     (tmp_path / "latin.csv").write_bytes("text\ncafé\n".encode("latin-1"))
-    rows, failures = embedded(tmp_path / "out", weights, path, tmp_path / "latin.csv", texts=True)
+    rows, failures = embedded(tmp_path / "out", text_weights, path, tmp_path / "latin.csv", texts=True)
     assert rows.column("id").to_pylist() == ["a.ndjson!0", "a.ndjson!5"]
     assert [(row["id"], row["error"]) for row in failures] == [
         ("a.ndjson!1", "InputError"),
@@ -165,18 +170,18 @@ def test_texts_that_cannot_be_read_are_failure_rows(weights: Path, encoder: Enco
         failures, ["no text", "no text", "more than 77 tokens", "a word of 10,001 characters", "not UTF-8"], strict=True
     ):
         assert told in row["message"]
-    rows, failures = embedded(tmp_path / "cut", weights, path, texts=True, long_text="cut")
+    rows, failures = embedded(tmp_path / "cut", text_weights, path, texts=True, long_text="cut")
     assert len(failures) == 3
     expected = unit(encoder.encode_text(clip.tokenize([LONG], truncate=True)))
     assert np.abs(vectors_in(rows)[1] - expected[0]).max() < 1e-5
     assert rows.column("text").to_pylist()[1] == LONG, "the whole text is told"
     with pytest.raises(TooManyFailuresError, match="of 6 texts failed"):
-        embedded(tmp_path / "stopped", weights, path, texts=True, max_failures="2")
+        embedded(tmp_path / "stopped", text_weights, path, texts=True, max_failures="2")
 
 
 @pytest.mark.parametrize("form", ["csv", "ndjson", "parquet", "bytes", "struct"])
 def test_pairs_have_the_vectors_of_their_pictures_and_of_their_texts(
-    weights: Path, encoder: Encoder, photos: Path, tmp_path: Path, form: str
+    text_weights: Path, encoder: Encoder, photos: Path, tmp_path: Path, form: str
 ) -> None:
     paths = [photos / f"{n}.png" for n in range(len(TEXTS))]
     image: list[Any] = [str(path) for path in paths]
@@ -189,7 +194,7 @@ def test_pairs_have_the_vectors_of_their_pictures_and_of_their_texts(
     path = write_rows(
         tmp_path / f"a.{ending}", {"image": image, "key": list(map(str, range(len(TEXTS)))), "said": texts}
     )
-    rows, failures = embedded(tmp_path / "out", weights, path, column="image", text_column="said", id_column="key")
+    rows, failures = embedded(tmp_path / "out", text_weights, path, column="image", text_column="said", id_column="key")
     last = len(TEXTS) - 1  # which is no image
     bad = [3, last] if form == "csv" else [3, 5, last]
     assert [int(row["id"]) for row in failures] == bad
@@ -204,11 +209,11 @@ def test_pairs_have_the_vectors_of_their_pictures_and_of_their_texts(
     assert report.min_cosine > 0.99999
 
 
-def test_all_frames_of_a_pair_have_its_text(weights: Path, tmp_path: Path) -> None:
+def test_all_frames_of_a_pair_have_its_text(text_weights: Path, tmp_path: Path) -> None:
     frames = [formula.picture(n, 40, 30) for n in range(3)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     path = write_rows(tmp_path / "a.csv", {"image": [str(tmp_path / "a.gif")], "text": ["moving"]})
-    rows, _ = embedded(tmp_path / "out", weights, path, text_column="text", frames="all")
+    rows, _ = embedded(tmp_path / "out", text_weights, path, text_column="text", frames="all")
     assert rows.num_rows == 3
     assert len(np.unique(vectors_in(rows, "text_embedding"), axis=0)) == 1
     assert len(np.unique(vectors_in(rows), axis=0)) == 3
@@ -216,7 +221,7 @@ def test_all_frames_of_a_pair_have_its_text(weights: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("isolate", [False, True])
 def test_kept_columns_of_lists_are_texts_and_those_of_tables_have_their_types(
-    weights: Path, photos: Path, tmp_path: Path, isolate: bool
+    text_weights: Path, photos: Path, tmp_path: Path, isolate: bool
 ) -> None:
     paths = [str(photos / f"{n}.png") for n in range(4)]
     (tmp_path / "a.ndjson").write_text(
@@ -225,7 +230,7 @@ def test_kept_columns_of_lists_are_texts_and_those_of_tables_have_their_types(
             for path, tag in zip(paths, ["é", 1.5, {"a": [1]}, None], strict=True)
         )
     )
-    rows, _ = embedded(tmp_path / "list", weights, tmp_path / "a.ndjson", keep=("tag",), isolate=isolate)
+    rows, _ = embedded(tmp_path / "list", text_weights, tmp_path / "a.ndjson", keep=("tag",), isolate=isolate)
     assert rows.column("tag").to_pylist() == ["é", "1.5", '{"a": [1]}', None]
     made = datetime(2024, 5, 17, 12, 30, 0, 250_000)
     held: dict[str, Any] = {
@@ -240,7 +245,7 @@ def test_kept_columns_of_lists_are_texts_and_those_of_tables_have_their_types(
     }
     pq.write_table(pa.table(held), tmp_path / "a.parquet")
     keep = ("score", "n", "made", "day", "ok", "tag", "price")
-    rows, _ = embedded(tmp_path / "table", weights, tmp_path / "a.parquet", keep=keep, isolate=isolate)
+    rows, _ = embedded(tmp_path / "table", text_weights, tmp_path / "a.parquet", keep=keep, isolate=isolate)
     assert rows.column_names[-len(keep) :] == list(keep)
     for name in ("score", "n", "ok"):
         assert rows.schema.field(name).type == held[name].type, name
@@ -321,23 +326,25 @@ def test_a_kept_value_comes_through_the_plan_as_it_was(
     ],
 )
 def test_columns_that_are_not_there_are_told(
-    weights: Path, tmp_path: Path, name: str, columns: dict[str, list[Any]], choices: dict[str, Any], told: str
+    text_weights: Path, tmp_path: Path, name: str, columns: dict[str, list[Any]], choices: dict[str, Any], told: str
 ) -> None:
     path = write_rows(tmp_path / name, columns)
     with pytest.raises(InputError, match=told):
-        embedded(tmp_path / "out", weights, path, **choices)
+        embedded(tmp_path / "out", text_weights, path, **choices)
 
 
-def test_what_has_no_columns_is_refused_where_they_are_asked_for(weights: Path, photos: Path, tmp_path: Path) -> None:
+def test_what_has_no_columns_is_refused_where_they_are_asked_for(
+    text_weights: Path, photos: Path, tmp_path: Path
+) -> None:
     for source in (photos, photos / "0.png", str(photos / "*.png")):
         for choices in ({"keep": ("tag",)}, {"text_column": "said"}, {"texts": True}):
             with pytest.raises(InputError, match=r"found neither a list nor a table, expected|matches no"):
-                embedded(tmp_path / "out", weights, source, **choices)
+                embedded(tmp_path / "out", text_weights, source, **choices)
     typed = write_rows(tmp_path / "a.parquet", {"path": [str(photos / "0.png")], "n": [1]})
     listed = write_rows(tmp_path / "b.csv", {"path": [str(photos / "1.png")], "n": ["one"]})
     with pytest.raises(InputError, match="'n' holds texts, as in every list, expected int64"):
-        embedded(tmp_path / "out", weights, typed, listed, keep=("n",))
-    rows, _ = embedded(tmp_path / "out", weights, listed, typed, keep=("n",))
+        embedded(tmp_path / "out", text_weights, typed, listed, keep=("n",))
+    rows, _ = embedded(tmp_path / "out", text_weights, listed, typed, keep=("n",))
     assert rows.column("n").to_pylist() == ["one", "1"]
 
 
@@ -357,7 +364,7 @@ def test_options_that_do_not_go_together(choices: dict[str, Any], told: str) -> 
         embed_job(source="a.csv", output="out", **choices)
 
 
-def test_later_tables_are_cast_to_the_types_of_the_first(weights: Path, photos: Path, tmp_path: Path) -> None:
+def test_later_tables_are_cast_to_the_types_of_the_first(text_weights: Path, photos: Path, tmp_path: Path) -> None:
     def table(name: str, numbers: pa.Array) -> Path:
         images = [(photos / f"{n}.png").read_bytes() for n in range(len(numbers))]
         pq.write_table(pa.table({"image": images, "n": numbers}), tmp_path / name)
@@ -367,49 +374,53 @@ def test_later_tables_are_cast_to_the_types_of_the_first(weights: Path, photos: 
         table("a.parquet", pa.array([1, 2], pa.int32())),
         table("b.parquet", pa.array([3, None], pa.int16())),
     )
-    rows, failures = embedded(tmp_path / "out", weights, first, second, keep=("n",))
+    rows, failures = embedded(tmp_path / "out", text_weights, first, second, keep=("n",))
     assert (rows.column("n").to_pylist(), failures) == ([1, 2, 3, None], [])
     assert rows.schema.field("n").type == pa.int32()
     third = table("c.parquet", pa.array(["4", "70"]))
-    rows, _ = embedded(tmp_path / "texts", weights, third, first, keep=("n",))
+    rows, _ = embedded(tmp_path / "texts", text_weights, third, first, keep=("n",))
     assert rows.column("n").to_pylist() == ["4", "70", "1", "2"]
     for other in (third, table("d.parquet", pa.array([4, 5], pa.int64())), table("e.parquet", pa.array([0.5]))):
         with pytest.raises(InputError, match=r"column 'n' is of .*, expected int32 as in the first table"):
-            embedded(tmp_path / "refused", weights, first, other, keep=("n",))
+            embedded(tmp_path / "refused", text_weights, first, other, keep=("n",))
 
 
-def test_tables_that_are_read_by_other_columns_are_another_input(weights: Path, photos: Path, tmp_path: Path) -> None:
+def test_tables_that_are_read_by_other_columns_are_another_input(
+    text_weights: Path, photos: Path, tmp_path: Path
+) -> None:
     images = [(photos / f"{n}.png").read_bytes() for n in range(3)]
     columns = {"image": images, "one": ["a", "b", "c"], "two": ["d", "e", "f"], "key": ["x", "y", "z"]}
     path = write_rows(tmp_path / "a.parquet", columns)
     choices: dict[str, Any] = {"text_column": "one", "keep": ("key", "two")}
-    embedded(tmp_path / "out", weights, path, **choices)
+    embedded(tmp_path / "out", text_weights, path, **choices)
     for other in ({"text_column": "two", "keep": ("key", "one")}, {**choices, "id_column": "key"}):
         with pytest.raises(StoreMismatchError, match=r"input_fingerprint|keep is"):
-            embedded(tmp_path / "out", weights, path, **other)
+            embedded(tmp_path / "out", text_weights, path, **other)
     with pytest.raises(StoreMismatchError, match="keep is"):
-        embedded(tmp_path / "out", weights, path, **choices | {"keep": ("two", "key")})
-    rows, _ = embedded(tmp_path / "out", weights, path, **choices | {"id_column": "key"}, update=True)
+        embedded(tmp_path / "out", text_weights, path, **choices | {"keep": ("two", "key")})
+    rows, _ = embedded(tmp_path / "out", text_weights, path, **choices | {"id_column": "key"}, update=True)
     assert rows.column("id").to_pylist() == ["x", "y", "z"]
 
 
-def test_a_bad_value_in_a_table_costs_its_own_row_only(weights: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_bad_value_in_a_table_costs_its_own_row_only(text_weights: Path, photos: Path, tmp_path: Path) -> None:
     bad = pa.array([b"good", b"caf\xe9", b"fine", None]).view(pa.string())
     images = [(photos / f"{n}.png").read_bytes() for n in range(4)]
     table = pa.table({"image": images, "said": bad, "key": bad})
     pq.write_table(table, tmp_path / "a.parquet")
-    rows, failures = embedded(tmp_path / "pairs", weights, tmp_path / "a.parquet", text_column="said")
+    rows, failures = embedded(tmp_path / "pairs", text_weights, tmp_path / "a.parquet", text_column="said")
     assert rows.column("text").to_pylist() == ["good", "fine"]
     assert [row["id"] for row in failures] == ["a.parquet!1", "a.parquet!3"]
-    rows, failures = embedded(tmp_path / "kept", weights, tmp_path / "a.parquet", keep=("said",), id_column="key")
+    rows, failures = embedded(tmp_path / "kept", text_weights, tmp_path / "a.parquet", keep=("said",), id_column="key")
     assert rows.column("said").to_pylist() == ["good", "caf\\xe9", "fine"]
     assert rows.column("id").to_pylist() == ["good", "caf\\xe9", "fine"]
     assert [(row["id"], row["message"][:17]) for row in failures] == [("a.parquet!3", "its row has no id")]
-    rows, failures = embedded(tmp_path / "texts", weights, tmp_path / "a.parquet", texts=True, column="said")
+    rows, failures = embedded(tmp_path / "texts", text_weights, tmp_path / "a.parquet", texts=True, column="said")
     assert [row["id"] for row in failures] == ["a.parquet!1", "a.parquet!3"]
 
 
-def test_half_a_character_in_json_is_a_failure_row_or_spelt_out(weights: Path, photos: Path, tmp_path: Path) -> None:
+def test_half_a_character_in_json_is_a_failure_row_or_spelt_out(
+    text_weights: Path, photos: Path, tmp_path: Path
+) -> None:
     path = str(photos / "0.png")
     (tmp_path / "a.ndjson").write_text(
         "".join(
@@ -422,12 +433,14 @@ def test_half_a_character_in_json_is_a_failure_row_or_spelt_out(weights: Path, p
         )
     )
     given: dict[str, Any] = {"id_column": "key", "keep": ("tag",)}
-    rows, failures = embedded(tmp_path / "texts", weights, tmp_path / "a.ndjson", texts=True, column="text", **given)
+    rows, failures = embedded(
+        tmp_path / "texts", text_weights, tmp_path / "a.ndjson", texts=True, column="text", **given
+    )
     assert rows.column("text").to_pylist() == ["good"]
     assert [row["id"] for row in failures] == ["\\xed\\xa0\\x80", "c"], "a list is no text"
-    rows, failures = embedded(tmp_path / "pairs", weights, tmp_path / "a.ndjson", text_column="text", **given)
+    rows, failures = embedded(tmp_path / "pairs", text_weights, tmp_path / "a.ndjson", text_column="text", **given)
     assert rows.num_rows == 0
-    rows, failures = embedded(tmp_path / "images", weights, tmp_path / "a.ndjson", column="path", **given)
+    rows, failures = embedded(tmp_path / "images", text_weights, tmp_path / "a.ndjson", column="path", **given)
     assert rows.column("tag").to_pylist() == ["\\xed\\xbf\\xbf", "\0"]
     assert [row["id"] for row in failures] == ["b"]
 
@@ -443,19 +456,19 @@ def test_a_pathological_text_is_not_encoded_to_its_end() -> None:
             assert np.array_equal(found, clip.tokenize([word], truncate=True)[0].numpy())
 
 
-def test_repeated_ids_are_compared_with_their_own_rows(weights: Path, photos: Path, tmp_path: Path) -> None:
+def test_repeated_ids_are_compared_with_their_own_rows(text_weights: Path, photos: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.csv", {"file": [str(photos / "0.png")] * 3, "said": ["one", "two", "three"]})
-    embedded(tmp_path / "out", weights, path, text_column="said", duplicate_ids="keep")
+    embedded(tmp_path / "out", text_weights, path, text_column="said", duplicate_ids="keep")
     assert not verify(VerifyJob(output=tmp_path / "out", sample=3)).problems
 
 
-def test_utf_16_and_repeated_columns_are_told(weights: Path, tmp_path: Path) -> None:
+def test_utf_16_and_repeated_columns_are_told(text_weights: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("one\ntwo\n".encode("utf-16"))
     with pytest.raises(InputError, match="found UTF-16, expected UTF-8"):
-        embedded(tmp_path / "out", weights, tmp_path / "a.txt", texts=True)
+        embedded(tmp_path / "out", text_weights, tmp_path / "a.txt", texts=True)
     (tmp_path / "a.csv").write_text("text,text\na,b\n")
     with pytest.raises(InputError, match="has 2 columns 'text' among text, text, expected one"):
-        embedded(tmp_path / "out", weights, tmp_path / "a.csv", texts=True, column="text")
+        embedded(tmp_path / "out", text_weights, tmp_path / "a.csv", texts=True, column="text")
 
 
 @pytest.mark.parametrize(
@@ -469,7 +482,7 @@ def test_utf_16_and_repeated_columns_are_told(weights: Path, tmp_path: Path) -> 
     ids=str,
 )
 def test_a_column_of_any_type_is_kept_or_refused_before_the_run(
-    weights: Path, photos: Path, tmp_path: Path, kind: pa.DataType
+    text_weights: Path, photos: Path, tmp_path: Path, kind: pa.DataType
 ) -> None:
     values = {"date32[day]": [2_932_897, None], "bool": [True, None], "decimal128(9, 2)": [Decimal("1.5"), None]}
     if pa.types.is_nested(kind) or str(kind).startswith(("fixed", "binary", "duration")):
@@ -485,9 +498,9 @@ def test_a_column_of_any_type_is_kept_or_refused_before_the_run(
     pq.write_table(pa.table({"image": images, "n": column}), tmp_path / "a.parquet")
     if pa.types.is_nested(kind) or str(kind).startswith(("fixed", "binary", "duration")):
         with pytest.raises(InputError, match="expected texts, numbers or times to keep"):
-            embedded(tmp_path / "out", weights, tmp_path / "a.parquet", keep=("n",))
+            embedded(tmp_path / "out", text_weights, tmp_path / "a.parquet", keep=("n",))
         return
-    rows, failures = embedded(tmp_path / "out", weights, tmp_path / "a.parquet", keep=("n",))
+    rows, failures = embedded(tmp_path / "out", text_weights, tmp_path / "a.parquet", keep=("n",))
     assert (rows.num_rows, failures) == (2, [])
     assert rows.column("n").to_pylist()[1] is None
     assert clip.Store(tmp_path / "out").table().num_rows == 2
@@ -496,45 +509,45 @@ def test_a_column_of_any_type_is_kept_or_refused_before_the_run(
         export(ExportJob(output=tmp_path / "out", target=tmp_path / form, format=form))  # type: ignore[arg-type]
 
 
-def test_a_kept_value_alone_tells_one_input_from_another(weights: Path, tmp_path: Path) -> None:
+def test_a_kept_value_alone_tells_one_input_from_another(text_weights: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.csv", {"text": ["one", "two"], "tag": ["a", "b"]})
-    embedded(tmp_path / "out", weights, path, texts=True, keep=("tag",))
+    embedded(tmp_path / "out", text_weights, path, texts=True, keep=("tag",))
     write_rows(path, {"text": ["one", "two"], "tag": ["a", "c"]})
     with pytest.raises(StoreMismatchError, match="input_fingerprint"):
-        embedded(tmp_path / "out", weights, path, texts=True, keep=("tag",))
+        embedded(tmp_path / "out", text_weights, path, texts=True, keep=("tag",))
 
 
-def test_a_text_or_a_kept_value_that_changed_is_done_again_and_no_other(weights: Path, tmp_path: Path) -> None:
+def test_a_text_or_a_kept_value_that_changed_is_done_again_and_no_other(text_weights: Path, tmp_path: Path) -> None:
     columns = {"text": list(TEXTS), "key": [f"k{n}" for n in range(len(TEXTS))], "tag": ["a"] * len(TEXTS)}
     path = write_rows(tmp_path / "a.csv", columns)
     choices: dict[str, Any] = {"texts": True, "id_column": "key", "keep": ("tag",), "long_text": "cut"}
-    embedded(tmp_path / "out", weights, path, **choices)
+    embedded(tmp_path / "out", text_weights, path, **choices)
     parts = [part.stat().st_ino for part in sorted((tmp_path / "out/embeddings").iterdir())]
     columns["text"][5], columns["tag"][9] = "another", "b"
     write_rows(path, columns)
     with pytest.raises(StoreMismatchError, match="input_fingerprint"):
-        embedded(tmp_path / "out", weights, path, **choices)
-    rows, _ = embedded(tmp_path / "out", weights, path, **choices, update=True)
-    fresh, _ = embedded(tmp_path / "fresh", weights, path, **choices)
+        embedded(tmp_path / "out", text_weights, path, **choices)
+    rows, _ = embedded(tmp_path / "out", text_weights, path, **choices, update=True)
+    fresh, _ = embedded(tmp_path / "fresh", text_weights, path, **choices)
     assert np.abs(vectors_in(rows) - vectors_in(fresh)).max() < 1e-5
     assert rows.drop(["embedding"]).equals(fresh.drop(["embedding"]))
     now = [part.stat().st_ino for part in sorted((tmp_path / "out/embeddings").iterdir())]
     assert [index for index, (a, b) in enumerate(zip(parts, now, strict=True)) if a != b] == [1, 2]
     with pytest.raises(StoreMismatchError, match="long_text"):
-        embedded(tmp_path / "out", weights, path, **choices | {"long_text": "fail"})
+        embedded(tmp_path / "out", text_weights, path, **choices | {"long_text": "fail"})
     with pytest.raises(StoreMismatchError, match="keep is"):
-        embedded(tmp_path / "out", weights, path, **choices | {"keep": ()})
+        embedded(tmp_path / "out", text_weights, path, **choices | {"keep": ()})
 
 
 @pytest.mark.parametrize("kind", ["texts", "pairs"])
 def test_a_run_that_ended_early_is_gone_on_with(
-    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    text_weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     paths = [str(photos / f"{n}.png") for n in range(len(TEXTS))]
     path = write_rows(tmp_path / "a.csv", {"file": paths, "said": TEXTS, "tag": [f"t{n}" for n in range(len(TEXTS))]})
     choices: dict[str, Any] = {"keep": ("tag",)}
     choices |= {"texts": True, "column": "said"} if kind == "texts" else {"text_column": "said"}
-    whole, failures = embedded(tmp_path / "whole", weights, path, **choices)
+    whole, failures = embedded(tmp_path / "whole", text_weights, path, **choices)
     finish = run_module._Part.finish
 
     def end(part: Any, ignored: Any) -> None:
@@ -545,22 +558,22 @@ def test_a_run_that_ended_early_is_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr(run_module._Part, "finish", end)
         with pytest.raises(KeyboardInterrupt):
-            embedded(tmp_path / "out", weights, path, **choices)
+            embedded(tmp_path / "out", text_weights, path, **choices)
     parts = {part.name: part.stat().st_ino for part in (tmp_path / "out/embeddings").iterdir()}
     assert len(parts) == 2
-    rows, failed = embedded(tmp_path / "out", weights, path, **choices)
+    rows, failed = embedded(tmp_path / "out", text_weights, path, **choices)
     assert parts.items() <= {part.name: part.stat().st_ino for part in (tmp_path / "out/embeddings").iterdir()}.items()
     assert rows.equals(whole)
     assert failed == failures
 
 
-def test_exports_have_both_vectors_of_pairs(weights: Path, photos: Path, tmp_path: Path) -> None:
+def test_exports_have_both_vectors_of_pairs(text_weights: Path, photos: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     count = 6
     paths = [str(photos / f"{n}.png") for n in range(count)]
     path = write_rows(tmp_path / "a.csv", {"image": paths, "said": TEXTS[:count], "caption": ["c"] * count})
-    rows, _ = embedded(tmp_path / "out", weights, path, text_column="said", keep=("caption",))
+    rows, _ = embedded(tmp_path / "out", text_weights, path, text_column="said", keep=("caption",))
     images, texts = vectors_in(rows), vectors_in(rows, "text_embedding")
 
     def exported(form: Any, output: str = "out") -> Path:
@@ -582,7 +595,7 @@ def test_exports_have_both_vectors_of_pairs(weights: Path, photos: Path, tmp_pat
     )
     with pytest.raises(StoreError, match="has a column 'caption'"):
         exported("clip-retrieval")
-    embedded(tmp_path / "plain", weights, path, text_column="said")
+    embedded(tmp_path / "plain", text_weights, path, text_column="said")
     target = exported("clip-retrieval", "plain")
     several = sorted((target / "text_emb").iterdir())
     assert [one.name for one in several] == ["text_emb_0.npy", "text_emb_1.npy"]
@@ -590,7 +603,7 @@ def test_exports_have_both_vectors_of_pairs(weights: Path, photos: Path, tmp_pat
     metadata = pq.read_table(target / "metadata/metadata_0.parquet")
     assert metadata.column("caption").to_pylist() == TEXTS[:4]
     assert metadata.column("image_path").to_pylist() == paths[:4]
-    embedded(tmp_path / "texts", weights, path, texts=True, column="said")
+    embedded(tmp_path / "texts", text_weights, path, texts=True, column="said")
     target = exported("clip-retrieval", "texts")
     assert sorted(one.name for one in target.iterdir()) == ["export.json", "metadata", "text_emb"]
 

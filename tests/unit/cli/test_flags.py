@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 from kit import ROOT
-from kit.in_process import Run, runner
+from kit.in_process import Run
 
 from clip.cli.main import cli, spell_as_flags
 from clip.errors import InputError
@@ -17,11 +17,6 @@ from clip.jobs.fields import field_docs, nest
 
 TOOL = runpy.run_path(str(ROOT / "tools" / "make_flag_tables.py"))
 tabulate_flags, update_tables = TOOL["tabulate_flags"], TOOL["update_tables"]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(capsys)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
+from kit.inputs import draw_photos, number_names
 from kit.jobs import embed_job
 
 import clip
@@ -37,11 +38,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("int8") / "photos"
-    folder.mkdir()
-    for n in range(12):
-        formula.picture(n, 50 + n, 40).save(folder / f"{n:02}.png")
-    (folder / "00.broken.png").write_bytes(b"no image")
-    return folder
+    return draw_photos(folder, number_names(12), width=50, height=40, wider=1, broken=["00.broken.png"])
 
 
 def encoder(weights: Path, **choices: Any) -> Encoder:

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kit import ROOT, formula
+from kit.programs import command
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from clip.batch.decode import Decoding
@@ -758,20 +759,8 @@ def test_a_damaged_heic_says_so() -> None:
 
 
 def test_without_the_extra_a_heic_is_not_an_image_and_its_failure_says_how_to_get_it() -> None:
-    script = f"""
-import sys
-from clip.images import decode, formats
-assert "pi_heif" not in sys.modules, "imported before it is needed"
-sys.modules["pi_heif"] = None
-from clip.network.records import PreprocessSettings
-from clip.records import Item
-assert "HEIF" not in formats.decodable_formats()
-assert ".heic" not in formats.decodable_extensions()
-assert not formats.looks_like_image({str(HEIC / "orientation-1.heic")!r})
-data = open({str(HEIC / "orientation-1.heic")!r}, "rb").read()
-print(decode.decode(Item("a", "a", 1), data, PreprocessSettings(16))[0].message)
-"""
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = command("decode_heic_without_extra", HEIC / "orientation-1.heic")
+    ran = subprocess.run(done, capture_output=True, text=True, check=False, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert "Run: pip install 'clip-turbo[heic]'" in ran.stdout
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from kit import checkpoints, formula
-from kit.in_process import Run, runner
+from kit.in_process import Run
 from kit.jobs import change_job, embed_job
 from PIL import Image
 
@@ -224,11 +224,6 @@ def test_labels_come_from_files_and_texts(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=words):
             read_templates((), str(tmp_path / name))
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(capsys)
 
 
 def test_the_command_writes_a_line_per_image_and_a_table(run: Run, folder: Path) -> None:

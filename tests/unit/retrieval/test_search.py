@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from kit import checkpoints, formula
-from kit.in_process import Run, runner
+from kit.in_process import Run
 from kit.jobs import change_job, embed_job
+from kit.programs import command
 from PIL import Image
 
 import clip
@@ -183,11 +183,6 @@ def test_other_weights_than_the_run_had_are_refused(folder: Path, tmp_path: Path
     with pytest.raises(StoreMismatchError, match=r"have sha256 .*, expected .* Pass the run's weights as model"):
         index.search(text="a cat")
     assert index.search(vector=np.ones(32), k=1)  # needs none
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(capsys)
 
 
 def test_the_command_writes_hits_in_four_forms(run: Run, folder: Path, index: clip.Index) -> None:
@@ -363,8 +358,6 @@ def test_each_field_of_a_job_has_a_flag_and_each_flag_a_field() -> None:
 
 def test_a_search_by_vector_needs_no_torch(folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.ones(32))
-    script = "import sys\nfrom clip.cli import main\ntry: main.main(sys.argv[1:])\n"
-    script += "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
-    command = [sys.executable, "-c", script, "search", str(folder / "out"), "--vector", str(tmp_path / "v.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    search = command("run_without_torch", "search", folder / "out", "--vector", tmp_path / "v.npy")
+    done = subprocess.run(search, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.count("\n")) == (0, 8), done.stderr + done.stdout

@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from kit import checkpoints, clouds, forms
+from kit import clouds, forms
 from kit.clouds import Cloud
 from kit.forms import BAD, Contents, check_same, embedded
 from kit.jobs import embed_job
@@ -28,11 +28,6 @@ NAMES = [f"{'sub/' if n % 3 else ''}{n:03}.{'jpg' if n % 2 else 'png'}" for n in
 ALL = [*NAMES, BAD]
 FEW = [*NAMES[0:60:3], BAD]
 QUICK = client.RequestPatience(attempts=3, timeout_s=30.0, first_wait_s=0.01)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kit import checkpoints, formula
-from kit.in_process import Run, runner
+from kit import checkpoints
+from kit.in_process import Run
+from kit.inputs import draw_photos
 from kit.jobs import embed_job
+from kit.programs import command
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -566,26 +567,11 @@ def test_a_full_disk_fails_the_export_and_nothing_is_left(
     assert list((tmp_path / "to").iterdir()) == []
 
 
-KILLED = """
-import os, sys
-import clip.store.export as exporting
-from clip.jobs import ExportJob
-original, calls = exporting.read_part, [0]
-def read(*arguments):
-    calls[0] += 1
-    if calls[0] == 2:
-        os._exit(9)
-    return original(*arguments)
-exporting.read_part = read
-exporting.export(ExportJob(output=sys.argv[1], target=sys.argv[2], format=sys.argv[3]))
-"""
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_after_a_kill_no_file_is_half_and_the_next_export_makes_room(tmp_path: Path, form: ExportFormat) -> None:
     out = write_run(tmp_path / "out", three_parts()[0])
-    command = [sys.executable, "-c", KILLED, str(out), str(tmp_path / "to"), form]
-    assert subprocess.run(command, check=False, timeout=LIMIT_S).returncode == 9
+    killed = command("die_in_export", out, tmp_path / "to", form)
+    assert subprocess.run(killed, check=False, timeout=LIMIT_S).returncode == 9
     assert summary(tmp_path / "to")["rows"] is None
     left = [name for name in list_files(tmp_path / "to") if not Path(name).name.startswith(".")]
     whole = ["img_emb/img_emb_0.npy", "metadata/metadata_0.parquet"] if form == "clip-retrieval" else []
@@ -602,11 +588,7 @@ def test_after_a_kill_no_file_is_half_and_the_next_export_makes_room(tmp_path: P
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What clip embed writes of seven images and one that is none: raw float16, with hashes, in parts of three."""
-    folder = tmp_path_factory.mktemp("photos")
-    for n in range(7):
-        formula.picture(n, 40, 30).save(folder / f"{n}\n.png")
-    (folder / "3.png").write_bytes(b"no image")
-    return folder
+    return draw_photos(tmp_path_factory.mktemp("photos"), [f"{n}\n.png" for n in range(7)], broken=["3.png"])
 
 
 @pytest.fixture(scope="module")
@@ -641,11 +623,6 @@ def test_what_clip_embed_wrote_is_exported(embedded: Path, tmp_path: Path) -> No
     info = summary(tmp_path / "npy")
     assert (info.pop("format"), info.pop("rows")) == ("npy", 7)
     assert info == {name: manifest[name] for name in (*INFO, "dtype", "dim")}
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return runner(capsys)
 
 
 def test_the_command_exports_and_says_so(run: Run, tmp_path: Path) -> None:
@@ -685,8 +662,6 @@ def test_each_field_of_the_job_has_an_argument() -> None:
 
 def test_an_export_needs_no_torch(tmp_path: Path) -> None:
     out = write_run(tmp_path / "out", three_parts()[0])
-    script = "import sys\nfrom clip.cli import main\ntry: main.main(sys.argv[1:])\n"
-    script += "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
-    command = [sys.executable, "-c", script, "export", str(out), str(tmp_path / "to"), "--format", "npy"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    npy = command("run_without_torch", "export", out, tmp_path / "to", "--format", "npy")
+    done = subprocess.run(npy, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stderr.startswith("exported 8 rows")) == (0, True), done.stderr

@@ -4,12 +4,12 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.programs import command
 
 from clip.errors import StoreBusyError, StoreError
 from clip.store import lock
@@ -77,20 +77,11 @@ def test_the_owner_shows_that_it_lives(tmp_path: Path) -> None:
         assert {**record(tmp_path), "count": 0} == {**first, "count": 0}
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from clip.store.lock import hold_lock
-with hold_lock(Path(sys.argv[1])):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lock, "STALE_S", 1000.0)
-    subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    subprocess.run(command("die_with_lock", tmp_path), check=False)
     dead = record(tmp_path)["pid"]
     with hold_lock(tmp_path) as held:
         held.check()

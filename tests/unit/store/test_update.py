@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit import checkpoints, formula
+from kit import formula
+from kit.inputs import draw_photos
 from kit.jobs import change_job, embed_job
 
 import clip
@@ -31,29 +32,19 @@ SHARD_SIZE = 4
 NAMES = [f"{n:02}.png" for n in range(11)]
 
 
-@pytest.fixture(scope="module")
-def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("weights"), texts=False)
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Eleven images and one that is none, in three shards of four."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for n, name in enumerate(NAMES):
-        draw(folder / name, n)
-    (folder / "05.broken.jpg").write_bytes(b"no image")
-    return folder
+    return draw_photos(tmp_path / "photos", NAMES, broken=["05.broken.jpg"])
 
 
 def draw(path: Path, number: int) -> None:
     formula.picture(number, 40, 30).save(path, "PNG")
 
 
-def make_job(photos: Path, output: Path, weights_path: Path, **choices: Any) -> EmbedJob:
+def make_job(photos: Path, output: Path, weights: Path, **choices: Any) -> EmbedJob:
     choices = {"threads": 1, "shard_size": SHARD_SIZE} | choices
-    return embed_job(source=str(photos), output=output, model=str(weights_path), **choices)
+    return embed_job(source=str(photos), output=output, model=str(weights), **choices)
 
 
 def parts(output: Path) -> dict[str, int]:
@@ -91,10 +82,8 @@ def change(photos: Path) -> None:
     draw(photos / "zz.new.png", 23)
 
 
-def test_only_the_difference_is_embedded_and_untouched_parts_stay(
-    photos: Path, weights_path: Path, tmp_path: Path
-) -> None:
-    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+def test_only_the_difference_is_embedded_and_untouched_parts_stay(photos: Path, weights: Path, tmp_path: Path) -> None:
+    job = make_job(photos, tmp_path / "out", weights, update=True)
     clip.embed(change_job(job, update=False))
     before = parts(tmp_path / "out")
     change(photos)
@@ -116,9 +105,9 @@ def test_only_the_difference_is_embedded_and_untouched_parts_stay(
 
 
 def test_a_changed_input_is_refused_without_update_and_the_error_names_it(
-    photos: Path, weights_path: Path, tmp_path: Path
+    photos: Path, weights: Path, tmp_path: Path
 ) -> None:
-    job = make_job(photos, tmp_path / "out", weights_path)
+    job = make_job(photos, tmp_path / "out", weights)
     clip.embed(job)
     change(photos)
     with pytest.raises(StoreMismatchError, match="Pass update=True to bring it up to date, overwrite=True"):
@@ -127,16 +116,16 @@ def test_a_changed_input_is_refused_without_update_and_the_error_names_it(
         change_job(job, update=True, overwrite=True)
 
 
-def test_an_output_that_is_not_there_is_made(photos: Path, weights_path: Path, tmp_path: Path) -> None:
-    assert clip.embed(make_job(photos, tmp_path / "out", weights_path, update=True)).written == 11
+def test_an_output_that_is_not_there_is_made(photos: Path, weights: Path, tmp_path: Path) -> None:
+    assert clip.embed(make_job(photos, tmp_path / "out", weights, update=True)).written == 11
 
 
 def test_a_modification_time_alone_makes_an_image_changed_unless_hashes_agree(
-    photos: Path, weights_path: Path, tmp_path: Path
+    photos: Path, weights: Path, tmp_path: Path
 ) -> None:
     for hashes, done_again in ((False, 1), (True, 0)):
         output = tmp_path / f"out-{hashes}"
-        job = make_job(photos, output, weights_path, hashes=hashes, update=True)
+        job = make_job(photos, output, weights, hashes=hashes, update=True)
         clip.embed(job)
         before = parts(output)
         os.utime(photos / "00.png", ns=(1, 1 + hashes))
@@ -144,12 +133,12 @@ def test_a_modification_time_alone_makes_an_image_changed_unless_hashes_agree(
         assert (parts(output) == before) is hashes
 
 
-def test_hashes_find_what_size_and_time_do_not_tell(photos: Path, weights_path: Path, tmp_path: Path) -> None:
+def test_hashes_find_what_size_and_time_do_not_tell(photos: Path, weights: Path, tmp_path: Path) -> None:
     formula.picture(1, 40, 30).save(photos / "a.bmp")
     formula.picture(2, 40, 30).save(tmp_path / "b.bmp")
     status = (photos / "a.bmp").stat()
     for hashes in (False, True):
-        job = make_job(photos, tmp_path / f"out-{hashes}", weights_path, hashes=hashes, update=True)
+        job = make_job(photos, tmp_path / f"out-{hashes}", weights, hashes=hashes, update=True)
         first = clip.embed(job)
         vector = contents(tmp_path / f"out-{hashes}")[0]["a.bmp"]
         shutil.copyfile(tmp_path / "b.bmp", photos / "a.bmp")
@@ -163,7 +152,7 @@ def test_hashes_find_what_size_and_time_do_not_tell(photos: Path, weights_path: 
 
 
 def test_failures_that_another_try_may_not_have_are_tried_again_and_others_are_not(
-    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoding = Decoding.__call__
 
@@ -174,7 +163,7 @@ def test_failures_that_another_try_may_not_have_are_tried_again_and_others_are_n
             return [Failure(item.id, item.path, "decode", "TimeoutError", "the machine was busy")]
         return decoding(self, item, *reserve)
 
-    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+    job = make_job(photos, tmp_path / "out", weights, update=True)
     monkeypatch.setattr(Decoding, "__call__", refuse)
     assert clip.embed(job).failed == 3
     monkeypatch.undo()
@@ -191,10 +180,8 @@ def test_failures_that_another_try_may_not_have_are_tried_again_and_others_are_n
 
 
 @pytest.mark.parametrize("gone", ["all", "renamed"])
-def test_a_source_that_is_not_there_removes_nothing(
-    photos: Path, weights_path: Path, tmp_path: Path, gone: str
-) -> None:
-    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+def test_a_source_that_is_not_there_removes_nothing(photos: Path, weights: Path, tmp_path: Path, gone: str) -> None:
+    job = make_job(photos, tmp_path / "out", weights, update=True)
     clip.embed(job)
     before = contents(tmp_path / "out")
     for path in photos.iterdir():
@@ -206,9 +193,9 @@ def test_a_source_that_is_not_there_removes_nothing(
 
 
 def test_a_source_that_moved_is_the_same_and_its_new_paths_are_used(
-    photos: Path, weights_path: Path, tmp_path: Path
+    photos: Path, weights: Path, tmp_path: Path
 ) -> None:
-    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+    job = make_job(photos, tmp_path / "out", weights, update=True)
     clip.embed(job)
     change(photos)
     clip.embed(job)
@@ -219,9 +206,9 @@ def test_a_source_that_moved_is_the_same_and_its_new_paths_are_used(
 
 
 def test_a_database_that_cannot_be_written_is_an_error_of_ours(
-    photos: Path, weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+    job = make_job(photos, tmp_path / "out", weights, update=True)
     clip.embed(job)
     change(photos)
     monkeypatch.setattr(update, "SCRATCH", "no/such/folder")
@@ -230,9 +217,9 @@ def test_a_database_that_cannot_be_written_is_an_error_of_ours(
 
 
 def test_an_interrupted_update_is_resumed_and_carries_the_same_rows_over(
-    photos: Path, weights_path: Path, tmp_path: Path
+    photos: Path, weights: Path, tmp_path: Path
 ) -> None:
-    job = make_job(photos, tmp_path / "out", weights_path, update=True)
+    job = make_job(photos, tmp_path / "out", weights, update=True)
     clip.embed(job)
     change(photos)
     for commits, resumed in ((0, 10), (1, 11)):  # rows carried over or in the other parts; then 01 too
@@ -257,7 +244,7 @@ edits = st.dictionaries(
 @settings(deadline=None, max_examples=15)
 @given(rounds=st.lists(st.tuples(edits, st.integers(0, 4)), min_size=1, max_size=3))
 def test_any_changes_and_any_interruptions_end_in_a_fresh_runs_result(
-    weights_path: Path, rounds: list[tuple[dict[str, str], int]]
+    weights: Path, rounds: list[tuple[dict[str, str], int]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         photos, out = Path(folder, "photos"), Path(folder, "out")
@@ -265,7 +252,7 @@ def test_any_changes_and_any_interruptions_end_in_a_fresh_runs_result(
         for n, name in enumerate(NAMES):
             draw(photos / name, n)
         draw(photos / "kept.png", 60)  # or all might go
-        job = make_job(photos, out, weights_path, update=True)
+        job = make_job(photos, out, weights, update=True)
         for number, (made, commits) in enumerate(rounds):
             _interrupted(job, commits)
             for name, what in made.items():

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from kit import formula
+from kit.in_process import Run
 
 import clip.clip
-from clip.cli.main import main
 from clip.errors import CheckpointError, InputError, UnknownModelError, WeightsMissingError
 from clip.jobs.models import FetchJob
 from clip.weights import catalog, locate, releases
@@ -31,17 +31,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
-
-
-def test_the_nine_are_listed_with_what_they_cost_and_where_they_are(
-    cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(capsys, "models", "--json", "--download-root", str(cache))
+def test_the_nine_are_listed_with_what_they_cost_and_where_they_are(cache: Path, run: Run) -> None:
+    code, out, err = run("models", "--json", "--download-root", str(cache))
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (0, "")
     own = rows.pop()
@@ -56,7 +47,7 @@ def test_the_nine_are_listed_with_what_they_cost_and_where_they_are(
         architecture = releases.RELEASES[row["name"]].architecture
         assert row["parameters"] == sum(p.numel() for p in formula.layout(architecture).parameters())
         assert (row["dim"], row["resolution_px"]) == (architecture.embed_dim, architecture.image_resolution)
-    table = run(capsys, "models", "--download-root", str(cache))[1].splitlines()
+    table = run("models", "--download-root", str(cache))[1].splitlines()
     assert len(table) == 13
     assert table[10] == ""
     assert table[12].strip() == own["note"]
@@ -77,14 +68,10 @@ def test_a_user_may_put_another_model_in_its_place(tmp_path: Path) -> None:
     assert locate.locate("sketch", urls={"sketch": "https://x/0/y"}, download=lambda *_: str(other)) == other
 
 
-def test_fetch_says_where_the_weights_are(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fetch_says_where_the_weights_are(cache: Path, run: Run) -> None:
     digest = releases.RELEASES["RN50"].sha256
-    assert run(capsys, "fetch", "RN50", "--download-root", str(cache)) == (
-        0,
-        f"RN50\t{cache / 'RN50.pt'}\t{digest}\n",
-        "",
-    )
-    code, out, err = run(capsys, "fetch", "RN101", "--download-root", str(cache))
+    assert run("fetch", "RN50", "--download-root", str(cache)) == (0, f"RN50\t{cache / 'RN50.pt'}\t{digest}\n", "")
+    code, out, err = run("fetch", "RN101", "--download-root", str(cache))
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert releases.RELEASES["RN101"].sha256 in err
 
@@ -102,9 +89,9 @@ def test_check_finds_the_bit_that_turned(cache: Path) -> None:
         catalog.fetch(FetchJob(names=("hf-hub:a/b",), check=True, download_root=str(cache)))
 
 
-def test_to_writes_safetensors_with_openais_names(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_to_writes_safetensors_with_openais_names(cache: Path, run: Run) -> None:
     file = cache / "rn50.safetensors"
-    code, out, _ = run(capsys, "fetch", "RN50", "--download-root", str(cache), "--to", str(file))
+    code, out, _ = run("fetch", "RN50", "--download-root", str(cache), "--to", str(file))
     assert (code, out.splitlines()[-1]) == (0, f"RN50\t{file}")
     state_dict = read_checkpoint(file).state_dict
     wanted = formula.state_dict(formula.TINY["tiny-rn"])
