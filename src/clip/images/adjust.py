@@ -70,9 +70,9 @@ def turn_upright(image: Image.Image) -> Image.Image:
 def _read_orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001  damaged EXIF data raises OSError, ValueError, SyntaxError; a newer Pillow may add
+    except Exception as exc:  #  damaged EXIF data raises OSError, ValueError, SyntaxError; a newer Pillow may add
+        if isinstance(exc, MemoryError):
+            raise
         return 1
 
 
