@@ -111,7 +111,7 @@ def test_failures_are_summed_up_and_give_a_code_of_their_own(
         (["--max-failures", "few"], "found 'few', expected a number, or a percentage"),
         (["--dry-run", "--shard-size", "0"], "found 0, expected at least 1"),
         (["-m", "missing.pt"], "model 'missing.pt': not found"),
-        (["-m", "missing.pt", "--untrained", "1"], "Untrained weights need a released name"),
+        (["-m", "missing.pt", "--untrained", "1"], "Pass a released name to draw its weights"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
