@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,14 +17,11 @@ from .images.preprocess import Compose, Normalize, ToTensor, make_preprocess
 from .images.transform import BICUBIC, CenterCrop, Resize
 from .images.transform import convert_image_to_rgb as _convert_image_to_rgb
 from .model import CLIP, build_model, load_weights
-from .network.records import PreprocessSettings
+from .network.records import Checkpoint, PreprocessSettings
 from .simple_tokenizer import shared_tokenizer
 from .text.tokens import token_table
 from .weights import locate
 from .weights.checkpoints import read_checkpoint
-
-if TYPE_CHECKING:
-    from .network.records import Checkpoint
 
 __all__ = ["available_models", "load", "tokenize"]
 

@@ -23,7 +23,7 @@ from .errors import ImageError, InputError, InputTypeError
 from .foreign_distribution import warn_of_foreign_distribution
 from .images.preprocess import Compose, make_preprocess
 from .images.stream import BadImage, DecodedImage, decode_stream, split_batches
-from .jobs.options import PixelMode
+from .jobs.options import PixelMode, Precision
 from .model import CLIP
 from .text.tokens import token_table
 from .vectors import unit_vectors, usable_norms
@@ -33,7 +33,6 @@ from .weights.checkpoints import draw_checkpoint, read_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from .jobs.options import Precision
     from .records import Failure
 
     ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray

@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .network.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
 from .network.meta_init import build_on_meta, fill
-from .simple_tokenizer import shared_tokenizer
+from .simple_tokenizer import SimpleTokenizer, shared_tokenizer
 from .text.tokens import check_ids, token_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from .network.records import Activation, Architecture, PreprocessSettings
-    from .simple_tokenizer import SimpleTokenizer
 
 
 class Bottleneck(nn.Module):

@@ -11,14 +11,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..records import ContainerPart
+from ..records import ContainerPart, Shard
 from ..store.parts import EMBEDDINGS, FAILURES, FRAMES, IGNORED, PART, READ, count_rows, read_metadata, read_part
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..jobs.options import Frames
-    from ..records import Shard
     from ..store.plan import Plan
 
 

@@ -26,10 +26,10 @@ from ..engine.devices import limit_threads
 from ..errors import ClipError, InputError, StoreError
 from ..images.transform import PREPROCESS_ID
 from ..jobs.embed import EmbedJob, EmbedReport, Listing, Progress
-from ..jobs.options import CALIBRATED_PRECISIONS, Columns
+from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
 from ..parallel import available_cores
-from ..records import Item, Shard, utf8_path
+from ..records import Entry, Item, Kind, Shard, utf8_path
 from ..sources.source import Source
 from ..store.lock import Lock, hold_lock
 from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
@@ -46,9 +46,7 @@ from .tune import summarise, tune
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ..jobs.options import Frames, Precision
     from ..network.records import PreprocessSettings
-    from ..records import Entry, Kind
 
 
 MAX_EXAMPLE = 60  # characters of a text that a message repeats

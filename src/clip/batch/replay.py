@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from ..encoder import Encoder
 from ..engine.quantize import Calibration
 from ..errors import InputError, StoreError, StoreMismatchError
-from ..records import ContainerPart, Failure, Item, Pixels, Tokens
+from ..records import ContainerPart, Failure, Item, Member, Pixels, Shard, Tokens
 from ..sources.source import Source
 from ..store.manifest import CALIBRATION, read_calibration
 from .decode import Decoding
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from ..jobs.options import Precision
     from ..network.records import PreprocessSettings
-    from ..records import Member, Shard
     from ..store.reader import Store
 
 Outcome = TypeVar("Outcome", Pixels, Pixels | Tokens)

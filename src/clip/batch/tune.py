@@ -16,9 +16,9 @@ from ..encoder import Encoder
 from ..engine.devices import resolve_device, usable_precisions
 from ..errors import DeviceError, InputError
 from ..images.stream import split_batches
-from ..jobs.tune import SettingRow, TuneReport
+from ..jobs.tune import SettingRow, TuneJob, TuneReport
 from ..parallel import available_cores, map_ahead
-from ..records import Pixels
+from ..records import Item, Member, Pixels
 from ..sources.source import Source
 from ..vectors import unit_vectors
 from .decode import Decoding
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..jobs.options import PixelMode, Precision
-    from ..jobs.tune import TuneJob
-    from ..records import Item, Member
 
 ROUNDS = 3  # in which a setting is timed; the median counts
 NEIGHBOURS = 10

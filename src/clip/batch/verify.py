@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
-from ..jobs.verify import Problem, VerifyReport
-from ..records import Failure, id_hash, listed_id
+from ..jobs.verify import Problem, VerifyJob, VerifyReport
+from ..records import Failure, Shard, id_hash, listed_id
 from ..store.manifest import MANIFEST
 from ..store.parts import EMBEDDINGS, FAILURES, PART, count_rows, read_fingerprint, read_part, vector_columns
-from ..store.plan import read_plan
+from ..store.plan import Plan, read_plan
 from ..store.reader import Store, stack_vectors
 from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..jobs.options import LongText
-    from ..jobs.verify import VerifyJob
-    from ..records import Shard
-    from ..store.plan import Plan
 
 NORM_TOLERANCE = 1e-3  # of a vector that should have length 1; float16 rounds at 5e-4
 SAME_COSINE = 0.9995  # between a stored vector and one made again, in another batch, perhaps on another machine

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..jobs.classify import TEMPLATE, ClassifyJob
+from ..jobs.classify import TEMPLATE, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob
 from .exit_codes import EXIT_WITH_FAILURES
 from .progress import Reporter, say
 from .signals import undisturbed
-
-if TYPE_CHECKING:
-    from ..jobs.classify import Classified, ClassifyReport
 
 MATRIX_LABELS = 12  # columns that a confusion table has room for
 MOST_CONFUSED = 20  # lines of the list that replaces it where there are more labels

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..jobs.embed import Listing
+from ..jobs.embed import Listing, Progress
 
 if TYPE_CHECKING:
-    from ..jobs.embed import Progress
     from ..records import Kind
 
 Style = Literal["auto", "plain", "json", "none"]

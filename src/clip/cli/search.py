@@ -6,16 +6,13 @@ import csv
 import io
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..jobs.search import SearchJob
+from ..jobs.search import Hit, SearchJob
 from .progress import say
 from .signals import undisturbed
-
-if TYPE_CHECKING:
-    from ..jobs.search import Hit
 
 MAX_ID_WIDTH = 60  # letters of an id's column in the table
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..jobs.fields import nest
-from ..jobs.tune import TuneJob
+from ..jobs.tune import SettingRow, TuneJob, TuneReport
 from .flags import job_option
 from .progress import say
 from .signals import undisturbed
-
-if TYPE_CHECKING:
-    from ..jobs.tune import SettingRow, TuneReport
 
 HEAD = (
     f"{'precision':<11}{'pixels':<8}{'images/s':>9}{'faster':>8}  cosine: {'min':>9}{'1 %':>10}{'mean':>10}"

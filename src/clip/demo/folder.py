@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from ..atomic_files import atomic_write, translate_os_errors
 from ..errors import InputError
 from .drawing import draw
-from .scenes import caption, compose, describe
+from .scenes import Scene, caption, compose, describe
 
 if TYPE_CHECKING:
     from ..jobs.demo import DemoJob
-    from .scenes import Scene
 
 LIST, IMAGES = "scenes.csv", "scenes"
 RESULTS = VECTORS, SHEET = "vectors", "hits.png"  # what the demo writes beside them

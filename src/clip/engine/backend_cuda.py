@@ -20,14 +20,13 @@ from torch import Tensor
 from ..errors import DeviceError
 from .backend import Backend
 from .backend_torch import DTYPES, TorchOps, image_features, place, to_fp8
-from .fold import Block, LeanViT, Mlp
+from .fold import Block, ImageTower, LeanText, LeanViT, Mlp
 from .graph import text_features
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from ..network.records import Architecture
-    from .fold import ImageTower, LeanText
 
 WARM_UP_RUNS = 3  # before capture: libraries choose kernels and reserve memory
 SLOTS = 2  # of pinned memory: one is filled while the other crosses the bus

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from . import graph
 from .backend import Backend
-from .fold import Linear
+from .fold import Conv, ImageTower, LeanText, Linear
 from .graph import LAYER_NORM_EPS, text_features
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..network.records import Activation, Architecture
-    from .fold import Conv, ImageTower, LeanText
 
 Tower = TypeVar("Tower")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

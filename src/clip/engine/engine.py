@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DeviceError, InputError
-from ..network.records import BYTE_MAX
+from ..network.records import BYTE_MAX, Architecture, PreprocessSettings
 from ..text.tokens import check_ids
 from .backend import Backend, Graph
 from .devices import MAX_REASON, limit_threads
@@ -23,7 +23,6 @@ from .fold import fold_image_tower, fold_text_tower
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ..network.records import Architecture, PreprocessSettings
     from .quantize import Calibration
 
 LENGTH_BUCKET = 8  # tokens: texts run at the next multiple of it, so that few shapes occur

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from ..network.architecture import vision_heads
-from ..network.records import BYTE_MAX
+from ..network.records import BYTE_MAX, Activation, Architecture, PreprocessSettings, Triple
 from ..parallel import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..network.records import Activation, Architecture, PreprocessSettings, Triple
 
 QUICK_GELU = 1.702  # x * sigmoid(1.702 x); openai/CLIP@d05afc4 clip/model.py:166
 BATCH_NORM_EPS = 1e-5  # of nn.BatchNorm2d

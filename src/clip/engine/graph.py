@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from .fold import LeanViT
+from .fold import Block, Conv, ImageTower, LeanBottleneck, LeanResNet, LeanText, LeanViT, Linear, Mlp, OneQuery, Stack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..network.records import Activation
-    from .fold import Block, Conv, ImageTower, LeanBottleneck, LeanResNet, LeanText, Linear, Mlp, OneQuery, Stack
 
 X = TypeVar("X")  # a back end's tensor
 LAYER_NORM_EPS = 1e-5  # of nn.LayerNorm

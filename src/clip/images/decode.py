@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
-from ..jobs.options import DecodeOptions, Limits
+from ..jobs.options import DecodeOptions, Limits, PixelMode
 from ..network.records import PreprocessSettings
 from ..records import Failure, Item, Pixels, Row, Stage
 from .adjust import adjust, count_held_images
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from ..jobs.options import PixelMode
 
 # What frames="all" goes through. The layers of a PSD are not images; rarer formats were not tried.
 FORMATS_WITH_FRAMES = frozenset({"AVIF", "GIF", HEIF, "MPO", "PNG", "TIFF", "WEBP"})

@@ -6,14 +6,13 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from ..errors import InputError
-from ..records import TEXT
+from ..records import TEXT, Kind
 from .fields import documented
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..records import Kind
 
 PixelMode = Literal["exact", "fast"]
 Orient = Literal["none", "exif"]

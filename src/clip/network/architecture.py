@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, CheckpointKeyError, quote
-from .records import Architecture
+from .records import Activation, Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from .records import Activation
 
 HEAD_WIDTH = 64  # channels per attention head in every released model; openai/CLIP@d05afc4 clip/model.py:270
 POOL_STRIDE = 32  # pixels of the image per cell of a ModifiedResNet's last feature map

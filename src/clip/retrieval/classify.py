@@ -19,7 +19,7 @@ from ..batch.replay import load_run_encoder
 from ..encoder import Encoder
 from ..errors import InputError, StoreError
 from ..jobs.classify import FOLDER_NAMES, Classified, ClassifyJob, ClassifyReport
-from ..jobs.embed import EmbedJob
+from ..jobs.embed import EmbedJob, Progress
 from ..jobs.options import ModelOptions
 from ..store.manifest import MANIFEST, read_manifest
 from ..store.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, read_part, read_part_or_empty, read_schema
@@ -30,7 +30,6 @@ from .prompts import PLACEHOLDER, read_labels, read_templates
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..jobs.embed import Progress
 
 BATCH_TEXTS = 2_048  # encoded at once
 BATCH_CELLS = 2**22  # probabilities computed at once, in float64: 32 MB

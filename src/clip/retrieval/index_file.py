@@ -29,12 +29,11 @@ from ..store.parts import read_part, read_schema
 from ..store.reader import Store, stack_vectors
 from ..vectors import usable_norms
 from .checksummed_file import ChecksummedFile, SectionWriter
-from .scan import choose_engine, compute_scores, find_candidates, make_codes
+from .scan import ScanEngine, choose_engine, compute_scores, find_candidates, make_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .scan import ScanEngine
 
 FILE, LOCK = "exact.index", ".exact.guard"
 KIND, VERSION = "exact", 1

@@ -21,8 +21,8 @@ import numpy as np
 
 from ..errors import ImageError, InputError, StoreError
 from ..images.decode import decode, read_pixels
-from ..jobs.index import IndexReport
-from ..jobs.search import Hit, SearchReport, check_search
+from ..jobs.index import IndexJob, IndexReport
+from ..jobs.search import Hit, SearchJob, SearchReport, check_search
 from ..records import STDIN, Failure, Item
 from ..store.manifest import INDEX
 from ..store.reader import Store
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from ..encoder import Encoder, ImageLike
-    from ..jobs.index import IndexJob
-    from ..jobs.search import SearchJob
     from .scan import ScanEngine
 
 NPY_MAGIC = b"\x93NUMPY"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ClipError, InputError
 from ..images.formats import SNIFF_BYTES, begins_like_image
-from ..records import Failure, Item, Member, id_hash, utf8_path
+from ..records import ContainerPart, Failure, Item, Member, id_hash, utf8_path
 from .folders import has_image_name, matches, split_glob
 from .remote.client import make_size_error
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..jobs.options import Columns
-    from ..records import ContainerPart
 
 # What the libraries raise over damaged archives, and over features they lack.
 DAMAGE = (

@@ -19,13 +19,12 @@ from ..errors import InputError
 from ..records import TEXT, ContainerPart, Failure, Item, Member, utf8_path
 from .files import open_file, stat_file, stat_here
 from .lists import USUAL_COLUMNS, USUAL_TEXTS, Line, check_names, find_usual_column, locate, make_item
-from .members import CHANGED
+from .members import CHANGED, PartReader, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from ..jobs.options import Columns
-    from .members import PartReader, Selection
 
 ROWS_AT_A_TIME = 64  # of images in the file
 NAMES_AT_A_TIME = 4096

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..jobs.options import Columns, Limits
-from ..records import TEXT, ContainerPart, Failure, Item, Member, Shard, in_shards, utf8_path
+from ..records import TEXT, ContainerPart, Entry, Failure, Item, Member, Shard, in_shards, utf8_path
 from .container import Table
 from .expand import expand_braces, split_pattern
 from .files import open_file, read_file, stat_file
@@ -39,8 +39,6 @@ from .remote.client import get_path, is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from ..records import Entry
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ..records import ContainerPart, Failure, Member
 from .files import CHUNK_BYTES, stat_file
-from .members import DAMAGE
+from .members import DAMAGE, PartReader, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from .members import PartReader, Selection
 
 MAX_HEADER_BYTES = 1_000_000  # of a long name or of PAX attributes, which tarfile reads whole
 DRAINED_BYTES = 64_000_000  # read after an archive's end, for the checksum of its compression

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, BinaryIO
 from ..errors import InputError
 from ..records import ContainerPart, Failure, Item, Member
 from .files import CHUNK_BYTES, open_file, stat_file
-from .members import CHANGED, DAMAGE
+from .members import CHANGED, DAMAGE, PartReader, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from .members import PartReader, Selection
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # before a member: signature, version, flags, method, ..., sizes, lengths
 LOCAL_SIGNATURE, DESCRIPTOR_SIGNATURE = b"PK\x03\x04", b"PK\x07\x08"

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from ..atomic_files import TEMPORARY, atomic_write, translate_os_errors
 from ..errors import InputError, StoreError, StoreMismatchError
-from ..jobs.export import ExportReport
+from ..jobs.export import ExportJob, ExportReport
 from .manifest import MANIFEST, read_manifest
 from .parts import EMBEDDING, TEXT_EMBEDDING, count_rows, read_part, read_schema, vector_columns
 from .reader import Store, stack_vectors
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from typing import BinaryIO
 
-    from ..jobs.export import ExportJob
     from ..jobs.options import ExportFormat
 
 SUMMARY, IDS = "export.json", "ids.parquet"

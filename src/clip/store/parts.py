@@ -21,13 +21,12 @@ import pyarrow.parquet as pq
 
 from ..atomic_files import atomic_write, translate_os_errors
 from ..errors import StoreError
-from ..records import Row, as_utf8, listed_id, utf8_path
+from ..records import Failure, Row, Shard, as_utf8, listed_id, utf8_path
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from types import TracebackType
 
-    from ..records import Failure, Shard
     from .manifest import Manifest
 
 EMBEDDINGS, FAILURES = "embeddings", "failures"

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..atomic_files import atomic_write, sync_folder, translate_os_errors
-from ..records import ContainerPart, Failure, Item, Shard, id_hash
+from ..records import ContainerPart, Entry, Failure, Item, Shard, id_hash
 from .parts import open_parquet
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from ..records import Entry
 
 PLAN, IN_WORK, MERGED, REPLACED, INTERRUPTED = "_plan", "_plan.new", "_plan.merged", "_plan.old", "_plan.part"
 SHARD, SUMMARY, LISTED = "shard-{:05d}.parquet", "plan.json", "listed.txt"

@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, StoreError
-from ..records import ContainerPart, Item, Shard, in_shards, listed_id
+from ..records import ContainerPart, Entry, Item, Shard, in_shards, listed_id
 from .parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, PART, read_part_or_empty
-from .plan import MERGED, SCHEMA, compute_fingerprint, make_row, parse_row, write_plan
+from .plan import MERGED, SCHEMA, Plan, compute_fingerprint, make_row, parse_row, write_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..records import Entry
-    from .plan import Plan
     from .writer import StoreWriter
 
 SCRATCH = "compared.sqlite"

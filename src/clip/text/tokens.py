@@ -10,13 +10,11 @@ import numpy as np
 import torch
 
 from ..errors import InputError, InputTypeError, TextTooLongError
-from ..records import Failure
-from ..simple_tokenizer import END, START, shared_tokenizer
+from ..records import Failure, Item, Kind
+from ..simple_tokenizer import END, START, SimpleTokenizer, shared_tokenizer
 
 if TYPE_CHECKING:
     from ..jobs.options import LongText
-    from ..records import Item, Kind
-    from ..simple_tokenizer import SimpleTokenizer
 
 
 def token_table(

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, WeightsMissingError
 from ..jobs.models import Fetched, FetchJob, ModelRow
 from ..network.records import HEADER_KEY
 from . import locate
-from .releases import LICENCE, RELEASES
-
-if TYPE_CHECKING:
-    from .releases import Release
+from .releases import LICENCE, RELEASES, Release
 
 SKETCH_NOTE = "knows drawn shapes only; for photographs use ViT-B/32"
 

@@ -16,14 +16,13 @@ import torch
 from ..errors import MAX_SHOWN, CheckpointError
 from ..network.architecture import MLP_RATIO, infer_architecture
 from ..network.records import Activation, Architecture, Interpolation, PreprocessSettings, ResizeMode, Triple
-from ..simple_tokenizer import make_tokenizer
+from ..simple_tokenizer import SimpleTokenizer, make_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from ..simple_tokenizer import SimpleTokenizer
 
 EXPORT_AGAIN = "Export the weights again."
 LAYER_NORM_EPS = 1e-5

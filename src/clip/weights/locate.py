@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, DownloadError, UnknownModelError, WeightsMissingError
 from .download import fetch
-from .releases import RELEASES
+from .releases import RELEASES, Release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from .releases import Release
 
 CACHE = "~/.cache/clip"  # as in OpenAI's package, open_clip and clip-as-service, which share its files
 MAX_SHOWN = 200  # characters of a name that an error repeats

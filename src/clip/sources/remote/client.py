@@ -21,14 +21,13 @@ from urllib.parse import unquote, urlsplit
 
 from ...errors import InputError
 from ...retry import Patience
-from .protocol import TransportError
+from .protocol import Answer, Status, TransportError
 from .schemes import CHUNK_BYTES, HTTP, get_scheme, get_server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
     from concurrent.futures import Future
 
-    from .protocol import Answer, Status
 
 T = TypeVar("T")
 

@@ -22,12 +22,11 @@ from urllib.parse import urlencode
 
 from ...errors import InputError
 from ...retry import Patience
-from .protocol import FORBIDDEN, GONE, Status, TransportError, describe, make_refusal, parse_time
+from .protocol import FORBIDDEN, GONE, Answer, Server, Status, TransportError, describe, make_refusal, parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .protocol import Answer, Server
 
 S3, GS, HTTP = ("s3", "s3a"), ("gs", "gcs"), ("http", "https")
 CHUNK_BYTES = 1 << 18
