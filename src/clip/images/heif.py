@@ -21,8 +21,8 @@ def remove_rotation(data: bytes) -> bytes:
     """Return a HEIC that decodes as it is stored, not turned; any other encoded image is returned unchanged.
 
     libheif turns what it decodes, and turning back is not exact: it crops to odd sizes, and colours have half the
-    resolution. So the boxes that ask for it, irot and imir, are overwritten with an irot by 0 degrees, for all images of
-    the file at once.
+    resolution. So the boxes that ask for it, irot and imir, are overwritten with an irot by 0 degrees, for all images
+    of the file at once.
 
     Source:  ISO/IEC 23008-12, 6.5.10 and 6.5.12.
     """
