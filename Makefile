@@ -5,12 +5,14 @@ BIN := .venv/bin
 .PHONY: install demo test check format bench bench-table soak
 
 # constraints.txt pins every version; PyTorch comes as pip finds it. README, "Install", tells how to get its CPU build.
+# torchvision lies apart, for the tests that ask for it: the others show that nothing needs it.
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt dev-requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement dev-requirements.txt --editable .
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps open_clip_torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --target .venv/torchvision torchvision
 	touch $@
 
 # Processes that test; each may take some gigabytes, as it loads the largest networks.

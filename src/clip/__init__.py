@@ -1,13 +1,14 @@
 """OpenAI's CLIP, the same calls and the same vectors, ready for real work.
 
-Names are resolved on first use (PEP 562): `import clip` loads neither torch nor anything else that is installed.
-`from clip import *` brings OpenAI's six names and four of ours: programs written for OpenAI's have it.
+Names are resolved on first use: `import clip` loads neither torch nor anything else that is installed. `from clip
+import *` brings the six names that OpenAI's brings, so that it hides no name of a program.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from .lazy_names import resolve_lazily
 
 if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from . import clip as clip
@@ -48,20 +49,8 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Encoder",
-    "Index",
-    "available_models",
-    "clip",
-    "embed",
-    "load",
-    "model",
-    "search",
-    "simple_tokenizer",
-    "tokenize",
-]
+__all__ = ["available_models", "clip", "load", "model", "simple_tokenizer", "tokenize"]
 
-_MODULES = ("clip", "errors", "jobs", "model", "simple_tokenizer")
 _HOMES = {
     "batch.embed": ("embed",),
     "batch.tune": ("tune",),
@@ -78,17 +67,8 @@ _HOMES = {
     "store.export": ("export",),
     "store.reader": ("Store",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    if name in _HOME_OF:
-        value = globals()[name] = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_HOME_OF})
+_PUBLIC = {name: f".{name}" for name in ("clip", "errors", "jobs", "model", "simple_tokenizer")} | {
+    name: f".{module}:{name}" for module, names in _HOMES.items() for name in names
+}
+__getattr__, __dir__ = resolve_lazily(globals(), _PUBLIC)

@@ -13,9 +13,13 @@ import torch
 
 from .engine.devices import resolve_device, runs_fp16
 from .foreign_distribution import warn_of_foreign_distribution
-from .images.preprocess import Compose, Normalize, ToTensor, make_preprocess
-from .images.transform import BICUBIC, CenterCrop, Resize
-from .images.transform import convert_image_to_rgb as _convert_image_to_rgb
+from .images.preprocess import (
+    Compose,
+    _convert_image_to_rgb,  # pyright: ignore[reportPrivateUsage]  OpenAI's name
+    find_transform,
+    make_preprocess,
+)
+from .lazy_names import resolve_lazily
 from .model import CLIP, build_model, load_weights
 from .network.records import Checkpoint, PreprocessSettings
 from .simple_tokenizer import shared_tokenizer
@@ -25,16 +29,35 @@ from .weights.checkpoints import read_checkpoint
 
 __all__ = ["available_models", "load", "tokenize"]
 
-# Names that users import from here, besides those defined below.
-_REEXPORTED = (BICUBIC, CenterCrop, Compose, Normalize, Resize, ToTensor, build_model, _convert_image_to_rgb)
+_REEXPORTED = (build_model, _convert_image_to_rgb)  # users import them from here
 
 _MODELS = dict(locate.URLS)  # users add to it and replace it; `load` reads it at each call
+
+# Names that OpenAI's module imports and users take from here. Those of torchvision are torchvision's if it is there.
+_TRANSFORMS = ("CenterCrop", "Compose", "InterpolationMode", "Normalize", "Resize", "ToTensor")
+_IMPORTS = {
+    "Image": "PIL.Image",
+    "List": "typing:List",
+    "Union": "typing:Union",
+    "_Tokenizer": ".simple_tokenizer:SimpleTokenizer",
+    "hashlib": "hashlib",
+    "tqdm": "tqdm:tqdm",
+    "urllib": "urllib",
+    "version": "packaging.version",
+}
+_import_lazily, _list_names = resolve_lazily(globals(), _IMPORTS)
 
 
 def __getattr__(name: str) -> object:
     if name == "_tokenizer":  # OpenAI builds it at import; here it is built at first use, in 30 ms
         return shared_tokenizer()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "BICUBIC":
+        return find_transform("InterpolationMode").BICUBIC
+    return find_transform(name) if name in _TRANSFORMS else _import_lazily(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*_list_names(), *_TRANSFORMS, "BICUBIC", "_tokenizer"})
 
 
 def available_models() -> list[str]:

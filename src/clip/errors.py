@@ -14,6 +14,7 @@
     ├── DeviceError (RuntimeError)          a device or precision this machine does not have
     ├── TooManyFailuresError (RuntimeError) more images failed than the job allows
     ├── MissingExtraError (ImportError)     a package that an extra brings, and that is not installed
+    ├── ForeignPackageError (ImportError)   files of this package that another distribution has replaced
     └── StoreError (RuntimeError)           an output folder that cannot be written
         ├── StoreMismatchError              ... because it already holds something else
         └── StoreBusyError                  ... because another job is at work in it
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "CheckpointError", "CheckpointKeyError", "ClipError", "DeviceError", "DownloadError", "ImageError",
-    "InputError", "InputTypeError", "MissingExtraError", "StoreBusyError", "StoreError", "StoreMismatchError",
-    "TextTooLongError", "TooManyFailuresError", "UnknownModelError", "UnsafeCheckpointError", "WeightsMissingError",
+    "CheckpointError", "CheckpointKeyError", "ClipError", "DeviceError", "DownloadError", "ForeignPackageError",
+    "ImageError", "InputError", "InputTypeError", "MissingExtraError", "StoreBusyError", "StoreError",
+    "StoreMismatchError", "TextTooLongError", "TooManyFailuresError", "UnknownModelError", "UnsafeCheckpointError",
+    "WeightsMissingError",
 ]  # fmt: skip
 
 
@@ -139,6 +141,10 @@ class TooManyFailuresError(ClipError, RuntimeError):
 
 class MissingExtraError(ClipError, ImportError):
     """A package that an extra brings, and that is not installed."""
+
+
+class ForeignPackageError(ClipError, ImportError):
+    """Files of this package that another distribution, installed later into the same folder, has replaced."""
 
 
 class StoreError(ClipError, RuntimeError):

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Tuple, Union, cast  # noqa: UP035  Tuple is of OpenAI's names
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from .network.records import Activation, Architecture, PreprocessSettings
+
+# What a star import brings from OpenAI's module, with its own imports.
+__all__ = ["CLIP", "AttentionPool2d", "Bottleneck", "LayerNorm", "ModifiedResNet", "QuickGELU"]
+__all__ += ["ResidualAttentionBlock", "Transformer", "VisionTransformer", "build_model", "convert_weights"]
+__all__ += ["F", "OrderedDict", "Tuple", "Union", "nn", "np", "torch"]
+
+
+def _draw(std: float, *shape: int) -> nn.Parameter:
+    """Return a parameter drawn at random. The order of the draws is OpenAI's, so that a seed gives the same network."""
+    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=std))
 
 
 class Bottleneck(nn.Module):
@@ -82,8 +93,7 @@ class AttentionPool2d(nn.Module):
     def __init__(self, spacial_dim: int, embed_dim: int, num_heads: int, output_dim: int | None = None) -> None:
         super().__init__()
         tokens = spacial_dim**2 + 1
-        self.positional_embedding = nn.Parameter(torch.empty(tokens, embed_dim))
-        nn.init.normal_(self.positional_embedding, std=embed_dim**-0.5)
+        self.positional_embedding = _draw(embed_dim**-0.5, tokens, embed_dim)
         self.k_proj = nn.Linear(embed_dim, embed_dim)
         self.q_proj = nn.Linear(embed_dim, embed_dim)
         self.v_proj = nn.Linear(embed_dim, embed_dim)
@@ -92,18 +102,32 @@ class AttentionPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, R, R) -> (B, D)."""
-        x = x.flatten(start_dim=2).transpose(1, 2)  # (B, C, R, R) -> (B, R*R, C)
-        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (B, L, C), L = R*R + 1
-        x = x + self.positional_embedding.to(x.dtype)
-        pooled = F.scaled_dot_product_attention(
-            self._split_heads(self.q_proj(x[:, :1])),
-            self._split_heads(self.k_proj(x)),
-            self._split_heads(self.v_proj(x)),
-        )  # (B, H, 1, C / H)
-        return self.c_proj(pooled.flatten(start_dim=1))  # (B, C) -> (B, D)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, L, C) -> (B, H, L, C / H)
+        x = x.flatten(start_dim=2).permute(2, 0, 1)  # (B, C, R, R) -> (R*R, B, C)
+        x = torch.cat([x.mean(dim=0, keepdim=True), x], dim=0)  # (L, B, C), L = R*R + 1
+        x = x + self.positional_embedding[:, None, :].to(x.dtype)
+        # The layers' weights are read and the layers not called, so that hooks on them do not fire, as with OpenAI's.
+        pooled, _ = F.multi_head_attention_forward(
+            query=x[:1],
+            key=x,
+            value=x,
+            embed_dim_to_check=x.shape[-1],
+            num_heads=self.num_heads,
+            in_proj_weight=None,
+            in_proj_bias=torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias]),
+            bias_k=None,
+            bias_v=None,
+            add_zero_attn=False,
+            dropout_p=0.0,
+            out_proj_weight=self.c_proj.weight,
+            out_proj_bias=self.c_proj.bias,
+            training=self.training,
+            need_weights=False,
+            use_separate_proj_weight=True,
+            q_proj_weight=self.q_proj.weight,
+            k_proj_weight=self.k_proj.weight,
+            v_proj_weight=self.v_proj.weight,
+        )
+        return pooled.squeeze(0)  # (1, B, D) -> (B, D)
 
 
 class ModifiedResNet(nn.Module):
@@ -111,6 +135,8 @@ class ModifiedResNet(nn.Module):
 
     Shapes:  (B, 3, R, R) -> (B, D).
     """
+
+    attnpool: AttentionPool2d | None  # users set it to None to read the feature map
 
     def __init__(
         self,
@@ -159,7 +185,7 @@ class ModifiedResNet(nn.Module):
         x = self.layer2(x)  # (B, 8W, R/8, R/8)
         x = self.layer3(x)  # (B, 16W, R/16, R/16)
         x = self.layer4(x)  # (B, 32W, R/32, R/32)
-        return self.attnpool(x)
+        return self.attnpool(x)  # pyright: ignore[reportOptionalCall]  where it is None OpenAI's fails alike
 
 
 class LayerNorm(nn.LayerNorm):
@@ -219,13 +245,17 @@ class ResidualAttentionBlock(nn.Module):
             )
         )
         self.ln_2 = LayerNorm(d_model)
-        # A buffer moves with the module, where OpenAI moves a plain tensor inside `forward`; not persistent, so that
-        # state dicts have OpenAI's keys.
-        self.register_buffer("attn_mask", attn_mask, persistent=False)
+        # Not a buffer: what averages, stacks or broadcasts buffers would compute with its infinities.
+        self.attn_mask = attn_mask
 
     def attention(self, x: Tensor) -> Tensor:
         """Apply self-attention with the block's mask. (L, B, W) -> (L, B, W)."""
-        mask = None if self.attn_mask is None else self.attn_mask.to(x)
+        mask = self.attn_mask
+        if mask is not None and (mask.dtype, mask.device) != (x.dtype, x.device):
+            mask = mask.to(x)
+            # Kept, as `.to()` of the model does not move it, unless a later call could not use it.
+            if type(x) is Tensor and not (x.is_meta or mask.is_inference()):
+                self.attn_mask = mask
         return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -290,14 +320,12 @@ class VisionTransformer(nn.Module):
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
         scale = width**-0.5
         tokens = (input_resolution // patch_size) ** 2 + 1
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
+        self.class_embedding = _draw(scale, width)
+        self.positional_embedding = _draw(scale, tokens, width)
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, **_unusual(mlp_width, activation))
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(torch.empty(width, output_dim))
-        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
-            nn.init.normal_(parameter, std=scale)
+        self.proj = _draw(scale, width, output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, R, R) -> (B, D)."""
@@ -318,6 +346,7 @@ class CLIP(nn.Module):
     Source:  openai/CLIP@d05afc4 clip/model.py:243, same arguments.
     """
 
+    text_projection: nn.Parameter | None  # users set it to None, or replace it
     preprocess_settings: PreprocessSettings | None = None  # of its checkpoint
     tokenizer: SimpleTokenizer | None = None  # None for the vocabulary of the released models
 
@@ -379,8 +408,9 @@ class CLIP(nn.Module):
         nn.init.normal_(self.positional_embedding, std=0.01)
         if isinstance(self.visual, ModifiedResNet):
             pool = self.visual.attnpool
-            for proj in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
-                nn.init.normal_(proj.weight, std=pool.c_proj.in_features**-0.5)
+            if pool is not None:
+                for proj in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+                    nn.init.normal_(proj.weight, std=pool.c_proj.in_features**-0.5)
             for name, parameter in self.visual.named_parameters():
                 if name.endswith("bn3.weight") and name.startswith("layer"):
                     nn.init.zeros_(parameter)  # each block starts as its identity
@@ -392,12 +422,14 @@ class CLIP(nn.Module):
             c_fc, _, c_proj = block.mlp
             nn.init.normal_(cast("nn.Linear", c_fc).weight, std=(2 * width) ** -0.5)
             nn.init.normal_(cast("nn.Linear", c_proj).weight, std=residual_std)
-        nn.init.normal_(self.text_projection, std=width**-0.5)
+        if self.text_projection is not None:
+            nn.init.normal_(self.text_projection, std=width**-0.5)
 
     def build_attention_mask(self) -> Tensor:
         """Return the causal mask of the text tower: (L, L), -inf above the diagonal, 0 elsewhere."""
         # On the CPU even for a model on "meta": the mask is no weight, so nothing would fill it later.
-        return torch.full((self.context_length, self.context_length), float("-inf"), device="cpu").triu_(1)
+        shape = (self.context_length, self.context_length)
+        return torch.full(shape, float("-inf"), dtype=torch.float32, device="cpu").triu_(1)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -475,7 +507,7 @@ def load_weights(
 
     Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit the architecture.
     """
-    model = build_on_meta(lambda: CLIP(**vars(architecture)))
+    model = build_on_meta(lambda: CLIP(**vars(architecture))).float()  # whatever torch.set_default_dtype says
     if mixed_fp16:
         convert_weights(model)
     return fill(model, state_dict, device)

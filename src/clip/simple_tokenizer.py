@@ -10,22 +10,26 @@ from __future__ import annotations
 import array
 import gzip
 import html
+import os
 import reprlib
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ftfy
-import regex
+import regex as re
 
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+# With the modules that OpenAI's imports: its star import brings them.
 __all__ = ["SimpleTokenizer", "basic_clean", "bytes_to_unicode", "default_bpe", "get_pairs", "whitespace_clean"]
+__all__ += ["ftfy", "gzip", "html", "lru_cache", "os", "re"]
+
 
 MERGES = 49152 - 256 - 2  # lines of the published file that are used: 48 Ki ids without bytes and special tokens
 CACHE_TOKENS = 65_536  # words in the cache; a book in English has some 10,000
@@ -75,7 +79,7 @@ def basic_clean(text: str) -> str:
 
 def whitespace_clean(text: str) -> str:
     """Replace every run of white space by one blank and strip."""
-    return regex.sub(r"\s+", " ", text).strip()
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def _first_symbols() -> list[str]:
@@ -117,9 +121,9 @@ class SimpleTokenizer:
         self.bpe_ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.cache: dict[str, str] = {}
         # The two special strings, English contractions, words, single digits, runs of anything else.
-        self.pat = regex.compile(
+        self.pat = re.compile(
             r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
-            regex.IGNORECASE,
+            re.IGNORECASE,
         )
 
     def bpe(self, token: str) -> str:

@@ -152,7 +152,8 @@ def test_a_step_put_in_the_place_of_another_takes_effect() -> None:
     preprocess.transforms[1] = lambda image: image
     preprocess.transforms[2] = lambda image: image.convert("L").convert("RGB")
     pixels = preprocess(formula.picture(0, 200, 100))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in vars(preprocess.transforms[-1]).values())
+    normalize = preprocess.transforms[-1]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalize.mean, normalize.std))
     grey = pixels * std + mean
     assert pixels.shape == (3, 64, 128)
     assert torch.allclose(grey[0], grey[2], atol=1e-6)

@@ -77,8 +77,7 @@ def test_released_models_have_the_parameters_buffers_and_keys_of_the_reference(n
     assert count(model.visual.parameters()) == visual
     assert len(entries) == keys
     assert count(tensor for key, tensor in entries.items() if key not in parameters) == buffers
-    beside = [key for key, _ in model.named_buffers(remove_duplicate=False) if key not in entries]
-    assert beside == [f"transformer.resblocks.{i}.attn_mask" for i in range(12)]
+    assert all(key in entries for key, _ in model.named_buffers(remove_duplicate=False))
 
 
 @pytest.mark.parametrize("name", list(RELEASED))

@@ -2,3 +2,7 @@
 
 It may import network, text, jobs and `model`.
 """
+
+from ..foreign_distribution import check_own_package
+
+check_own_package()  # before an import fails for want of a name that another distribution's file lacks

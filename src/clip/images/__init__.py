@@ -1,4 +1,4 @@
 """From an image in any form to the pixels that a model reads.
 
-It may import network, jobs and the ground floor; only `preprocess` imports torch, and `fast` when it runs.
+It may import network, jobs and the ground floor; only `preprocess` and `steps` import torch, and `fast` when it runs.
 """

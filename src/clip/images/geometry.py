@@ -42,13 +42,18 @@ def target_size(width: int, height: int, size: int | tuple[int, int]) -> tuple[i
 
     Raises:  ImageError for an image without pixels, and for one that would have over 256 megapixels.
     """
-    if not width or not height:
-        raise ImageError("image", f"{width} x {height} px", "sides above 0", "Leave it out.")
+    check_has_pixels(width, height)
     target = resized_size(width, height, size) if isinstance(size, int) else (size[1], size[0])
     if target != (width, height) and target[0] * target[1] > MAX_CANVAS_PX:
         found = f"{width} x {height} px would be resized to {target[0]} x {target[1]}"
         raise ImageError("image", found, f"at most {MAX_CANVAS_PX:,} pixels", "Crop it first, or leave it out.")
     return target
+
+
+def check_has_pixels(width: int, height: int) -> None:
+    """Raise ImageError for an image without pixels."""
+    if not width or not height:
+        raise ImageError("image", f"{width} x {height} px", "sides above 0", "Leave it out.")
 
 
 def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:

@@ -6,17 +6,11 @@ vectors of these images.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from PIL import Image
 
-from ..errors import InputTypeError
 from ..network.records import PreprocessSettings
 from .geometry import SUPPORT, compute_crop, crop_offset, source_range, target_size
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # In every manifest: the five steps, as openai/CLIP@d05afc4 has them. Whoever changes a pixel gives it another name.
 PREPROCESS_ID = "openai-clip"
@@ -30,65 +24,38 @@ STRIP_ROWS = 512  # resized at a time: copying the whole of a large image would 
 
 def to_pixels(image: Image.Image, settings: PreprocessSettings) -> np.ndarray:
     """Resize, crop and convert a PIL image. Shapes: (H, W) any mode -> uint8 (R, R, 3), channels R, G, B."""
+    cropped = None
     if image.format in STEADY_FORMATS and image.mode in TWO_PASS_MODES:
         cropped = crop_by_rows(image, settings)
-        if cropped is not None:
-            return np.asarray(convert_image_to_rgb(cropped))
-    for step in pixel_steps(settings):
-        image = step(image)
-    return np.asarray(image)
+    return np.asarray(convert_image_to_rgb(crop_whole(image, settings) if cropped is None else cropped))
 
 
-def pixel_steps(settings: PreprocessSettings) -> list[Callable[[Image.Image], Image.Image]]:
-    """Return OpenAI's first three steps, as a checkpoint asks for them."""
+def crop_whole(image: Image.Image, settings: PreprocessSettings) -> Image.Image:
+    """Resize all of an image, then crop it, as OpenAI does. Shapes: (H, W) any mode -> (R, R), same mode."""
     side = settings.resolution_px
-    resize = Resize((side, side) if settings.resize_mode == "squash" else side, INTERPOLATIONS[settings.interpolation])
-    return [resize, CenterCrop(side), convert_image_to_rgb]
+    size = (side, side) if settings.resize_mode == "squash" else side
+    return crop_image(resize_image(image, size, INTERPOLATIONS[settings.interpolation]), (side, side))
 
 
-class Resize:
-    """Scale an image until its shorter side is `size` px, or to (height, width). One that fits is left untouched."""
+def resize_image(image: Image.Image, size: int | tuple[int, int], interpolation: Image.Resampling) -> Image.Image:
+    """Scale an image until its shorter side is `size` px, or to (height, width). One that fits is left untouched.
 
-    def __init__(self, size: int | tuple[int, int], interpolation: Image.Resampling = BICUBIC) -> None:
-        self.size = size
-        self.interpolation = interpolation
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Shapes: (H, W) any mode -> same mode, resized. Raises: ImageError where that is over 256 megapixels."""
-        _check_is_image(image, "preprocess")
-        size = target_size(*image.size, self.size)
-        return image if size == image.size else image.resize(size, self.interpolation)
-
-    def __repr__(self) -> str:
-        return f"Resize(size={self.size}, interpolation={self.interpolation.name.lower()})"
+    Raises:  ImageError where the result would be over 256 megapixels.
+    """
+    target = target_size(*image.size, size)
+    return image if target == image.size else image.resize(target, interpolation)
 
 
-class CenterCrop:
-    """Cut the middle out of an image; a side that is too short is filled up with 0."""
-
-    def __init__(self, size: int | tuple[int, int]) -> None:
-        self.size = (size, size) if isinstance(size, int) else size  # height, width, as in torchvision
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Shapes: (H, W) any mode -> (size[0], size[1]), same mode."""
-        _check_is_image(image, "CenterCrop")
-        height, width = self.size
-        left, top = crop_offset(image.width, width), crop_offset(image.height, height)
-        return image.crop((left, top, left + width, top + height))
-
-    def __repr__(self) -> str:
-        return f"CenterCrop(size={self.size})"
+def crop_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Cut (height, width) out of the middle; a side that is too short is filled up with 0."""
+    height, width = size
+    left, top = crop_offset(image.width, width), crop_offset(image.height, height)
+    return image.crop((left, top, left + width, top + height))
 
 
 def convert_image_to_rgb(image: Image.Image) -> Image.Image:
     """Convert as Pillow does: alpha is dropped, CMYK converted without a profile, 16 bits clipped to 255."""
     return image.convert("RGB")
-
-
-def _check_is_image(image: object, step: str) -> None:
-    if not isinstance(image, Image.Image):
-        found = f"found {type(image).__name__}"
-        raise InputTypeError(step, found, "a PIL image", "Open it with PIL.Image.open.")
 
 
 def crop_by_rows(image: Image.Image, settings: PreprocessSettings, strip_rows: int = STRIP_ROWS) -> Image.Image | None:

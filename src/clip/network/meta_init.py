@@ -42,7 +42,7 @@ def fill(model: Network, state_dict: dict[str, Tensor], device: torch.device | s
     check_fit(state_dict, wanted)
     weights = {key: state_dict.pop(key).to(device=device, dtype=w.dtype, copy=True) for key, w in wanted.items()}
     model.load_state_dict(weights, strict=True, assign=True)
-    return model.to(device).eval()  # .to moves the buffers, which are no weights
+    return model.eval()
 
 
 class _WithoutStartValues(TorchFunctionMode):

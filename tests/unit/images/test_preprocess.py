@@ -16,7 +16,7 @@ from kit import formula
 from PIL import Image
 
 from clip.errors import ImageError, InputTypeError
-from clip.images import formats, geometry, transform
+from clip.images import formats, geometry, steps, transform
 from clip.images import preprocess as pre
 from clip.images.decode import decode
 from clip.images.transform import to_pixels
@@ -73,7 +73,7 @@ def test_any_image_equals_pillow_called_by_hand(w: int, h: int, n: int, mode: st
 
 
 def test_an_image_smaller_than_the_crop_is_filled_up_with_black_as_torchvision_does() -> None:
-    cropped = np.asarray(transform.CenterCrop((4, 5))(Image.new("L", (2, 3), 9)))
+    cropped = np.asarray(transform.crop_image(Image.new("L", (2, 3), 9), (4, 5)))
     assert cropped.tolist() == [[0, 9, 9, 0, 0], [0, 9, 9, 0, 0], [0, 9, 9, 0, 0], [0, 0, 0, 0, 0]]
 
 
@@ -91,16 +91,8 @@ def test_a_path_bytes_an_image_and_an_array_give_the_same_tensor(tmp_path: Path)
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        None,
-        3,
-        [1],
-        torch.zeros(3, 8, 8),
-        np.zeros((8, 8, 3)),
-        np.zeros((8, 8), np.uint8),
-        np.zeros((3, 8, 8), np.uint8),
-    ],
-    ids=["None", "int", "list", "tensor", "floats", "grey", "channels first"],
+    [None, 3, [1], np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)],
+    ids=["None", "int", "list", "floats", "grey", "channels first"],
 )
 def test_what_is_not_an_image_is_a_type_error_that_names_what_was_found(wrong: object) -> None:
     with pytest.raises(InputTypeError, match=r"found .*expected") as caught:
@@ -119,21 +111,46 @@ def test_an_image_without_pixels_is_an_image_error() -> None:
         pre.make_preprocess(PreprocessSettings(8))(Image.new("RGB", (0, 3)))
 
 
-def test_integers_are_not_normalised() -> None:
-    with pytest.raises(InputTypeError, match=r"torch\.uint8"):
-        pre.Normalize(OPENAI_MEAN, OPENAI_STD)(torch.zeros(3, 2, 2, dtype=torch.uint8))
+def test_integers_and_images_are_not_normalised() -> None:
+    for wrong, shown in [
+        (torch.zeros(3, 2, 2, dtype=torch.uint8), r"torch\.uint8"),
+        (Image.new("RGB", (2, 2)), "Image"),
+    ]:
+        with pytest.raises(InputTypeError, match=shown):
+            steps.Normalize(OPENAI_MEAN, OPENAI_STD)(wrong)
 
 
-def test_sixteen_bits_are_not_a_tensor_before_they_are_rgb() -> None:
-    with pytest.raises(InputTypeError, match="uint16"):
-        pre.ToTensor()(formula.picture_in_mode(0, 8, 8, "I;16"))
+def test_a_tensor_goes_to_the_first_step_and_meets_openais_error_at_the_third() -> None:
+    with pytest.raises(AttributeError, match="convert"):
+        pre.make_preprocess(PreprocessSettings(32))(torch.zeros(3, 40, 40))
+
+
+tensors = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40)).map(
+    lambda shape: torch.rand(shape, generator=torch.manual_seed(sum(shape)))
+)
+
+
+@given(tensors, st.integers(1, 50), st.integers(1, 50))
+def test_a_crop_of_a_tensor_is_that_of_its_channels_as_images(tensor: torch.Tensor, height: int, width: int) -> None:
+    pixels = (tensor * 255).to(torch.uint8)
+    cropped = steps.CenterCrop((height, width))(pixels)
+    for channel, found in zip(pixels, cropped, strict=True):
+        image = transform.crop_image(Image.fromarray(channel.numpy()), (height, width))
+        assert np.array_equal(np.asarray(image), found.numpy())
+
+
+@given(tensors, st.integers(1, 50), st.sampled_from(["bicubic", "bilinear"]))
+def test_a_tensor_is_resized_to_the_size_of_the_same_image(tensor: torch.Tensor, short: int, mode: str) -> None:
+    step = steps.Resize(short, steps.InterpolationMode(mode))
+    height, width = tensor.shape[1:]
+    assert step(Image.new("L", (width, height))).size == tuple(reversed(step(tensor).shape[1:]))
+    assert torch.equal(step(tensor[None])[0], step(tensor))
 
 
 def test_the_transform_prints_its_steps() -> None:
     shown = repr(pre.make_preprocess(PreprocessSettings(224)))
-    assert [
-        word in shown for word in ("Resize(size=224", "CenterCrop", "convert_image_to_rgb", "ToTensor", "Normalize")
-    ]
+    words = ("Resize(size=224, interpolation=bicubic", "CenterCrop", "_convert_image_to_rgb", "ToTensor", "Normalize")
+    assert [word for word in words if word not in shown] == []
     assert shown.count("\n") == 6
 
 
