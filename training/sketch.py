@@ -51,7 +51,7 @@ from clip.demo.scenes import (
     say,
 )
 from clip.images.decode import read_pixels
-from clip.images.preprocess import Normalize
+from clip.images.steps import Normalize
 from clip.model import CLIP, convert_weights
 from clip.network.records import BYTE_MAX, Architecture, Checkpoint, PreprocessSettings
 from clip.parallel import available_cores
