@@ -17,9 +17,9 @@ from PIL import Image
 from .clip import tokenize
 from .engine.devices import make_backend, resolve_device
 from .engine.engine import Engine
-from .engine.loaded_model import read_loaded_model
 from .engine.quantize import Calibration
 from .errors import ImageError, InputError, InputTypeError
+from .fast.loaded_model import read_loaded_model
 from .foreign_distribution import warn_of_foreign_distribution
 from .images.preprocess import Compose, make_preprocess
 from .images.stream import BadImage, DecodedImage, decode_stream, split_batches

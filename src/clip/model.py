@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .fast.path import FastModule
 from .network.architecture import HEAD_WIDTH, MLP_RATIO, POOL_STRIDE, drop_archive_buffers, infer_architecture
 from .network.meta_init import build_on_meta, fill
 from .simple_tokenizer import SimpleTokenizer, shared_tokenizer
@@ -107,26 +108,13 @@ class AttentionPool2d(nn.Module):
         x = x + self.positional_embedding[:, None, :].to(x.dtype)
         # The layers' weights are read and the layers not called, so that hooks on them do not fire, as with OpenAI's.
         pooled, _ = F.multi_head_attention_forward(
-            query=x[:1],
-            key=x,
-            value=x,
-            embed_dim_to_check=x.shape[-1],
-            num_heads=self.num_heads,
-            in_proj_weight=None,
+            query=x[:1], key=x, value=x, embed_dim_to_check=x.shape[-1], num_heads=self.num_heads,
+            use_separate_proj_weight=True, in_proj_weight=None, q_proj_weight=self.q_proj.weight,
+            k_proj_weight=self.k_proj.weight, v_proj_weight=self.v_proj.weight,
             in_proj_bias=torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias]),
-            bias_k=None,
-            bias_v=None,
-            add_zero_attn=False,
-            dropout_p=0.0,
-            out_proj_weight=self.c_proj.weight,
-            out_proj_bias=self.c_proj.bias,
-            training=self.training,
-            need_weights=False,
-            use_separate_proj_weight=True,
-            q_proj_weight=self.q_proj.weight,
-            k_proj_weight=self.k_proj.weight,
-            v_proj_weight=self.v_proj.weight,
-        )
+            out_proj_weight=self.c_proj.weight, out_proj_bias=self.c_proj.bias, training=self.training,
+            bias_k=None, bias_v=None, add_zero_attn=False, dropout_p=0.0, need_weights=False,
+        )  # fmt: skip
         return pooled.squeeze(0)  # (1, B, D) -> (B, D)
 
 
@@ -303,17 +291,9 @@ class VisionTransformer(nn.Module):
     proj: nn.Parameter | None  # users set it to None to read the unprojected class token
 
     def __init__(
-        self,
-        input_resolution: int,
-        patch_size: int,
-        width: int,
-        layers: int,
-        heads: int,
-        output_dim: int,
-        *,
-        mlp_width: int | None = None,
-        activation: Activation = "quick_gelu",
-    ) -> None:
+        self, input_resolution: int, patch_size: int, width: int, layers: int, heads: int, output_dim: int,
+        *, mlp_width: int | None = None, activation: Activation = "quick_gelu",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.input_resolution = input_resolution
         self.output_dim = output_dim
@@ -339,7 +319,7 @@ class VisionTransformer(nn.Module):
         return x if self.proj is None else x @ self.proj  # (B, W) -> (B, D)
 
 
-class CLIP(nn.Module):
+class CLIP(FastModule):
     """Both towers and the temperature. `clip.load` builds one from weights.
 
     Shapes:  images (B, 3, R, R) and tokens (T, L) -> logits (B, T) and (T, B).
@@ -351,24 +331,13 @@ class CLIP(nn.Module):
     tokenizer: SimpleTokenizer | None = None  # None for the vocabulary of the released models
 
     def __init__(
-        self,
-        embed_dim: int,
-        image_resolution: int,
-        vision_layers: int | tuple[int, int, int, int],
-        vision_width: int,
-        vision_patch_size: int | None,
-        context_length: int,
-        vocab_size: int,
-        transformer_width: int,
-        transformer_heads: int,
-        transformer_layers: int,
+        self, embed_dim: int, image_resolution: int,
+        vision_layers: int | tuple[int, int, int, int], vision_width: int, vision_patch_size: int | None,
+        context_length: int, vocab_size: int, transformer_width: int, transformer_heads: int, transformer_layers: int,
         # only for models that OpenAI did not release; network.records.Architecture explains them
-        *,
-        activation: Activation = "quick_gelu",
-        vision_heads: int | None = None,
-        vision_mlp_width: int | None = None,
-        transformer_mlp_width: int | None = None,
-    ) -> None:
+        *, activation: Activation = "quick_gelu", vision_heads: int | None = None,
+        vision_mlp_width: int | None = None, transformer_mlp_width: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.context_length = context_length
         self.vocab_size = vocab_size
@@ -431,18 +400,27 @@ class CLIP(nn.Module):
         shape = (self.context_length, self.context_length)
         return torch.full(shape, float("-inf"), dtype=torch.float32, device="cpu").triu_(1)
 
+    @staticmethod
+    def lay_out(architecture: Architecture) -> CLIP:
+        """Return the network of an architecture, without memory for its weights: they are on the meta device."""
+        return build_on_meta(lambda: CLIP(**vars(architecture)))
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that images are cast to and that features have."""
-        return self.visual.conv1.weight.dtype
+        visual = self.__dict__["_modules"].get("visual")  # not handed out by `self.visual`, for fast/watch.py
+        return visual.conv1.weight.dtype
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Encode images as features, which are not normalised.
 
+        Where no gradient is wanted and nothing of the model was changed, the lean graph computes them (`fast_path`).
+
         Shapes:  (B, 3, R, R) of any dtype, cast to `self.dtype` -> (B, D); B may be 0.
         Units:   in standard deviations from the training mean, as `preprocess` returns; bytes are cast, not scaled.
         """
-        return self.visual(image.type(self.dtype))
+        features = self._encode_fast("image", image)
+        return self.visual(image.type(self.dtype)) if features is None else features
 
     def tokenize(self, texts: str | Iterable[str], context_length: int | None = None, truncate: bool = False) -> Tensor:
         """Tokenize as `clip.tokenize` does, by this model's vocabulary and length. Shapes: T texts -> int32 (T, L)."""
@@ -456,6 +434,9 @@ class CLIP(nn.Module):
         """
         if self.tokenizer is not None:  # else not, as on CUDA looking at the ids waits for the device
             check_ids(text, self.vocab_size)
+        features = self._encode_fast("text", text)
+        if features is not None:
+            return features
         x = self.token_embedding(text).type(self.dtype)  # (T, L, W)
         x = x + self.positional_embedding.type(self.dtype)
         x = self.transformer(x.transpose(0, 1)).transpose(0, 1)  # (T, L, W), inside (L, T, W)
@@ -507,7 +488,7 @@ def load_weights(
 
     Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit the architecture.
     """
-    model = build_on_meta(lambda: CLIP(**vars(architecture))).float()  # whatever torch.set_default_dtype says
+    model = CLIP.lay_out(architecture).float()  # whatever torch.set_default_dtype says
     if mixed_fp16:
         convert_weights(model)
     return fill(model, state_dict, device)

@@ -79,10 +79,11 @@ def usable_precisions(device: torch.device) -> list[str]:
 class CudaBackend(Backend):
     """Towers captured for a GPU."""
 
-    def __init__(self, device: torch.device, precision: str) -> None:
+    def __init__(self, device: torch.device, precision: str, *, compiles: bool = True) -> None:
         self.name = f"torch {torch.__version__}"
         self.device = device
         self.precision = precision
+        self._compiles = compiles
         self.dtype = torch.bfloat16 if precision == FP8 else DTYPES[precision]
 
     def check(self, architecture: Architecture) -> None:
@@ -111,7 +112,7 @@ class CudaBackend(Backend):
         if self.precision == FP8 and isinstance(placed, LeanViT) and isinstance(tower, LeanViT):
             placed = round_blocks_to_fp8(placed, tower)
         function = image_features(placed, self.dtype)
-        compiled = torch.compile(function, dynamic=False, fullgraph=True)
+        compiled = torch.compile(function, dynamic=False, fullgraph=True) if self._compiles else None
         return CudaGraph(function, self.device, batch_size, compiled=compiled)
 
     def text_graph(self, tower: LeanText, batch_size: int) -> CudaGraph:

@@ -8,6 +8,7 @@ never called.
 from __future__ import annotations
 
 import importlib
+import os
 from functools import cache
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -38,15 +39,24 @@ EXACT_PRODUCTS = 8
 Node = Any  # openvino has no types
 
 
+_imported_in: list[int] = []  # the process that imported OpenVINO, or that was forked from
+
+
 @cache
 def import_openvino() -> ModuleType:
     """Import OpenVINO without its telemetry: it has a stub for the case that this package is missing.
 
     Raises:  ImportError where it is not installed, as on processors other than x86-64.
     """
+    _imported_in.append(os.getpid())
     with without_telemetry():
         importlib.import_module("openvino.opset13")
         return importlib.import_module("openvino")
+
+
+def is_forked() -> bool:
+    """Return whether this process is a fork of one that has OpenVINO: it would wait for threads that forks lack."""
+    return bool(_imported_in) and _imported_in[0] != os.getpid()
 
 
 class OpenVinoOps:

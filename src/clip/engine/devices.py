@@ -82,8 +82,12 @@ def usable_precisions(device: torch.device) -> list[str]:
     return openvino_precisions() if _runs_openvino(device) else torch_precisions(device)
 
 
-def make_backend(device: torch.device, precision: Precision = "reference", threads: int | None = None) -> Backend:
+def make_backend(
+    device: torch.device, precision: Precision = "reference", threads: int | None = None, *, compiles: bool = True
+) -> Backend:
     """Make the back end that runs a device: OpenVINO on x86-64 CPUs, else PyTorch.
+
+    Without `compiles`, graphs on CUDA are captured only: compiling takes tens of seconds, which a call would wait for.
 
     Raises:  DeviceError for a precision that the device does not have; InputError for an unknown word.
     """
@@ -100,7 +104,7 @@ def make_backend(device: torch.device, precision: Precision = "reference", threa
     if device.type == "cuda":
         from .backend_cuda import CudaBackend  # here, because nothing of it runs without a GPU
 
-        return CudaBackend(device, word)
+        return CudaBackend(device, word, compiles=compiles)
     if _runs_openvino(device):
         return OpenVinoBackend(word, threads or available_cores())
     return TorchBackend(device, word)

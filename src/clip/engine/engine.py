@@ -67,6 +67,10 @@ class Engine:
                 raise InputError("calibrate", "found a model that has run", "a new one", "Make another Encoder.")
             self.backend.calibrate(calibration)
 
+    def prepare(self, key: torch.dtype | None) -> None:
+        """Fold and compile the tower for pixels of a dtype, or with None the text tower, unless that is done."""
+        self._graph(key)
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Encode uint8 or float32 images.
 

@@ -325,11 +325,11 @@ def test_a_model_that_was_patched_is_refused_by_the_place_of_the_patch() -> None
 
     patched = model()
     next(patched.visual.transformer.blocks()).mlp[1] = Sharper()
-    with pytest.raises(InputError, match=r"model: visual\.transformer\.resblocks\.0\.mlp\.gelu was replaced or hooked"):
+    with pytest.raises(InputError, match=r"model: visual\.transformer\.resblocks\.0\.mlp\.gelu was replaced"):
         clip.Encoder(patched)
     hooked = model()
     hooked.visual.ln_post.register_forward_hook(lambda *_: None)
-    with pytest.raises(InputError, match=r"model: visual\.ln_post was replaced or hooked"):
+    with pytest.raises(InputError, match=r"model: visual\.ln_post was hooked"):
         clip.Encoder(hooked)
 
 
