@@ -49,8 +49,9 @@ def infer_architecture(
     entries = _Entries(state_dict)
     vision_layers: int | tuple[int, int, int, int]
     vision_mlp_width = None
-    if "visual.proj" in state_dict:
+    if not any(key.startswith("visual.layer") for key in state_dict):  # else a ModifiedResNet
         vision_width, _, _, patch_size = entries.shape("visual.conv1.weight", 4)
+        entries.shape("visual.proj", 2)
         vision_layers = entries.count("visual.transformer.resblocks.", ".attn.in_proj_weight", part=3)
         resolution = patch_size * entries.grid_side("visual.positional_embedding")
         vision_mlp_width = entries.mlp_width("visual.transformer", vision_width)
@@ -90,7 +91,8 @@ class _Entries:
     def shape(self, key: str, ndim: int) -> tuple[int, ...]:
         if key not in self.state_dict:
             first = quote(next(iter(self.state_dict), ""))
-            found = f"entry {key!r} is missing among {len(self.state_dict)}, of which the first is {first}"
+            network = "a ResNet's" if any(k.startswith("visual.layer") for k in self.state_dict) else "a ViT's"
+            found = f"entry {key!r} is missing among {len(self.state_dict)} of {network}, of which the first is {first}"
             raise CheckpointKeyError("weights", found, "a CLIP with OpenAI's names", "Pass the weights of one.")
         shape = tuple(self.state_dict[key].shape)
         if len(shape) != ndim or 0 in shape:

@@ -43,6 +43,7 @@ class Manifest:
     weights_sha256: str | None = None
     weights_source: str = ""  # a path, or "untrained:SEED"
     architecture: dict[str, Any] = field(default_factory=dict[str, Any])
+    stated_architecture: str | None = None  # the name or file that said what the weights leave open
     preprocess: str = ""
     preprocess_settings: dict[str, Any] = field(default_factory=dict[str, Any])
     precision: str = "reference"
@@ -88,6 +89,7 @@ class Manifest:
             "weights_sha256": self.weights_sha256,
             "weights_source": self.weights_source,
             "architecture": self.architecture,
+            "stated_architecture": self.stated_architecture,
             "preprocess": self.preprocess,
             "preprocess_settings": self.preprocess_settings,
             "precision": self.precision,
