@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from kit import formula
+from kit.configurations import open_clip_config
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
@@ -80,24 +81,6 @@ def test_a_clipmodels_folder_gives_its_features_and_goes_back_the_same(
     wanted, found = features(theirs, architecture.image_resolution), features(ours, architecture.image_resolution)
     assert worst_error(found[0], wanted[0]) < TOLERANCE
     assert worst_error(found[1], wanted[1]) < TOLERANCE
-
-
-def open_clip_config(a: Architecture, preprocess: dict[str, object] | None = None) -> dict[str, Any]:
-    vision: dict[str, object] = {"image_size": a.image_resolution, "width": a.vision_width}
-    if isinstance(a.vision_layers, tuple):
-        vision |= {"layers": list(a.vision_layers)}
-    else:
-        heads = a.vision_heads or a.vision_width // 64
-        vision |= {"layers": a.vision_layers, "patch_size": a.vision_patch_size, "head_width": a.vision_width // heads}
-        vision |= {"mlp_ratio": round((a.vision_mlp_width or 4 * a.vision_width) / a.vision_width + 5e-5, 4)}
-    text = {"context_length": a.context_length, "vocab_size": a.vocab_size, "width": a.transformer_width}
-    text |= {"heads": a.transformer_heads, "layers": a.transformer_layers}
-    if a.transformer_mlp_width:
-        text |= {"mlp_ratio": a.transformer_mlp_width / a.transformer_width}
-    model = {"embed_dim": a.embed_dim, "vision_cfg": vision, "text_cfg": text}
-    if a.activation == "quick_gelu":
-        model |= {"quick_gelu": True}
-    return {"model_cfg": model, "preprocess_cfg": preprocess or {}}
 
 
 def save_open_clip(folder: Path, state_dict: dict[str, torch.Tensor], config: dict[str, Any]) -> None:

@@ -178,6 +178,9 @@ _ACTING = frozenset(
 )  # fmt: skip
 
 
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as protocol 2 names them
+
+
 def _is_value(name: str) -> bool:
     """Return whether calling this name makes a value: a class by PEP 8's capital letter, or one of `_MAKERS`."""
     module, _, last = name.rpartition(".")
@@ -186,7 +189,7 @@ def _is_value(name: str) -> bool:
 
 
 def _resolve(module: str, name: str) -> object:
-    full = f"{module}.{name}"
+    full = f"{_PYTHON_2.get(module, module)}.{name}"
     if full in _FUNCTIONS:
         return _FUNCTIONS[full]
     if module == "torch" and name in DTYPES:
@@ -285,6 +288,8 @@ class _Machine:
         match self.stack.pop():
             case ("storage", _StorageType(dtype), str(key), str(), int(numel), *view) if view in ([], [None]):
                 self.stack.append(Storage(key, dtype, numel))
+            case ("module", Name() as cls, *_):  # as older versions write a class, with its source
+                self.stack.append(cls)
             case ("storage", Name(full), *_):
                 raise _unexpected("has numbers of a", full)
             case other:
