@@ -232,7 +232,9 @@ def test_every_verb_takes_an_architecture_and_a_run_remembers_it(run: Run, tmp_p
     assert run("fetch", path, "--to", tmp_path / "a.safetensors", "--architecture", config)[0] == 0
     assert load_file(tmp_path / "a.safetensors").keys() == WEIGHTS.keys()
     wanted = clip.Encoder(path, device="cpu", architecture=config).embed([photos / "0.png"])
-    assert clip.Encoder(tmp_path / "a.safetensors", device="cpu").embed([photos / "0.png"]) == pytest.approx(wanted, abs=1e-5)
+    assert clip.Encoder(tmp_path / "a.safetensors", device="cpu").embed([photos / "0.png"]) == pytest.approx(
+        wanted, abs=1e-5
+    )
 
     config.write_text(json.dumps(open_clip_config(replace(UNUSUAL, activation="quick_gelu"))))
     code, _, said = run("search", out, "-i", photos / "1.png")
