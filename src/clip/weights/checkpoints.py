@@ -38,6 +38,7 @@ from .configurations import (
     load_json,
     read_choice,
     read_configuration,
+    read_count,
     read_preprocess,
     read_transformers_preprocess,
     read_triple,
@@ -298,8 +299,8 @@ def _from_header(state_dict: dict[str, torch.Tensor], header: dict[str, Any]) ->
     architecture = infer_architecture(
         state_dict,
         activation=stated.activation,
-        vision_heads=stated.vision_heads,
-        transformer_heads=stated.transformer_heads,
+        vision_heads=None if stated.vision_heads is None else read_count(file, vars(stated), "vision_heads"),
+        transformer_heads=read_count(file, vars(stated), "transformer_heads"),
     )
     for name, value in vars(stated).items():
         if (shown := getattr(architecture, name)) != value:

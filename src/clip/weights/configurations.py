@@ -191,7 +191,7 @@ def from_transformers_config(
         raise CheckpointError("weights", found, "'clip'", "Pass a CLIPModel.")
     text = _read_tower(file, config, "text_config", TEXT_DEFAULTS)
     vision = _read_tower(file, config, "vision_config", VISION_DEFAULTS)
-    dim = _read_count(file, config, "projection_dim", 512)
+    dim = read_count(file, config, "projection_dim", 512)
     for tower in (text, vision):
         _check_tower(file, tower, dim)
     _check_pooling(file, text)
@@ -205,19 +205,19 @@ def from_transformers_config(
             raise refuse(file, key, config[key], f"{reprlib.repr(text[key])}, as in text_config")
     resolution = _read_side(file, vision, "image_size")
     sizes = {
-        "vision_layers": _read_count(file, vision, "num_hidden_layers"),
-        "vision_width": _read_count(file, vision, "hidden_size"),
-        "vision_mlp_width": _read_count(file, vision, "intermediate_size"),
+        "vision_layers": read_count(file, vision, "num_hidden_layers"),
+        "vision_width": read_count(file, vision, "hidden_size"),
+        "vision_mlp_width": read_count(file, vision, "intermediate_size"),
         "vision_patch_size": _read_side(file, vision, "patch_size"),
         "image_resolution": resolution,
         "embed_dim": dim,
-        "context_length": _read_count(file, text, "max_position_embeddings"),
-        "vocab_size": _read_count(file, text, "vocab_size"),
-        "transformer_width": _read_count(file, text, "hidden_size"),
-        "transformer_mlp_width": _read_count(file, text, "intermediate_size"),
-        "transformer_layers": _read_count(file, text, "num_hidden_layers"),
+        "context_length": read_count(file, text, "max_position_embeddings"),
+        "vocab_size": read_count(file, text, "vocab_size"),
+        "transformer_width": read_count(file, text, "hidden_size"),
+        "transformer_mlp_width": read_count(file, text, "intermediate_size"),
+        "transformer_layers": read_count(file, text, "num_hidden_layers"),
     }
-    heads = [_read_count(file, tower, "num_attention_heads") for tower in (vision, text)]
+    heads = [read_count(file, tower, "num_attention_heads") for tower in (vision, text)]
     settings = read_transformers_preprocess(*preprocess, resolution)
     return Configuration(file, ACTIVATIONS[text["hidden_act"]], heads[0], heads[1], sizes, settings)
 
@@ -241,7 +241,7 @@ def _check_tower(file: str, tower: dict[str, Any], dim: int) -> None:
 
 def _check_pooling(file: str, text: dict[str, Any]) -> None:
     """Refuse another token to pool at than the highest, which is where this network pools."""
-    highest = _read_count(file, text, "vocab_size") - 1
+    highest = read_count(file, text, "vocab_size") - 1
     if type(text["eos_token_id"]) is not int or text["eos_token_id"] not in (ARGMAX_EOS, highest):
         raise refuse(file, "eos_token_id", text["eos_token_id"], f"{ARGMAX_EOS} or {highest}, the highest token")
 
@@ -263,25 +263,25 @@ def from_open_clip(config: dict[str, Any], file: str = OPEN_CLIP_CONFIG) -> Conf
     _check_settings(file, text, OPEN_CLIP_TEXT, OPEN_CLIP_TEXT_READ)
     if not isinstance(model.get("quick_gelu", False), bool):
         raise refuse(file, "quick_gelu", model["quick_gelu"], "true or false")
-    width, text_width = _read_count(file, vision, "width", 768), _read_count(file, text, "width", 512)
-    head_width, layers = _read_count(file, vision, "head_width", HEAD_WIDTH), vision.get("layers", 12)
+    width, text_width = read_count(file, vision, "width", 768), read_count(file, text, "width", 512)
+    head_width, layers = read_count(file, vision, "head_width", HEAD_WIDTH), vision.get("layers", 12)
     resolution = _read_side(file, vision, "image_size", 224)
     sizes: dict[str, Any] = {
-        "embed_dim": _read_count(file, model, "embed_dim"),
+        "embed_dim": read_count(file, model, "embed_dim"),
         "image_resolution": resolution,
         "vision_width": width,
-        "context_length": _read_count(file, text, "context_length", 77),
-        "vocab_size": _read_count(file, text, "vocab_size", 49408),
+        "context_length": read_count(file, text, "context_length", 77),
+        "vocab_size": read_count(file, text, "vocab_size", 49408),
         "transformer_width": text_width,
         "transformer_mlp_width": _read_mlp_width(file, text, text_width),
-        "transformer_layers": _read_count(file, text, "layers", 12),
+        "transformer_layers": read_count(file, text, "layers", 12),
     }
     if isinstance(layers, list):
         sizes["vision_layers"] = tuple(layers)
         if head_width != HEAD_WIDTH:
             raise refuse(file, "head_width of a ResNet", head_width, HEAD_WIDTH)
     else:
-        sizes["vision_layers"] = _read_count(file, vision, "layers", 12)
+        sizes["vision_layers"] = read_count(file, vision, "layers", 12)
         sizes["vision_patch_size"] = _read_side(file, vision, "patch_size", 16)
         sizes["vision_mlp_width"] = _read_mlp_width(file, vision, width)
     heads = None if isinstance(layers, list) else max(1, width // head_width)
@@ -289,7 +289,7 @@ def from_open_clip(config: dict[str, Any], file: str = OPEN_CLIP_CONFIG) -> Conf
         file,
         "quick_gelu" if model.get("quick_gelu", False) else "gelu",
         heads,
-        _read_count(file, text, "heads", 8),
+        read_count(file, text, "heads", 8),
         sizes,
         _read_open_clip_preprocess(config.get("preprocess_cfg") or {}, resolution),
     )
@@ -312,7 +312,7 @@ def refuse(file: str, key: str, value: object, expected: object) -> CheckpointEr
     return CheckpointError("weights", found, str(expected), OTHER_LIBRARY)
 
 
-def _read_count(file: str, settings: Mapping[str, Any], key: str, default: object = None) -> int:
+def read_count(file: str, settings: Mapping[str, Any], key: str, default: object = None) -> int:
     """Return a whole number above 0. Python would multiply a text or a list by the next one."""
     value = settings.get(key, default)
     if type(value) is not int or not 0 < value < MAX_NUMBER:
@@ -326,7 +326,7 @@ def _read_side(file: str, settings: Mapping[str, Any], key: str, default: object
     sides: list[Any] = value if isinstance(value, list) else [value]
     if len(sides) not in (1, 2) or any(side != sides[0] for side in sides):
         raise refuse(file, key, value, "one side of a square")
-    return _read_count(file, {key: sides[0]}, key)
+    return read_count(file, {key: sides[0]}, key)
 
 
 def _read_mlp_width(file: str, tower: Mapping[str, Any], width: int) -> int:
