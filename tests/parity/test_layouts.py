@@ -13,7 +13,9 @@ from transformers import CLIPConfig, CLIPModel
 
 import clip
 from clip.clip import load_model
+from clip.errors import CheckpointError
 from clip.network.records import Architecture
+from clip.weights import architectures
 from clip.weights.checkpoints import read_checkpoint
 from clip.weights.layouts import to_transformers
 from clip.weights.releases import RELEASES
@@ -106,5 +108,27 @@ def test_an_open_clip_folder_gives_the_features_of_the_same_weights(name: str, t
         with torch.no_grad():
             found = model.encode_image(images), model.encode_text(clip.tokenize(formula.TEXTS))
         wanted = torch.tensor(row["image_features"]), torch.tensor(row["text_features"])
+    assert worst_error(found[0], wanted[0]) < TOLERANCE
+    assert worst_error(found[1], wanted[1]) < TOLERANCE
+
+
+def test_a_checkpoint_of_open_clips_training_script_gives_its_features_once_its_network_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GELU and heads of 80: taken for OpenAI's network, features would be of cosine 0.96 to the right ones."""
+    architecture = LAION["H/14"]
+    state_dict = formula.state_dict(architecture)
+    content = {"epoch": 1, "name": "run", "state_dict": {f"module.{key}": one for key, one in state_dict.items()}}
+    torch.save(content | {"optimizer": {"state": {}}}, tmp_path / "epoch_1.pt")
+    with pytest.raises(CheckpointError, match=r"Pass architecture, such as ViT-H-14"):
+        clip.load(tmp_path / "epoch_1.pt", device="cpu")
+    by_name = dict(architectures._VITS) | {"ViT-H-14": (1024, 224, 2, 1280, 14, 80, 1024, 2)}  # of two layers, as here
+    monkeypatch.setattr(architectures, "_VITS", by_name)
+    architectures._list_plain.cache_clear()
+    ours, _ = clip.load(tmp_path / "epoch_1.pt", device="cpu", architecture="ViT-H-14")
+    architectures._list_plain.cache_clear()
+    theirs = their_model(architecture)
+    theirs.load_state_dict(to_transformers(state_dict, architecture))
+    wanted, found = features(theirs, architecture.image_resolution), features(ours, architecture.image_resolution)
     assert worst_error(found[0], wanted[0]) < TOLERANCE
     assert worst_error(found[1], wanted[1]) < TOLERANCE

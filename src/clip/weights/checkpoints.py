@@ -7,7 +7,6 @@ transformers' CLIPModel, of sentence-transformers and of open_clip, whose config
 from __future__ import annotations
 
 import json
-import logging
 import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ import torch
 
 from ..errors import CheckpointError, InputError, UnknownModelError, quote
 from ..model import CLIP
-from ..network.architecture import drop_archive_buffers, infer_architecture
+from ..network.architecture import infer_architecture
 from ..network.meta_init import build_on_meta, check_fit
 from ..network.records import (
     HEADER_KEY,
@@ -44,28 +43,22 @@ from .configurations import (
     read_triple,
     refuse,
 )
+from .entries import check_aliases, check_numbers, take_entries, unwrap
 from .folders import find_clip_folder, find_weights
-from .layouts import Place, find_place, find_places, from_transformers, take_place
+from .layouts import Place, from_transformers
 from .origin import find_script_sign, find_sign, refuse_origin
 from .releases import RELEASES
-from .restricted_pickle import MAX_KEY, Inert
 from .torch_file import FETCH_AGAIN, ScriptState, read_torch_file
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
 
-SAVE_STATE_DICT = "Save the model's state_dict()."
 EXPORT_AGAIN = "Export the weights again."
-# Keys under which training scripts save the state dict, the first that is there before any other.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-MAX_WRAPPERS = 3  # around a state dict, one in the other
 OPEN_CLIP_PREFIX = "open_clip_"  # of the name of a file that means nothing without its configuration
 
 # Exceptions of our code for a configuration with wrong types, numbers or names.
 _OF_ANOTHER_MAKE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, OSError)
-
-_log = logging.getLogger("clip")
 
 
 @dataclass(frozen=True)
@@ -179,7 +172,7 @@ def _read_file(path: Path) -> _Content:
         value = read_torch_file(path)
         if isinstance(value, ScriptState):
             return _Content(value.tensors, value.tensors, archive=value)
-        return _Content(value, _unwrap(value, path))
+        return _Content(value, unwrap(value, path))
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -194,8 +187,8 @@ def _read_file(path: Path) -> _Content:
 def _check_weights(path: Path, files: list[Path], content: _Content, named: Configuration | None) -> Checkpoint:
     """Return the CLIP with these entries. Raises CheckpointError, naming `path`, where they make none."""
     try:
-        state_dict, place = _check_entries(content.state_dict)
-        _check_aliases(state_dict, sum(file.stat().st_size for file in files))
+        state_dict, place = take_entries(content.state_dict)
+        check_aliases(state_dict, sum(file.stat().st_size for file in files))
         header = content.metadata.get(HEADER_KEY)
         if header is not None:
             read = _from_header(state_dict, json.loads(header))
@@ -203,7 +196,7 @@ def _check_weights(path: Path, files: list[Path], content: _Content, named: Conf
         else:
             read = _read_network(state_dict, place, content, files[0], named)
         check_fit(read.state_dict, build_on_meta(lambda: CLIP(**vars(read.architecture))).state_dict())
-        _check_numbers(read.state_dict)
+        check_numbers(read.state_dict)
     except CheckpointError as exc:
         raise exc.about(path) from exc
     return read
@@ -318,75 +311,3 @@ def _from_header(state_dict: dict[str, torch.Tensor], header: dict[str, Any]) ->
 def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON object
-
-
-def _unwrap(content: Any, path: Path) -> dict[Any, Any]:
-    """Return the dict that has the entries of a CLIP, out of those that training scripts put around it.
-
-    Raises:  CheckpointError for a value that is no dict, and for several CLIPs of which none has a usual name.
-    """
-    for _ in range(MAX_WRAPPERS):
-        if not isinstance(content, dict) or find_places(content):
-            break
-        inner = {key: value for key, value in content.items() if isinstance(value, dict)}
-        if usual := next((name for name in WRAPPERS if name in inner), None):
-            content = inner[usual]
-            continue
-        whole = [key for key, value in inner.items() if find_places(value)]
-        if len(whole) > 1:
-            found = f"holds several CLIPs, under {' and '.join(quote(str(key)) for key in whole[:3])}"
-            raise CheckpointError(path, found, "one", "Save the state dict of one of them.")
-        if not whole:
-            break
-        content = inner[whole[0]]
-    if isinstance(content, dict):
-        return content
-    raise CheckpointError(path, f"found a {_name_type(content)}", "a state dict", SAVE_STATE_DICT)
-
-
-def _name_type(value: object) -> str:
-    return quote(value.type_name) if isinstance(value, Inert) else type(value).__name__
-
-
-def _check_entries(content: dict[Any, Any]) -> tuple[dict[str, torch.Tensor], Place]:
-    """Return the entries of the CLIP without their prefix, and where they were.
-
-    Raises:  CheckpointError for names that are no names of weights, values that are no tensors, and another network.
-    """
-    if not content:
-        raise CheckpointError("weights", "found no entries", "a state dict", SAVE_STATE_DICT)
-    for key in content:
-        if isinstance(key, str) and (len(key) > MAX_KEY or not key.isprintable()):
-            found = f"entry {quote(key)} is no name of a weight"
-            raise CheckpointError("weights", found, "those of a CLIP", "Pass the weights of a CLIP.")
-    if not any(isinstance(value, torch.Tensor) for value in content.values()):
-        key, value = next(iter(content.items()))
-        expected = f"a tensor in a state dict, or the state dict under one of {WRAPPERS}"
-        found = f"entry {quote(str(key))} is a {_name_type(value)}"
-        raise CheckpointError("weights", found, expected, SAVE_STATE_DICT)
-    place = find_place(content)
-    own, others = take_place(content, place)
-    for key, value in own.items():
-        if not isinstance(value, torch.Tensor):
-            found = f"entry {quote(key)} is a {_name_type(value)}"
-            raise CheckpointError("weights", found, "a tensor", SAVE_STATE_DICT)
-    others = [key for key in others if isinstance(content.get(key), torch.Tensor)]
-    if others:
-        _log.warning("left out %d entries that are no part of a CLIP, such as %s", len(others), quote(others[0]))
-    return drop_archive_buffers(own), place
-
-
-def _check_numbers(state_dict: dict[str, torch.Tensor]) -> None:
-    """Refuse whole numbers where weights should be: quantised ones mean nothing without their scales."""
-    for key, tensor in state_dict.items():
-        if not tensor.is_floating_point() and not key.endswith("num_batches_tracked"):
-            remedy = "Pass the weights before they were quantised."
-            raise CheckpointError("weights", f"entry {quote(key)} is of {tensor.dtype}", "fractions", remedy)
-
-
-def _check_aliases(state_dict: dict[str, torch.Tensor], file_bytes: int) -> None:
-    total = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
-    if total > file_bytes:
-        found = f"its tensors take {total:,} bytes and the file {file_bytes:,}"
-        remedy = "Save the state dict with each tensor cloned."
-        raise CheckpointError("weights", found, "tensors that do not share memory", remedy)

@@ -1,6 +1,7 @@
 """Weights without a configuration: OpenAI's network is assumed where nothing points elsewhere, else nothing is."""
 
 import argparse
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from clip.errors import CheckpointError, InputError
 from clip.network.records import OPENAI_MEAN, Architecture
 from clip.weights.architectures import find_architecture, find_relative
 from clip.weights.checkpoints import export, read_checkpoint
+from clip.weights.configurations import Configuration, read_configuration
 from clip.weights.layouts import to_transformers
 from clip.weights.releases import RELEASES
 
@@ -238,7 +240,7 @@ def test_every_verb_takes_an_architecture_and_a_run_remembers_it(run: Run, tmp_p
 
     config.write_text(json.dumps(open_clip_config(replace(UNUSUAL, activation="quick_gelu"))))
     code, _, said = run("search", out, "-i", photos / "1.png")
-    assert code == 1
+    assert code == 2
     assert "activation of" in said, "another network than the run's, though the weights are the same"
 
 
@@ -256,3 +258,30 @@ def test_an_encoder_with_an_architecture_can_be_pickled(tmp_path: Path) -> None:
     config.write_text(json.dumps(open_clip_config(UNUSUAL)))
     encoder: Any = clip.Encoder(saved(TRAINED, tmp_path / "a.pt"), device="cpu", architecture=config)
     assert pickle.loads(pickle.dumps(encoder)).architecture == encoder.architecture
+
+
+def test_the_names_are_all_plain_clips_of_open_clip_with_its_numbers() -> None:
+    """Its models are files, so it need not be imported."""
+    specification = importlib.util.find_spec("open_clip")
+    if specification is None or specification.origin is None:
+        pytest.skip("open_clip_torch is not installed")
+    plain: set[str] = set()
+    for file in sorted((Path(specification.origin).parent / "model_configs").glob("*.json")):
+        try:
+            configuration = read_configuration(file)
+        except CheckpointError:
+            continue  # another network
+        plain.add(file.stem)
+        name = file.stem if not file.stem.startswith("RN") or "-" in file.stem else f"{file.stem}-gelu"
+        known = find_architecture(name)
+        assert known is not None, name
+        own = Configuration.of_architecture(name, known)
+        assert (own.activation, own.vision_heads, own.transformer_heads) == (
+            configuration.activation, configuration.vision_heads, configuration.transformer_heads
+        ), name  # fmt: skip
+        sizes = {key: value for key, value in configuration.sizes.items() if key in own.sizes}
+        assert (own.sizes | {"vision_patch_size": sizes.get("vision_patch_size")}) == {
+            "vision_patch_size": None, **sizes
+        }, name  # fmt: skip
+        assert known.image_resolution == configuration.sizes["image_resolution"]
+    assert len(plain) >= 40

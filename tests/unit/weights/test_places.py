@@ -271,3 +271,18 @@ def test_a_pickled_model_is_told_to_be_one(tmp_path: Path) -> None:
     torch.save(model_of(VIT), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"found a 'clip\.model\.CLIP', expected a state dict\. Save the model's"):
         read_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"model": WEIGHTS["vit"]}, "ema": WEIGHTS["rn"]},
+        {"model": {"depth": 12}, "weights": WEIGHTS["vit"]},
+        {"model": WEIGHTS["rn"], "state_dict": WEIGHTS["vit"]},
+        {"a": {"b": {"c": WEIGHTS["vit"]}}},
+        {"state_dict": WEIGHTS["vit"], "teacher": WEIGHTS["rn"]},
+    ],
+    ids=lambda content: " ".join(content),
+)
+def test_the_usual_place_goes_first_and_another_is_found(content: object, tmp_path: Path) -> None:
+    assert_read(content, tmp_path / "a.pt")
