@@ -30,11 +30,20 @@ _INDEX = re.compile(r"(?P<stem>[a-z_]+)\.(?P<ending>safetensors|bin)\.index(?:\.
 def find_clip_folder(folder: Path) -> Path:
     """Return the folder in which sentence-transformers keeps the CLIP of a model; any other folder as it is.
 
-    Raises:  CheckpointError for a model of several networks, whose vectors are not those of its CLIP.
+    Raises:  CheckpointError as `name_clip_folder`, and where that folder is not there.
     """
     modules = folder / SENTENCE_MODULES
-    if not modules.is_file():
-        return folder / SENTENCE_FOLDER if (folder / SENTENCE_FOLDER).is_dir() else folder
+    inner = name_clip_folder(modules) if modules.is_file() else SENTENCE_FOLDER
+    if modules.is_file() and not (folder / inner).is_dir():
+        raise CheckpointError(folder, f"{SENTENCE_MODULES} names {quote(inner)}", "a folder in it", "Fetch it again.")
+    return folder / inner if (folder / inner).is_dir() else folder
+
+
+def name_clip_folder(modules: Path) -> str:
+    """Return the folder of the CLIP that a modules.json lists.
+
+    Raises:  CheckpointError for a model of several networks, whose vectors are not those of its CLIP.
+    """
     content = load_json(modules)
     rows = content if isinstance(content, list) else []
     types = [str(row.get("type")).rpartition(".")[2] for row in rows if isinstance(row, dict)]
@@ -42,13 +51,12 @@ def find_clip_folder(folder: Path) -> Path:
     if not types or len(types) != len(rows) or types[0] not in first or not set(types[1:]) <= set(later):
         found = f"{SENTENCE_MODULES} lists {quote(', '.join(types))}"
         remedy = "Use sentence-transformers: its vectors are not those of a CLIP."
-        raise CheckpointError(folder, found, "a CLIPModel, with Normalize at most", remedy)
+        raise CheckpointError(modules.parent, found, "a CLIPModel, with Normalize at most", remedy)
     path = rows[0].get("path") or "."
-    if not isinstance(path, str) or not re.fullmatch(r"\.|[\w-][\w.-]*", path) or not (folder / path).is_dir():
-        raise CheckpointError(
-            folder, f"{SENTENCE_MODULES} names {quote(str(path))}", "a folder in it", "Fetch it again."
-        )
-    return folder / path
+    if not isinstance(path, str) or not re.fullmatch(r"\.|[\w-][\w.-]*", path):
+        found = f"{SENTENCE_MODULES} names {quote(str(path))}"
+        raise CheckpointError(modules.parent, found, "a folder in it", "Fetch it again.")
+    return path
 
 
 def find_weights(folder: Path) -> list[Path]:
@@ -64,7 +72,7 @@ def find_weights(folder: Path) -> list[Path]:
     for config in configs:
         ranked = [(rank, file) for file in files if (rank := _rank(file.name, STEMS[config])) is not None]
         if ranked:
-            return _list_parts(min(ranked)[1], files)
+            return _find_parts(min(ranked)[1], files)
     others = [file for file in files if file.suffix.lstrip(".") in ENDINGS]
     if configs and len(others) == 1:
         return others
@@ -82,13 +90,18 @@ def _rank(name: str, stems: tuple[str, ...]) -> tuple[object, ...] | None:
     return match["variant"] is not None, stems.index(match["stem"]), kind, name
 
 
-def _list_parts(file: Path, files: list[Path]) -> list[Path]:
+def list_parts(index: Path) -> list[str]:
+    """Return the names of the files that an index lists. Raises: CheckpointError for other names."""
+    content = read_json(index).get("weight_map")
+    names = list(content.values()) if isinstance(content, dict) else []
+    if not names or any(not isinstance(name, str) or "/" in name or "\\" in name for name in names):
+        raise CheckpointError(index, "names no files of its folder", "a weight_map", "Fetch it again.")
+    return sorted(set(names))
+
+
+def _find_parts(file: Path, files: list[Path]) -> list[Path]:
     if file.suffix == ".json":
-        names = read_json(file).get("weight_map")
-        names = set(names.values()) if isinstance(names, dict) else set()
-        if not names or any(not isinstance(name, str) or "/" in name or "\\" in name for name in names):
-            raise CheckpointError(file, "names no files of its folder", "a weight_map", "Fetch it again.")
-        wanted = sorted(names)
+        wanted = list_parts(file)
     elif (match := _WEIGHTS.fullmatch(file.name)) and match["part"]:
         start, end = file.name[: match.start("part")], file.name[match.end("part") :]
         wanted = [f"{start}{part:05}{end}" for part in range(1, int(match["parts"]) + 1)]
