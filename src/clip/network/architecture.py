@@ -91,8 +91,7 @@ class _Entries:
     def shape(self, key: str, ndim: int) -> tuple[int, ...]:
         if key not in self.state_dict:
             first = quote(next(iter(self.state_dict), ""))
-            network = "a ResNet's" if any(k.startswith("visual.layer") for k in self.state_dict) else "a ViT's"
-            found = f"entry {key!r} is missing among {len(self.state_dict)} of {network}, of which the first is {first}"
+            found = f"entry {key!r} is missing among {len(self.state_dict)}, of which the first is {first}"
             raise CheckpointKeyError("weights", found, "a CLIP with OpenAI's names", "Pass the weights of one.")
         shape = tuple(self.state_dict[key].shape)
         if len(shape) != ndim or 0 in shape:

@@ -89,7 +89,6 @@ class Manifest:
             "weights_sha256": self.weights_sha256,
             "weights_source": self.weights_source,
             "architecture": self.architecture,
-            "stated_architecture": self.stated_architecture,
             "preprocess": self.preprocess,
             "preprocess_settings": self.preprocess_settings,
             "precision": self.precision,
@@ -121,6 +120,8 @@ class Manifest:
             "input_fingerprint": self.input_fingerprint,
             "counts": self.counts,
         }
+        if self.stated_architecture is not None:  # rarely there, and unknown to version 0.1.0
+            content["stated_architecture"] = self.stated_architecture
         return json.loads(json.dumps(content))  # lists for tuples, as when it is read
 
     @classmethod

@@ -125,7 +125,8 @@ class Configuration:
         for key, value in self.sizes.items():
             if shapes[key] != value:
                 found = f"{self.origin}: {key} is {reprlib.repr(value)}, and {shapes[key]} by the weights' shapes"
-                raise CheckpointError("weights", found, "the same", "Pass the configuration of these weights.")
+                remedy = "Pass the configuration of these weights as `architecture`."
+                raise CheckpointError("weights", found, "the same", remedy)
         return architecture, self.preprocess or PreprocessSettings(architecture.image_resolution)
 
 
