@@ -286,13 +286,14 @@ def from_open_clip(config: dict[str, Any], file: str = OPEN_CLIP_CONFIG) -> Conf
         sizes["vision_patch_size"] = _read_side(file, vision, "patch_size", 16)
         sizes["vision_mlp_width"] = _read_mlp_width(file, vision, width)
     heads = None if isinstance(layers, list) else max(1, width // head_width)
+    pixels = config.get("preprocess_cfg")
     return Configuration(
         file,
         "quick_gelu" if model.get("quick_gelu", False) else "gelu",
         heads,
         read_count(file, text, "heads", 8),
         sizes,
-        _read_open_clip_preprocess(config.get("preprocess_cfg") or {}, resolution),
+        None if pixels is None else _read_open_clip_preprocess(pixels, resolution),
     )
 
 

@@ -194,6 +194,12 @@ def test_weights_of_a_clipmodel_take_a_name_and_the_pixels_that_lie_beside_them(
     config = tmp_path / "one.json"
     config.write_text(json.dumps({"model_cfg": open_clip_config(UNUSUAL)["model_cfg"]}))
     assert read_checkpoint(tmp_path / "model.safetensors", config).preprocess.mean == OPENAI_MEAN
+    beside = tmp_path / "preprocessor_config.json"
+    beside.write_text(json.dumps({"image_mean": [0.4] * 3, "size": {"shortest_edge": 32}}))
+    raw = tmp_path / "raw.json"
+    raw.write_text(json.dumps(open_clip_config(UNUSUAL)["model_cfg"]))
+    assert read_checkpoint(tmp_path / "model.safetensors", raw).preprocess.mean == (0.4,) * 3
+    beside.unlink()
     theirs = tmp_path / "other"
     theirs.mkdir()
     (theirs / "config.json").write_text(json.dumps(transformers_config(UNUSUAL)))
