@@ -26,7 +26,7 @@ from clip.weights.checkpoints import draw_checkpoint
 CHILD = """
 import json, os, sys, time
 import torch, clip, clip.clip, clip.checkpoints
-from clip.weights.torch_file import read_torch_file
+from clip.weights.torch_file import ScriptState, read_torch_file
 from pathlib import Path
 
 def resident(what):
@@ -41,7 +41,8 @@ if sys.argv[1] == "load":
 else:
     data = Path(sys.argv[2]).read_bytes()
     del data
-    views = read_torch_file(Path(sys.argv[2])).values()
+    value = read_torch_file(Path(sys.argv[2]))
+    views = (value.tensors if isinstance(value, ScriptState) else value).values()
     tensors = [t.to(torch.float32, copy=True) for t in views if t.is_floating_point()]
     size = largest = 0
 print(json.dumps({"seconds": time.perf_counter() - started, "grown": resident("VmHWM") - before,

@@ -80,15 +80,19 @@ def load(
     device: str | torch.device | None = None,
     jit: bool = False,
     download_root: str | os.PathLike[str] | None = None,
+    *,
+    architecture: str | os.PathLike[str] | None = None,
 ) -> tuple[CLIP, Compose]:
     """Return a model in eval mode on `device`, and the transform that turns an image into its input.
 
     `name` is one of `available_models()`, "sketch", `hf-hub:ORG/NAME[@REVISION]` or a path: OpenAI's archive, a state
-    dict, safetensors, a folder of transformers or open_clip. `device` defaults to CUDA where there is one, else the
-    CPU. On CUDA the weights are fp16 and fp32 as `convert_weights` splits them, elsewhere fp32. `jit=True` gives the
-    same eager model: this package never runs TorchScript.
+    dict, safetensors, a folder of transformers or open_clip. `architecture` says what weights without a configuration
+    leave open: "ViT-H-14" of open_clip, "ViT-B/32" of OpenAI, or the path of a configuration. `device` defaults to CUDA
+    where there is one, else the CPU. On CUDA the weights are fp16 and fp32 as `convert_weights` splits them, elsewhere
+    fp32. `jit=True` gives the same eager model: this package never runs TorchScript.
 
-    Raises:  UnknownModelError, WeightsMissingError, DownloadError, CheckpointError, DeviceError, all RuntimeErrors.
+    Raises:  UnknownModelError, WeightsMissingError, DownloadError, CheckpointError, DeviceError, all RuntimeErrors;
+             InputError (a ValueError) for another `architecture`.
     Source:  openai/CLIP@d05afc4 clip/clip.py:94.
     """
     if jit:
@@ -98,7 +102,8 @@ def load(
             stacklevel=2,
         )
     warn_of_foreign_distribution()
-    checkpoint = read_checkpoint(locate.locate(name, download_root, urls=_MODELS, download=_download))
+    path = locate.locate(name, download_root, urls=_MODELS, download=_download)
+    checkpoint = read_checkpoint(path, architecture)
     return load_model(checkpoint, resolve_device(device)), make_preprocess(checkpoint.preprocess)
 
 

@@ -61,6 +61,7 @@ class Encoder:
         untrained: int | None = None,
         download_root: str | os.PathLike[str] | None = None,
         decode: PixelMode = "exact",
+        architecture: str | os.PathLike[str] | None = None,
     ) -> None:
         """Load a released model by name or "sketch", a weights file by path, or take the weights of a loaded model.
 
@@ -68,26 +69,31 @@ class Encoder:
         Vectors are computed in `precision`; "reference" is that of OpenAI's code: fp32 on a CPU, fp16 on CUDA.
         `threads` is for the model on a CPU, default: one per core. `untrained` draws the weights of the named
         architecture at random from this seed instead of reading any. With `decode` "fast" `embed_images` makes pixels
-        that are nearly those of OpenAI's code: docs/images.md.
+        that are nearly those of OpenAI's code: docs/images.md. `architecture` is that of `clip.load`, for weights that
+        do not show theirs: docs/weights.md.
 
         Raises:  UnknownModelError, WeightsMissingError, CheckpointError; DeviceError for a device or a precision that
-                 this machine lacks; InputError for a batch size under 1, for another word for `decode` and for a loaded
-                 model whose modules are not OpenAI's.
+                 this machine lacks; InputError for a batch size under 1, for another word for `decode`, for another
+                 `architecture` and for a loaded model whose modules are not OpenAI's.
         """
         size = None if batch_size == "auto" else batch_size
         _check_options({"batch_size": size, "threads": threads}, decode)
+        if architecture is not None and (isinstance(model, CLIP) or untrained is not None):
+            found = "found one for a loaded model" if isinstance(model, CLIP) else "found untrained too"
+            raise InputError("`architecture`", found, "the name or path of weights", "Leave it out.")
         warn_of_foreign_distribution()
         if isinstance(model, CLIP) and device in (None, "auto"):
             device = next(model.parameters()).device
         backend = make_backend(resolve_device(device), precision, threads)
         self._arguments = {"device": device, "precision": precision, "batch_size": batch_size, "threads": threads}
         self._arguments |= {"untrained": untrained, "download_root": download_root, "decode": decode}
+        self._arguments |= {"architecture": architecture}
         self._model = None if isinstance(model, CLIP) else model  # with the arguments, what a pickle keeps
         self.model_name = type(model).__name__ if isinstance(model, CLIP) else str(model)
         if isinstance(model, CLIP):
             checkpoint = read_loaded_model(model)
         elif untrained is None:
-            checkpoint = read_checkpoint(locate.locate(model, download_root))
+            checkpoint = read_checkpoint(locate.locate(model, download_root), architecture)
         else:
             checkpoint = draw_checkpoint(self.model_name, untrained)
         self.source, self._files = checkpoint.source, checkpoint.files

@@ -8,7 +8,7 @@
     ├── DownloadError (RuntimeError)        a file that no server gave, or that the disk does not take
     ├── CheckpointError (RuntimeError)      a weights file that is not a CLIP
     │   ├── CheckpointKeyError (KeyError)   ... because an entry is missing
-    │   └── UnsafeCheckpointError           ... because it carries more than tensors and plain values
+    │   └── UnsafeCheckpointError           ... because it calls functions
     ├── TextTooLongError (RuntimeError)     a text of more tokens than the model reads
     ├── ImageError (ValueError)             an image that cannot become pixels
     ├── DeviceError (RuntimeError)          a device or precision this machine does not have
@@ -120,7 +120,7 @@ class CheckpointKeyError(CheckpointError, KeyError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A weights file that carries more than tensors and plain values."""
+    """A weights file that calls functions, or carries tensors of a kind that no CLIP has."""
 
 
 class TextTooLongError(ClipError, RuntimeError):

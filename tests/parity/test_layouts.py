@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 from kit import formula
+from kit.configurations import open_clip_config
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 import clip
 from clip.clip import load_model
+from clip.errors import CheckpointError
 from clip.network.records import Architecture
+from clip.weights import architectures
 from clip.weights.checkpoints import read_checkpoint
 from clip.weights.layouts import to_transformers
 from clip.weights.releases import RELEASES
@@ -82,24 +85,6 @@ def test_a_clipmodels_folder_gives_its_features_and_goes_back_the_same(
     assert worst_error(found[1], wanted[1]) < TOLERANCE
 
 
-def open_clip_config(a: Architecture, preprocess: dict[str, object] | None = None) -> dict[str, Any]:
-    vision: dict[str, object] = {"image_size": a.image_resolution, "width": a.vision_width}
-    if isinstance(a.vision_layers, tuple):
-        vision |= {"layers": list(a.vision_layers)}
-    else:
-        heads = a.vision_heads or a.vision_width // 64
-        vision |= {"layers": a.vision_layers, "patch_size": a.vision_patch_size, "head_width": a.vision_width // heads}
-        vision |= {"mlp_ratio": round((a.vision_mlp_width or 4 * a.vision_width) / a.vision_width + 5e-5, 4)}
-    text = {"context_length": a.context_length, "vocab_size": a.vocab_size, "width": a.transformer_width}
-    text |= {"heads": a.transformer_heads, "layers": a.transformer_layers}
-    if a.transformer_mlp_width:
-        text |= {"mlp_ratio": a.transformer_mlp_width / a.transformer_width}
-    model = {"embed_dim": a.embed_dim, "vision_cfg": vision, "text_cfg": text}
-    if a.activation == "quick_gelu":
-        model |= {"quick_gelu": True}
-    return {"model_cfg": model, "preprocess_cfg": preprocess or {}}
-
-
 def save_open_clip(folder: Path, state_dict: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps(config))
@@ -123,5 +108,27 @@ def test_an_open_clip_folder_gives_the_features_of_the_same_weights(name: str, t
         with torch.no_grad():
             found = model.encode_image(images), model.encode_text(clip.tokenize(formula.TEXTS))
         wanted = torch.tensor(row["image_features"]), torch.tensor(row["text_features"])
+    assert worst_error(found[0], wanted[0]) < TOLERANCE
+    assert worst_error(found[1], wanted[1]) < TOLERANCE
+
+
+def test_a_checkpoint_of_open_clips_training_script_gives_its_features_once_its_network_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GELU and heads of 80: taken for OpenAI's network, features would be of cosine 0.96 to the right ones."""
+    architecture = LAION["H/14"]
+    state_dict = formula.state_dict(architecture)
+    content = {"epoch": 1, "name": "run", "state_dict": {f"module.{key}": one for key, one in state_dict.items()}}
+    torch.save(content | {"optimizer": {"state": {}}}, tmp_path / "epoch_1.pt")
+    with pytest.raises(CheckpointError, match=r"Pass architecture, such as ViT-H-14"):
+        clip.load(tmp_path / "epoch_1.pt", device="cpu")
+    by_name = dict(architectures._VITS) | {"ViT-H-14": (1024, 224, 2, 1280, 14, 80, 1024, 2)}  # of two layers, as here
+    monkeypatch.setattr(architectures, "_VITS", by_name)
+    architectures._list_plain.cache_clear()
+    ours, _ = clip.load(tmp_path / "epoch_1.pt", device="cpu", architecture="ViT-H-14")
+    architectures._list_plain.cache_clear()
+    theirs = their_model(architecture)
+    theirs.load_state_dict(to_transformers(state_dict, architecture))
+    wanted, found = features(theirs, architecture.image_resolution), features(ours, architecture.image_resolution)
     assert worst_error(found[0], wanted[0]) < TOLERANCE
     assert worst_error(found[1], wanted[1]) < TOLERANCE

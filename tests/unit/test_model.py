@@ -367,7 +367,7 @@ def without(key: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
-        ({}, CheckpointKeyError, "'visual.layer1.0.conv1.weight' is missing"),
+        ({}, CheckpointKeyError, "'visual.conv1.weight' is missing"),
         (without("text_projection"), CheckpointKeyError, "'text_projection' is missing"),
         (without("ln_final.bias"), CheckpointError, "missing ln_final.bias"),
         (without("") | {"extra": torch.zeros(1)}, CheckpointError, "unexpected 'extra'"),

@@ -80,6 +80,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             threads=model.threads,
             untrained=model.untrained,
             decode=job.decode.pixels,
+            architecture=model.architecture,
         )
         with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
@@ -280,6 +281,7 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         weights_sha256=encoder.weights_sha256,
         weights_source=encoder.source,
         architecture=encoder.architecture,
+        stated_architecture=job.model_options.architecture,
         preprocess=f"{PREPROCESS_ID}/pillow-{versions['pillow']}",
         preprocess_settings=asdict(encoder.settings),
         precision=encoder.precision,

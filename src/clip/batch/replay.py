@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from ..encoder import Encoder
@@ -32,11 +34,21 @@ def load_run_encoder(store: Store, model: str | None = None, device: str = "auto
     manifest = store.manifest
     untrained, precision = manifest.untrained, cast("Precision", manifest.precision)
     encoder = Encoder(
-        model or manifest.model, device=device, untrained=untrained, precision=precision, decode=manifest.decode.pixels
+        model or manifest.model,
+        device=device,
+        untrained=untrained,
+        precision=precision,
+        decode=manifest.decode.pixels,
+        architecture=manifest.stated_architecture,
     )
     if encoder.weights_sha256 != manifest.weights_sha256:
         found = f"the weights of {encoder.model_name} have sha256 {encoder.weights_sha256}"
         raise StoreMismatchError(store.path, found, str(manifest.weights_sha256), "Pass the run's weights as `model`.")
+    own = json.loads(json.dumps(encoder.architecture | asdict(encoder.settings)))
+    for name, value in (manifest.architecture | manifest.preprocess_settings).items():
+        if own.get(name) != value:  # the configuration beside the weights is another one than during the run
+            found = f"{name} of {encoder.model_name} is {own.get(name)}"
+            raise StoreMismatchError(store.path, found, str(value), "Put back the configuration of the weights.")
     if untrained is not None and encoder.model_name != manifest.model:  # no file tells them apart
         found = f"{encoder.model_name} is another model"
         raise StoreMismatchError(store.path, found, manifest.model, "Leave `model` out.")

@@ -91,7 +91,12 @@ def _load_encoders(job: TuneJob, say: Callable[[str], None]) -> list[Encoder]:
     for precision in precisions:
         try:
             encoder = Encoder(
-                model.name, device=model.device, precision=precision, threads=model.threads, untrained=model.untrained
+                model.name,
+                device=model.device,
+                precision=precision,
+                threads=model.threads,
+                untrained=model.untrained,
+                architecture=model.architecture,
             )
         except DeviceError as exc:  # fp8, for example, with a network that is too narrow for it
             if not encoders:

@@ -23,6 +23,7 @@ TEMPLATE_HELP = f"Sentence with {{}} for the label. May be repeated: all are ave
 SET_HELP = "A set of templates instead: openai7, the seven of OpenAI's notebook, or a file with one per line."
 TRUTH_HELP = "Compare with the correct labels: those in a column of OUT, or the folder-names of the images."
 K_HELP = "Number of labels to return per image, the most probable first."
+ARCHITECTURE_HELP = "For IMAGES: the network of weights that do not show theirs, as of embed."
 MODEL_HELP = "A model's name or path; for OUT the run's weights.  [default: ViT-B/32; for OUT as in the manifest]"
 
 
@@ -35,6 +36,7 @@ MODEL_HELP = "A model's name or path; for OUT the run's weights.  [default: ViT-
 @click.option("--truth", metavar="COLUMN", help=TRUTH_HELP)
 @click.option("-m", "--model", metavar="MODEL", help=MODEL_HELP)
 @click.option("--untrained", metavar="SEED", type=int, help="For IMAGES: draw the weights at random from this seed.")
+@click.option("--architecture", metavar="NAME|FILE", help=ARCHITECTURE_HELP)
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
 @click.option("--json", "as_json", is_flag=True, help="Write the summary, the last line on stderr, as one JSON object.")
 def classify(*, as_json: bool, **options: Any) -> int:

@@ -10,6 +10,7 @@ from ..jobs.models import FetchJob
 from .signals import undisturbed
 
 CHECK_HELP = "Hash the cached files again instead of fetching; without a NAME, all of them."
+ARCHITECTURE_HELP = "With --to: the network of weights that do not show theirs, as of embed."
 TO_HELP = "Also write the weights of the one model to this file, with OpenAI's names."
 
 
@@ -18,6 +19,7 @@ TO_HELP = "Also write the weights of the one model to this file, with OpenAI's n
 @click.option("--download-root", metavar="DIR", help="Folder to cache weights in.  [default: ~/.cache/clip]")
 @click.option("--check", is_flag=True, help=CHECK_HELP)
 @click.option("--to", metavar="FILE.safetensors", help=TO_HELP)
+@click.option("--architecture", metavar="NAME|FILE", help=ARCHITECTURE_HELP)
 def fetch(**options: Any) -> None:
     """Fetch the weights of models into the cache, and print their paths.
 

@@ -38,6 +38,8 @@ class ClassifyJob:
     """For images: draw the weights at random from this seed."""
     device: str = "auto"
     """Device of the model."""
+    architecture: str | None = None
+    """For images: the network of weights that do not show theirs, as of `ModelOptions`."""
 
     def __post_init__(self) -> None:
         if self.k < 1:

@@ -40,6 +40,8 @@ class FetchJob:
     """Hash the cached files again and compare, instead of fetching."""
     to: str | None = None
     """Also write the one model's weights to this file, as safetensors with OpenAI's names."""
+    architecture: str | None = None
+    """With `to`: the network of weights that do not show theirs, as of `ModelOptions`."""
 
     def __post_init__(self) -> None:
         if not self.names and not self.check:
@@ -47,6 +49,8 @@ class FetchJob:
         if self.to is not None and (len(self.names) != 1 or self.check or not self.to.endswith(".safetensors")):
             found = f"found {self.to!r} for {len(self.names)} names"
             raise InputError("`to`", found, "one name and FILE.safetensors", "Pass them without `check`.")
+        if self.architecture is not None and self.to is None:
+            raise InputError("`architecture`", f"found {self.architecture!r}", "`to` with it", "Pass `to` too.")
 
 
 @documented

@@ -48,12 +48,16 @@ class ModelOptions:
     """Images the model reads at a time; default: chosen by model and device."""
     threads: int | None = None
     """Threads of the model on a CPU; default: one per core."""
+    architecture: str | None = None
+    """Network of weights that do not show theirs: ViT-H-14 of open_clip, ViT-B/32, or a configuration's path."""
 
     def __post_init__(self) -> None:
         check_counts(self, ("batch_size", "threads"))
         check_words(self)
         if self.untrained is not None and not 0 <= self.untrained <= MAX_SEED:
             raise InputError("`untrained`", f"found {self.untrained}", "a seed from 0 to 2**63 - 1", "Pass another.")
+        if self.architecture is not None and self.untrained is not None:
+            raise InputError("`architecture`", "found untrained too", "one of them", "Leave out `untrained`.")
 
     @classmethod
     def of(cls, model: str | ModelOptions) -> ModelOptions:

@@ -49,8 +49,9 @@ def infer_architecture(
     entries = _Entries(state_dict)
     vision_layers: int | tuple[int, int, int, int]
     vision_mlp_width = None
-    if "visual.proj" in state_dict:
+    if not any(key.startswith("visual.layer") for key in state_dict):  # else a ModifiedResNet
         vision_width, _, _, patch_size = entries.shape("visual.conv1.weight", 4)
+        entries.shape("visual.proj", 2)
         vision_layers = entries.count("visual.transformer.resblocks.", ".attn.in_proj_weight", part=3)
         resolution = patch_size * entries.grid_side("visual.positional_embedding")
         vision_mlp_width = entries.mlp_width("visual.transformer", vision_width)

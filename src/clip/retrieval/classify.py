@@ -57,16 +57,18 @@ def classify(
         if job.untrained is not None:
             found = f"found {job.untrained}, but {store.path} has a model"
             raise InputError("`untrained`", found, remedy="Leave it out.")
+        if job.architecture is not None:
+            found = f"found {job.architecture}, but {store.path} has a model"
+            raise InputError("`architecture`", found, remedy="Leave it out.")
         classifier = _Classifier(load_run_encoder(store, job.model, job.device), labels, templates)
         return _classify_store(job, store, classifier, each)
-    model = job.model or ModelOptions.name
-    classifier = _Classifier(Encoder(model, device=job.device, untrained=job.untrained), labels, templates)
+    model = ModelOptions(job.model or ModelOptions.name, job.untrained, job.device, architecture=job.architecture)
+    encoder = Encoder(model.name, device=model.device, untrained=model.untrained, architecture=model.architecture)
+    classifier = _Classifier(encoder, labels, templates)
     # By the run of `embed`, for its inputs, its failure rows and its checked counts: no second pipeline.
     with tempfile.TemporaryDirectory(prefix="clip-classify-") as folder:
         output = Path(folder) / "out"
-        embed_job = EmbedJob(
-            source=job.source, output=output, model=ModelOptions(model, job.untrained, job.device), duplicate_ids="keep"
-        )
+        embed_job = EmbedJob(source=job.source, output=output, model=model, duplicate_ids="keep")
         embed(embed_job, progress)
         return _classify_store(job, Store(output), classifier, each)
 

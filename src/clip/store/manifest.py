@@ -43,6 +43,7 @@ class Manifest:
     weights_sha256: str | None = None
     weights_source: str = ""  # a path, or "untrained:SEED"
     architecture: dict[str, Any] = field(default_factory=dict[str, Any])
+    stated_architecture: str | None = None  # the name or file that said what the weights leave open
     preprocess: str = ""
     preprocess_settings: dict[str, Any] = field(default_factory=dict[str, Any])
     precision: str = "reference"
@@ -119,6 +120,8 @@ class Manifest:
             "input_fingerprint": self.input_fingerprint,
             "counts": self.counts,
         }
+        if self.stated_architecture is not None:  # rarely there, and unknown to version 0.1.0
+            content["stated_architecture"] = self.stated_architecture
         return json.loads(json.dumps(content))  # lists for tuples, as when it is read
 
     @classmethod

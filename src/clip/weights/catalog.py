@@ -63,7 +63,7 @@ def fetch(job: FetchJob) -> list[Fetched]:
     if job.to is not None:
         from .checkpoints import export, read_checkpoint  # here, because they import torch
 
-        export(read_checkpoint(fetched[0].path), Path(job.to))
+        export(read_checkpoint(fetched[0].path, job.architecture), Path(job.to))
     return fetched
 
 

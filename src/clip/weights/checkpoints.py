@@ -1,76 +1,102 @@
 """Read a local file or folder of weights as a Checkpoint, and write one.
 
 It reads OpenAI's TorchScript archives, state dicts saved by any version of PyTorch, safetensors, and the folders of
-transformers' CLIPModel and of open_clip, whose configurations hold what shapes do not show.
+transformers' CLIPModel, of sentence-transformers and of open_clip, whose configurations hold what shapes do not show.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from ..errors import CheckpointError, UnknownModelError, quote
+from ..errors import CheckpointError, InputError, UnknownModelError, quote
 from ..model import CLIP
-from ..network.architecture import drop_archive_buffers, infer_architecture
+from ..network.architecture import infer_architecture
 from ..network.meta_init import build_on_meta, check_fit
-from ..network.records import HEADER_KEY, Checkpoint, PreprocessSettings
-from .layouts import Layout, from_header, from_open_clip, from_transformers, is_transformers
+from ..network.records import (
+    HEADER_KEY,
+    Activation,
+    Architecture,
+    Checkpoint,
+    Interpolation,
+    PreprocessSettings,
+    ResizeMode,
+)
+from ..simple_tokenizer import make_tokenizer
+from .architectures import find_architecture
+from .configurations import (
+    OPEN_CLIP_CONFIG,
+    TRANSFORMERS_CONFIG,
+    Configuration,
+    load_json,
+    read_choice,
+    read_configuration,
+    read_count,
+    read_preprocess,
+    read_transformers_preprocess,
+    read_triple,
+    refuse,
+)
+from .entries import check_aliases, check_numbers, take_entries, unwrap
+from .folders import find_clip_folder, find_weights
+from .layouts import Place, from_transformers
+from .origin import find_script_sign, find_sign, refuse_origin
 from .releases import RELEASES
-from .restricted_pickle import MAX_KEY
-from .torch_file import FETCH_AGAIN, read_torch_file
+from .torch_file import FETCH_AGAIN, ScriptState, read_torch_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Generator, Mapping
 
-SAVE_STATE_DICT = "Save the model's state_dict()."
-# Keys under which training scripts save the state dict.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PARALLEL_PREFIX = "module."  # DataParallel and DistributedDataParallel put it before every key
-OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG = "open_clip_config.json", "config.json"
-TRANSFORMERS_PREPROCESS = "preprocessor_config.json"
+
+EXPORT_AGAIN = "Export the weights again."
 OPEN_CLIP_PREFIX = "open_clip_"  # of the name of a file that means nothing without its configuration
-# By configuration: the weights files of a folder, of which the first that exists is read.
-WEIGHTS = {
-    OPEN_CLIP_CONFIG: ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
-    TRANSFORMERS_CONFIG: ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                          "pytorch_model.bin.index.json"),
-}  # fmt: skip
 
 # Exceptions of our code for a configuration with wrong types, numbers or names.
 _OF_ANOTHER_MAKE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, OSError)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+@dataclass(frozen=True)
+class _Content:
+    """What the files of a checkpoint hold."""
+
+    value: object  # as it was saved
+    state_dict: dict[Any, Any]  # the dict in it that has the CLIP's entries
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    archive: ScriptState | None = None
+
+
+def read_checkpoint(path: Path, architecture: str | os.PathLike[str] | None = None) -> Checkpoint:
     """Return the CLIP in a local file or folder, with the architecture that the shapes of its weights have.
 
-    Raises:  UnsafeCheckpointError for a file with more than tensors and plain values, CheckpointError (a RuntimeError)
-             for one that is damaged, is no CLIP, or differs from its configuration.
+    `architecture` says what shapes leave open, instead of the configuration beside the weights: one of OpenAI's names,
+    one of open_clip's, or the path of a configuration.
+
+    Raises:  UnsafeCheckpointError for a file that would call functions, CheckpointError (a RuntimeError) for one that
+             is damaged, is no CLIP, differs from its configuration or has none where it needs one; InputError for an
+             architecture that is not known.
     """
+    named = None if architecture is None else _find_configuration(os.fspath(architecture))
+    with _translate_errors(path):
+        files = find_weights(find_clip_folder(path)) if path.is_dir() else [path]
+        read = _check_weights(path, files, _read_files(files), named)
+    return replace(read, source=str(path), files=tuple(files))
+
+
+@contextmanager
+def _translate_errors(path: Path) -> Generator[None]:
     try:
-        files = _find_weights(path) if path.is_dir() else [path]
-        content: dict[str, Any] = {}
-        header = None
-        for file in files:
-            tensors, header = _read_file(file)
-            content |= tensors
-        layout = _check_weights(path, files, content, header)
+        yield
     except CheckpointError:
         raise  # it names its file
     except _OF_ANOTHER_MAKE as exc:
         found = f"not as its library writes it ({type(exc).__name__}: {quote(str(exc))})"
         raise CheckpointError(path, found, "weights and their configuration", "Fetch them again.") from exc
-    return Checkpoint(
-        layout.architecture,
-        layout.state_dict,
-        layout.preprocess,
-        source=str(path),
-        files=tuple(files),
-        tokenizer=layout.tokenizer,
-    )
 
 
 def export(checkpoint: Checkpoint, path: Path, notes: Mapping[str, str] | None = None) -> None:
@@ -108,116 +134,180 @@ def draw_checkpoint(name: str, seed: int) -> Checkpoint:
     return Checkpoint(architecture, model.state_dict(), settings, source=f"untrained:{seed}", seed=seed)
 
 
-def _check_weights(path: Path, files: list[Path], content: dict[Any, Any], header: str | None) -> Layout:
-    """Return the CLIP with these entries. Raises CheckpointError, naming `path`, where they make none."""
+def _find_configuration(architecture: str) -> Configuration:
+    known = find_architecture(architecture)
+    if known is not None:
+        return Configuration.of_architecture(architecture, known)
+    path = Path(architecture)
+    if path.is_dir():
+        folder = find_clip_folder(path)
+        path = next(
+            (folder / name for name in (OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG) if (folder / name).is_file()), path
+        )
+    if not path.is_file():
+        expected = "one of OpenAI's names, one of open_clip's as ViT-H-14, or the path of a configuration"
+        raise InputError("`architecture`", f"found {quote(architecture)}", expected, "Pass one.")
     try:
-        state_dict = drop_archive_buffers(_check_tensors(content))
-        _check_aliases(state_dict, sum(file.stat().st_size for file in files))
-        layout = from_header(state_dict, json.loads(header)) if header else _read_layout(state_dict, files[0])
-        check_fit(layout.state_dict, build_on_meta(lambda: CLIP(**vars(layout.architecture))).state_dict())
+        with _translate_errors(path):
+            return read_configuration(path)
     except CheckpointError as exc:
         raise exc.about(path) from exc
-    return layout
 
 
-def _find_weights(folder: Path) -> list[Path]:
-    for config, names in WEIGHTS.items():
-        for name in names if (folder / config).is_file() else ():
-            if (folder / name).is_file():
-                return _list_shards(folder / name) if name.endswith(".index.json") else [folder / name]
-    found = f"a folder without {OPEN_CLIP_CONFIG} or {TRANSFORMERS_CONFIG} and its weights"
-    raise CheckpointError(folder, found, "that of an open_clip model or of a CLIPModel", "Pass one, or a weights file.")
+def _read_files(files: list[Path]) -> _Content:
+    """Read the one file of a checkpoint, or all of its parts."""
+    if len(files) == 1:
+        return _read_file(files[0])
+    parts: dict[Any, Any] = {}
+    for file in files:
+        entries = _read_file(file).state_dict
+        if twice := next((key for key in entries if key in parts), None):
+            raise CheckpointError(file, f"entry {quote(str(twice))} is in another part too", "it once", FETCH_AGAIN)
+        parts |= entries
+    return _Content(parts, parts)
 
 
-def _list_shards(index: Path) -> list[Path]:
-    names = set(_read_json(index).get("weight_map", {}).values())
-    if not names or any(not isinstance(name, str) or "/" in name or "\\" in name for name in names):
-        raise CheckpointError(index, "names no files of its folder", "a weight_map", "Fetch it again.")
-    return [index.with_name(name) for name in sorted(names)]
-
-
-def _read_layout(state_dict: dict[str, torch.Tensor], file: Path) -> Layout:
-    open_clip, transformers = file.with_name(OPEN_CLIP_CONFIG), file.with_name(TRANSFORMERS_CONFIG)
-    if is_transformers(state_dict):
-        if not transformers.is_file():
-            raise _missing_configuration("a CLIPModel", TRANSFORMERS_CONFIG)
-        preprocess = file.with_name(TRANSFORMERS_PREPROCESS)
-        settings = _read_json(preprocess) if preprocess.is_file() else None
-        return from_transformers(state_dict, _read_json(transformers), settings)
-    if open_clip.is_file():
-        return from_open_clip(state_dict, _read_json(open_clip))
-    if file.name.startswith(OPEN_CLIP_PREFIX):
-        raise _missing_configuration("an open_clip model", OPEN_CLIP_CONFIG)
-    architecture = infer_architecture(state_dict)
-    return Layout(state_dict, architecture, PreprocessSettings(architecture.image_resolution))
-
-
-def _missing_configuration(model: str, config: str) -> CheckpointError:
-    expected = "it in the same folder, as shapes do not show the activation"
-    return CheckpointError("weights", f"weights of {model} without their {config}", expected, "Put it there.")
-
-
-def _read_file(path: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the state dict in a file, and the header that `export` wrote."""
+def _read_file(path: Path) -> _Content:
     if not _is_safetensors(path):
-        return _unwrap(read_torch_file(path), path), None
+        value = read_torch_file(path)
+        if isinstance(value, ScriptState):
+            return _Content(value.tensors, value.tensors, archive=value)
+        return _Content(value, unwrap(value, path))
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
-            return tensors, (file.metadata() or {}).get(HEADER_KEY)
+            return _Content(tensors, tensors, file.metadata() or {})
     # safetensors checks the header; torch and Python raise for what that check misses, shapes of 0 x 2**63 for one.
     except (SafetensorError, TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as exc:
         raise CheckpointError(path, f"damaged ({quote(str(exc))})", "safetensors", FETCH_AGAIN) from exc
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _check_weights(path: Path, files: list[Path], content: _Content, named: Configuration | None) -> Checkpoint:
+    """Return the CLIP with these entries. Raises CheckpointError, naming `path`, where they make none."""
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as exc:
-        found = f"{path.name} is not JSON ({quote(str(exc))})"
-        raise CheckpointError(path.parent, found, "a configuration", "Fetch it again.") from exc
-    if not isinstance(content, dict):
-        found = f"{path.name} holds a {type(content).__name__}"
-        raise CheckpointError(path.parent, found, "an object", "Fetch it again.")
-    return content
+        state_dict, place = take_entries(content.state_dict)
+        check_aliases(state_dict, sum(file.stat().st_size for file in files))
+        header = content.metadata.get(HEADER_KEY)
+        if header is not None:
+            read = _from_header(state_dict, json.loads(header))
+            _check_named(named, read)
+        else:
+            read = _read_network(state_dict, place, content, files[0], named)
+        check_fit(read.state_dict, build_on_meta(lambda: CLIP(**vars(read.architecture))).state_dict())
+        check_numbers(read.state_dict)
+    except CheckpointError as exc:
+        raise exc.about(path) from exc
+    return read
+
+
+def _read_network(
+    state_dict: dict[str, torch.Tensor], place: Place, content: _Content, file: Path, named: Configuration | None
+) -> Checkpoint:
+    """Read what the configuration says, that which was named or lies beside the weights; without one, assume OpenAI's.
+
+    Raises:  CheckpointError where OpenAI's network may not be assumed.
+    """
+    transformers = place.naming == "transformers"
+    weights = from_transformers(state_dict) if transformers else state_dict
+    sign = None if content.archive is None else find_script_sign(content.archive)
+    configuration = named
+    if named is None and (content.archive is None or sign):  # OpenAI's archives show what they are
+        configuration = _read_beside(file, transformers=transformers)
+    if configuration is not None:
+        _check_script(content.archive, configuration)
+        architecture, settings = configuration.apply(weights)
+        if transformers and configuration.preprocess is None:
+            settings = read_transformers_preprocess(*read_preprocess(file.parent), architecture.image_resolution)
+        return Checkpoint(architecture, weights, settings, source="")
+    if transformers:
+        raise refuse_origin(f"weights of a CLIPModel without their {TRANSFORMERS_CONFIG}")
+    if file.name.startswith(OPEN_CLIP_PREFIX):
+        raise refuse_origin(f"weights of an open_clip model without their {OPEN_CLIP_CONFIG}")
+    architecture = infer_architecture(weights)
+    if content.archive is None:
+        others = {"prefix": place.prefix, **content.metadata}
+        sign = find_sign(content.value, content.state_dict, others, file, architecture)
+    if sign is not None:
+        raise refuse_origin(sign)
+    return Checkpoint(architecture, weights, PreprocessSettings(architecture.image_resolution), source="")
+
+
+def _read_beside(file: Path, *, transformers: bool) -> Configuration | None:
+    """Return what the configuration in the folder of weights says; for OpenAI's names open_clip's comes first."""
+    theirs, open_clip = file.with_name(TRANSFORMERS_CONFIG), file.with_name(OPEN_CLIP_CONFIG)
+    if not transformers and open_clip.is_file():
+        return read_configuration(open_clip)
+    if transformers and theirs.is_file():
+        return read_configuration(theirs)
+    if theirs.is_file():  # of weights with OpenAI's names only one of a CLIP counts; any script may have a config.json
+        try:
+            config = load_json(theirs)
+        except CheckpointError:
+            return None
+        if isinstance(config, dict) and (
+            config.get("model_type") == "clip" or {"model_cfg", "vision_cfg"} & config.keys()
+        ):
+            return read_configuration(theirs)
+    return None
+
+
+def _check_named(named: Configuration | None, read: Checkpoint) -> None:
+    """Refuse an architecture that contradicts the header of an exported file."""
+    if named is not None and named.apply(read.state_dict)[0] != read.architecture:
+        found = f"{named.origin}: another activation or other heads than in its header"
+        raise CheckpointError("weights", found, "the same", "Leave `architecture` out.")
+
+
+def _check_script(archive: ScriptState | None, configuration: Configuration) -> None:
+    """Refuse a configuration whose activation the code of a TorchScript archive contradicts."""
+    if archive is None:
+        return
+    quick = any(name.endswith("QuickGELU") for name in archive.classes)
+    shown = "gelu" if archive.uses_gelu else "quick_gelu" if quick else configuration.activation
+    if shown != configuration.activation:
+        found = f"{configuration.origin}: the activation is {configuration.activation}"
+        raise CheckpointError("weights", found, f"{shown}, as in the archive's code", "Pass the one of these weights.")
+
+
+def _from_header(state_dict: dict[str, torch.Tensor], header: dict[str, Any]) -> Checkpoint:
+    """Read the records that `export` wrote into the header of weights with OpenAI's names.
+
+    Raises:  CheckpointError for records that are not ours or contradict the weights.
+    """
+    file = "header"
+    try:
+        arguments = dict(header["architecture"])
+        if isinstance(arguments["vision_layers"], list):
+            arguments["vision_layers"] = tuple(arguments["vision_layers"])
+        stated = Architecture(**arguments)
+        settings = PreprocessSettings(**header["preprocess"])
+    except (KeyError, TypeError, ValueError) as exc:
+        found = f"header: not one that clip-turbo wrote ({quote(str(exc))})"
+        raise CheckpointError("weights", found, "architecture and preprocess", EXPORT_AGAIN) from exc
+    read_choice(file, "activation", stated.activation, get_args(Activation))
+    read_choice(file, "interpolation", settings.interpolation, get_args(Interpolation))
+    read_choice(file, "resize_mode", settings.resize_mode, get_args(ResizeMode))
+    architecture = infer_architecture(
+        state_dict,
+        activation=stated.activation,
+        vision_heads=None if stated.vision_heads is None else read_count(file, vars(stated), "vision_heads"),
+        transformer_heads=read_count(file, vars(stated), "transformer_heads"),
+    )
+    for name, value in vars(stated).items():
+        if (shown := getattr(architecture, name)) != value:
+            found = f"header: describes {name} {quote(str(value))}, and the weights' shapes {shown}"
+            raise CheckpointError("weights", found, "the same", EXPORT_AGAIN)
+    if settings.resolution_px != architecture.image_resolution:
+        raise refuse(file, "resolution_px", settings.resolution_px, architecture.image_resolution)
+    mean, std = read_triple(file, "mean", settings.mean), read_triple(file, "std", settings.std, above=0)
+    merges = header.get("merges")
+    tokenizer = None if merges is None else make_tokenizer(merges, architecture.vocab_size)
+    settings = replace(settings, mean=mean, std=std)
+    return Checkpoint(architecture, state_dict, settings, source="", tokenizer=tokenizer)
 
 
 def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"  # eight bytes of length, then a JSON object
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Any]:
-    if isinstance(content, dict):
-        for wrapper in WRAPPERS:
-            if isinstance(content.get(wrapper), dict):
-                return content[wrapper]
-        return content
-    raise CheckpointError(path, f"found a {type(content).__name__}", "a state dict", SAVE_STATE_DICT)
-
-
-def _check_tensors(content: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    """Return a dict of tensors without DataParallel's prefix. Raises CheckpointError for other entries."""
-    if not content:
-        raise CheckpointError("weights", "found no entries", "a state dict", SAVE_STATE_DICT)
-    for key, value in content.items():
-        if isinstance(key, str) and (len(key) > MAX_KEY or not key.isprintable()):
-            found = f"entry {quote(key)} is no name of a weight"
-            raise CheckpointError("weights", found, "those of a CLIP", "Pass the weights of a CLIP.")
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            expected = f"a tensor in a state dict, or the state dict under one of {WRAPPERS}"
-            found = f"entry {quote(str(key))} is a {type(value).__name__}"
-            raise CheckpointError("weights", found, expected, SAVE_STATE_DICT)
-    if all(key.startswith(PARALLEL_PREFIX) for key in content):
-        return {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items()}
-    return content
-
-
-def _check_aliases(state_dict: dict[str, torch.Tensor], file_bytes: int) -> None:
-    total = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
-    if total > file_bytes:
-        found = f"its tensors take {total:,} bytes and the file {file_bytes:,}"
-        remedy = "Save the state dict with each tensor cloned."
-        raise CheckpointError("weights", found, "tensors that do not share memory", remedy)

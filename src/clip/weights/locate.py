@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, DownloadError, UnknownModelError, WeightsMissingError
 from .download import fetch
+from .folders import SENTENCE_MODULES, list_parts, name_clip_folder
 from .releases import RELEASES, Release
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ VERIFIED = ".verified.json"  # in the cache: the files that were hashed, with th
 # The files of a repository that we read: a configuration, and the first of these weights that exists.
 HUB_FILES = {
     "open_clip_config.json": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
-    "config.json": ("model.safetensors", "pytorch_model.bin"),
+    "config.json": (
+        *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+        *("model.fp16.safetensors", "pytorch_model.fp16.bin"),
+    ),
 }
-HUB_EXTRAS = ("preprocessor_config.json",)
+HUB_EXTRAS = ("preprocessor_config.json", "processor_config.json")
 # The model that comes with the package, made by training/sketch.py and described in docs/sketch.md. Its image side is a
 # ResNet: after three minutes of training that had 0.99 of shapes right, a ViT 0.40 (LOG.md).
 SKETCH, SKETCH_FILE = "sketch", Path(__file__).with_name("sketch.safetensors")
@@ -213,16 +217,28 @@ def _fetch_snapshot(repository: str, revision: str | None, *, cached_only: bool 
         except Exception as exc:
             raise _unreachable(repository, exc) from exc
 
-    for config, weights in HUB_FILES.items():
-        if path := get(config):
-            for file_name in weights:
-                if get(file_name):
-                    for extra in HUB_EXTRAS:
-                        get(extra)
-                    return path.parent
+    if (path := _fetch_files(get, "")) or (
+        # a repository of sentence-transformers
+        (path := get(SENTENCE_MODULES)) and _fetch_files(get, f"{name_clip_folder(path)}/")
+    ):
+        return path.parent
     where = "the local cache" if only_local else "the Hugging Face Hub"
     found = f"{where} has no open_clip model and no CLIPModel of this name"
     raise DownloadError(repository, found, remedy="Check the name.")
+
+
+def _fetch_files(get: Callable[[str], Path | None], folder: str) -> Path | None:
+    """Get the files of a model in a folder of a repository, and return the configuration's path; None without any."""
+    for config, weights in HUB_FILES.items():
+        if path := get(folder + config):
+            for file in filter(None, (get(folder + name) for name in weights)):
+                if file.suffix == ".json":
+                    for part in list_parts(file):
+                        get(folder + part)
+                for extra in HUB_EXTRAS:
+                    get(folder + extra)
+                return path
+    return None
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 Python's unpickler imports and calls what a pickle names, and reserves memory before it reads: a hundred bytes can ask
 for gigabytes. Here the standard library's `pickletools` splits the stream into opcodes, and the few that weights need
-are carried out on dicts, lists and tuples. A name outside the lists below is an `UnsafeCheckpointError`.
+are carried out on dicts, lists and tuples. A class outside the lists below is only a name, and its instance an
+`Inert` that holds what the pickle gave it. A call of anything else is an `UnsafeCheckpointError`.
 """
 
 from __future__ import annotations
 
 import pickletools
+import re
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -65,6 +67,21 @@ class ScriptObject:
 
     type_name: str
     attributes: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Name:
+    """A class or function that the pickle names. It is not imported."""
+
+    full: str
+
+
+@dataclass
+class Inert:
+    """An instance of a class that weights do not need, as the arguments of a script. Nothing of it ever ran."""
+
+    type_name: str
+    parts: list[Any] = field(default_factory=list[Any])  # arguments, state and items, as the pickle gave them
 
 
 @dataclass(frozen=True)
@@ -126,6 +143,7 @@ def _check_key(key: object) -> object:
 _DTYPE_NAMES = frozenset(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
 
 _FUNCTIONS: dict[str, _Function] = {
+    "collections.defaultdict": _Function(lambda *_: {}),
     "collections.OrderedDict": _Function(dict),  # without pairs; `reduce` checks the pairs where there are any
     "torch._utils._rebuild_tensor": _Function(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": _Function(_rebuild_tensor),
@@ -142,8 +160,36 @@ _FUNCTIONS: dict[str, _Function] = {
 }
 
 
+# Calls that pickle writes for plain values beside weights: numbers and arrays of NumPy, bytes, sets, dates. They are
+# not carried out either. Other callables with a small letter are functions, which weights have no need to name.
+_MAKERS = frozenset(
+    ("_codecs.encode", "copyreg._reconstructor", "functools.partial", "numpy.dtype",
+     "numpy.ndarray", "builtins.set", "builtins.frozenset", "builtins.complex", "builtins.bytearray", "builtins.bytes",
+     "builtins.slice", "builtins.range", "builtins.object", "collections.deque", "datetime.date", "datetime.datetime",
+     "datetime.time", "datetime.timedelta", "datetime.timezone"),
+)  # fmt: skip
+_NUMPY_MAKERS = re.compile(
+    r"numpy\.(?:_?core\.(?:multiarray|numeric)\.(?:_reconstruct|scalar|_frombuffer)|random\._.*)"
+)
+# Modules whose classes do something when they are called; refused so that such a file is not taken for a harmless one.
+_ACTING = frozenset(
+    ("asyncio", "ctypes", "importlib", "multiprocessing", "nt", "os", "posix", "pty", "runpy", "shutil", "socket",
+     "subprocess", "sys", "webbrowser"),
+)  # fmt: skip
+
+
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as protocol 2 names them
+
+
+def _is_value(name: str) -> bool:
+    """Return whether calling this name makes a value: a class by PEP 8's capital letter, or one of `_MAKERS`."""
+    module, _, last = name.rpartition(".")
+    is_class = last[:1].isupper() and module.partition(".")[0] not in _ACTING
+    return is_class or name in _MAKERS or _NUMPY_MAKERS.fullmatch(name) is not None
+
+
 def _resolve(module: str, name: str) -> object:
-    full = f"{module}.{name}"
+    full = f"{_PYTHON_2.get(module, module)}.{name}"
     if full in _FUNCTIONS:
         return _FUNCTIONS[full]
     if module == "torch" and name in DTYPES:
@@ -152,7 +198,7 @@ def _resolve(module: str, name: str) -> object:
         return full
     if module.startswith("__torch__"):
         return _ScriptClass(full)
-    raise UnsafeCheckpointError("weights", f"it holds {quote(full)}", "only tensors and plain values", SAVE_AGAIN)
+    return Name(full)
 
 
 class _Machine:
@@ -178,6 +224,9 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if isinstance(target, Inert):
+            target.parts.extend(items)
+            return
         if not isinstance(target, dict):
             raise _unexpected("sets items of", target)
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -185,12 +234,15 @@ class _Machine:
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if not isinstance(target, list):
+        if not isinstance(target, (list, Inert)):
             raise _unexpected("appends to", target)
-        target.extend(items)
+        (target.parts if isinstance(target, Inert) else target).extend(items)
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
+        if isinstance(function, Name) and isinstance(arguments, tuple) and _is_value(function.full):
+            self.stack.append(Inert(function.full, [arguments]))
+            return
         if not isinstance(function, _Function) or not isinstance(arguments, tuple):
             raise _unexpected("calls", function)
         if function is _FUNCTIONS["collections.OrderedDict"] and arguments:
@@ -209,9 +261,12 @@ class _Machine:
         if self.copied > MAX_OPCODES:
             raise CheckpointError("weights", f"its pickle copies over {MAX_OPCODES:,} elements", "fewer")
 
-    def make_object(self) -> None:
+    def make_object(self, *, keywords: bool = False) -> None:
+        named = self.stack.pop() if keywords else {}
         arguments, cls = self.stack.pop(), self.stack.pop()
-        if isinstance(cls, _ScriptClass) and arguments == ():
+        if isinstance(cls, Name):
+            self.stack.append(Inert(cls.full, [arguments, named]))
+        elif isinstance(cls, _ScriptClass) and arguments == ():
             self.stack.append(ScriptObject(cls.name))
         elif cls is _FUNCTIONS["collections.OrderedDict"] and arguments == ():
             self.stack.append({})
@@ -223,6 +278,8 @@ class _Machine:
         if isinstance(target, ScriptObject) and isinstance(state, dict):
             self.count_copy(len(state))
             target.attributes.update(state)
+        elif isinstance(target, Inert):
+            target.parts.append(state)
         elif not (isinstance(target, dict) and isinstance(state, dict)):
             # An OrderedDict's state is the _metadata of a state dict, which holds version numbers only.
             raise _unexpected("sets the state of", target)
@@ -231,6 +288,10 @@ class _Machine:
         match self.stack.pop():
             case ("storage", _StorageType(dtype), str(key), str(), int(numel), *view) if view in ([], [None]):
                 self.stack.append(Storage(key, dtype, numel))
+            case ("module", Name() as cls, *_):  # as older versions write a class, with its source
+                self.stack.append(cls)
+            case ("storage", Name(full), *_):
+                raise _unexpected("has numbers of a", full)
             case other:
                 raise _unexpected("refers to", other)
 
@@ -249,11 +310,12 @@ class _Machine:
             case (
                 "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT"
                 | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "BINSTRING" | "SHORT_BINSTRING"
+                | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8"
             ):  # fmt: skip
                 stack.append(arg)
-            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
-            case "TUPLE":
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET":
+                stack.append({"EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}.get(name, list)())
+            case "TUPLE" | "FROZENSET":  # sets become lists and tuples, as their members may have no hash
                 stack.append(tuple(self.pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 self.make_tuple(int(name[-1]))
@@ -269,7 +331,7 @@ class _Machine:
                 self.set_items(self.pop_to_mark())
             case "APPEND":
                 self.append([stack.pop()])
-            case "APPENDS":
+            case "APPENDS" | "ADDITEMS":
                 self.append(self.pop_to_mark())
             case "GLOBAL":
                 stack.append(_resolve(*arg.split(" ", 1)))
@@ -280,8 +342,8 @@ class _Machine:
                 stack.append(_resolve(module, attribute))
             case "REDUCE":
                 self.reduce()
-            case "NEWOBJ":
-                self.make_object()
+            case "NEWOBJ" | "NEWOBJ_EX":
+                self.make_object(keywords=name == "NEWOBJ_EX")
             case "BUILD":
                 self.build()
             case "BINPERSID":
@@ -293,15 +355,16 @@ class _Machine:
 
 def _unexpected(verb: str, value: object) -> UnsafeCheckpointError:
     kind = value if isinstance(value, type) else type(value)
-    name = quote(value) if isinstance(value, str) else f"a {kind.__name__}"
+    text = value.full if isinstance(value, Name) else value.type_name if isinstance(value, Inert) else value
+    name = quote(text) if isinstance(text, str) else f"a {kind.__name__}"
     return UnsafeCheckpointError("weights", f"its pickle {verb} {name}", "only tensors and plain values", SAVE_AGAIN)
 
 
 def read_pickle(stream: BytesIO) -> Any:
     """Return the value of the pickle at the stream's position, and leave the stream after the pickle's last byte.
 
-    A value is a dict, list, tuple, string, number, boolean, None, `TensorLayout` or `ScriptObject`; an OrderedDict
-    becomes a dict.
+    A value is a dict, list, tuple, string, bytes, number, boolean, None, `TensorLayout` or `ScriptObject`; an
+    OrderedDict becomes a dict. A class is a `Name`, and an instance of one an `Inert`.
 
     Raises:  UnsafeCheckpointError for anything else, CheckpointError for a broken pickle.
     """

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from ..errors import CheckpointError, quote
-from .restricted_pickle import MAX_DIMENSIONS, MAX_KEY, ScriptObject, Storage, TensorLayout, read_pickle
+from .restricted_pickle import MAX_DIMENSIONS, MAX_KEY, Inert, ScriptObject, Storage, TensorLayout, read_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -64,11 +64,20 @@ class _Region:
     size: int  # [Unit: bytes]
 
 
+@dataclass(frozen=True)
+class ScriptState:
+    """The parameters and buffers of a TorchScript archive, and what its code shows of the network."""
+
+    tensors: dict[str, torch.Tensor]
+    classes: frozenset[str]
+    uses_gelu: bool  # torch's GELU is called somewhere
+
+
 def read_torch_file(path: Path) -> Any:
     """Return the value that torch.save or torch.jit.save wrote to `path`, with tensors that are views of the file.
 
-    It has dicts, lists, tuples and plain values as they were saved. A TorchScript archive gives the dict of its
-    parameters and buffers. Mappings are private, so that writing to a tensor leaves the file unchanged.
+    It has dicts, lists, tuples and plain values as they were saved, and an `Inert` for an instance of another class.
+    A TorchScript archive gives a `ScriptState`. Mappings are private: writing to a tensor leaves the file unchanged.
 
     Raises:  UnsafeCheckpointError for anything but tensors and plain values, CheckpointError for a damaged file.
     """
@@ -111,9 +120,12 @@ def _read_zip(file: BinaryIO) -> Any:
                 raise CheckpointError("weights", found, remedy=FETCH_AGAIN)
             return _locate_record(file, records[name])
 
-        if isinstance(value, ScriptObject):
-            value = dict(_find_script_tensors(value, _ScriptSources(archive, root, records)))
-        return _put_tensors(value, _Mapper(file, _find_storages(value), locate))
+        if not isinstance(value, ScriptObject):
+            return _put_tensors(value, _Mapper(file, _find_storages(value), locate))
+        sources = _ScriptSources(archive, root, records)
+        entries = dict(_find_script_tensors(value, sources))
+        tensors = _put_tensors(entries, _Mapper(file, _find_storages(entries), locate))
+        return ScriptState(tensors, frozenset(sources.asked), sources.uses_gelu)
 
 
 def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
@@ -197,9 +209,12 @@ class _ScriptSources:
         self.records = records
         self.known: dict[str, dict[str, set[str]]] = {}  # by module: the entries of each of its classes
         self.left_bytes = MAX_CODE_BYTES
+        self.asked: set[str] = set()  # the classes of the archive's modules
+        self.uses_gelu = False
 
     def list_entries(self, type_name: str) -> set[str] | None:
         """Return the names of the parameters and buffers of a class; None where its source does not list them."""
+        self.asked.add(type_name)
         module, _, cls = type_name.rpartition(".")
         if module not in self.known:
             self.known[module] = self._parse(module)
@@ -211,6 +226,7 @@ class _ScriptSources:
             return {}
         source = _read_record(self.archive, info, self.left_bytes).decode("utf-8")
         self.left_bytes -= len(source)
+        self.uses_gelu |= "torch.gelu(" in source
         classes = list(_CLASS.finditer(source))
         entries: dict[str, set[str]] = {}
         ends = [cls.start() for cls in classes[1:]] + [len(source)]
@@ -352,6 +368,10 @@ def _find_storages(value: Any) -> Iterator[Storage]:
         value = pending.pop()
         if isinstance(value, TensorLayout):
             yield value.storage
-        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+        elif isinstance(value, (dict, list, tuple, Inert)) and id(value) not in seen:
             seen.add(id(value))
-            pending.extend(value.values() if isinstance(value, dict) else value)
+            pending.extend(_members(value))
+
+
+def _members(value: dict[Any, Any] | list[Any] | tuple[Any, ...] | Inert) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value.parts if isinstance(value, Inert) else value

@@ -27,7 +27,7 @@ def half_a_file(path: Path) -> None:
 
 
 def other_weights(path: Path) -> None:
-    torch.save(formula.state_dict(SMALLEST["vit"]) | {"classifier.weight": torch.zeros(3)}, path)
+    torch.save(formula.state_dict(SMALLEST["vit"]) | {"visual.classifier.weight": torch.zeros(3)}, path)
 
 
 @pytest.mark.parametrize("write", [bomb, half_a_file, other_weights], ids=lambda write: write.__name__)

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from kit import formula
+from kit.configurations import transformers_config
 from kit.loopback import Hub, running
 from kit.programs import command
 from safetensors.torch import save
 
 from clip.clip import load_model
 from clip.network.records import Checkpoint, PreprocessSettings
+from clip.weights.layouts import to_transformers
 from clip.weights.releases import RELEASES
 
 ARCHITECTURE = formula.TINY["tiny-vit"]
@@ -127,6 +129,27 @@ def test_what_is_not_there_or_not_ours_is_refused_by_name(
     assert "has no open_clip model and no CLIPModel" in readme["message"]
     assert siglip["error"] == "CheckpointError"
     assert "init_logit_bias (SigLIP)" in siglip["message"]
+
+
+def test_parts_and_the_folders_of_sentence_transformers_are_fetched(
+    state_dict: dict[str, torch.Tensor], wanted: list[float], tmp_path: Path
+) -> None:
+    theirs = {key: tensor.contiguous() for key, tensor in to_transformers(state_dict, ARCHITECTURE).items()}
+    names = {key: f"model-0000{n % 2 + 1}-of-00002.safetensors" for n, key in enumerate(theirs)}
+    config = json.dumps(transformers_config(ARCHITECTURE)).encode()
+    index = json.dumps({"weight_map": names}).encode()
+    parts = {name: save({k: v for k, v in theirs.items() if names[k] == name}) for name in set(names.values())}
+    modules = json.dumps([{"path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]).encode()
+    repositories = {
+        "acme/parts": {"config.json": config, "model.safetensors.index.json": index, **parts},
+        "acme/sentences": {
+            "modules.json": modules, "0_CLIPModel/config.json": config, "0_CLIPModel/pytorch_model.bin": b"",
+            "0_CLIPModel/model.safetensors": save(theirs),
+        },
+    }  # fmt: skip
+    with running(Hub(repositories)) as hub:
+        found, _ = call(hub.url, tmp_path, "hf-hub:acme/parts", "hf-hub:acme/sentences")
+    assert [answer.get("features", answer) for answer in found] == [pytest.approx(wanted, abs=1e-5)] * 2
 
 
 def test_a_hub_that_cuts_the_file_leaves_no_model(repositories: dict[str, dict[str, bytes]], tmp_path: Path) -> None:

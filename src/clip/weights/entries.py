@@ -1,0 +1,105 @@
+"""Find the entries of a CLIP in what a file holds, and check that they are the weights of one.
+
+Training scripts put a state dict into other dicts, under prefixes, beside heads, optimizers and arguments.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import CheckpointError, quote
+from ..network.architecture import drop_archive_buffers
+from .layouts import Place, find_place, find_places, take_place
+from .restricted_pickle import MAX_KEY, Inert
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SAVE_STATE_DICT = "Save the model's state_dict()."
+# Keys under which training scripts save the state dict, the first that is there before any other.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+MAX_WRAPPERS = 3  # around a state dict, one in the other
+
+_log = logging.getLogger("clip")
+
+
+def unwrap(content: Any, path: Path) -> dict[Any, Any]:
+    """Return the dict that has the entries of a CLIP, out of those that training scripts put around it.
+
+    Raises:  CheckpointError for a value that is no dict, and for several CLIPs of which none has a usual name.
+    """
+    for _ in range(MAX_WRAPPERS):
+        if not isinstance(content, dict) or find_places(content):
+            break
+        inner = {key: value for key, value in content.items() if isinstance(value, dict)}
+        whole = [key for key, value in inner.items() if _holds_clip(value, MAX_WRAPPERS, set())]
+        usual = next((name for names in (whole, inner) for name in WRAPPERS if name in names), None)
+        if usual is None and len(whole) > 1:
+            found = f"holds several CLIPs, under {' and '.join(quote(str(key)) for key in whole[:3])}"
+            raise CheckpointError(path, found, "one", "Save the state dict of one of them.")
+        if usual is None and not whole:
+            break
+        content = inner[whole[0] if usual is None or (whole and usual not in whole) else usual]
+    if isinstance(content, dict):
+        return content
+    raise CheckpointError(path, f"found a {_name_type(content)}", "a state dict", SAVE_STATE_DICT)
+
+
+def _holds_clip(content: dict[Any, Any], depth: int, seen: set[int]) -> bool:
+    if find_places(content):
+        return True
+    inner = [value for value in content.values() if isinstance(value, dict) and id(value) not in seen]
+    seen.update(map(id, inner))  # dicts that are shared are looked at once
+    return depth > 0 and any(_holds_clip(value, depth - 1, seen) for value in inner)
+
+
+def _name_type(value: object) -> str:
+    return quote(value.type_name) if isinstance(value, Inert) else type(value).__name__
+
+
+def take_entries(content: dict[Any, Any]) -> tuple[dict[str, torch.Tensor], Place]:
+    """Return the entries of the CLIP without their prefix, and where they were.
+
+    Raises:  CheckpointError for names that are no names of weights, values that are no tensors, and another network.
+    """
+    if not content:
+        raise CheckpointError("weights", "found no entries", "a state dict", SAVE_STATE_DICT)
+    for key in content:
+        if isinstance(key, str) and (len(key) > MAX_KEY or not key.isprintable()):
+            found = f"entry {quote(key)} is no name of a weight"
+            raise CheckpointError("weights", found, "those of a CLIP", "Pass the weights of a CLIP.")
+    if not any(isinstance(value, torch.Tensor) for value in content.values()):
+        key, value = next(iter(content.items()))
+        expected = f"a tensor in a state dict, or the state dict under one of {WRAPPERS}"
+        found = f"entry {quote(str(key))} is a {_name_type(value)}"
+        raise CheckpointError("weights", found, expected, SAVE_STATE_DICT)
+    place = find_place(content)
+    own, others = take_place(content, place)
+    for key, value in own.items():
+        if not isinstance(value, torch.Tensor):
+            found = f"entry {quote(key)} is a {_name_type(value)}"
+            raise CheckpointError("weights", found, "a tensor", SAVE_STATE_DICT)
+    others = [key for key in others if isinstance(content.get(key), torch.Tensor)]
+    if others:
+        _log.warning("left out %d entries that are no part of a CLIP, such as %s", len(others), quote(others[0]))
+    return drop_archive_buffers(own), place
+
+
+def check_numbers(state_dict: dict[str, torch.Tensor]) -> None:
+    """Refuse whole numbers where weights should be: quantised ones mean nothing without their scales."""
+    for key, tensor in state_dict.items():
+        if not tensor.is_floating_point() and not key.endswith("num_batches_tracked"):
+            remedy = "Pass the weights before they were quantised."
+            raise CheckpointError("weights", f"entry {quote(key)} is of {tensor.dtype}", "fractions", remedy)
+
+
+def check_aliases(state_dict: dict[str, torch.Tensor], file_bytes: int) -> None:
+    """Refuse tensors that share memory: a model has each of them once."""
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
+    if total > file_bytes:
+        found = f"its tensors take {total:,} bytes and the file {file_bytes:,}"
+        remedy = "Save the state dict with each tensor cloned."
+        raise CheckpointError("weights", found, "tensors that do not share memory", remedy)
