@@ -30,7 +30,7 @@ from ..atomic_files import TEMPORARY, atomic_write, translate_os_errors
 from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.export import ExportJob, ExportReport
 from .manifest import MANIFEST, read_manifest
-from .parts import EMBEDDING, TEXT_EMBEDDING, count_rows, read_part, read_schema, vector_columns
+from .parts import EMBEDDING, TEXT_EMBEDDING, vector_columns
 from .reader import Store, stack_vectors
 
 if TYPE_CHECKING:
@@ -84,14 +84,11 @@ class _Run:
         counts = store.manifest.counts
         if counts is None:
             raise StoreError(store.path, "the run is not over", "a finished one", "Run the job again to resume it.")
-        rows = {path: count_rows(path) for path in store.parts()}
+        rows = {path: store.files.summarise(path).rows for path in store.parts()}
         self.parts = [path for path, count in rows.items() if count]
         self.rows = sum(rows.values())
-        if self.rows != counts["written"]:
-            found = f"parts hold {self.rows:,} rows"
-            remedy = f"Run clip verify {store.path} to find the damage."
-            raise StoreError(store.path, found, f"{counts['written']:,} as the manifest says", remedy)
-        self._all_columns = read_schema(self.parts[0]) if self.parts else store.schema
+        store.check_rows(self.rows)
+        self._all_columns = store.files.read_schema(self.parts[0]) if self.parts else store.schema
         self.schema = _select_plain(self._all_columns)  # without vectors
         self.columns = vector_columns(store.schema)
         left_out = [name for name in self._all_columns.names if name not in {*self.schema.names, *self.columns}]
@@ -134,13 +131,13 @@ class _Run:
         return map(self._read_part, self.parts)
 
     def _read_part(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
-        schema = read_schema(path)
+        schema = self.store.files.read_schema(path)
         fields = list(schema)
         if not (schema.equals(self._all_columns) and all(field in fields for field in self.store.schema)):
             found = f"its columns are {schema.names}"
             remedy = "Run the job again with `overwrite=True`."
             raise StoreError(path, found, "those of the manifest, with the same types in all parts", remedy)
-        table = read_part(path, [*self.schema.names, *self.columns])
+        table = self.store.files.read(path, [*self.schema.names, *self.columns])
         vectors = {name: stack_vectors(table, self.store.schema, name) for name in self.columns}
         little_endian = {name: block.astype(self.dtype, copy=False) for name, block in vectors.items()}
         return table.select(self.schema.names), little_endian

@@ -6,8 +6,9 @@ from typing import Any
 
 import clip.store.export as exporting
 from clip.jobs import ExportJob
+from clip.store.parts import Parts
 
-read_part, calls = exporting.read_part, 0
+read_part, calls = Parts.read, 0
 
 
 def read(*arguments: Any) -> Any:
@@ -18,6 +19,6 @@ def read(*arguments: Any) -> Any:
     return read_part(*arguments)
 
 
-exporting.read_part = read
+Parts.read = read
 output, target, form = sys.argv[1:]
 exporting.export(ExportJob(output=output, target=target, format=form))  # type: ignore[arg-type]

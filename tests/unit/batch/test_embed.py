@@ -44,7 +44,8 @@ from clip.records import Item, Shard
 from clip.sources import folders
 from clip.sources.source import Source
 from clip.store.lock import hold_lock
-from clip.store.writer import PartWriter, StoreWriter
+from clip.store.part_writer import PartWriter
+from clip.store.writer import StoreWriter
 
 TOLERANCE = 1e-5
 GOOD = [f"{n:02}.png" for n in range(11)]

@@ -17,7 +17,7 @@ import pytest
 from kit import checkpoints
 from kit.inputs import draw_photos, number_names
 from kit.jobs import embed_job
-from kit.outputs import read_vectors
+from kit.outputs import read_vectors, write_part
 
 import clip
 from clip.atomic_files import atomic_write
@@ -142,7 +142,7 @@ def test_a_shard_is_done_when_both_its_parts_are_of_its_listing(
     (out / folder / "part-00000.parquet").unlink()
     assert run(photos, out, weights, update=update).resumed == 4
     other = pq.read_table(out / folder / "part-00001.parquet").replace_schema_metadata({"clip.mark": "of another"})
-    pq.write_table(other, out / folder / "part-00000.parquet")
+    write_part(out / folder / "part-00000.parquet", other)
     assert run(photos, out, weights, update=update).resumed == 4
     check_is_of(out, photos, weights)
 

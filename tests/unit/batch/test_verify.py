@@ -1,7 +1,6 @@
 """verify(job): an output that is as it should be has no problem; whatever is changed in it is found."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
 from kit.jobs import embed_job
+from kit.outputs import change_manifest, write_part
 
 import clip
 from clip.batch.decode import Decoding
@@ -48,12 +48,7 @@ def out(folder: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(part: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(change(pq.read_table(part)), part)
-
-
-def change_manifest(out: Path, **values: Any) -> None:
-    path = out / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    write_part(part, change(pq.read_table(part)))
 
 
 def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:

@@ -14,6 +14,7 @@ import torch
 from kit import checkpoints, formula
 from kit.in_process import Run
 from kit.jobs import change_job, embed_job
+from kit.outputs import write_part
 from PIL import Image
 
 import clip
@@ -172,7 +173,7 @@ def test_the_truth_may_be_a_column(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "out", tmp_path / "out")
     (part,) = (tmp_path / "out/embeddings").iterdir()
     kinds = pa.array(["cat", None, "boat", "fish", "dog"])
-    pq.write_table(pq.read_table(part).append_column("kind", kinds), part)
+    write_part(part, pq.read_table(part).append_column("kind", kinds))
     report = clip.classify(clip.ClassifyJob(source=tmp_path / "out", labels=LABELS, truth="kind"))
     assert [row.truth for row in report.rows] == ["cat", None, "boat", "fish", "dog", None]
     assert (report.evaluated, report.unknown) == (3, ("fish",))

@@ -273,11 +273,11 @@ def test_an_update_of_a_list_reads_all_of_it_and_compares_hashes(cloud: Cloud, w
 def test_outputs_of_servers_are_verified_and_resumed(cloud: Cloud, weights: Path, tmp_path: Path, form: str) -> None:
     job = embed_job(source=f"s3://bucket/few/{form}", output=tmp_path / "out", model=str(weights), shard_size=9)
     assert clip.embed(job).written == len(FEW) - 1
-    assert verify(VerifyJob(output=tmp_path / "out", sample=9)).problems == ()
+    assert verify(VerifyJob(output=tmp_path / "out", sample=9, fetch=True)).problems == ()
     assert clip.embed(job).resumed == len(FEW)
     if form != "photos":
         cloud.files[f"/bucket/few/{form}"] += b"more"
-        problems = verify(VerifyJob(output=tmp_path / "out", sample=9)).problems
+        problems = verify(VerifyJob(output=tmp_path / "out", sample=9, fetch=True)).problems
         assert len(problems) >= 8  # what failed in the run fails again
         assert any("changed since it was listed" in problem.what for problem in problems) or "not there" in str(
             problems
