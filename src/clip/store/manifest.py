@@ -6,6 +6,7 @@ DecodeOptions, `guards` are Limits, `keep`, `column`, `id_column` and `text_colu
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -39,6 +40,8 @@ COMPARED_KEYS = (
     *("decode", "policies", "guards", "normalised", "dtype", "dim", "hashes", "kind", "long_text", "keep"),
     "shard_size",
 )
+# Of something that is no file of ours: nothing there, a file for a folder, a pipe, a link to itself, a file too large.
+NO_MANIFEST = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EFBIG, errno.ENAMETOOLONG)
 COUNTED = ("read", "written", "failed")  # in `counts`
 MAX_DIM = 2**20  # of a vector
 MAX_CALIBRATION_BYTES = 2**31  # 256 images of 1,600 px
@@ -171,12 +174,16 @@ def read_manifest(path: Path) -> Manifest | None:
     Raises:  StoreError for one of ours that is not as it was written, or that no version of ours writes.
     """
     try:
-        content, _ = load_json(path)
+        content, carried = load_json(path)
         if not {"dim", "dtype"} <= content.keys():
             return None
+        if content.get("run") and not carried:
+            raise ValueError("it carries no checksum")
         return check_manifest(Manifest.from_json(content))
-    except OSError:
-        return None
+    except OSError as exc:
+        if exc.errno in NO_MANIFEST:
+            return None
+        raise StoreError(path, f"cannot be read ({exc.strerror})", "a manifest", "Check the disk.") from exc
     except (ValueError, TypeError, KeyError, AttributeError) as exc:
         if not _looks_like_ours(path):
             return None

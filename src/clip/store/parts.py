@@ -42,7 +42,8 @@ EMBEDDING, TEXT_EMBEDDING = "embedding", "text_embedding"  # columns of vectors
 FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "path", "stage", "error", "message")])
 NEVER_NULL = {"id", "path", EMBEDDING, TEXT_EMBEDDING, "stage", "error", "message"}
 IN_MEMORY_BYTES = 2**26  # of a file that is read at once: 6 % faster than by column
-MAX_RATIO = 1000  # of vectors to their size in the file, as other programs may write equal numbers once
+# Of rows to the bytes of their file, and of vectors to their size in it: equal ones may be written once.
+MAX_RATIO = 1000
 REMEDY = "Remove it, and run the job again."
 
 _log = logging.getLogger("clip")
@@ -124,7 +125,7 @@ class Parts:
 
     def read_or_empty(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a file as `read` does; where there is none, return an empty table with these columns."""
-        if path.exists():
+        if path.exists() or path.is_symlink():
             return self.read(path, columns)
         schema = self._expected(path)
         return schema.empty_table().select(list(schema.names if columns is None else columns))
@@ -225,10 +226,14 @@ def open_parquet(
         if seed is not None and check_footer(file, seed) is None and must_carry:
             raise ValueError("it carries no checksum, so another program wrote it")
         # pyarrow itself takes no path that is not UTF-8.
-        in_memory = wide and file.seek(0, 2) <= IN_MEMORY_BYTES
+        size_bytes = file.seek(0, 2)
         file.seek(0)
-        source = pa.BufferReader(file.read()) if in_memory else file
-        yield pq.ParquetFile(source, page_checksum_verification=True)
+        source = pa.BufferReader(file.read()) if wide and size_bytes <= IN_MEMORY_BYTES else file
+        table = pq.ParquetFile(source, page_checksum_verification=True)
+        rows = table.metadata.num_rows
+        if not 0 <= rows <= MAX_RATIO * size_bytes:  # pyarrow makes room for as many as the footer says
+            raise ValueError(f"it counts {rows:,} rows in {size_bytes:,} bytes")
+        yield table
 
 
 @contextmanager

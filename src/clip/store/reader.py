@@ -63,16 +63,19 @@ class Store:
 
         Raises:  StoreError for a part that is not as it was written.
         """
-        return pa.concat_tables([FAILURE_SCHEMA.empty_table(), *map(self.files.read, self.parts(FAILURES))])
+        table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *map(self.files.read, self.parts(FAILURES))])
+        self.check_rows(table.num_rows, FAILURES)
+        return table
 
-    def check_rows(self, rows: int) -> None:
+    def check_rows(self, rows: int, folder: str = EMBEDDINGS) -> None:
         """Raise StoreError where the run is over, and the parts have another number of rows than it counted."""
         counts = self.manifest.counts
-        if counts is None or rows == counts["written"] or read_manifest(self.path / MANIFEST) != self.manifest:
+        expected = counts and counts["written" if folder == EMBEDDINGS else "failed"]
+        if counts is None or rows == expected or read_manifest(self.path / MANIFEST) != self.manifest:
             return  # also where a job began on the output since it was opened
         found = f"parts hold {rows:,} rows"
         remedy = f"Run clip verify {self.path} to find the damage."
-        raise StoreError(self.path, found, f"{counts['written']:,} as the manifest says", remedy)
+        raise StoreError(self.path, found, f"{expected:,} as the manifest says", remedy)
 
     def vectors(self) -> np.ndarray:
         """Return the vectors in the order of `table`, mapped from the file _index/vectors.npy.
@@ -85,7 +88,7 @@ class Store:
         """
         path, stamp = self.path / INDEX / VECTORS, self.stamp()
         self.check_rows(stamp["rows"])
-        checks = _read_checks(path.with_name(STAMP), stamp)
+        checks = _read_checks(path.with_name(STAMP), stamp, self._count_bytes(stamp["rows"]))
         if checks is None or not path.is_file():
             try:
                 checks = self._write_vectors(path, stamp)
@@ -96,14 +99,24 @@ class Store:
 
     def check_vectors(self) -> None:
         """Compare the file of vectors with its checksums, if there is one of the present parts. Raises: StoreError."""
-        path, stamp = self.path / INDEX / VECTORS, self.stamp()
-        checks = _read_checks(path.with_name(STAMP), stamp)
+        path = self.path / INDEX / VECTORS
+        try:
+            content, carried = load_json(path.with_name(STAMP))
+            if "checks" in content and not carried:
+                raise ValueError("it carries no checksum")
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as exc:
+            remedy = f"Remove {path.with_name(STAMP)}: it is made again when it is needed."
+            raise StoreError(path, f"has no valid {STAMP} ({exc})", "it as it was written", remedy) from exc
+        stamp = self.stamp()
+        checks = _read_checks(path.with_name(STAMP), stamp, self._count_bytes(stamp["rows"]))
         if checks is not None and path.exists():
             self._map_vectors(path, stamp["rows"], checks)
 
     def _map_vectors(self, path: Path, rows: int, checks: list[int]) -> np.ndarray:
         header = _make_header(self._dtype, rows, self.dim)
-        size_bytes = rows * self.dim * self._dtype.itemsize
+        size_bytes = self._count_bytes(rows)
         remedy = f"Remove {path}: it is made again when it is needed."
         try:
             with open_regular(path) as file:
@@ -147,6 +160,9 @@ class Store:
         for path in self.parts():
             yield stack_vectors(self.files.read(path, [EMBEDDING]), self.schema)
 
+    def _count_bytes(self, rows: int) -> int:
+        return rows * self.dim * self._dtype.itemsize
+
     @property
     def _dtype(self) -> np.dtype[Any]:
         return np.dtype(self.manifest.dtype)
@@ -159,6 +175,8 @@ class Store:
         identities = hashlib.sha256()
         rows = 0
         for path in self.parts():
+            if path.is_symlink() and not path.exists():
+                raise StoreError(path, "is a broken link", "a part as clip embed wrote it", "Remove it.")
             status = path.stat()
             identities.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
             rows += self.files.summarise(path).rows
@@ -190,11 +208,12 @@ def _sum_blocks(vectors: np.ndarray) -> Iterator[int]:
     return map_ahead(lambda at: zlib.crc32(data[at : at + BLOCK_BYTES]), starts, workers=workers, ahead=2 * workers)
 
 
-def _read_checks(path: Path, stamp: dict[str, Any]) -> list[int] | None:
+def _read_checks(path: Path, stamp: dict[str, Any], size_bytes: int) -> list[int] | None:
     """Return the checksums of the blocks of vectors that were made of these parts; None where there are none."""
     try:
         content, _ = load_json(path)
     except (OSError, ValueError):
         return None  # missing or incomplete: the file is written again
     checks = content.pop("checks", None)
-    return checks if content == stamp and isinstance(checks, list) else None
+    usable = isinstance(checks, list) and len(checks) == -(-size_bytes // BLOCK_BYTES)
+    return checks if content == stamp and usable else None
