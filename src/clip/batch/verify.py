@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pyarrow as pa
 
+from ..engine.quantize import Calibration
 from ..errors import InputError, StoreError
 from ..jobs.verify import Problem, VerifyJob, VerifyReport
 from ..records import Failure, Shard, id_hash, listed_id
 from ..store.derived import check_derived, find_foreign
-from ..store.manifest import MANIFEST
+from ..store.manifest import CALIBRATION, MANIFEST, read_calibration
 from ..store.parts import EMBEDDINGS, FAILURES, PART, vector_columns
 from ..store.plan import Plan, read_plan
 from ..store.reader import Store, stack_vectors
@@ -50,6 +51,10 @@ def verify(job: VerifyJob) -> VerifyReport:
     """
     store = Store(job.output)
     problems = [Problem(str(path.relative_to(store.path)), exc.reason) for path, exc in check_derived(store)]
+    if store.manifest.calibration is not None:
+        pixels = read_calibration(store.path)
+        if pixels is None or Calibration(pixels).sha256 != store.manifest.calibration["sha256"]:
+            problems.append(Problem(CALIBRATION, f"is not as it was written. {AGAIN}"))
     try:
         plan = read_plan(store.path)
         what = "holds no complete listing. Run the job again: it lists the input, and keeps finished parts."

@@ -145,7 +145,7 @@ class Checksum:
 
     start: int  # of the footer [Unit: byte]
     footer: bytes  # with zeros for the checksums
-    whole: int
+    whole: bytes  # in hexadecimal
 
 
 def check_footer(file: BinaryIO, seed: str) -> Checksum | None:
@@ -170,7 +170,7 @@ def check_footer(file: BinaryIO, seed: str) -> Checksum | None:
     value, blank = footer[place : place + len(BLANK)], footer[:place] + BLANK + footer[place + len(BLANK) :]
     if f"{zlib.crc32(blank, zlib.crc32(seed.encode())):08x}".encode() != value[:8]:
         raise ValueError(f"its footer {CHANGED}, or it is of another run or name")
-    return Checksum(start, blank, int(value[8:], 16))
+    return Checksum(start, blank, value[8:])
 
 
 def check_whole(file: BinaryIO, seed: str) -> bool:
@@ -185,6 +185,6 @@ def check_whole(file: BinaryIO, seed: str) -> bool:
     while rest and (chunk := file.read(min(rest, CHUNK_BYTES))):
         found, rest = zlib.crc32(chunk, found), rest - len(chunk)
     file.seek(0)
-    if zlib.crc32(checksum.footer, found) != checksum.whole:
+    if f"{zlib.crc32(checksum.footer, found):08x}".encode() != checksum.whole:
         raise ValueError(f"it {CHANGED}")
     return True

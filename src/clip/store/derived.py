@@ -9,7 +9,7 @@ from ..atomic_files import TEMPORARY, open_regular
 from ..errors import StoreError
 from .checksummed_file import ChecksummedFile
 from .lock import GUARD, LOCK
-from .manifest import CALIBRATION, INDEX, MANIFEST, read_calibration
+from .manifest import CALIBRATION, INDEX, MANIFEST
 from .parts import EMBEDDINGS, FAILURES, PART_NAME
 from .plan import LISTED, PLAN, PLAN_FOLDERS, SHARD_NAME, SUMMARY
 from .reader import STAMP, VECTORS, Store
@@ -32,7 +32,7 @@ OURS: dict[str, re.Pattern[str]] = {
 
 
 def check_derived(store: Store) -> Iterator[tuple[Path, StoreError]]:
-    """Compare the files in _index, and the calibration, with their checksums; yield those that are damaged."""
+    """Compare the files in _index with their checksums; yield those that are damaged."""
     try:
         store.check_vectors()
     except (StoreError, OSError) as exc:
@@ -47,10 +47,6 @@ def check_derived(store: Store) -> Iterator[tuple[Path, StoreError]]:
             yield path, StoreError(path, f"cannot be read ({exc})", remedy="Run clip index to remake it.")
         except StoreError as exc:
             yield path, exc
-    path = store.path / CALIBRATION
-    if store.manifest.calibration is not None and read_calibration(store.path) is None:
-        found = f"holds no {CALIBRATION} as it was written"
-        yield path, StoreError(path, found, remedy="Run the job again with `overwrite=True`.")
 
 
 def find_foreign(output: Path) -> list[str]:

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..atomic_files import TEMPORARY, atomic_write, translate_os_errors
+from ..atomic_files import TEMPORARY, atomic_write, make_folder, read_regular, translate_os_errors
 from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.export import ExportJob, ExportReport
 from .manifest import MANIFEST, read_manifest
@@ -51,6 +51,7 @@ OURS = (
 CLIP_RETRIEVAL_DTYPE = "float16"
 INFO = ("model", "weights_sha256", "weights_source", "preprocess", "normalised", "dtype", "dim")  # manifest keys
 CSV_ROWS = 256  # written at a time: with 512 numbers per row these are 130,000 strings, about 15 MB
+MAX_SUMMARY_BYTES = 2**20
 ALIGNMENT = 8  # of the numbers in a safetensors file, by spaces at the end of its header [Unit: byte]
 
 _log = logging.getLogger("clip")
@@ -202,7 +203,7 @@ class _Target:
     def open_file(self, name: str) -> Generator[BinaryIO]:
         """Open a file that appears when it is complete."""
         path = self.path / name
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         with atomic_write(path) as file:
             yield file
         self.files.append(name)
@@ -219,6 +220,8 @@ class _Target:
     def _clear(self) -> None:
         for pattern in OURS:
             folder, name = (self.path / pattern).parent, Path(pattern).name
+            if folder != self.path and folder.is_symlink():
+                continue  # nothing is removed through a link
             for path in [*folder.glob(name), *folder.glob(f".{name}.*{TEMPORARY}")]:
                 path.unlink()
         for folder in (IMAGES, TEXTS, METADATA):
@@ -228,8 +231,8 @@ class _Target:
 
 def _is_summary(path: Path) -> bool:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = json.loads(read_regular(path, MAX_SUMMARY_BYTES))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"format", "dim", "rows"} <= content.keys()
 

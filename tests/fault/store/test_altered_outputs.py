@@ -86,7 +86,10 @@ def test_a_file_that_is_altered_is_noticed_by_verify_and_by_who_needs_it(
 ) -> None:
     rng, out = random.Random(seed), copy(sound, tmp_path)
     path = rng.choice(list_files(out))
+    before = path.read_bytes()
     ON_ANY_FILE[name](path, rng)
+    if path.is_file() and name != "device" and path.read_bytes() == before:
+        return  # zeros that were there
     found = read(out)
     assert find_wrong(found, expected) == [], path
     remade = path.parent.name == "_index" and name in ("remove", "dangling")
