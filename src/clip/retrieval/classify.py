@@ -102,6 +102,7 @@ class _Classifier:
 def _classify_store(
     job: ClassifyJob, store: Store, classifier: _Classifier, each: Callable[[Classified], None] | None
 ) -> ClassifyReport:
+    store.check_complete()
     truth = _Truth(job.truth, store, classifier.labels)
     rows: list[Classified] = []
     counts: Counter[str] = Counter()

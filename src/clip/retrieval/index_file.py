@@ -219,8 +219,7 @@ def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool
     codes = writer.add_section("codes", CODES_BLOCK, total * store.dim * 2)
     vectors = writer.add_section("vectors", VECTOR_BLOCK_ROWS * row_bytes, total * row_bytes)
     parts = store.parts()
-    for path in parts:
-        table = store.files.read(path, ["id", "embedding"])
+    for path, table in store.read_parts(["id", "embedding"]):
         stored = stack_vectors(table, store.schema)
         for start in range(0, len(stored), CONVERTED_ROWS):
             block = stored[start : start + CONVERTED_ROWS]

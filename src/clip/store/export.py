@@ -9,7 +9,7 @@ Vectors of texts get the same names, except text_emb/text_emb_0.npy in clip-retr
 text_vectors.npy, text_emb/, t0 to t{D-1}, and a tensor "text_embedding".
 
 export.json is written beside them; its "rows" is null until everything is written. Rows have the order of the parts.
-Parts are read one at a time, so that memory depends on their size and not on their number.
+Parts are read one ahead, so that memory depends on their size and not on their number.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from ..atomic_files import TEMPORARY, atomic_write, make_folder, read_regular, translate_os_errors
 from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.export import ExportJob, ExportReport
+from ..parallel import map_ahead
 from .manifest import MANIFEST, read_manifest
 from .parts import EMBEDDING, TEXT_EMBEDDING, vector_columns
 from .reader import Store, stack_vectors
@@ -129,7 +130,7 @@ class _Run:
         Shapes:  float32 or float16 (N, D), little-endian.
         Raises:  StoreError for a part that is damaged or has other columns.
         """
-        return map(self._read_part, self.parts)
+        return map_ahead(self._read_part, self.parts, workers=1, ahead=2)
 
     def _read_part(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
         schema = self.store.files.read_schema(path)

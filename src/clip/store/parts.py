@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..atomic_files import open_regular
-from ..errors import ClipError, StoreError
+from ..errors import ClipError, StoreError, quote
 from .checksums import check_footer, check_whole
 
 if TYPE_CHECKING:
@@ -102,17 +102,25 @@ class Parts:
         return f"{self.run}/{path.parent.name}/{path.name}"
 
     def find(self, folder: str = EMBEDDINGS) -> list[Path]:
-        """List the files in the order of their shards. Tables of other names are none of ours, and named."""
+        """List the files in the order of their shards."""
+        return sorted((path for path in self._list(folder) if PART_NAME.fullmatch(path.name)), key=shard_number)
+
+    def warn_of_copies(self) -> None:
+        """Name the tables beside the parts whose names are none of ours, as those of copies; they are not read."""
+        for folder in (EMBEDDINGS, FAILURES):
+            names = [path.name for path in self._list(folder) if path.suffix == ".parquet"]
+            others = sorted(name for name in names if not (PART_NAME.fullmatch(name) or name.startswith(".")))
+            if others:
+                more = f" and {len(others) - 1:,} more" if others[1:] else ""
+                _log.warning("%s: %s%s: passed over, as none of ours", self.output / folder, quote(others[0]), more)
+
+    def _list(self, folder: str) -> list[Path]:
         try:
-            paths = list((self.output / folder).iterdir())
+            return list((self.output / folder).iterdir())
         except FileNotFoundError:
             return []
         except OSError as exc:
             raise StoreError(self.output / folder, f"cannot be listed ({exc.strerror})", "a folder", REMEDY) from exc
-        for path in paths:
-            if path.suffix == ".parquet" and not is_part(path.name):
-                _log.warning("%s: passed over, as its name is none of ours", path)
-        return sorted((path for path in paths if is_part(path.name)), key=shard_number)
 
     def read(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all rows of a file, or some of its columns. Raises: StoreError where it is not as it was written."""
@@ -199,11 +207,6 @@ class Parts:
             nulls = column.null_count + sum(chunk.null_count for chunk in inner)
             if nulls:
                 raise StoreError(path, f"has {nulls:,} nulls as its {name}", "none", REMEDY)
-
-
-def is_part(name: str) -> bool:
-    """Whether a file's name is that of a part, rather than of a copy beside it."""
-    return PART_NAME.fullmatch(name) is not None
 
 
 @contextmanager

@@ -41,11 +41,16 @@ class Store:
         self.dim = manifest.dim
         self.schema = embedding_schema(manifest)
         self.files = Parts(self.path, self.schema, manifest.run)
+        self.files.warn_of_copies()
         self._checked: object = None  # the file of vectors whose bytes were compared
 
     def parts(self, folder: str = EMBEDDINGS) -> list[Path]:
         """List the Parquet files of the embeddings, or of the failures, in the order of their shards."""
         return self.files.find(folder)
+
+    def read_parts(self, columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
+        """Yield each part's path and these columns of it; a thread reads one part ahead. Raises: as `table`."""
+        return map_ahead(lambda path: (path, self.files.read(path, columns)), self.parts(), workers=1, ahead=2)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows in input order, with all columns or some of them; parts.py lists which there are.
@@ -54,7 +59,7 @@ class Store:
         """
         names = self.schema.names if columns is None else list(columns)
         schema = pa.schema([self.schema.field(name) for name in names])
-        table = pa.concat_tables([schema.empty_table(), *(self.files.read(path, names) for path in self.parts())])
+        table = pa.concat_tables([schema.empty_table(), *(part for _, part in self.read_parts(names))])
         self.check_rows(table.num_rows)
         return table
 
@@ -77,6 +82,11 @@ class Store:
         remedy = f"Run clip verify {self.path} to find the damage."
         raise StoreError(self.path, found, f"{expected:,} as the manifest says", remedy)
 
+    def check_complete(self) -> None:
+        """Raise StoreError where the run is over, and parts lack rows or failures, by their footers."""
+        for folder in (EMBEDDINGS, FAILURES):
+            self.check_rows(sum(self.files.summarise(path).rows for path in self.parts(folder)), folder)
+
     def vectors(self) -> np.ndarray:
         """Return the vectors in the order of `table`, mapped from the file _index/vectors.npy.
 
@@ -92,6 +102,7 @@ class Store:
         if checks is None or not path.is_file():
             try:
                 checks = self._write_vectors(path, stamp)
+                self._checked = _identify(path, checks)
             except OSError as exc:
                 _log.warning("%s: cannot be written (%s); the vectors are read into memory", path, exc)
                 return np.concatenate([np.empty((0, self.dim), self._dtype), *self._read_blocks()])
@@ -126,10 +137,9 @@ class Store:
                 if not rows:
                     return np.empty((0, self.dim), self._dtype)  # no file of 0 bytes can be mapped
                 vectors = np.memmap(file, self._dtype, "r", len(header), (rows, self.dim))
-                status = path.stat()
+                identity = _identify(path, checks)
         except OSError as exc:
             raise StoreError(path, f"cannot be read ({exc})", "the vectors of the run", remedy) from exc
-        identity = (status.st_ino, status.st_size, status.st_mtime_ns, *checks)
         if self._checked != identity:
             for number, check in enumerate(_sum_blocks(vectors)):
                 if check != checks[number]:
@@ -157,8 +167,8 @@ class Store:
 
     def _read_blocks(self) -> Iterator[np.ndarray]:
         """Yield the vectors part by part. Shapes: (N, D) each."""
-        for path in self.parts():
-            yield stack_vectors(self.files.read(path, [EMBEDDING]), self.schema)
+        for _, rows in self.read_parts([EMBEDDING]):
+            yield stack_vectors(rows, self.schema)
 
     def _count_bytes(self, rows: int) -> int:
         return rows * self.dim * self._dtype.itemsize
@@ -198,6 +208,11 @@ def _make_header(dtype: np.dtype[Any], rows: int, dim: int) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (rows, dim)})
     return file.getvalue()
+
+
+def _identify(path: Path, checks: list[int]) -> object:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, *checks
 
 
 def _sum_blocks(vectors: np.ndarray) -> Iterator[int]:

@@ -20,5 +20,6 @@ def read(*arguments: Any) -> Any:
 
 
 Parts.read = read
+exporting.map_ahead = lambda function, items, **_: map(function, items)  # no part is read before it is needed
 output, target, form = sys.argv[1:]
 exporting.export(ExportJob(output=output, target=target, format=form))  # type: ignore[arg-type]

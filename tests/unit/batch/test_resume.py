@@ -147,6 +147,28 @@ def test_a_shard_is_done_when_both_its_parts_are_of_its_listing(
     check_is_of(out, photos, weights)
 
 
+@pytest.mark.parametrize("folder", ["embeddings", "failures"])
+@pytest.mark.parametrize("update", [False, True])
+def test_a_finished_part_is_not_believed_by_its_footer(
+    weights: Path, tmp_path: Path, folder: str, update: bool
+) -> None:
+    photos, out = draw(tmp_path / "photos", 8), tmp_path / "out"
+    run(photos, out, weights)
+    part = out / folder / "part-00001.parquet"
+    whole = part.read_bytes()
+    length = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for place in range(4, length, 29):
+        part.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(
+            StoreError, match=rf"{folder}/part-00001\.parquet: cannot be read .* Remove it, and run the"
+        ):
+            run(photos, out, weights, update=update)
+    part.unlink()
+    assert run(photos, out, weights, update=update).resumed == 4
+    check_is_of(out, photos, weights)
+    assert verify(VerifyJob(output=out)).problems == ()
+
+
 def test_what_was_read_is_counted_before_a_run_is_said_to_be_over(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
