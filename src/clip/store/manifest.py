@@ -143,7 +143,7 @@ class Manifest:
     def identify(self) -> str:
         """Return what distinguishes the parts of this run from those of another: a hash of what vectors depend on."""
         content = self.to_json()
-        values = [content[key] for key in ("weights_source", *COMPARED_KEYS)]
+        values = [content[key] for key in (*self._own_keys, *COMPARED_KEYS)]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
     @classmethod
@@ -161,15 +161,19 @@ class Manifest:
         values |= {name: tuple(content.get(name, ())) for name in ("source", "globs")}
         return cls(**values)
 
+    @property
+    def _own_keys(self) -> tuple[str, ...]:
+        return () if self.weights_sha256 else ("weights_source",)
+
     def first_difference(self, other: Manifest) -> tuple[str, Any, Any] | None:
         """Return the first key of COMPARED_KEYS in which two manifests differ, and both values; None if they agree.
 
         Weights without a hash were drawn at random, and are compared by their seed.
         """
-        by_name = () if self.weights_sha256 else ("weights_source",)
         mine, theirs = self.to_json(), other.to_json()
         return next(
-            ((key, mine[key], theirs[key]) for key in (*by_name, *COMPARED_KEYS) if mine[key] != theirs[key]), None
+            ((key, mine[key], theirs[key]) for key in (*self._own_keys, *COMPARED_KEYS) if mine[key] != theirs[key]),
+            None,
         )
 
 

@@ -44,6 +44,11 @@ NEVER_NULL = {"id", "path", EMBEDDING, TEXT_EMBEDDING, "stage", "error", "messag
 IN_MEMORY_BYTES = 2**26  # of a file that is read at once: 6 % faster than by column
 # Of rows to the bytes of their file, and of vectors to their size in it: equal ones may be written once.
 MAX_RATIO = 1000
+# What pyarrow, and the parsing of a file's content, raise where it is not as it was written.
+DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError),
+    pa.ArrowException,
+)
 REMEDY = "Remove it, and run the job again."
 
 _log = logging.getLogger("clip")
@@ -190,7 +195,7 @@ class Parts:
         if path.parent.name == EMBEDDINGS:
             metadata = file.metadata
             leaves = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
-            place = leaves.index(next(leaf for leaf in leaves if leaf.partition(".")[0] == EMBEDDING))
+            place = [leaf.partition(".")[0] for leaf in leaves].index(EMBEDDING)
             groups = (metadata.row_group(number).column(place) for number in range(metadata.num_row_groups))
             held = sum(group.total_uncompressed_size for group in groups)
             row_bytes = vector.list_size * vector.value_type.bit_width // 8
@@ -248,6 +253,6 @@ def translate_damage(
         yield
     except ClipError:
         raise
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, pa.ArrowException) as exc:
+    except DAMAGE as exc:
         found = f"cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)})"
         raise StoreError(path, found, expected, remedy) from exc

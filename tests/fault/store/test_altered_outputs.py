@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from kit.alterations import (
     unseal,
 )
 from kit.altered import find_wrong, read_all, write_output
+from kit.outputs import write_part
 
 from clip.errors import ClipError
 from clip.jobs.verify import Problem
@@ -122,7 +124,7 @@ def test_without_checksums_a_part_must_still_have_types_and_no_nulls(
 
 
 @given(seed=SEEDS)
-@settings(SETTINGS, max_examples=20)
+@settings(SETTINGS, max_examples=8)
 @pytest.mark.parametrize("name", ON_OUTPUT)
 def test_parts_in_other_places_and_files_of_others_change_no_result(
     sound: Path, expected: dict[str, Any], tmp_path: Path, name: str, seed: int
@@ -137,7 +139,7 @@ def test_parts_in_other_places_and_files_of_others_change_no_result(
 
 
 @given(seed=SEEDS, sealed=st.booleans())
-@settings(SETTINGS, max_examples=100)
+@settings(SETTINGS, max_examples=25)
 @pytest.mark.parametrize("name", ["manifest.json", "_plan/plan.json", "_index/vectors.json"])
 def test_counts_and_types_that_cannot_be_are_errors(
     sound: Path, tmp_path: Path, name: str, *, seed: int, sealed: bool
@@ -147,6 +149,20 @@ def test_counts_and_types_that_cannot_be_are_errors(
     change_json(out / name, random.Random(seed), sealed=sealed)
     found = read(out)
     assert all(isinstance(value, (ClipError, tuple, list, dict, bytes)) for value in found.values())
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "null", '{"a": -1}', "9" * 5000, "[" * 10**5])
+@pytest.mark.parametrize("key", ["clip.read", "clip.frames", "clip.ignored", "clip.mark"])
+def test_counts_in_a_footer_are_counts(
+    sound: Path, expected: dict[str, Any], tmp_path: Path, key: str, value: str
+) -> None:
+    out = copy(sound, tmp_path)
+    part = out / "embeddings/part-00001.parquet"
+    metadata = {**pq.read_metadata(part).metadata, key.encode(): value.encode()}
+    write_part(part, pq.read_table(part), metadata)
+    found = read(out)
+    assert find_wrong(found, expected) == []
+    assert not verified(found)
 
 
 @pytest.mark.parametrize("rows", [10**12, 2**40, 0, -5, 8, 10])
