@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 
-PLAN_FOLDERS = PLAN, IN_WORK, MERGED, REPLACED, INTERRUPTED = (
-    *("_plan", "_plan.new", "_plan.merged", "_plan.old", "_plan.part"),
-)
+PLAN_FOLDERS = ("_plan", "_plan.new", "_plan.merged", "_plan.old", "_plan.part")
+PLAN, IN_WORK, MERGED, REPLACED, INTERRUPTED = PLAN_FOLDERS
 SHARD, SUMMARY, LISTED = "shard-{:05d}.parquet", "plan.json", "listed.txt"
 SHARD_NAME = re.compile(r"shard-[0-9]{5,9}\.parquet")
 FINGERPRINT_KEY, CARRIED_OVER = b"mark", b"kept"  # keys in a shard file's metadata, named as in version 0.1.0
@@ -106,6 +105,10 @@ class Plan:
             table = file.read()
             if table.num_rows != file.metadata.num_rows:
                 raise ValueError(f"it counts {file.metadata.num_rows:,} entries, and holds {table.num_rows:,}")
+            for field in table.schema:
+                expected = SCHEMA.field(field.name).type if field.name in SCHEMA.names else field.type
+                if field.type != expected or table.schema.names.count(field.name) > 1:
+                    raise ValueError(f"its column {field.name} is {field.type}, or occurs twice")
             rows = table.to_pylist()
             entries = [parse_row(row) for row in rows]
             carried_over = frozenset(entry.id for entry, row in zip(entries, rows, strict=True) if row["kept"])

@@ -123,6 +123,18 @@ def test_without_checksums_a_part_must_still_have_types_and_no_nulls(
     assert not verified(found)
 
 
+@pytest.mark.parametrize("name", [name for name in NEVER_SOUND if "vector" not in name and "number" not in name])
+def test_without_checksums_a_listing_must_still_have_types_and_ids(
+    sound: Path, expected: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    out = copy(sound, tmp_path)
+    unseal(out)
+    rewrite(NEVER_SOUND[name])(out / "_plan/shard-00001.parquet", random.Random(0))
+    found = read(out)
+    assert find_wrong(found, expected) == []
+    assert not verified(found)
+
+
 @given(seed=SEEDS)
 @settings(SETTINGS, max_examples=8)
 @pytest.mark.parametrize("name", ON_OUTPUT)
