@@ -1,9 +1,11 @@
-"""Write files so that they are whole or absent: to a temporary name, synced, then renamed."""
+"""Write files whole or not at all: to a temporary name, synced, then renamed; open them without waiting."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -31,6 +33,41 @@ def atomic_write(path: Path) -> Generator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a file to read it. A pipe or a device is not even opened, as that may wait for ever. Raises: OSError."""
+    _refuse_special(path, os.stat(path))  # noqa: PTH116  a str has no method
+    # O_NONBLOCK, as it may have become a pipe since.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = open(descriptor, "rb")  # noqa: PTH123, SIM115  the caller's
+    try:
+        _refuse_special(path, os.fstat(descriptor))
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _refuse_special(path: Path | str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Read a whole file, as `open_regular` opens it. Raises: OSError, for a larger file too."""
+    with open_regular(path) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"more than {max_bytes:,} bytes", str(path))
+    return data
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder unless it is there. Raises: OSError, for a link too, as nothing is written through one."""
+    path.mkdir(exist_ok=True)
+    if path.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "a link, through which nothing is written", str(path))
 
 
 def sync_folder(path: Path) -> None:

@@ -201,7 +201,7 @@ def test_an_output_can_be_verified(
         main.main(["verify", str(out), "--json"])
     found, said = capsys.readouterr()
     assert ended.value.code == 1
-    assert json.loads(found)["problems"][0]["where"] == "embeddings/part-00000.parquet"
+    assert json.loads(found)["problems"][0]["where"] == "failures/part-00000.parquet"
     assert "; 3 problems; " in said
 
 

@@ -1,11 +1,15 @@
-"""Read what a run wrote, without the package's own reader."""
+"""Read what a run wrote, without the package's own reader; write it as a run would."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+
+from clip.store.checksums import KEY, TableWriter, dump_json
 
 
 def read_rows(out: Path, folder: str = "embeddings") -> list[dict[str, Any]]:
@@ -26,3 +30,22 @@ def read_vectors(out: Path) -> dict[str, np.ndarray]:
 
 def read_manifest(out: Path) -> dict[str, Any]:
     return json.loads((out / "manifest.json").read_text())
+
+
+def write_part(path: Path, table: pa.Table, metadata: Mapping[bytes, bytes] | None = None) -> None:
+    """Write a part as a run would that had these rows: with valid checksums, and by default the table's metadata."""
+    kept = table.schema.metadata if metadata is None else metadata
+    kept = {key: value for key, value in (kept or {}).items() if key not in (b"ARROW:schema", KEY)}
+    schema = table.schema.with_metadata(kept)
+    run = read_manifest(path.parent.parent).get("run", "")
+    with path.open("wb") as file:
+        writer = TableWriter(file, schema, f"{run}/{path.parent.name}/{path.name}")
+        writer.write(table.cast(schema))
+        writer.close()
+
+
+def change_manifest(out: Path, **values: Any) -> None:
+    """Change values of a manifest, and its checksum."""
+    content = read_manifest(out) | values
+    content.pop("checksum", None)
+    (out / "manifest.json").write_bytes(dump_json(content))

@@ -7,16 +7,13 @@ and the rows and failure rows.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..records import ContainerPart, Shard
-from ..store.parts import EMBEDDINGS, FAILURES, FRAMES, IGNORED, PART, READ, count_rows, read_metadata, read_part
+from ..store.parts import EMBEDDINGS, FAILURES, Parts
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..jobs.options import Frames
     from ..store.plan import Plan
 
@@ -80,18 +77,12 @@ def count_expected(plan: Plan, index: int) -> Expected:
     return Expected.of(plan.shard(index)) if plan.containers else Expected(plan.summary(index).entries)
 
 
-def count_shard(output: Path, index: int, expected: Expected) -> Count:
+def count_shard(parts: Parts, index: int, expected: Expected) -> Count:
     """Count what the parts of a shard hold, by their footers. Raises: StoreError for a part that cannot be read."""
-    embeddings, failures = (output / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES))
-    notes, failed = read_metadata(embeddings), count_rows(failures)
+    embeddings, failures = (parts.path(folder, index) for folder in (EMBEDDINGS, FAILURES))
+    summary, failed = parts.summarise(embeddings), parts.summarise(failures).rows
     ends_early = bool(failed and expected.container) and (
-        expected.container in read_part(failures, ["id"]).column("id").to_pylist()
+        expected.container in parts.read(failures, ["id"]).column("id").to_pylist()
     )
-    return Count(
-        rows=count_rows(embeddings),
-        failures=failed,
-        ignored=sum(json.loads(notes.get(IGNORED, b"{}")).values()),
-        read=int(notes[READ]) if READ in notes else None,
-        frames=int(notes.get(FRAMES, b"0")),
-        ends_early=ends_early,
-    )
+    ignored = sum(summary.ignored.values())
+    return Count(summary.rows, failed, ignored, summary.read, summary.frames, ends_early)

@@ -33,7 +33,7 @@ from ..records import Entry, Item, Kind, Shard, utf8_path
 from ..sources.source import Source
 from ..store.lock import Lock, hold_lock
 from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
-from ..store.parts import EMBEDDINGS, PART
+from ..store.parts import EMBEDDINGS, Parts
 from ..store.plan import Plan, collect_id_hashes, count_members, read_plan, recover_listing, remove_plan, write_plan
 from ..store.update import update_plan
 from ..store.writer import StoreWriter, check_room
@@ -92,7 +92,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             if encoder.calibration is not None:
                 write_calibration(output, encoder.calibration.pixels)
             resumed = Run(job, encoder, source, plan, store, lock, progress).write()
-            counts = _check_counts(output, plan, job.decode.frames)
+            counts = _check_counts(store.parts, plan, job.decode.frames)
             lock.check()
             ignored = dict(Counter(plan.ignored) + store.ignored(range(plan.shards)))
             store.finish({**counts, "ignored": ignored})
@@ -100,15 +100,15 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
     return EmbedReport(output, **counts, ignored=ignored, seconds=seconds, resumed=resumed, removed=removed)
 
 
-def _check_counts(output: Path, plan: Plan, frames: Frames) -> dict[str, int]:
+def _check_counts(parts: Parts, plan: Plan, frames: Frames) -> dict[str, int]:
     """Count what the parts hold, and compare it with the plan. Raises: StoreError where an entry is missing."""
     read = written = failed = 0
     for index in range(plan.shards):
         expected = count_expected(plan, index)
-        count = count_shard(output, index, expected)
+        count = count_shard(parts, index, expected)
         if error := count.find_error(expected, frames):
             remedy = "Run again with `overwrite=True`, and report this."
-            raise StoreError(output / EMBEDDINGS / PART.format(index), f"holds {error}", remedy=remedy)
+            raise StoreError(parts.path(EMBEDDINGS, index), f"holds {error}", remedy=remedy)
         written, failed = written + count.rows, failed + count.failures
         read += count.rows + count.failures if count.read is None else count.read
     return {"read": read, "written": written, "failed": failed}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from ..encoder import Encoder
 from ..engine.quantize import Calibration
 from ..errors import InputError, StoreError, StoreMismatchError
 from ..records import ContainerPart, Failure, Item, Member, Pixels, Shard, Tokens
+from ..sources.remote.client import is_remote
 from ..sources.source import Source
 from ..store.manifest import CALIBRATION, read_calibration
+from ..weights.locate import locate_here
 from .decode import Decoding
 
 if TYPE_CHECKING:
@@ -25,16 +27,23 @@ if TYPE_CHECKING:
 Outcome = TypeVar("Outcome", Pixels, Pixels | Tokens)
 
 
+class NotAsked(Failure):
+    """An image on a server that only the output names, so that nobody asks for it."""
+
+
 def load_run_encoder(store: Store, model: str | None = None, device: str = "auto") -> Encoder:
     """Load the model of a run, or `model` if that has its weights.
 
-    Raises:  what Encoder raises; StoreMismatchError for other weights; StoreError where the pixels are gone that they
-             were quantised by.
+    The name in the manifest, which anybody may have written, has nothing fetched but a released model, whose hash is
+    known.
+
+    Raises:  what Encoder raises; WeightsMissingError for a name that would have to be fetched; StoreMismatchError for
+             other weights; StoreError where the pixels are gone that they were quantised by.
     """
     manifest = store.manifest
     untrained, precision = manifest.untrained, cast("Precision", manifest.precision)
     encoder = Encoder(
-        model or manifest.model,
+        model or (manifest.model if untrained is not None else locate_here(manifest.model)),
         device=device,
         untrained=untrained,
         precision=precision,
@@ -73,10 +82,23 @@ def open_run_source(store: Store, settings: PreprocessSettings) -> Decoding:
 
 
 def replay_entries(
-    shard: Shard, wanted: set[str], decoding: Decoding, prepare: Callable[[Item | Member], Sequence[Outcome | Failure]]
+    shard: Shard,
+    wanted: set[str],
+    decoding: Decoding,
+    prepare: Callable[[Item | Member], Sequence[Outcome | Failure]],
+    *,
+    fetch: bool,
 ) -> Iterator[Outcome | Failure]:
-    """Read and prepare the entries of these ids again; yield the outcomes, a failure for an id that is gone."""
+    """Read and prepare the entries of these ids again; yield the outcomes, a failure for an id that is gone.
+
+    Without `fetch` servers are not asked: the outcomes of what is there are `NotAsked`.
+    """
+    if not shard.entries:
+        return
     first = shard.entries[0]
+    if isinstance(first, ContainerPart) and is_remote(first.path) and not fetch:
+        yield from (_refuse(Item(own_id, first.path, 0)) for own_id in sorted(wanted))
+        return
     entries = (
         decoding.source.members(first, decoding.limits.max_bytes, Counter())
         if isinstance(first, ContainerPart)
@@ -89,6 +111,11 @@ def replay_entries(
             return  # the rest need not be read
         if entry.id not in files or isinstance(entry, ContainerPart):
             continue
+        if isinstance(entry, Item) and is_remote(entry.path) and not fetch:
+            here = {own_id for own_id in missing if entry.id in (own_id, own_id.rpartition("#")[0])}
+            yield from (_refuse(replace(entry, id=own_id)) for own_id in sorted(here))
+            missing -= here
+            continue
         for outcome in [entry] if isinstance(entry, Failure) else prepare(entry):
             own_id = outcome.id if isinstance(outcome, Failure) else outcome.row.id
             if own_id in missing:
@@ -96,3 +123,8 @@ def replay_entries(
                 yield outcome
     for own_id in sorted(missing):
         yield Failure.of(Item(own_id, "", 0), "read", InputError(own_id, "is not there any more"))
+
+
+def _refuse(item: Item) -> Failure:
+    reason = InputError(item.path, "is on a server", remedy="Pass `fetch=True` to ask it.")
+    return NotAsked.of(item, "read", reason)

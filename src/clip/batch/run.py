@@ -19,7 +19,8 @@ from ..jobs.embed import EmbedJob, Progress
 from ..parallel import ByteBudget, available_cores, map_ahead, read_ahead
 from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens, count_bytes
 from ..sources.remote.prefetch import prefetch
-from ..store.parts import EMBEDDING, FAILURE_SCHEMA, FAILURES, PART, TEXT_EMBEDDING, PartWriter, read_part_or_empty
+from ..store.part_writer import PartWriter
+from ..store.parts import EMBEDDING, FAILURES, TEXT_EMBEDDING
 from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
 from .decode import Decoding
@@ -64,7 +65,7 @@ class Run:
     def write(self) -> int:
         """Write the missing shards, and return how many entries earlier runs had written."""
         summaries = self._plan.summaries()
-        done = {n for n, summary in enumerate(summaries) if self._store.fingerprint(n) == summary.fingerprint}
+        done = self._find_done([summary.fingerprint for summary in summaries])
         missing = [index for index in range(self._plan.shards) if index not in done]
         rows, failed = self._store.counts(done)
         read = resumed = rows + failed + sum(summaries[index].carried_over for index in missing)
@@ -94,11 +95,18 @@ class Run:
                         self._progress(Progress(read, total, failed + part.failed, resumed, None, len(done), shards))
         return resumed
 
+    def _find_done(self, fingerprints: Sequence[str]) -> set[int]:
+        """Return the shards whose parts are there, whole and of these fingerprints. Threads compare the parts."""
+        store, workers = self._store, available_cores()
+        numbered = enumerate(fingerprints)
+        found = map_ahead(lambda pair: store.is_done(*pair), numbered, workers=workers, ahead=4 * workers)
+        return {index for index, is_done in enumerate(found) if is_done}
+
     def _begin(self, shard: Shard, files: ExitStack) -> _Part:
         part = _Part(self._encoder, self._job, files.enter_context(self._store.part(shard)), shard)
         if shard.carried_over:
-            path = self._store.path / FAILURES / PART.format(shard.index)
-            ids = read_part_or_empty(path, FAILURE_SCHEMA, ["id"])["id"].to_pylist()
+            path = self._store.parts.path(FAILURES, shard.index)
+            ids = self._store.parts.read_or_empty(path, ["id"])["id"].to_pylist()
             part.failed = sum(own_id in shard.carried_over for own_id in ids)
         return part
 

@@ -15,21 +15,23 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pyarrow as pa
 
-from ..errors import StoreError
+from ..engine.quantize import Calibration
+from ..errors import InputError, StoreError
 from ..jobs.verify import Problem, VerifyJob, VerifyReport
 from ..records import Failure, Shard, id_hash, listed_id
-from ..store.manifest import MANIFEST
-from ..store.parts import EMBEDDINGS, FAILURES, PART, count_rows, read_fingerprint, read_part, vector_columns
+from ..store.derived import check_derived, find_foreign
+from ..store.manifest import CALIBRATION, MANIFEST, read_calibration
+from ..store.parts import EMBEDDINGS, FAILURES, PART, vector_columns
 from ..store.plan import Plan, read_plan
 from ..store.reader import Store, stack_vectors
 from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
 from .count import Expected, count_shard
-from .replay import load_run_encoder, open_run_source, replay_entries
+from .replay import NotAsked, load_run_encoder, open_run_source, replay_entries
 from .run import encode_outcomes, prepare_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from ..jobs.options import LongText
 
@@ -48,19 +50,37 @@ def verify(job: VerifyJob) -> VerifyReport:
              weights than those of the run.
     """
     store = Store(job.output)
-    plan = read_plan(store.path)
+    problems = [Problem(str(path.relative_to(store.path)), exc.reason) for path, exc in check_derived(store)]
+    if store.manifest.calibration is not None:
+        pixels = read_calibration(store.path)
+        if pixels is None or Calibration(pixels).sha256 != store.manifest.calibration["sha256"]:
+            problems.append(Problem(CALIBRATION, f"is not as it was written. {AGAIN}"))
+    try:
+        plan = read_plan(store.path)
+        what = "holds no complete listing. Run the job again: it lists the input, and keeps finished parts."
+    except StoreError as exc:
+        plan, what = None, str(exc)
     if plan is None:
-        problem = Problem(
-            "_plan", "holds no complete listing. Run the job again: it lists the input, and keeps finished parts."
-        )
-        return VerifyReport(store.path, 0, 0, 0, 0, None, (problem,))
+        return VerifyReport(store.path, 0, 0, 0, 0, None, (*problems, Problem("_plan", what)))
     reader = _Reader(store, plan)
-    problems = list(reader.problems())
+    problems += reader.problems()
     sampled, cosine = 0, None
     if job.sample:
         sampled, cosine, of_sample = _check_sample(job, store, plan)
         problems += of_sample
-    return VerifyReport(store.path, reader.read, reader.written, reader.failed, sampled, cosine, tuple(problems))
+    counts = (reader.read, reader.written, reader.failed, sampled, cosine)
+    return VerifyReport(store.path, *counts, tuple(problems), tuple(_list_notes(store, reader.unchecked)))
+
+
+def _list_notes(store: Store, unchecked: int) -> Iterator[str]:
+    if unchecked:
+        yield f"{unchecked:,} files carry no checksum, as of version 0.1.0: a change of a bit in them is not found"
+    if foreign := find_foreign(store.path):
+        yield f"passed over, as none of ours: {_join_some(foreign)}"
+
+
+def _join_some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:MAX_NAMED])) + (", ..." if len(names) > MAX_NAMED else "")
 
 
 class _Reader:
@@ -68,6 +88,7 @@ class _Reader:
 
     def __init__(self, store: Store, plan: Plan) -> None:
         self.read = self.written = self.failed = 0
+        self.unchecked = 0  # files that carry no checksum
         self._store = store
         self._plan = plan
         self._hashes: list[np.ndarray] = []
@@ -76,6 +97,7 @@ class _Reader:
         listed = 0
         for index in range(self._plan.shards):
             try:
+                self._plan.check(index)
                 shard = self._plan.shard(index)
             except StoreError as exc:
                 yield Problem(f"_plan/shard-{index:05}.parquet", str(exc))
@@ -100,13 +122,16 @@ class _Reader:
         frames = self._store.manifest.decode.frames
         counted_by_plan = expected.container is None and frames == "first"
         self.read += (expected.entries or 0) if counted_by_plan else 0
+        # What the checksums find is a problem by itself; the rest then says what it is about, where it can be read.
+        damaged = yield from self._check_bytes(part)
+        files = replace(self._store.files, run=None) if damaged else self._store.files
         try:
-            rows = read_part(self._store.path / EMBEDDINGS / part)
-            failures = read_part(self._store.path / FAILURES / part)
-            fingerprint = read_fingerprint(self._store.path / EMBEDDINGS / part)
-            count = count_shard(self._store.path, shard.index, expected)
+            rows, failures = (files.read(files.path(folder, shard.index)) for folder in (EMBEDDINGS, FAILURES))
+            fingerprint = files.summarise(files.path(EMBEDDINGS, shard.index)).fingerprint
+            count = count_shard(files, shard.index, expected)
         except StoreError as exc:
-            yield Problem(where, str(exc))
+            if not damaged:
+                yield Problem(where, str(exc))
             return
         self.written += rows.num_rows
         self.failed += failures.num_rows
@@ -126,6 +151,17 @@ class _Reader:
             yield from self._check_ids(part, shard, ids, failed)
         yield from self._check_vectors(part, ids, rows)
 
+    def _check_bytes(self, part: str) -> Generator[Problem, None, bool]:
+        """Compare the two files of a shard with their checksums; return whether there is a problem."""
+        damaged = False
+        for folder in (EMBEDDINGS, FAILURES):
+            try:
+                self.unchecked += not self._store.files.check(self._store.path / folder / part)
+            except StoreError as exc:
+                damaged = True
+                yield Problem(f"{folder}/{part}", str(exc))
+        return damaged
+
     def _check_ids(self, part: str, shard: Shard, ids: list[str], failed: list[str]) -> Iterator[Problem]:
         listed = [entry.id for entry in shard.entries]
         places = {name: place for place, name in enumerate(listed)}
@@ -138,8 +174,7 @@ class _Reader:
 
     def _name_ids(self, part: str, what: str, ids: list[str]) -> Iterator[Problem]:
         if ids:
-            examples = ", ".join(map(repr, ids[:MAX_NAMED])) + (", ..." if len(ids) > MAX_NAMED else "")
-            yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {examples}. {REMOVE}")
+            yield Problem(f"{EMBEDDINGS}/{part}", f"{len(ids)} ids {what}: {_join_some(ids)}. {REMOVE}")
 
     def _check_vectors(self, part: str, ids: list[str], rows: pa.Table) -> Iterator[Problem]:
         for name in vector_columns(self._store.schema):
@@ -175,25 +210,31 @@ def _check_sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float 
     decoding = open_run_source(store, encoder.settings)
     long_text = cast("LongText", store.manifest.long_text or "fail")
     tokenizing = Tokenizing(store.manifest.kind, encoder.context_length, long_text, encoder.tokenizer)
-    parts = [
-        [store.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)
-    ]
-    starts = [0, *accumulate(sum(map(count_rows, pair)) for pair in parts)]
+    files = store.files
+    parts = [[files.path(folder, index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)]
+    starts = [0, *accumulate(sum(files.summarise(path).rows for path in pair) for pair in parts)]
     picked = sorted(random.Random(job.seed).sample(range(starts[-1]), min(job.sample, starts[-1])))
     problems: list[Problem] = []
     cosines: list[float] = []
     for index, numbers in groupby(picked, key=lambda number: bisect_right(starts, number) - 1):
-        rows = read_part(parts[index][0], ["id", *vector_columns(store.schema)])
+        rows = files.read(parts[index][0], ["id", *vector_columns(store.schema)])
         ids = rows.column("id").to_pylist()
         places: dict[str, list[int]] = {}  # several where a job keeps repeated ids
         for place, own_id in enumerate(ids):
             places.setdefault(own_id, []).append(place)
-        ids += read_part(parts[index][1], ["id"]).column("id").to_pylist()
+        ids += files.read(parts[index][1], ["id"]).column("id").to_pylist()
         wanted = {ids[number - starts[index]] for number in numbers}
         replayed = replay_entries(
-            plan.shard(index), wanted, decoding, lambda entry: prepare_entry(entry, decoding, tokenizing)
+            plan.shard(index),
+            wanted,
+            decoding,
+            lambda entry: prepare_entry(entry, decoding, tokenizing),
+            fetch=job.fetch,
         )
         for again in replayed:
+            if isinstance(again, NotAsked):
+                remedy = "Pass `fetch=True` to ask it, or leave `sample` out."
+                raise InputError("`sample`", f"{again.path} is on a server", "images on this machine", remedy)
             if isinstance(again, Failure):
                 if again.id in places:
                     problems.append(Problem(again.id, f"fails now ({again.message}). {CHANGED}"))

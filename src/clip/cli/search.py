@@ -25,6 +25,7 @@ WHERE_HELP = (
 )
 PLAIN_HELP = "Write only the paths, one per line; for a member of an archive, the archive's."
 SHEET_HELP = "Also write the hits, at most 1,000, as one image."
+FETCH_HELP = "Ask servers for images of the contact sheet that are there."
 MODEL_HELP = "Where the run's weights are.  [default: as in the manifest]"
 
 
@@ -40,6 +41,7 @@ MODEL_HELP = "Where the run's weights are.  [default: as in the manifest]"
 @click.option("--min-score", metavar="S", type=float, help="Lowest cosine that a hit may have.")
 @click.option("--where", metavar="SQL", help=WHERE_HELP)
 @click.option("--contact-sheet", metavar="FILE.png", help=SHEET_HELP)
+@click.option("--fetch", is_flag=True, help=FETCH_HELP)
 @click.option("-m", "--model", metavar="MODEL", help=MODEL_HELP)
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per hit: id, path, score.")

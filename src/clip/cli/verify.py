@@ -24,13 +24,14 @@ from .signals import undisturbed
 )
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device for the sample.")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed that draws the sample.")
+@click.option("--fetch", is_flag=True, help="Ask servers for images of the sample that are there.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object to stdout.")
 def verify(*, as_json: bool, **options: Any) -> int:
     """Read OUT back, and compare it with its listing, its manifest, and with some of the images.
 
-    OUT is a folder that `clip embed` wrote. Every part is read. Each listed id must occur once, as a row or as a
-    failure row; vectors must be finite and of the length that the manifest says. Exit code 0: no problem; 1: there are
-    problems, each a line on stdout.
+    OUT is a folder that `clip embed` wrote. Every file is read, and compared with its checksums. Each listed id must
+    occur once, as a row or as a failure row; vectors must be finite and of the length that the manifest says. Exit code
+    0: no problem; 1: there are problems, each a line on stdout.
     """
     job = VerifyJob(**options)
     with undisturbed():
@@ -42,6 +43,8 @@ def verify(*, as_json: bool, **options: Any) -> int:
     else:
         for problem in report.problems:
             click.echo(f"{problem.where}: {problem.what}")
+    for note in report.notes:
+        say(note)
     cosine = "" if report.min_cosine is None else f", min cosine {report.min_cosine:.6f}"
     sampled = f"; {report.sampled:,} embedded again{cosine}" if job.sample else ""
     problems = f"{len(report.problems):,} problems" if report.problems else "no problem"

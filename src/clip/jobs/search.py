@@ -39,6 +39,8 @@ class SearchJob:
     """Condition on the columns, in SQL; default: all rows."""
     contact_sheet: str | Path | None = None
     """PNG file to write the hits to, as one image."""
+    fetch: bool = False
+    """Ask servers for images of the contact sheet that are there, at the addresses that the output names."""
     model: str | None = None
     """The run's weights; default: as in the manifest."""
     device: str = "auto"

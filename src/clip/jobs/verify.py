@@ -27,6 +27,8 @@ class VerifyJob:
     """Device for the sample."""
     seed: int = 0
     """Seed that draws the sample."""
+    fetch: bool = False
+    """Ask servers for images of the sample that are there, at the addresses that the output names."""
 
     def __post_init__(self) -> None:
         if self.sample < 0:
@@ -63,3 +65,5 @@ class VerifyReport:
     """Lowest cosine between the stored vectors of the sample and those made again."""
     problems: tuple[Problem, ...]
     """Everything that is wrong; empty where nothing is."""
+    notes: tuple[str, ...] = ()
+    """What is no problem and good to know: files without checksums, files that are none of ours."""

@@ -22,7 +22,7 @@ from ..jobs.classify import FOLDER_NAMES, Classified, ClassifyJob, ClassifyRepor
 from ..jobs.embed import EmbedJob, Progress
 from ..jobs.options import ModelOptions
 from ..store.manifest import MANIFEST, read_manifest
-from ..store.parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, read_part, read_part_or_empty, read_schema
+from ..store.parts import EMBEDDINGS, FAILURES
 from ..store.reader import Store, stack_vectors
 from ..vectors import unit_vectors
 from .prompts import PLACEHOLDER, read_labels, read_templates
@@ -104,6 +104,7 @@ class _Classifier:
 def _classify_store(
     job: ClassifyJob, store: Store, classifier: _Classifier, each: Callable[[Classified], None] | None
 ) -> ClassifyReport:
+    store.check_complete()
     truth = _Truth(job.truth, store, classifier.labels)
     rows: list[Classified] = []
     counts: Counter[str] = Counter()
@@ -130,7 +131,7 @@ def _classify_store(
 
 def _classify_rows(job: ClassifyJob, store: Store, classifier: _Classifier, truth: _Truth) -> Iterator[Classified]:
     for path in store.parts():
-        table = read_part(path, ["id", "path", "embedding", *truth.columns])
+        table = store.files.read(path, ["id", "path", "embedding", *truth.columns])
         ids, paths = (table.column(name).to_pylist() for name in ("id", "path"))
         truths = truth.read(ids, [table.column(name).to_pylist() for name in truth.columns])
         place = 0
@@ -140,7 +141,7 @@ def _classify_rows(job: ClassifyJob, store: Store, classifier: _Classifier, trut
                 top = tuple((classifier.labels[label], float(row[label])) for label in order)
                 yield Classified(ids[place], paths[place], top, truths[place])
                 place += 1
-        for failure in read_part_or_empty(store.path / FAILURES / path.name, FAILURE_SCHEMA).to_pylist():
+        for failure in store.files.read_or_empty(store.path / FAILURES / path.name).to_pylist():
             yield Classified(**failure)
 
 
@@ -155,7 +156,7 @@ class _Truth:
         self._column = column
         self._labels = frozenset(labels)
         for path in store.parts()[:1]:
-            names = [name for name in read_schema(path).names if name != "embedding"]
+            names = [name for name in store.files.read_schema(path).names if name != "embedding"]
             if self.columns and column not in names:
                 found = f"{store.path / EMBEDDINGS} has no column {column!r}"
                 raise InputError("`truth`", found, f"one of {names}, or {FOLDER_NAMES}", "Pass one of them.")

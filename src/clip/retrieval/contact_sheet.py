@@ -16,7 +16,7 @@ from ..batch.replay import open_run_source, replay_entries
 from ..errors import ClipError
 from ..network.records import PreprocessSettings
 from ..records import Failure
-from ..store.parts import read_part, shard_number
+from ..store.parts import shard_number
 from ..store.plan import read_plan
 
 if TYPE_CHECKING:
@@ -34,12 +34,14 @@ MESSAGE_LINES = 6  # on a grey tile
 MAX_LETTERS = 2_000  # of a text whose width is measured; no sheet has room for more
 
 
-def write_sheet(path: Path, store: Store, hits: Sequence[Hit], title: str) -> int:
+def write_sheet(path: Path, store: Store, hits: Sequence[Hit], title: str, *, fetch: bool = False) -> int:
     """Write a PNG of the hits, in their order, with rank, score and id; return how many images could not be read.
+
+    Servers are asked for images only with `fetch`.
 
     Raises:  StoreError if it cannot be written.
     """
-    tiles = _load_tiles(store, {hit.id for hit in hits})
+    tiles = _load_tiles(store, {hit.id for hit in hits}, fetch=fetch)
     columns = max(1, min(len(hits), max(COLUMNS, isqrt(len(hits)))))
     lines = -(-len(hits) // columns)
     column_px, line_px = TILE_PX + GAP_PX, TILE_PX + CAPTION_PX + GAP_PX
@@ -68,7 +70,7 @@ def write_sheet(path: Path, store: Store, hits: Sequence[Hit], title: str) -> in
     return unreadable
 
 
-def _load_tiles(store: Store, wanted: set[str]) -> dict[str, Image.Image | str]:
+def _load_tiles(store: Store, wanted: set[str], *, fetch: bool) -> dict[str, Image.Image | str]:
     """Return the tiles of these ids, or the reason why there is none."""
     tiles: dict[str, Image.Image | str] = {}
     try:
@@ -77,11 +79,12 @@ def _load_tiles(store: Store, wanted: set[str]) -> dict[str, Image.Image | str]:
             return dict.fromkeys(wanted, "the run's listing is not there any more")
         decoding = open_run_source(store, PreprocessSettings(TILE_PX))
         for path in store.parts():
-            ids = read_part(path, ["id"]).column("id")
+            ids = store.files.read(path, ["id"]).column("id")
             ids_here = (wanted & set(ids.to_pylist())) - tiles.keys()
             if not ids_here:
                 continue
-            for outcome in replay_entries(plan.shard(shard_number(path)), ids_here, decoding, decoding):
+            shard = plan.shard(shard_number(path))
+            for outcome in replay_entries(shard, ids_here, decoding, decoding, fetch=fetch):
                 if isinstance(outcome, Failure):
                     tiles[outcome.id] = outcome.message
                 else:

@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from ..atomic_files import atomic_write, remove_temporaries, translate_os_errors
+from ..atomic_files import atomic_write, make_folder, open_regular, remove_temporaries, translate_os_errors
 from ..errors import StoreBusyError, StoreError
+from ..store.checksummed_file import ChecksummedFile, SectionWriter
+from ..store.lock import check_guard
 from ..store.manifest import INDEX
-from ..store.parts import read_part, read_schema
 from ..store.reader import Store, stack_vectors
 from ..vectors import usable_norms
-from .checksummed_file import ChecksummedFile, SectionWriter
 from .scan import ScanEngine, choose_engine, compute_scores, find_candidates, make_codes
 
 if TYPE_CHECKING:
@@ -48,21 +48,31 @@ _log = logging.getLogger("clip")
 class ExactIndex:
     """The index of an output, mapped."""
 
-    def __init__(self, file: ChecksummedFile) -> None:
-        """Check the codes and rows. Raises: StoreError if they are damaged."""
+    def __init__(self, file: ChecksummedFile, store: Store) -> None:
+        """Check the codes and rows. Raises: StoreError if they are damaged, or do not fit the output."""
         self._file = file
-        header = file.header
-        self.stamp: dict[str, Any] = header["stamp"]
-        self._dim = header["dim"]
-        self._dtype = np.dtype(header["dtype"])
+        self._dim, self._dtype = store.dim, np.dtype(store.manifest.dtype)
         file.check("codes")
         file.check("rows")
-        self._codes = np.frombuffer(file.view("codes"), np.float16).reshape(header["rows"], self._dim)
-        self.rows: pa.Table = pa.ipc.open_stream(pa.py_buffer(file.view("rows"))).read_all()
+        try:
+            self._codes = np.frombuffer(file.view("codes"), np.float16).reshape(-1, self._dim)
+            self.rows: pa.Table = pa.ipc.open_stream(pa.py_buffer(file.view("rows"))).read_all()
+            self.rows.validate(full=True)
+        except (ValueError, pa.ArrowException, OSError, MemoryError) as exc:
+            raise file.report_damage(f"it holds no rows ({exc})") from exc
+        count = self.rows.num_rows
+        texts = [self.rows.schema.field(name).type for name in ("id", "path") if name in self.rows.column_names]
+        if (
+            texts != [pa.string()] * 2
+            or any(self.rows.column(name).null_count for name in ("id", "path"))
+            or (len(self._codes), len(file.view("vectors"))) != (count, count * self._dim * self._dtype.itemsize)
+            or file.block_bytes("vectors") != VECTOR_BLOCK_ROWS * self._dim * self._dtype.itemsize
+        ):
+            raise file.report_damage("its sections do not fit each other")
 
     def check(self) -> None:
-        """Check the vectors too. Raises: StoreError if they are damaged."""
-        self._file.check("vectors")
+        """Check the rest too. Raises: StoreError if it is damaged."""
+        self._file.check_all()
 
     def find_nearest(
         self, query: np.ndarray, k: int, *, rows: np.ndarray | None = None, engine: ScanEngine | None = None
@@ -105,8 +115,13 @@ def open_index(store: Store, tell: Callable[[str], None] = lambda _: None) -> Ex
     Raises:  StoreError if it, or a part, is damaged; StoreBusyError if a job keeps changing the parts.
     """
     index = _open_current(store)
-    if index is not None:
-        return index
+    if index is None:
+        index = _make_anywhere(store, tell)
+    store.check_rows(index.rows.num_rows)
+    return index
+
+
+def _make_anywhere(store: Store, tell: Callable[[str], None]) -> ExactIndex:
     tell(f"{store.path / INDEX / FILE}: being made, as none fits the present parts")
     try:
         return _make(store)
@@ -115,7 +130,7 @@ def open_index(store: Store, tell: Callable[[str], None] = lambda _: None) -> Ex
     with translate_os_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
         _write(file, store)
         file.flush()
-        return ExactIndex(ChecksummedFile(file, str(store.path / INDEX / FILE)))
+        return ExactIndex(ChecksummedFile(file, str(store.path / INDEX / FILE)), store)
 
 
 def check_index(store: Store) -> tuple[ExactIndex, bool]:
@@ -130,8 +145,9 @@ def check_index(store: Store) -> tuple[ExactIndex, bool]:
             return index, False
     except StoreError as exc:
         _log.warning("%s", exc)
-        (store.path / INDEX / FILE).unlink(missing_ok=True)
     with translate_os_errors(store.path / INDEX):
+        make_folder(store.path / INDEX)  # which no link may lead out of the output
+        (store.path / INDEX / FILE).unlink(missing_ok=True)
         return _make(store), True
 
 
@@ -142,31 +158,33 @@ def _open_current(store: Store) -> ExactIndex | None:
     """
     path = store.path / INDEX / FILE
     try:
-        with path.open("rb") as opened:
+        with open_regular(path) as opened:
             file = ChecksummedFile(opened, str(path))
     except FileNotFoundError:
+        if path.is_symlink():
+            raise StoreError(path, "is a broken link", "it as it was written", "Remove it.") from None
         return None
     except OSError as exc:
-        raise StoreError(path, f"cannot be read ({exc})", remedy="Check its permissions.") from exc
-    header = file.header
-    if (header["kind"], header["version"]) != (KIND, VERSION) or header["stamp"] != _read_stamp(store):
+        raise StoreError(path, f"cannot be read ({exc})", remedy="Check it, or run clip index to remake it.") from exc
+    of_now = {"kind": KIND, "version": VERSION, "stamp": _read_stamp(store)}
+    if any(file.header.get(key) != value for key, value in of_now.items()):
         return None
-    return ExactIndex(file)
+    return ExactIndex(file, store)
 
 
 def _make(store: Store) -> ExactIndex:
     """Make the index, unless another process does so meanwhile. Raises: OSError if it cannot be written."""
     folder = store.path / INDEX
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / LOCK):
+    make_folder(folder)
+    with FileLock(check_guard(folder / LOCK)):
         index = _open_current(store)  # another process may have made it while this one waited
         if index is not None:
             return index
         remove_temporaries(folder, FILE)
         with atomic_write(folder / FILE) as file:
             _write(file, store)
-    with (folder / FILE).open("rb") as file:
-        return ExactIndex(ChecksummedFile(file, str(folder / FILE)))
+    with open_regular(folder / FILE) as file:
+        return ExactIndex(ChecksummedFile(file, str(folder / FILE)), store)
 
 
 def _read_stamp(store: Store) -> dict[str, Any] | None:
@@ -201,8 +219,7 @@ def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool
     codes = writer.add_section("codes", CODES_BLOCK, total * store.dim * 2)
     vectors = writer.add_section("vectors", VECTOR_BLOCK_ROWS * row_bytes, total * row_bytes)
     parts = store.parts()
-    for path in parts:
-        table = read_part(path, ["id", "embedding"])
+    for path, table in store.read_parts(["id", "embedding"]):
         stored = stack_vectors(table, store.schema)
         for start in range(0, len(stored), CONVERTED_ROWS):
             block = stored[start : start + CONVERTED_ROWS]
@@ -212,11 +229,11 @@ def _write_sections(file: BinaryIO, store: Store, stamp: dict[str, Any]) -> bool
     if vectors.size_bytes != total * row_bytes:
         return False
     rows = writer.add_section("rows", ROWS_BLOCK)
-    columns = read_schema(parts[0]) if parts else store.schema
+    columns = store.files.read_schema(parts[0]) if parts else store.schema
     schema = pa.schema([field for field in columns if not pa.types.is_fixed_size_list(field.type)])  # no vectors
     with pa.ipc.new_stream(rows, schema) as stream:
         for path in parts:
-            table = read_part(path, schema.names)
+            table = store.files.read(path, schema.names)
             if not table.schema.equals(schema):
                 found = f"has the columns {table.schema.names}"
                 remedy = "Run the job again with `overwrite=True`."

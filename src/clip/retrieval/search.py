@@ -203,7 +203,8 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
     if job.contact_sheet is not None:
         from .contact_sheet import write_sheet  # here, because few searches ask for it
 
-        unreadable = write_sheet(Path(job.contact_sheet), output.store, hits, _describe_query(job))
+        sheet = Path(job.contact_sheet)
+        unreadable = write_sheet(sheet, output.store, hits, _describe_query(job), fetch=job.fetch)
     return SearchReport(tuple(hits), len(output), unreadable)
 
 
@@ -233,5 +234,6 @@ def index(job: IndexJob) -> IndexReport:
     started = time.monotonic()
     store = Store(job.output)
     checked, made = check_index(store)
+    store.check_rows(checked.rows.num_rows)
     path = store.path / INDEX / FILE
     return IndexReport(path, checked.rows.num_rows, path.stat().st_size, made, time.monotonic() - started)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from ..atomic_files import open_regular
 from ..errors import InputError
 from .remote import client
 from .remote.client import is_remote, make_size_error
@@ -40,7 +40,7 @@ def open_file(path: str, as_listed: tuple[int, int] | None = None) -> BinaryIO:
 
     A file on a server must have the size and time of change `as_listed`, if they are given.
     """
-    return client.open_(path, as_listed) if is_remote(path) else Path(path).open("rb")
+    return client.open_(path, as_listed) if is_remote(path) else open_regular(path)
 
 
 def read_file(item: Item, max_bytes: int) -> bytes:

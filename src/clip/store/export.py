@@ -9,7 +9,7 @@ Vectors of texts get the same names, except text_emb/text_emb_0.npy in clip-retr
 text_vectors.npy, text_emb/, t0 to t{D-1}, and a tensor "text_embedding".
 
 export.json is written beside them; its "rows" is null until everything is written. Rows have the order of the parts.
-Parts are read one at a time, so that memory depends on their size and not on their number.
+Parts are read one ahead, so that memory depends on their size and not on their number.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..atomic_files import TEMPORARY, atomic_write, translate_os_errors
+from ..atomic_files import TEMPORARY, atomic_write, make_folder, read_regular, translate_os_errors
 from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.export import ExportJob, ExportReport
+from ..parallel import map_ahead
 from .manifest import MANIFEST, read_manifest
-from .parts import EMBEDDING, TEXT_EMBEDDING, count_rows, read_part, read_schema, vector_columns
+from .parts import EMBEDDING, TEXT_EMBEDDING, vector_columns
 from .reader import Store, stack_vectors
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ OURS = (
 CLIP_RETRIEVAL_DTYPE = "float16"
 INFO = ("model", "weights_sha256", "weights_source", "preprocess", "normalised", "dtype", "dim")  # manifest keys
 CSV_ROWS = 256  # written at a time: with 512 numbers per row these are 130,000 strings, about 15 MB
+MAX_SUMMARY_BYTES = 2**20
 ALIGNMENT = 8  # of the numbers in a safetensors file, by spaces at the end of its header [Unit: byte]
 
 _log = logging.getLogger("clip")
@@ -84,14 +86,11 @@ class _Run:
         counts = store.manifest.counts
         if counts is None:
             raise StoreError(store.path, "the run is not over", "a finished one", "Run the job again to resume it.")
-        rows = {path: count_rows(path) for path in store.parts()}
+        rows = {path: store.files.summarise(path).rows for path in store.parts()}
         self.parts = [path for path, count in rows.items() if count]
         self.rows = sum(rows.values())
-        if self.rows != counts["written"]:
-            found = f"parts hold {self.rows:,} rows"
-            remedy = f"Run clip verify {store.path} to find the damage."
-            raise StoreError(store.path, found, f"{counts['written']:,} as the manifest says", remedy)
-        self._all_columns = read_schema(self.parts[0]) if self.parts else store.schema
+        store.check_rows(self.rows)
+        self._all_columns = store.files.read_schema(self.parts[0]) if self.parts else store.schema
         self.schema = _select_plain(self._all_columns)  # without vectors
         self.columns = vector_columns(store.schema)
         left_out = [name for name in self._all_columns.names if name not in {*self.schema.names, *self.columns}]
@@ -131,16 +130,16 @@ class _Run:
         Shapes:  float32 or float16 (N, D), little-endian.
         Raises:  StoreError for a part that is damaged or has other columns.
         """
-        return map(self._read_part, self.parts)
+        return map_ahead(self._read_part, self.parts, workers=1, ahead=2)
 
     def _read_part(self, path: Path) -> tuple[pa.Table, dict[str, np.ndarray]]:
-        schema = read_schema(path)
+        schema = self.store.files.read_schema(path)
         fields = list(schema)
         if not (schema.equals(self._all_columns) and all(field in fields for field in self.store.schema)):
             found = f"its columns are {schema.names}"
             remedy = "Run the job again with `overwrite=True`."
             raise StoreError(path, found, "those of the manifest, with the same types in all parts", remedy)
-        table = read_part(path, [*self.schema.names, *self.columns])
+        table = self.store.files.read(path, [*self.schema.names, *self.columns])
         vectors = {name: stack_vectors(table, self.store.schema, name) for name in self.columns}
         little_endian = {name: block.astype(self.dtype, copy=False) for name, block in vectors.items()}
         return table.select(self.schema.names), little_endian
@@ -205,7 +204,7 @@ class _Target:
     def open_file(self, name: str) -> Generator[BinaryIO]:
         """Open a file that appears when it is complete."""
         path = self.path / name
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         with atomic_write(path) as file:
             yield file
         self.files.append(name)
@@ -222,6 +221,8 @@ class _Target:
     def _clear(self) -> None:
         for pattern in OURS:
             folder, name = (self.path / pattern).parent, Path(pattern).name
+            if folder != self.path and folder.is_symlink():
+                continue  # nothing is removed through a link
             for path in [*folder.glob(name), *folder.glob(f".{name}.*{TEMPORARY}")]:
                 path.unlink()
         for folder in (IMAGES, TEXTS, METADATA):
@@ -231,8 +232,8 @@ class _Target:
 
 def _is_summary(path: Path) -> bool:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = json.loads(read_regular(path, MAX_SUMMARY_BYTES))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"format", "dim", "rows"} <= content.keys()
 

@@ -7,6 +7,7 @@ not changed for a while by this host's monotonic clock: no two clocks are compar
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,11 +17,12 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ..atomic_files import TEMPORARY, remove_temporaries, translate_os_errors
+from ..atomic_files import TEMPORARY, read_regular, remove_temporaries, translate_os_errors
 from ..errors import StoreBusyError, StoreError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ LOCK, GUARD = ".lock", ".lock.guard"  # the record; and a file lock, held while 
 HEARTBEAT_S = 5.0
 STALE_S = 30.0  # six heartbeats
 ENDED_STATES = ("Z", "X")  # man 5 proc
+MAX_BYTES = 2**16  # of a record
 LOOK_S = 1.0  # between looks at another host's count
 
 _log = logging.getLogger("clip")
@@ -81,7 +84,7 @@ class Lock:
         folder = self._path.parent
         watched, since = None, time.monotonic()
         while True:
-            with FileLock(folder / GUARD):
+            with FileLock(check_guard(folder / GUARD)):
                 record = _read(self._path)
                 unchanged = record is not None and record == watched and time.monotonic() - since >= STALE_S
                 if record is None or _is_gone(record) or unchanged:
@@ -116,7 +119,7 @@ class Lock:
         while not self._over.wait(HEARTBEAT_S):
             self._count += 1
             try:
-                with FileLock(self._path.with_name(GUARD)):
+                with FileLock(check_guard(self._path.with_name(GUARD))):
                     self.check()
                     self._write()
             except (OSError, StoreError) as exc:
@@ -137,14 +140,27 @@ def hold_lock(folder: Path) -> Generator[Lock]:
         lock.release()
 
 
+def check_guard(path: Path) -> Path:
+    """Return the path of a file to lock. Raises: OSError for a link, as its target would be emptied, and for a pipe."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "a link, or not a regular file", str(path))
+    return path
+
+
 def _read(path: Path) -> dict[str, Any] | None:
-    """Read the record; return None where there is none, or the file is not ours."""
+    """Read the record; return None where there is none, or the file is not ours. Raises: OSError."""
     try:
-        record = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        record = json.loads(read_regular(path, MAX_BYTES))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    complete = isinstance(record, dict) and {"host", "processes", "pid", "began", "owner", "count"} <= record.keys()
-    return record if complete else None
+    texts, optional = ("host", "owner"), ("processes", "began")
+    usable = (
+        isinstance(record, dict)
+        and all(isinstance(record.get(name), str) for name in texts)
+        and all(isinstance(record.get(name), (str, NoneType)) for name in optional)
+        and all(type(record.get(name)) is int for name in ("pid", "count"))
+    )
+    return record if usable else None
 
 
 def _is_local(record: dict[str, Any]) -> bool:

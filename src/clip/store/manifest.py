@@ -6,14 +6,22 @@ DecodeOptions, `guards` are Limits, `keep`, `column`, `id_column` and `text_colu
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+import pyarrow as pa
 
-from ..atomic_files import atomic_write, translate_os_errors
-from ..jobs.options import Columns, DecodeOptions, Limits
+from ..atomic_files import atomic_write, open_regular, read_regular, translate_os_errors
+from ..errors import StoreError
+from ..jobs.options import Columns, DecodeOptions, DuplicateIds, Limits, LongText, Precision, VectorDtype
+from .checksums import dump_json, load_json
+from .field_types import check_fields
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +40,15 @@ COMPARED_KEYS = (
     *("weights_sha256", "architecture", "preprocess", "preprocess_settings", "precision", "computed_in", "calibration"),
     *("decode", "policies", "guards", "normalised", "dtype", "dim", "hashes", "kind", "long_text", "keep"),
     "shard_size",
+)
+# Of something that is no file of ours: nothing there, a file for a folder, a pipe, a link to itself, a file too large.
+NO_MANIFEST = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EFBIG, errno.ENAMETOOLONG)
+COUNTED = ("read", "written", "failed")  # in `counts`
+MAX_DIM = 2**20  # of a vector
+MAX_CALIBRATION_BYTES = 2**31  # 256 images of 1,600 px
+CALIBRATION_HEADER = re.compile(  # as numpy.save writes it; its reader parses whatever stands there
+    rb"\x93NUMPY\x01\x00v\x00(?=[^\n]{117}\n)\{'descr': '\|u1', 'fortran_order': False, "
+    rb"'shape': \((\d{1,9}), (\d{1,5}), (\d{1,5}), (3)\), \} *\n"
 )
 
 
@@ -69,6 +86,7 @@ class Manifest:
     shard_size: int = 10_000
     input_fingerprint: str | None = None  # None until the input is listed
     counts: dict[str, Any] | None = None  # None until the run is over
+    run: str = ""  # goes into the checksums of the parts; empty where they carry none, as those of version 0.1.0
 
     @property
     def kind(self) -> Kind:
@@ -120,9 +138,15 @@ class Manifest:
             "input_fingerprint": self.input_fingerprint,
             "counts": self.counts,
         }
-        if self.stated_architecture is not None:  # rarely there, and unknown to version 0.1.0
-            content["stated_architecture"] = self.stated_architecture
+        rare = {"stated_architecture": self.stated_architecture, "run": self.run}  # unknown to version 0.1.0
+        content |= {key: value for key, value in rare.items() if value}
         return json.loads(json.dumps(content))  # lists for tuples, as when it is read
+
+    def identify(self) -> str:
+        """Return what distinguishes the parts of this run from those of another: a hash of what vectors depend on."""
+        content = self.to_json()
+        values = [content[key] for key in (*self._own_keys, *COMPARED_KEYS)]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Manifest:
@@ -139,31 +163,79 @@ class Manifest:
         values |= {name: tuple(content.get(name, ())) for name in ("source", "globs")}
         return cls(**values)
 
+    @property
+    def _own_keys(self) -> tuple[str, ...]:
+        return () if self.weights_sha256 else ("weights_source",)
+
     def first_difference(self, other: Manifest) -> tuple[str, Any, Any] | None:
         """Return the first key of COMPARED_KEYS in which two manifests differ, and both values; None if they agree.
 
         Weights without a hash were drawn at random, and are compared by their seed.
         """
-        by_name = () if self.weights_sha256 else ("weights_source",)
         mine, theirs = self.to_json(), other.to_json()
         return next(
-            ((key, mine[key], theirs[key]) for key in (*by_name, *COMPARED_KEYS) if mine[key] != theirs[key]), None
+            ((key, mine[key], theirs[key]) for key in (*self._own_keys, *COMPARED_KEYS) if mine[key] != theirs[key]),
+            None,
         )
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Read a manifest; return None for any other file, as web applications also have a manifest.json."""
+    """Read a manifest; return None for any other file, as web applications also have a manifest.json.
+
+    Raises:  StoreError for one of ours that is not as it was written, or that no version of ours writes.
+    """
     try:
-        content = json.loads(path.read_bytes())
-        return Manifest.from_json(content) if {"dim", "dtype"} <= content.keys() else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+        content, carried = load_json(path)
+        if not {"dim", "dtype"} <= content.keys():
+            return None
+        if content.get("run") and not carried:
+            raise ValueError("it carries no checksum")
+        return check_manifest(Manifest.from_json(content))
+    except OSError as exc:
+        if exc.errno in NO_MANIFEST:
+            return None
+        raise StoreError(path, f"cannot be read ({exc.strerror})", "a manifest", "Check the disk.") from exc
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        if not _looks_like_ours(path):
+            return None
+        remedy = "Restore it from a copy, or move the output away and run the job again."
+        raise StoreError(path, f"cannot be used ({exc})", "it as clip embed wrote it", remedy) from exc
+
+
+def _looks_like_ours(path: Path) -> bool:
+    with open_regular(path) as file:
+        return any(key in file.read(2**16) for key in (b'"weights_sha256"', b'"input_fingerprint"', b'"dtype"'))
+
+
+def check_manifest(manifest: Manifest) -> Manifest:
+    """Return a manifest whose fields have their types and are within bounds. Raises: ValueError, TypeError."""
+    for record in (manifest, manifest.decode, manifest.limits, manifest.columns):
+        check_fields(record)
+    words = {"dtype": VectorDtype, "precision": Precision, "duplicate_ids": DuplicateIds}
+    for name, kind in (words | ({"long_text": LongText} if manifest.long_text else {})).items():
+        if getattr(manifest, name) not in get_args(kind):
+            raise ValueError(f"its {name} is {getattr(manifest, name)!r}")
+    if type(manifest.dim) is not int or not 1 <= manifest.dim <= MAX_DIM:
+        raise ValueError(f"its dim is {manifest.dim}")
+    for _, kind in manifest.columns.kept:
+        if not isinstance(pa.type_for_alias(kind), pa.DataType):
+            raise TypeError(f"it keeps a column of {kind!r}")
+    counts = manifest.counts
+    if counts is not None and not all(type(counts.get(name)) is int and counts[name] >= 0 for name in COUNTED):
+        raise ValueError(f"its counts are {counts}")
+    if manifest.calibration is not None and not isinstance(manifest.calibration.get("sha256"), str):
+        raise TypeError("its calibration has no sha256")
+    if manifest.tuned is not None and "min_cosine" not in manifest.tuned:
+        raise ValueError("its tuned has no min_cosine")
+    if manifest.untrained is not None and manifest.untrained < 0:
+        raise ValueError(f"its weights_source is {manifest.weights_source!r}")
+    return manifest
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest into an output."""
     with atomic_write(path / MANIFEST) as file:
-        file.write(json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
+        file.write(dump_json(manifest.to_json()))
 
 
 def read_calibration(path: Path) -> np.ndarray | None:
@@ -172,9 +244,14 @@ def read_calibration(path: Path) -> np.ndarray | None:
     Shapes:  uint8 (N, R, R, 3).
     """
     try:
-        return np.load(path / CALIBRATION)
-    except (OSError, ValueError, EOFError):
+        data = read_regular(path / CALIBRATION, MAX_CALIBRATION_BYTES)
+    except OSError:
         return None
+    header = CALIBRATION_HEADER.match(data)
+    shape = tuple(map(int, header.groups())) if header else ()
+    if header is None or len(data) - header.end() != math.prod(shape):
+        return None
+    return np.frombuffer(data, np.uint8, offset=header.end()).reshape(shape).copy()
 
 
 def write_calibration(path: Path, pixels: np.ndarray) -> None:

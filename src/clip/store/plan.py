@@ -5,8 +5,8 @@
                                      part, which is a shard by itself; values: those of copied columns, as a JSON list,
                                      so that a resumed run needs nothing but OUT, and an update sees which changed;
                                      kept: whether an update carries the entry's row over from the earlier part
-    OUT/_plan/listed.txt             the inputs that were listed
     OUT/_plan/plan.json              numbers of entries and shards, files passed over, fingerprint of the input
+    OUT/_plan.new/listed.txt         the inputs, until they are listed
 
 Entries are written while they are listed, so that memory holds one shard. A plan is written into _plan.new, and
 replaces an earlier plan only when it is complete.
@@ -17,17 +17,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ..atomic_files import atomic_write, sync_folder, translate_os_errors
+from ..atomic_files import atomic_write, open_regular, read_regular, sync_folder, translate_os_errors
+from ..errors import StoreError
 from ..records import ContainerPart, Entry, Failure, Item, Shard, id_hash
-from .parts import open_parquet
+from .checksums import TableWriter, check_whole, dump_json, load_json
+from .field_types import check_fields
+from .parts import open_parquet, translate_damage
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -35,9 +38,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    import pyarrow.parquet as pq
 
-PLAN, IN_WORK, MERGED, REPLACED, INTERRUPTED = "_plan", "_plan.new", "_plan.merged", "_plan.old", "_plan.part"
+
+PLAN_FOLDERS = ("_plan", "_plan.new", "_plan.merged", "_plan.old", "_plan.part")
+PLAN, IN_WORK, MERGED, REPLACED, INTERRUPTED = PLAN_FOLDERS
 SHARD, SUMMARY, LISTED = "shard-{:05d}.parquet", "plan.json", "listed.txt"
+SHARD_NAME = re.compile(r"shard-[0-9]{5,9}\.parquet")
 FINGERPRINT_KEY, CARRIED_OVER = b"mark", b"kept"  # keys in a shard file's metadata, named as in version 0.1.0
 # Paths are bytes, because a name that is not UTF-8 has to be opened again.
 SCHEMA = pa.schema(
@@ -50,6 +57,8 @@ SCHEMA = pa.schema(
 )
 CONTAINER_COLUMNS = ("start", "stop", "members", "limit", "columns")
 HASH_BYTES = 32
+MAX_INPUTS_BYTES = 2**26  # names of inputs
+EXPECTED = "the listing of the run"
 
 
 @dataclass(frozen=True)
@@ -72,37 +81,61 @@ class Plan:
     total: int | None  # images; None where an archive does not say how many it holds
     ignored: dict[str, int]  # files and folders passed over, by reason
     fingerprint: str  # of all ids, sizes and modification times, in any order and any shards
+    checked: bool = True  # its files carry checksums, as those of version 0.1.0 do not
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of plan.json, whose keys are those of version 0.1.0."""
-        values = {name: value for name, value in asdict(self).items() if name != "folder"}
+        values = {name: value for name, value in asdict(self).items() if name not in ("folder", "checked")}
         return {"packs" if name == "containers" else name: value for name, value in values.items()}
 
     @classmethod
-    def from_json(cls, folder: Path, content: dict[str, Any]) -> Plan:
-        """Return the plan in a folder whose `to_json` this is. Raises: AttributeError, TypeError for other content."""
-        return cls(folder, **{"containers" if name == "packs" else name: value for name, value in content.items()})
+    def from_json(cls, folder: Path, content: dict[str, Any], *, checked: bool = True) -> Plan:
+        """Return the plan in a folder whose `to_json` this is. Raises: TypeError, ValueError for other content."""
+        values = {"containers" if name == "packs" else name: value for name, value in content.items()}
+        plan = cls(folder, **values, checked=checked)
+        check_fields(plan)
+        counts = [plan.shards, plan.entries, plan.containers, plan.total or 0, *plan.ignored.values()]
+        if not all(type(number) is int and number >= 0 for number in counts):
+            raise ValueError(f"it counts {counts}")
+        return plan
 
     def shard(self, index: int) -> Shard:
-        """Read a shard, its entries in input order. Raises: StoreError where it cannot be read."""
-        with self._open(index) as file:
-            table = pq.read_table(file)
+        """Read a shard, its entries in input order. Raises: StoreError where it is not as it was written."""
+        with self._open(index, wide=True) as file:
+            table = file.read()
+            if table.num_rows != file.metadata.num_rows:
+                raise ValueError(f"it counts {file.metadata.num_rows:,} entries, and holds {table.num_rows:,}")
+            for field in table.schema:
+                expected = SCHEMA.field(field.name).type if field.name in SCHEMA.names else field.type
+                if field.type != expected or table.schema.names.count(field.name) > 1:
+                    raise ValueError(f"its column {field.name} is {field.type}, or occurs twice")
             rows = table.to_pylist()
-        entries = [parse_row(row) for row in rows]
-        carried_over = frozenset(entry.id for entry, row in zip(entries, rows, strict=True) if row["kept"])
-        return Shard(index, entries, table.schema.metadata[FINGERPRINT_KEY].decode(), carried_over)
+            entries = [parse_row(row) for row in rows]
+            carried_over = frozenset(entry.id for entry, row in zip(entries, rows, strict=True) if row["kept"])
+            return Shard(index, entries, self._summarise(file).fingerprint, carried_over)
 
     def summary(self, index: int) -> ShardSummary:
-        """Read the summary of a shard, without its entries. Raises: StoreError where it cannot be read."""
+        """Read the summary of a shard, without its entries. Raises: StoreError where it is not as it was written."""
         with self._open(index) as file:
-            footer = pq.read_metadata(file)
-        return ShardSummary(
-            footer.metadata[FINGERPRINT_KEY].decode(), footer.num_rows, int(footer.metadata[CARRIED_OVER])
-        )
+            return self._summarise(file)
 
-    def _open(self, index: int) -> AbstractContextManager[BinaryIO]:
-        remedy = f"Remove {self.folder}, and run again: the input is listed anew, and finished parts are kept."
-        return open_parquet(self.folder / SHARD.format(index), "the listing of the run", remedy)
+    def check(self, index: int) -> None:
+        """Compare all of a shard's file with its checksum. Raises: StoreError where it is not as it was written."""
+        path = self.folder / SHARD.format(index)
+        with translate_damage(path, EXPECTED, self._remedy), open_regular(path) as file:
+            check_whole(file, path.name)
+
+    def _summarise(self, file: pq.ParquetFile) -> ShardSummary:
+        notes = file.metadata.metadata or {}
+        return ShardSummary(notes[FINGERPRINT_KEY].decode(), file.metadata.num_rows, int(notes[CARRIED_OVER]))
+
+    def _open(self, index: int, *, wide: bool = False) -> AbstractContextManager[pq.ParquetFile]:
+        path = self.folder / SHARD.format(index)
+        return open_parquet(path, path.name, must_carry=self.checked, wide=wide, expected=EXPECTED, remedy=self._remedy)
+
+    @property
+    def _remedy(self) -> str:
+        return f"Remove {self.folder}, and run again: the input is listed anew, and finished parts are kept."
 
     def summaries(self) -> list[ShardSummary]:
         """Read the summaries of all shards, in their order."""
@@ -133,6 +166,7 @@ class Plan:
                 final.rename(replaced)
             self.folder.rename(final)
             sync_folder(final.parent)
+            (final / LISTED).unlink(missing_ok=True)
             for name in (REPLACED, IN_WORK, MERGED, INTERRUPTED):
                 shutil.rmtree(self.folder.with_name(name), ignore_errors=True)
         return replace(self, folder=final)
@@ -161,7 +195,10 @@ def write_plan(
             file.write(inputs.encode("utf-8", "surrogateescape"))
         for shard in shards:
             with atomic_write(folder / SHARD.format(shard.index)) as file:
-                pq.write_table(_make_table(shard), file, compression="zstd")
+                table = _make_table(shard)
+                writer = TableWriter(file, table.schema, SHARD.format(shard.index))
+                writer.write(table)
+                writer.close()
             hash_sum += sum(map(_hash_entry, shard.entries))
             count, entries = count + 1, entries + len(shard.entries)
             containers += sum(isinstance(entry, ContainerPart) for entry in shard.entries)
@@ -171,7 +208,7 @@ def write_plan(
         fingerprint = (hash_sum % 2 ** (8 * HASH_BYTES)).to_bytes(HASH_BYTES, "big").hex()
         plan = Plan(folder, count, entries, containers, total, dict(ignored), fingerprint)
         with atomic_write(folder / SUMMARY) as file:
-            file.write(json.dumps(plan.to_json(), indent=2).encode() + b"\n")
+            file.write(dump_json(plan.to_json()))
     return plan
 
 
@@ -183,12 +220,23 @@ def collect_id_hashes(shards: Iterable[Shard], hashes: list[np.ndarray]) -> Iter
 
 
 def read_plan(output: Path) -> Plan | None:
-    """Read the plan of an output; return None where there is no complete one."""
+    """Read the plan of an output; return None where there is no complete one.
+
+    Raises:  StoreError for a plan that is not as it was written, or has fewer shards than it counts.
+    """
     for name in (PLAN, REPLACED):  # the second for a run that was killed between the two renames of `adopt`
-        try:
-            return Plan.from_json(output / name, json.loads((output / name / SUMMARY).read_bytes()))
-        except (OSError, ValueError, TypeError, AttributeError):
+        folder = output / name
+        if not (folder / SUMMARY).exists():
             continue
+        remedy = f"Remove {folder}, and run again: the input is listed anew, and finished parts are kept."
+        with translate_damage(folder / SUMMARY, "it as clip embed wrote it", remedy):
+            content, checked = load_json(folder / SUMMARY)
+            plan = Plan.from_json(folder, content, checked=checked)
+        if plan.shards > _count_shards(folder):
+            missing = next(n for n in range(plan.shards) if not (folder / SHARD.format(n)).exists())
+            found = f"cannot be read: it is not there, of {plan.shards:,} that {SUMMARY} counts"
+            raise StoreError(folder / SHARD.format(missing), found, EXPECTED, remedy)
+        return plan
     return None
 
 
@@ -218,20 +266,20 @@ def remove_plan(output: Path) -> None:
 
 def _read_inputs(folder: Path) -> str | None:
     try:
-        return (folder / LISTED).read_bytes().decode("utf-8", "surrogateescape")
+        return read_regular(folder / LISTED, MAX_INPUTS_BYTES).decode("utf-8", "surrogateescape")
     except OSError:
         return None
 
 
 def _read_items(folder: Path) -> Iterator[Item]:
     for index in range(_count_shards(folder)):
-        for entry in Plan(folder, 0, 0, 0, 0, {}, "").shard(index).entries:
+        for entry in Plan(folder, 0, 0, 0, 0, {}, "", checked=False).shard(index).entries:
             if isinstance(entry, Item):
                 yield entry
 
 
 def _count_shards(folder: Path) -> int:
-    return len(list(folder.glob(SHARD.format(0).replace("00000", "*"))))
+    return sum(SHARD_NAME.fullmatch(path.name) is not None for path in folder.iterdir()) if folder.is_dir() else 0
 
 
 def compute_fingerprint(entries: Iterable[Entry], earlier: str = "") -> str:
@@ -281,10 +329,17 @@ def make_row(entry: Entry) -> dict[str, Any]:
 def parse_row(row: Mapping[str, Any]) -> Entry:
     """Return the entry that `make_row` was given."""
     path = os.fsdecode(row["path"])
+    numbers = ("size_bytes", *CONTAINER_COLUMNS[:-1])
+    if row["id"] is None or min(row[name] or 0 for name in numbers) < 0:
+        raise ValueError(f"its entry {row['id']!r} has no id, or a number below 0")
     if row["error"] is not None:
         return Failure(row["id"], path, "read", row["error"], row["message"])
+    if row["size_bytes"] is None or row["modified_ns"] is None:
+        raise ValueError(f"its entry {row['id']!r} has no size or time")
     if row["start"] is not None:
         bounds = (row[name] for name in CONTAINER_COLUMNS)
         return ContainerPart(row["id"], path, row["size_bytes"], row["modified_ns"], *bounds)
     values = tuple(json.loads(row["values"])) if row["values"] else ()
+    if not all(value is None or isinstance(value, str) for value in values):
+        raise TypeError(f"its entry {row['id']!r} has values that are no texts")
     return Item(row["id"], path, row["size_bytes"], row["modified_ns"], values)

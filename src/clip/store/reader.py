@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import logging
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from ..atomic_files import atomic_write
+from ..atomic_files import atomic_write, make_folder, open_regular
 from ..errors import StoreError
+from ..parallel import available_cores, map_ahead
+from .checksums import CHANGED, dump_json, load_json
 from .manifest import INDEX, MANIFEST, read_manifest
-from .parts import (
-    EMBEDDING,
-    EMBEDDINGS,
-    FAILURE_SCHEMA,
-    FAILURES,
-    count_rows,
-    embedding_schema,
-    read_part,
-    shard_number,
-)
+from .parts import EMBEDDING, EMBEDDINGS, FAILURE_SCHEMA, FAILURES, Parts, embedding_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 VECTORS, STAMP = "vectors.npy", "vectors.json"
+BLOCK_BYTES = 2**24  # of vectors.npy, with a checksum each, which threads compare
 
 _log = logging.getLogger("clip")
 
@@ -37,7 +32,7 @@ class Store:
     """The output of `clip embed`."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open a folder and read its manifest. Raises: StoreError where it has no manifest of ours."""
+        """Open a folder and read its manifest. Raises: StoreError where it has none of ours, or a damaged one."""
         self.path = Path(path)
         manifest = read_manifest(self.path / MANIFEST)
         if manifest is None:
@@ -45,61 +40,138 @@ class Store:
         self.manifest = manifest
         self.dim = manifest.dim
         self.schema = embedding_schema(manifest)
+        self.files = Parts(self.path, self.schema, manifest.run)
+        self.files.warn_of_copies()
+        self._checked: object = None  # the file of vectors whose bytes were compared
 
     def parts(self, folder: str = EMBEDDINGS) -> list[Path]:
         """List the Parquet files of the embeddings, or of the failures, in the order of their shards."""
-        return sorted((self.path / folder).glob("part-*.parquet"), key=shard_number)
+        return self.files.find(folder)
+
+    def read_parts(self, columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
+        """Yield each part's path and these columns of it; a thread reads one part ahead. Raises: as `table`."""
+        return map_ahead(lambda path: (path, self.files.read(path, columns)), self.parts(), workers=1, ahead=2)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows in input order, with all columns or some of them; parts.py lists which there are.
 
-        Raises:  StoreError for a part that cannot be read.
+        Raises:  StoreError for a part that is not as it was written, or is missing.
         """
-        schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        return pa.concat_tables([schema.empty_table(), *(read_part(path, columns) for path in self.parts())])
+        names = self.schema.names if columns is None else list(columns)
+        schema = pa.schema([self.schema.field(name) for name in names])
+        table = pa.concat_tables([schema.empty_table(), *(part for _, part in self.read_parts(names))])
+        self.check_rows(table.num_rows)
+        return table
 
     def failures(self) -> pa.Table:
         """Read the failures in input order: id, path, stage, error, message.
 
-        Raises:  StoreError for a part that cannot be read.
+        Raises:  StoreError for a part that is not as it was written.
         """
-        return pa.concat_tables([FAILURE_SCHEMA.empty_table(), *(read_part(path) for path in self.parts(FAILURES))])
+        table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *map(self.files.read, self.parts(FAILURES))])
+        self.check_rows(table.num_rows, FAILURES)
+        return table
+
+    def check_rows(self, rows: int, folder: str = EMBEDDINGS) -> None:
+        """Raise StoreError where the run is over, and the parts have another number of rows than it counted."""
+        counts = self.manifest.counts
+        expected = counts and counts["written" if folder == EMBEDDINGS else "failed"]
+        if counts is None or rows == expected or read_manifest(self.path / MANIFEST) != self.manifest:
+            return  # also where a job began on the output since it was opened
+        found = f"parts hold {rows:,} rows"
+        remedy = f"Run clip verify {self.path} to find the damage."
+        raise StoreError(self.path, found, f"{expected:,} as the manifest says", remedy)
+
+    def check_complete(self) -> None:
+        """Raise StoreError where the run is over, and parts lack rows or failures, by their footers."""
+        for folder in (EMBEDDINGS, FAILURES):
+            self.check_rows(sum(self.files.summarise(path).rows for path in self.parts(folder)), folder)
 
     def vectors(self) -> np.ndarray:
         """Return the vectors in the order of `table`, mapped from the file _index/vectors.npy.
 
         The first call writes that file, and so does a call after the parts have changed. Where it cannot be written,
-        the vectors are read into memory.
+        the vectors are read into memory. The first call of a Store compares the file with its checksums.
 
         Shapes:  float32 or float16 (N, D), read-only.
-        Raises:  StoreError for a part that cannot be read.
+        Raises:  StoreError for a part, or a file of vectors, that is not as it was written.
         """
         path, stamp = self.path / INDEX / VECTORS, self.stamp()
-        if not (_read_stamp(path.with_name(STAMP)) == stamp and path.is_file()):
+        self.check_rows(stamp["rows"])
+        checks = _read_checks(path.with_name(STAMP), stamp, self._count_bytes(stamp["rows"]))
+        if checks is None or not path.is_file():
             try:
-                self._write_vectors(path, stamp)
+                checks = self._write_vectors(path, stamp)
+                self._checked = _identify(path, checks)
             except OSError as exc:
                 _log.warning("%s: cannot be written (%s); the vectors are read into memory", path, exc)
                 return np.concatenate([np.empty((0, self.dim), self._dtype), *self._read_blocks()])
-        if not stamp["rows"]:
-            return np.empty((0, self.dim), self._dtype)  # no file of 0 bytes can be mapped
-        return np.load(path, mmap_mode="r")
+        return self._map_vectors(path, stamp["rows"], checks)
 
-    def _write_vectors(self, path: Path, stamp: dict[str, Any]) -> None:
-        path.parent.mkdir(exist_ok=True)
+    def check_vectors(self) -> None:
+        """Compare the file of vectors with its checksums, if there is one of the present parts. Raises: StoreError."""
+        path = self.path / INDEX / VECTORS
+        try:
+            content, carried = load_json(path.with_name(STAMP))
+            if "checks" in content and not carried:
+                raise ValueError("it carries no checksum")
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as exc:
+            remedy = f"Remove {path.with_name(STAMP)}: it is made again when it is needed."
+            raise StoreError(path, f"has no valid {STAMP} ({exc})", "it as it was written", remedy) from exc
+        stamp = self.stamp()
+        checks = _read_checks(path.with_name(STAMP), stamp, self._count_bytes(stamp["rows"]))
+        if checks is not None and path.exists():
+            self._map_vectors(path, stamp["rows"], checks)
+
+    def _map_vectors(self, path: Path, rows: int, checks: list[int]) -> np.ndarray:
+        header = _make_header(self._dtype, rows, self.dim)
+        size_bytes = self._count_bytes(rows)
+        remedy = f"Remove {path}: it is made again when it is needed."
+        try:
+            with open_regular(path) as file:
+                begin = file.read(len(header))
+                if begin != header or file.seek(0, 2) != len(header) + size_bytes:
+                    raise StoreError(path, CHANGED, f"{rows:,} vectors of {self.dim}", remedy)
+                if not rows:
+                    return np.empty((0, self.dim), self._dtype)  # no file of 0 bytes can be mapped
+                vectors = np.memmap(file, self._dtype, "r", len(header), (rows, self.dim))
+                identity = _identify(path, checks)
+        except OSError as exc:
+            raise StoreError(path, f"cannot be read ({exc})", "the vectors of the run", remedy) from exc
+        if self._checked != identity:
+            for number, check in enumerate(_sum_blocks(vectors)):
+                if check != checks[number]:
+                    raise StoreError(path, CHANGED, "the vectors of the parts", remedy)
+            self._checked = identity
+        return vectors
+
+    def _write_vectors(self, path: Path, stamp: dict[str, Any]) -> list[int]:
+        make_folder(path.parent)
         path.with_name(STAMP).unlink(missing_ok=True)  # first, so that the stamp never belongs to another file
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (stamp["rows"], self.dim)}
+        checks, check, room = [], 0, BLOCK_BYTES
         with atomic_write(path) as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(_make_header(self._dtype, stamp["rows"], self.dim))
             for block in self._read_blocks():
-                file.write(block.tobytes())
+                data = memoryview(block.tobytes())
+                file.write(data)
+                while len(data):
+                    check, data, room = zlib.crc32(data[:room], check), data[room:], room - len(data[:room])
+                    if not room:
+                        checks, check, room = [*checks, check], 0, BLOCK_BYTES
+        checks += [check] if room < BLOCK_BYTES else []
         with atomic_write(path.with_name(STAMP)) as file:
-            file.write(json.dumps(stamp).encode())
+            file.write(dump_json(stamp | {"checks": checks}))
+        return checks
 
     def _read_blocks(self) -> Iterator[np.ndarray]:
         """Yield the vectors part by part. Shapes: (N, D) each."""
-        for path in self.parts():
-            yield stack_vectors(read_part(path, [EMBEDDING]), self.schema)
+        for _, rows in self.read_parts([EMBEDDING]):
+            yield stack_vectors(rows, self.schema)
+
+    def _count_bytes(self, rows: int) -> int:
+        return rows * self.dim * self._dtype.itemsize
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -113,21 +185,50 @@ class Store:
         identities = hashlib.sha256()
         rows = 0
         for path in self.parts():
+            if path.is_symlink() and not path.exists():
+                raise StoreError(path, "is a broken link", "a part as clip embed wrote it", "Remove it.")
             status = path.stat()
             identities.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-            rows += count_rows(path)
+            rows += self.files.summarise(path).rows
         return {"parts": identities.hexdigest(), "rows": rows}
 
 
 def stack_vectors(rows: pa.Table, schema: pa.Schema, column: str = EMBEDDING) -> np.ndarray:
-    """Return the vectors in a column as one array. Shapes: float32 or float16 (N, D)."""
+    """Return the vectors in a column as one array; `Parts.read` has checked that none is null.
+
+    Shapes:  float32 or float16 (N, D).
+    """
     kind = schema.field(column).type
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows.column(column).chunks]
-    return np.concatenate([np.empty(0, kind.value_type.to_pandas_dtype()), *chunks]).reshape(-1, kind.list_size)
+    flat = np.concatenate([np.empty(0, kind.value_type.to_pandas_dtype()), *chunks])
+    return flat.reshape(rows.num_rows, kind.list_size)
 
 
-def _read_stamp(path: Path) -> object:
+def _make_header(dtype: np.dtype[Any], rows: int, dim: int) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (rows, dim)})
+    return file.getvalue()
+
+
+def _identify(path: Path, checks: list[int]) -> object:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, *checks
+
+
+def _sum_blocks(vectors: np.ndarray) -> Iterator[int]:
+    """Yield the crc32 of each block of mapped vectors; threads compute them."""
+    data = memoryview(vectors.reshape(-1).view(np.uint8).data)
+    workers = available_cores()
+    starts = range(0, len(data), BLOCK_BYTES)
+    return map_ahead(lambda at: zlib.crc32(data[at : at + BLOCK_BYTES]), starts, workers=workers, ahead=2 * workers)
+
+
+def _read_checks(path: Path, stamp: dict[str, Any], size_bytes: int) -> list[int] | None:
+    """Return the checksums of the blocks of vectors that were made of these parts; None where there are none."""
     try:
-        return json.loads(path.read_bytes())
+        content, _ = load_json(path)
     except (OSError, ValueError):
         return None  # missing or incomplete: the file is written again
+    checks = content.pop("checks", None)
+    usable = isinstance(checks, list) and len(checks) == -(-size_bytes // BLOCK_BYTES)
+    return checks if content == stamp and usable else None

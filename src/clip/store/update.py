@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, StoreError
 from ..records import ContainerPart, Entry, Item, Shard, in_shards, listed_id
-from .parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, PART, read_part_or_empty
+from .parts import EMBEDDINGS, FAILURES
 from .plan import MERGED, SCHEMA, Plan, compute_fingerprint, make_row, parse_row, write_plan
 
 if TYPE_CHECKING:
@@ -166,11 +166,11 @@ def _read_outcomes(store: StoreWriter, shard: Shard) -> tuple[dict[str, str | No
     listed = {entry.id for entry in shard.entries}
     rows: dict[str, str | None] = {}
     failed: dict[str, bool] = {}
-    embeddings, failures = (store.path / folder / PART.format(shard.index) for folder in (EMBEDDINGS, FAILURES))
+    embeddings, failures = (store.parts.path(folder, shard.index) for folder in (EMBEDDINGS, FAILURES))
     columns = [name for name in ("id", "sha256") if name in store.schema.names]
-    for row in read_part_or_empty(embeddings, store.schema, columns).to_pylist():
+    for row in store.parts.read_or_empty(embeddings, columns).to_pylist():
         rows[listed_id(row["id"], listed)] = row.get("sha256")
-    for row in read_part_or_empty(failures, FAILURE_SCHEMA, ["id", "stage", "error"]).to_pylist():
+    for row in store.parts.read_or_empty(failures, ["id", "stage", "error"]).to_pylist():
         of_system = row["stage"] == "read" and _is_os_error(row["error"])
         own_id = listed_id(row["id"], listed)
         failed[own_id] = of_system or row["error"] in TRANSIENT_ERRORS or failed.get(own_id, False)

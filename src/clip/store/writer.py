@@ -18,22 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..atomic_files import remove_temporaries, translate_os_errors
+from ..atomic_files import make_folder, remove_temporaries, translate_os_errors
 from ..errors import StoreMismatchError
 from .manifest import CALIBRATION, INDEX, MANIFEST, Manifest, read_manifest, write_manifest
-from .parts import (
-    EMBEDDING,
-    EMBEDDINGS,
-    FAILURES,
-    IGNORED,
-    PART,
-    PartWriter,
-    count_rows,
-    embedding_schema,
-    read_fingerprint,
-    read_metadata,
-    shard_number,
-)
+from .part_writer import PartWriter
+from .parts import EMBEDDING, EMBEDDINGS, FAILURES, Parts, embedding_schema, shard_number
+from .plan import PLAN_FOLDERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,6 +41,12 @@ def check_room(path: Path) -> None:
     with translate_os_errors(path):
         if path.exists() and not path.is_dir():
             raise StoreMismatchError(path, "is a file", "a folder or nothing", "Choose another output.")
+        for name in (EMBEDDINGS, FAILURES, INDEX, *PLAN_FOLDERS):
+            folder = path / name
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                found = "is a link" if folder.is_symlink() else "is no folder"
+                remedy = "Move it away, or choose another output."
+                raise StoreMismatchError(folder, found, "a folder, as nothing is written through a link", remedy)
         existing = [name for name in (EMBEDDINGS, FAILURES, INDEX) if (path / name).exists()]
         has_manifest = (path / MANIFEST).exists()
     if has_manifest and read_manifest(path / MANIFEST) is None:
@@ -73,7 +69,6 @@ class StoreWriter:
         Raises:  StoreMismatchError where the folder holds another run, or files of these names without a manifest.
         """
         self.path = path
-        self.manifest = manifest
         self.schema = embedding_schema(manifest)
         self._overwrite = overwrite
         check_room(path)
@@ -82,6 +77,8 @@ class StoreWriter:
             self._earlier = read_manifest(path / MANIFEST)
             if self._earlier and (difference := self._earlier.first_difference(manifest)):
                 raise self._mismatch(*difference)
+        self.manifest = replace(manifest, run=self._earlier.run if self._earlier else manifest.identify())
+        self.parts = Parts(path, self.schema, self.manifest.run)
 
     @property
     def is_new(self) -> bool:
@@ -107,16 +104,18 @@ class StoreWriter:
             self.manifest = self._earlier
         with translate_os_errors(self.path):
             if self._overwrite:
-                for folder in (EMBEDDINGS, FAILURES, INDEX):
-                    if (self.path / folder).exists():
-                        shutil.rmtree(self.path / folder)
+                for folder in (EMBEDDINGS, FAILURES):
+                    for path in self.parts.find(folder):
+                        path.unlink()
+                if (self.path / INDEX).exists():
+                    shutil.rmtree(self.path / INDEX)
                 (self.path / CALIBRATION).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             if self._earlier is None:
                 write_manifest(self.path, self.manifest)  # first: with no manifest the folders would not be ours
             remove_temporaries(self.path, MANIFEST)
             for folder in (EMBEDDINGS, FAILURES):
-                (self.path / folder).mkdir(exist_ok=True)
+                make_folder(self.path / folder)
                 remove_temporaries(self.path / folder, "part-")
 
     def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:
@@ -132,17 +131,33 @@ class StoreWriter:
 
         Raises:  StoreError for a file that cannot be read.
         """
-        paths = [self.path / folder / PART.format(index) for folder in (EMBEDDINGS, FAILURES)]
+        paths = self._paths(index)
         if not all(path.exists() for path in paths):
             return None
-        fingerprints = set(map(read_fingerprint, paths))
+        fingerprints = {self.parts.summarise(path).fingerprint for path in paths}
         return fingerprints.pop() if len(fingerprints) == 1 else None
+
+    def is_done(self, index: int, fingerprint: str) -> bool:
+        """Return whether a shard's two files are there and of this fingerprint, and compare all of their bytes.
+
+        That takes 7 ms for 10,000 vectors of 512 (LOG.md), less than listing their images again.
+
+        Raises:  StoreError for a file that is not as it was written.
+        """
+        if self.fingerprint(index) != fingerprint:
+            return False
+        for path in self._paths(index):
+            self.parts.check(path)
+        return True
+
+    def _paths(self, index: int) -> list[Path]:
+        return [self.parts.path(folder, index) for folder in (EMBEDDINGS, FAILURES)]
 
     def remove_beyond(self, shards: int) -> None:
         """Remove the parts of shards that the plan no longer has."""
         for folder in (EMBEDDINGS, FAILURES):
             with translate_os_errors(self.path / folder):
-                for path in (self.path / folder).glob("part-*.parquet"):
+                for path in self.parts.find(folder):
                     if shard_number(path) >= shards:
                         path.unlink()
 
@@ -155,8 +170,7 @@ class StoreWriter:
         """Count what was passed over while these shards were read, by reason. Raises: StoreError as `counts`."""
         ignored: Counter[str] = Counter()
         for index in shards:
-            metadata = read_metadata(self.path / EMBEDDINGS / PART.format(index))
-            ignored.update(json.loads(metadata.get(IGNORED, b"{}")))
+            ignored.update(self.parts.summarise(self.parts.path(EMBEDDINGS, index)).ignored)
         return ignored
 
     def counts(self, shards: Iterable[int]) -> tuple[int, int]:
@@ -166,8 +180,8 @@ class StoreWriter:
         """
         rows = failed = 0
         for index in shards:
-            rows += count_rows(self.path / EMBEDDINGS / PART.format(index))
-            failed += count_rows(self.path / FAILURES / PART.format(index))
+            counts = [self.parts.summarise(path).rows for path in self._paths(index)]
+            rows, failed = rows + counts[0], failed + counts[1]
         return rows, failed
 
     def commit(self, shard: Shard, rows: Sequence[Row], vectors: np.ndarray, failures: Sequence[Failure]) -> None:
@@ -180,7 +194,7 @@ class StoreWriter:
 
         Raises:  StoreError where it cannot be written; then neither file is left incomplete.
         """
-        return PartWriter(self.path, self.schema, shard)
+        return PartWriter(self.parts, shard)
 
     def finish(self, counts: dict[str, Any] | None) -> None:
         """Write the counts of the run into the manifest; None for a run that is not over."""

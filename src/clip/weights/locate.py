@@ -92,6 +92,25 @@ def locate(
     return path
 
 
+def locate_here(name: str) -> str:
+    """Return a name that a file of somebody else's may give, as `locate` takes it without asking a server for it.
+
+    A released name stays, as its host and hash are known; a repository on the Hub becomes its folder in the cache.
+
+    Raises:  WeightsMissingError for a repository that is not there, and for a path on another machine.
+    """
+    remedy = "Pass it as `model` to fetch it, or pass the path of a copy."
+    if name.startswith(HUB_PREFIX):
+        repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
+        try:
+            return str(_fetch_snapshot(repository, revision or None, cached_only=True))
+        except DownloadError as exc:
+            raise WeightsMissingError(name, exc.found, "it on this machine", remedy) from exc
+    if name.startswith(("\\\\", "//")):  # of a Windows network: even looking whether it exists would ask its host
+        raise WeightsMissingError(name, "is on another machine", "it on this one", remedy)
+    return name
+
+
 def ensure_cached(url: str, root: str | os.PathLike[str] | None = None) -> str:
     """Download the file of a URL unless it is in the cache, and return its path. The URL's last folder is the sha256.
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import clip.store.export as exporting
 from clip.jobs import ExportJob
+from clip.store.parts import Parts
 
-read_part, calls = exporting.read_part, 0
+read_part, calls = Parts.read, 0
 
 
 def read(*arguments: Any) -> Any:
@@ -18,6 +19,7 @@ def read(*arguments: Any) -> Any:
     return read_part(*arguments)
 
 
-exporting.read_part = read
+Parts.read = read
+exporting.map_ahead = lambda function, items, **_: map(function, items)  # no part is read before it is needed
 output, target, form = sys.argv[1:]
 exporting.export(ExportJob(output=output, target=target, format=form))  # type: ignore[arg-type]

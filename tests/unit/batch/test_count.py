@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from kit import formula
 from kit.jobs import embed_job
+from kit.outputs import write_part
 
 import clip
 from clip.batch import run as run_module
@@ -214,8 +215,7 @@ def test_a_member_that_reading_ahead_loses_is_found(
 
 def rewrite(part: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     """Change the rows of a part, and keep its metadata."""
-    metadata = {key: value for key, value in pq.read_metadata(part).metadata.items() if key != b"ARROW:schema"}
-    pq.write_table(change(pq.read_table(part)).replace_schema_metadata(metadata), part)
+    write_part(part, change(pq.read_table(part)), pq.read_metadata(part).metadata)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -408,12 +408,12 @@ def test_parts_of_version_0_1_0_do_not_say_how_many_were_read(
     table = pq.read_table(part)
     metadata = pq.read_metadata(part).metadata
     kept = {key: metadata[key] for key in (b"clip.mark", b"clip.ignored") if key in metadata}
-    pq.write_table(table.replace_schema_metadata(kept), part)
+    write_part(part, table, kept)
     again = embedded(form)
     assert (again.read, again.resumed) == (report.read, report.read)
     assert verify(VerifyJob(output=tmp_path / "out")).problems == ()
     if form not in ("tar", "frames", "frames in a zip"):  # which cannot be told without a count
-        pq.write_table(table.slice(1).replace_schema_metadata(kept), part)
+        write_part(part, table.slice(1), kept)
         assert any("as many as are listed" in what for what in find_miscounts(tmp_path / "out"))
 
 

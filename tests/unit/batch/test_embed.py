@@ -44,7 +44,8 @@ from clip.records import Item, Shard
 from clip.sources import folders
 from clip.sources.source import Source
 from clip.store.lock import hold_lock
-from clip.store.writer import PartWriter, StoreWriter
+from clip.store.part_writer import PartWriter
+from clip.store.writer import StoreWriter
 
 TOLERANCE = 1e-5
 GOOD = [f"{n:02}.png" for n in range(11)]
@@ -120,6 +121,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights: P
     assert versions["pi-heif"] == metadata.version("pi-heif")
     assert architecture == dataclasses.asdict(dataclasses.replace(formula.TINY["tiny-vit"], vocab_size=1))
     assert found.pop("input_fingerprint")
+    assert (len(found.pop("run")), len(found.pop("checksum"))) == (16, 8)
     assert found == {
         "model": str(weights),
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),

@@ -17,7 +17,7 @@ import pytest
 from kit import checkpoints
 from kit.inputs import draw_photos, number_names
 from kit.jobs import embed_job
-from kit.outputs import read_vectors
+from kit.outputs import read_vectors, write_part
 
 import clip
 from clip.atomic_files import atomic_write
@@ -142,9 +142,31 @@ def test_a_shard_is_done_when_both_its_parts_are_of_its_listing(
     (out / folder / "part-00000.parquet").unlink()
     assert run(photos, out, weights, update=update).resumed == 4
     other = pq.read_table(out / folder / "part-00001.parquet").replace_schema_metadata({"clip.mark": "of another"})
-    pq.write_table(other, out / folder / "part-00000.parquet")
+    write_part(out / folder / "part-00000.parquet", other)
     assert run(photos, out, weights, update=update).resumed == 4
     check_is_of(out, photos, weights)
+
+
+@pytest.mark.parametrize("folder", ["embeddings", "failures"])
+@pytest.mark.parametrize("update", [False, True])
+def test_a_finished_part_is_not_believed_by_its_footer(
+    weights: Path, tmp_path: Path, folder: str, update: bool
+) -> None:
+    photos, out = draw(tmp_path / "photos", 8), tmp_path / "out"
+    run(photos, out, weights)
+    part = out / folder / "part-00001.parquet"
+    whole = part.read_bytes()
+    length = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for place in range(4, length, 97):
+        part.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(
+            StoreError, match=rf"{folder}/part-00001\.parquet: cannot be read .* Remove it, and run the"
+        ):
+            run(photos, out, weights, update=update)
+    part.unlink()
+    assert run(photos, out, weights, update=update).resumed == 4
+    check_is_of(out, photos, weights)
+    assert verify(VerifyJob(output=out)).problems == ()
 
 
 def test_what_was_read_is_counted_before_a_run_is_said_to_be_over(

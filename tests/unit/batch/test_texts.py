@@ -32,7 +32,8 @@ from clip.records import Item, Row
 from clip.sources.source import Source
 from clip.store.export import export
 from clip.store.manifest import Manifest
-from clip.store.parts import PartWriter, embedding_schema
+from clip.store.part_writer import PartWriter
+from clip.store.parts import Parts, embedding_schema
 from clip.store.plan import write_plan
 from clip.text.tokens import MAX_WORD, Tokenizing
 
@@ -283,7 +284,7 @@ def test_a_kept_value_comes_through_the_plan_as_it_was(
     schema = embedding_schema(Manifest(dim=1, columns=source.columns))
     (folder / "embeddings").mkdir()
     (folder / "failures").mkdir()
-    with PartWriter(folder, schema, plan.shard(0)) as part:
+    with PartWriter(Parts(folder, schema, ""), plan.shard(0)) as part:
         part.add(made, {"embedding": np.zeros((len(made), 1), np.float32)}, [])
     stored = pq.read_table(folder / "embeddings")
     for name, column in held.items():

@@ -1,25 +1,30 @@
 """verify(job): an output that is as it should be has no problem; whatever is changed in it is found."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from kit import checkpoints, formula
+from kit.in_process import Run
 from kit.jobs import embed_job
+from kit.outputs import change_manifest, write_part
 
 import clip
 from clip.batch.decode import Decoding
 from clip.batch.verify import verify
-from clip.errors import InputError, StoreError
+from clip.engine.quantize import Calibration
+from clip.errors import DownloadError, InputError, StoreError, WeightsMissingError
 from clip.jobs.verify import VerifyJob
 from clip.records import Failure, Item, Pixels
+from clip.store.manifest import write_calibration
+from clip.weights import locate
 
 GOOD = [f"{n:02}.png" for n in range(7)]
 
@@ -48,12 +53,7 @@ def out(folder: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(part: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(change(pq.read_table(part)), part)
-
-
-def change_manifest(out: Path, **values: Any) -> None:
-    path = out / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    write_part(part, change(pq.read_table(part)))
 
 
 def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
@@ -179,6 +179,51 @@ def test_a_sample_needs_the_weights_of_the_run(out: Path, tmp_path: Path) -> Non
     other = checkpoints.write(tmp_path, "tiny-vit-wide", texts=False)
     with pytest.raises(StoreError, match=r"have sha256 .*, expected .* Pass the run's weights as model"):
         verify(VerifyJob(output=out, sample=1, model=str(other)))
+
+
+def test_a_model_that_only_a_manifest_names_is_not_fetched(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLIP_OFFLINE")
+    asked: list[tuple[str, bool]] = []
+
+    def fetch(repository: str, _: str | None, *, cached_only: bool = False) -> Path:
+        asked.append((repository, cached_only))
+        raise DownloadError(repository, "the local cache has none")
+
+    monkeypatch.setattr(locate, "_fetch_snapshot", fetch)
+    for name in ("hf-hub:somebody/else@main", "//host/share/weights.pt", "\\\\host\\weights.pt"):
+        change_manifest(out, model=name)
+        with pytest.raises(WeightsMissingError, match=r"expected it on .* Pass it as model to fetch it"):
+            verify(VerifyJob(output=out, sample=1))
+    assert asked == [("somebody/else", True)]
+    with pytest.raises(DownloadError):
+        verify(VerifyJob(output=out, sample=1, model="hf-hub:somebody/else"))
+    assert asked[1:] == [("somebody/else", False)]
+
+
+def test_a_file_that_others_put_there_is_named_and_is_no_problem(out: Path, run: Run) -> None:
+    (out / "embeddings/.DS_Store").touch()
+    (out / "embeddings/part-00000 (1).parquet").write_bytes((out / PART).read_bytes())
+    report = verify(VerifyJob(output=out))
+    assert report.problems == ()
+    assert report.notes == (
+        "passed over, as none of ours: 'embeddings/.DS_Store', 'embeddings/part-00000 (1).parquet'",
+    )
+    code, said, error = run("verify", out)
+    assert (code, said) == (0, "")
+    assert "passed over, as none of ours" in error
+    assert clip.Store(out).table().num_rows == 7
+
+
+def test_pixels_that_a_run_was_quantised_by_are_compared_with_their_hash(out: Path) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    write_calibration(out, pixels)
+    change_manifest(out, calibration={"pictures": 2, "sha256": Calibration(pixels).sha256})
+    assert verify(VerifyJob(output=out)).problems == ()
+    path = out / "_calibration.npy"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert [problem.where for problem in verify(VerifyJob(output=out)).problems] == ["_calibration.npy"]
 
 
 def test_a_sample_is_by_its_seed(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from kit import checkpoints, formula
 from kit.in_process import Run
 from kit.jobs import change_job, embed_job
+from kit.outputs import change_manifest, write_part
 from PIL import Image
 
 import clip
@@ -172,10 +173,18 @@ def test_the_truth_may_be_a_column(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "out", tmp_path / "out")
     (part,) = (tmp_path / "out/embeddings").iterdir()
     kinds = pa.array(["cat", None, "boat", "fish", "dog"])
-    pq.write_table(pq.read_table(part).append_column("kind", kinds), part)
+    write_part(part, pq.read_table(part).append_column("kind", kinds))
     report = clip.classify(clip.ClassifyJob(source=tmp_path / "out", labels=LABELS, truth="kind"))
     assert [row.truth for row in report.rows] == ["cat", None, "boat", "fish", "dog", None]
     assert (report.evaluated, report.unknown) == (3, ("fish",))
+
+
+@pytest.mark.parametrize("part", ["embeddings", "failures"])
+def test_a_part_that_is_gone_is_an_error_and_not_fewer_rows(folder: Path, tmp_path: Path, part: str) -> None:
+    shutil.copytree(folder / "out", tmp_path / "out")
+    next((tmp_path / "out" / part).iterdir()).unlink()
+    with pytest.raises(StoreError, match=r"parts hold 0 rows, expected \d as the manifest says\. Run clip verify"):
+        clip.classify(clip.ClassifyJob(source=tmp_path / "out", labels=LABELS))
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[ClipError], str]] = {
@@ -210,6 +219,7 @@ def test_other_weights_and_empty_outputs_are_refused(folder: Path, tmp_path: Pat
     shutil.copytree(folder / "out", tmp_path / "out")
     for name in ("embeddings", "failures"):
         shutil.rmtree(tmp_path / "out" / name)
+    change_manifest(tmp_path / "out", counts=None)  # a run that has written nothing yet
     with pytest.raises(StoreError, match=r"holds no vectors\. Embed images into it"):
         clip.classify(clip.ClassifyJob(source=tmp_path / "out", labels=LABELS))
 

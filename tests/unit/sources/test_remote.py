@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from kit import clouds, forms
+from kit import clouds, forms, formula
 from kit.clouds import Cloud
 from kit.forms import BAD, Contents, check_same, embedded
 from kit.jobs import embed_job
@@ -273,15 +273,38 @@ def test_an_update_of_a_list_reads_all_of_it_and_compares_hashes(cloud: Cloud, w
 def test_outputs_of_servers_are_verified_and_resumed(cloud: Cloud, weights: Path, tmp_path: Path, form: str) -> None:
     job = embed_job(source=f"s3://bucket/few/{form}", output=tmp_path / "out", model=str(weights), shard_size=9)
     assert clip.embed(job).written == len(FEW) - 1
-    assert verify(VerifyJob(output=tmp_path / "out", sample=9)).problems == ()
+    assert verify(VerifyJob(output=tmp_path / "out", sample=9, fetch=True)).problems == ()
     assert clip.embed(job).resumed == len(FEW)
     if form != "photos":
         cloud.files[f"/bucket/few/{form}"] += b"more"
-        problems = verify(VerifyJob(output=tmp_path / "out", sample=9)).problems
+        problems = verify(VerifyJob(output=tmp_path / "out", sample=9, fetch=True)).problems
         assert len(problems) >= 8  # what failed in the run fails again
         assert any("changed since it was listed" in problem.what for problem in problems) or "not there" in str(
             problems
         )
+
+
+@pytest.mark.parametrize("form", ["photos", "a.tar", "list", "table"])
+def test_a_server_that_only_an_output_names_is_not_asked(
+    cloud: Cloud, weights: Path, tmp_path: Path, form: str
+) -> None:
+    source: str | Path = f"s3://bucket/few/{form}"
+    if form in ("list", "table"):
+        source = tmp_path / ("a.txt" if form == "list" else "a.parquet")
+        write = forms.write_list if form == "list" else forms.write_table
+        write("s3://bucket/few/photos", source, "text" if form == "list" else "paths", FEW)
+    out = tmp_path / "out"
+    clip.embed(embed_job(source=source, output=out, model=str(weights)))
+    cloud.requests.clear()
+    with pytest.raises(InputError, match=r"sample: s3://bucket/few/.* is on a server, .* Pass fetch=True to ask it"):
+        verify(VerifyJob(output=out, sample=3))
+    query: dict[str, Any] = {"output": out, "images": (str(tmp_path / "x.png"),), "contact_sheet": tmp_path / "y.png"}
+    formula.picture(1, 30, 30).save(tmp_path / "x.png")
+    report = clip.search(clip.SearchJob(**query))
+    assert report.unreadable == len(report.hits) == 10
+    assert cloud.requests == []
+    assert clip.search(clip.SearchJob(**query, fetch=True)).unreadable == 0
+    assert cloud.requests
 
 
 @pytest.mark.usefixtures("cloud")

@@ -105,7 +105,9 @@ def test_it_is_opened_and_exported() -> None:
 
 
 def test_it_is_verified_and_all_its_images_give_the_same_vectors_again() -> None:
-    assert clip.verify(VerifyJob(output="out")).problems == ()
+    report = clip.verify(VerifyJob(output="out"))
+    assert report.problems == ()
+    assert report.notes == ("6 files carry no checksum, as of version 0.1.0: a change of a bit in them is not found",)
     assert_verified(read=9, written=8)
 
 
@@ -122,7 +124,11 @@ def test_a_run_that_is_over_is_resumed_with_nothing_to_do() -> None:
     after = read_files()
     lasting = [name for name in before if "part-" in name or name in ("out/manifest.json", "out/_plan/plan.json")]
     assert len(lasting) == 8
-    assert {name: after[name] for name in lasting} == {name: before[name] for name in lasting}
+    assert [name for name in lasting if after[name] != before[name]] == ["out/_plan/plan.json", "out/manifest.json"]
+    for name in ("out/_plan/plan.json", "out/manifest.json"):
+        content = json.loads(after[name])
+        assert len(content.pop("checksum")) == 8
+        assert content == json.loads(before[name])
 
 
 def test_a_run_that_was_interrupted_is_resumed_where_it_was() -> None:
@@ -134,8 +140,8 @@ def test_a_run_that_was_interrupted_is_resumed_where_it_was() -> None:
     assert (report.read, report.written, report.failed, report.resumed) == (9, 8, 1, 7)
     after = read_files()
     changed = [name for name in before if "part-" in name and after[name] != before[name]]
-    assert changed == ["out/embeddings/part-00001.parquet"], "the same failure is written again"
-    assert json.loads(after["out/manifest.json"]) == manifest
+    assert changed == ["out/embeddings/part-00001.parquet", "out/failures/part-00001.parquet"]
+    assert json.loads(after["out/manifest.json"]).items() >= manifest.items()
     assert read_vectors()[PHOTOS[4]] @ vectors[PHOTOS[4]] > MIN_COSINE
     assert_verified(read=9, written=8)
 

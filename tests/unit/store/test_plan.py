@@ -44,12 +44,13 @@ def test_entries_are_read_as_they_were_listed(tmp_path: Path, lists: list[list[A
 def test_it_is_written_into_the_output_with_the_keys_of_0_1_0(tmp_path: Path) -> None:
     made = write_plan(tmp_path, shards([Item("a", "x/a", 1)], [Item("b", "x/b", 2)]), Counter()).adopt()
     assert sorted(path.name for path in (tmp_path / "_plan").iterdir()) == [
-        "listed.txt",
         "plan.json",
         "shard-00000.parquet",
         "shard-00001.parquet",
     ]
-    assert json.loads((tmp_path / "_plan/plan.json").read_text()) == {
+    content = json.loads((tmp_path / "_plan/plan.json").read_text())
+    assert len(content.pop("checksum")) == 8
+    assert content == {
         "shards": 2,
         "entries": 2,
         "packs": 0,
@@ -83,10 +84,13 @@ def test_a_new_plan_takes_an_olds_place_when_it_is_adopted_and_not_before(tmp_pa
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"shards": 1, "packs": 0}', '{"shards": 1, "more": 2}'])
-def test_a_damaged_plan_is_none(tmp_path: Path, content: str) -> None:
+def test_a_damaged_plan_is_named_with_the_way_to_make_it_anew(tmp_path: Path, content: str) -> None:
     write_plan(tmp_path, shards([Item("a", "a", 1)]), Counter()).adopt()
     assert read_plan(tmp_path) is not None
     (tmp_path / "_plan/plan.json").write_text(content)
+    with pytest.raises(StoreError, match=r"plan\.json: cannot be read .* Remove .*_plan, and run again"):
+        read_plan(tmp_path)
+    (tmp_path / "_plan/plan.json").unlink()
     assert read_plan(tmp_path) is None
 
 

@@ -11,6 +11,7 @@ import pytest
 import clip
 from clip.errors import StoreError
 from clip.records import Failure, Row, Shard
+from clip.store import reader
 from clip.store.manifest import Manifest
 from clip.store.writer import StoreWriter
 
@@ -90,6 +91,40 @@ def test_a_file_of_vectors_without_a_valid_stamp_is_written_again(tmp_path: Path
     (index / "vectors.json").write_text(stamp)
     assert np.array_equal(clip.Store(tmp_path).vectors(), EXPECTED)
     assert json.loads((index / "vectors.json").read_text())["rows"] == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_bit_that_changed_in_the_mapped_file_is_refused_and_the_file_can_be_made_again(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 16)  # several blocks, the last one not full
+    write(tmp_path, dtype)
+    path = tmp_path / "_index/vectors.npy"
+    expected = np.array(clip.Store(tmp_path).vectors())
+    whole, status = path.read_bytes(), path.stat()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(StoreError, match=r"vectors\.npy: is not as it was written, .* it is made again when"):
+            clip.Store(tmp_path).vectors()
+    path.unlink()
+    assert np.array_equal(clip.Store(tmp_path).vectors(), expected)
+
+
+def test_rows_that_are_missing_from_a_run_that_is_over_are_an_error(tmp_path: Path) -> None:
+    writer = write(tmp_path)
+    writer.finish({"read": 6, "written": 5, "failed": 1})
+    store = clip.Store(tmp_path)
+    assert (store.table().num_rows, store.failures().num_rows, len(store.vectors())) == (5, 1, 5)
+    (tmp_path / "embeddings/part-00002.parquet").unlink()
+    for ask in (store.table, store.vectors):
+        with pytest.raises(StoreError, match="parts hold 2 rows, expected 5 as the manifest says"):
+            ask()
+    (tmp_path / "failures/part-00001.parquet").unlink()
+    with pytest.raises(StoreError, match="parts hold 0 rows, expected 1 as the manifest says"):
+        store.failures()
+    writer.finish(None)  # a job begins
+    assert store.table().num_rows == 2
 
 
 def test_where_nothing_can_be_written_vectors_are_read_into_memory(

@@ -25,7 +25,8 @@ from clip.jobs.embed import EmbedJob, Progress
 from clip.jobs.verify import VerifyJob
 from clip.records import Failure, Item, Shard
 from clip.store import update
-from clip.store.writer import PartWriter, StoreWriter
+from clip.store.part_writer import PartWriter
+from clip.store.writer import StoreWriter
 
 TOLERANCE = 1e-5
 SHARD_SIZE = 4

@@ -114,6 +114,7 @@ def test_nothing_but_whole_files_under_final_names_is_left(tmp_path: Path) -> No
     assert files(tmp_path / "new/out") == [*parts, "manifest.json"]
     assert all(pq.read_metadata(tmp_path / "new/out" / part).num_rows for part in parts)
     manifest = json.loads((tmp_path / "new/out/manifest.json").read_text())
+    assert (len(manifest.pop("run")), len(manifest.pop("checksum"))) == (16, 8)
     assert manifest == Manifest(dim=DIM, model="m", counts={"read": 6}, input_fingerprint=INPUT).to_json()
 
 

@@ -14,6 +14,7 @@ import json
 import mmap
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import StoreError
@@ -95,6 +96,24 @@ class Section:
         return {**size, "checks": [*self._checks, *open_block]}
 
 
+@dataclass(frozen=True)
+class _Extent:
+    """A section of a file that is read."""
+
+    offset: int
+    size_bytes: int
+    block_bytes: int
+    checks: list[int]
+
+    def fits(self, size_bytes: int) -> bool:
+        """Whether it is one that `SectionWriter` writes into a file of this size."""
+        numbers = (self.offset, self.size_bytes, self.block_bytes, *self.checks)
+        if not all(type(number) is int and number >= 0 for number in numbers) or not self.block_bytes:
+            return False
+        blocks = -(-self.size_bytes // self.block_bytes)
+        return len(MAGIC) <= self.offset and self.offset + self.size_bytes <= size_bytes and len(self.checks) == blocks
+
+
 class ChecksummedFile:
     """A file of sections, mapped. It keeps its content when another file is renamed over it."""
 
@@ -107,45 +126,74 @@ class ChecksummedFile:
         try:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as exc:
-            raise self._report_damage("empty") from exc
+            raise self.report_damage("empty") from exc
         end = len(self._map) - TRAILER.size
         length, check, magic = TRAILER.unpack(self._map[end:]) if end >= 0 else (0, 0, b"")
         if magic != MAGIC or self._map[: len(MAGIC)] != MAGIC or length > end:
-            raise self._report_damage("its end is missing")
+            raise self.report_damage("its end is missing")
         content = self._map[end - length : end]
         if zlib.crc32(content) != check:
-            raise self._report_damage("its header is not as it was written")
-        self.header: dict[str, Any] = json.loads(content)  # valid, as its checksum is right
-        self._sections: dict[str, dict[str, Any]] = self.header.pop("sections")
+            raise self.report_damage("its header is not as it was written")
+        self._end = end - length  # of the sections
+        try:
+            self.header: dict[str, Any] = json.loads(content)
+            extents = {name: _Extent(**values) for name, values in self.header.pop("sections").items()}
+            usable = all(extent.fits(self._end) for extent in extents.values())
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            usable, extents = False, {}
+        if not usable:
+            raise self.report_damage("its header is none that clip index writes")
+        self._sections = extents
 
     def view(self, name: str) -> memoryview:
         """Return a section's bytes, mapped and not checked."""
-        start = self._sections[name]["offset"]
-        return memoryview(self._map)[start : start + self._sections[name]["size_bytes"]]
+        if name not in self._sections:
+            raise self.report_damage(f"it has no {name}")
+        start = self._sections[name].offset
+        return memoryview(self._map)[start : start + self._sections[name].size_bytes]
+
+    def block_bytes(self, name: str) -> int:
+        """Return the size of a section's blocks."""
+        return self._sections[name].block_bytes
 
     def check(self, name: str) -> None:
         """Check a whole section, in threads. Raises: StoreError if it is damaged."""
-        blocks = range(len(self._sections[name]["checks"]))
+        self.view(name)
+        blocks = range(len(self._sections[name].checks))
         workers = available_cores()
         for _ in map_ahead(lambda block: self.read_block(name, block), blocks, workers=workers, ahead=4 * workers):
             pass
 
+    def check_all(self) -> None:
+        """Check all sections, and the zeros between them. Raises: StoreError if they are damaged."""
+        end = len(MAGIC)
+        for name, extent in sorted(self._sections.items(), key=lambda named: named[1].offset):
+            self._check_zeros(end, extent.offset)
+            self.check(name)
+            end = extent.offset + extent.size_bytes
+        self._check_zeros(end, self._end)
+
+    def _check_zeros(self, start: int, stop: int) -> None:
+        if self._map[start:stop].strip(b"\0"):
+            raise self.report_damage("a byte between its sections is not as it was written")
+
     def read_block(self, name: str, block: int) -> memoryview:
         """Return a block of a section, checked. Raises: StoreError if it is damaged."""
-        size, checks = self._sections[name]["block_bytes"], self._sections[name]["checks"]
+        size, checks = self._sections[name].block_bytes, self._sections[name].checks
         data = self.view(name)[block * size : (block + 1) * size]
         if zlib.crc32(data) != checks[block]:
-            raise self._report_damage(f"block {block} of its {name} is not as it was written")
+            raise self.report_damage(f"block {block} of its {name} is not as it was written")
         return data
 
     def release(self, name: str, blocks: Iterable[int]) -> None:
         """Free the memory of a section's blocks; the system reads them again when they are needed."""
         if not hasattr(self._map, "madvise"):
             return  # Windows
-        size, offset = self._sections[name]["block_bytes"], self._sections[name]["offset"]
+        size, offset = self._sections[name].block_bytes, self._sections[name].offset
         for block in blocks:
             start = (offset + block * size) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, min(offset + (block + 1) * size, len(self._map)) - start)
 
-    def _report_damage(self, detail: str) -> StoreError:
+    def report_damage(self, detail: str) -> StoreError:
+        """Return the error that says what is wrong with the file."""
         return StoreError(self._name, f"damaged ({detail})", "it as it was written", "Run clip index to remake it.")
