@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import torch
 
-from .engine.devices import resolve_device, runs_fp16
+from .engine.devices import make_backend, resolve_device, runs_fp16
+from .errors import InputError
 from .foreign_distribution import warn_of_foreign_distribution
 from .images.preprocess import (
     Compose,
@@ -19,6 +20,7 @@ from .images.preprocess import (
     find_transform,
     make_preprocess,
 )
+from .jobs.options import Precision
 from .lazy_names import resolve_lazily
 from .model import CLIP, build_model, load_weights
 from .network.records import Checkpoint, PreprocessSettings
@@ -82,6 +84,8 @@ def load(
     download_root: str | os.PathLike[str] | None = None,
     *,
     architecture: str | os.PathLike[str] | None = None,
+    fast: bool = True,
+    precision: Precision = "reference",
 ) -> tuple[CLIP, Compose]:
     """Return a model in eval mode on `device`, and the transform that turns an image into its input.
 
@@ -91,8 +95,11 @@ def load(
     where there is one, else the CPU. On CUDA the weights are fp16 and fp32 as `convert_weights` splits them, elsewhere
     fp32. `jit=True` gives the same eager model: this package never runs TorchScript.
 
+    Without `fast` the model is eager in every call; else `encode_image` and `encode_text` run the lean graph where
+    nothing but rounding can differ, in `precision`: "reference", or a faster one of the device's, such as "bf16".
+
     Raises:  UnknownModelError, WeightsMissingError, DownloadError, CheckpointError, DeviceError, all RuntimeErrors;
-             InputError (a ValueError) for another `architecture`.
+             InputError (a ValueError) for another `architecture` or `precision`.
     Source:  openai/CLIP@d05afc4 clip/clip.py:94.
     """
     if jit:
@@ -103,8 +110,13 @@ def load(
         )
     warn_of_foreign_distribution()
     path = locate.locate(name, download_root, urls=_MODELS, download=_download)
-    checkpoint = read_checkpoint(path, architecture)
-    return load_model(checkpoint, resolve_device(device)), make_preprocess(checkpoint.preprocess)
+    checkpoint, place = read_checkpoint(path, architecture), resolve_device(device)
+    if precision != "reference" and make_backend(place, precision).needs_calibration:
+        remedy = "Pass another one, or use clip.Encoder, which is calibrated."
+        raise InputError("`precision`", f"{precision!r} needs images to quantise by", remedy=remedy)
+    model = load_model(checkpoint, place)
+    model.fast, model.precision = fast, precision
+    return model, make_preprocess(checkpoint.preprocess)
 
 
 def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:

@@ -76,22 +76,24 @@ def cosines(found: torch.Tensor, expected: list[list[float]]) -> torch.Tensor:
     return torch.cosine_similarity(found.double(), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_features_equal_those_of_openai(case: Case) -> None:
+def test_features_equal_those_of_openai_eager_and_on_the_fast_path(case: Case) -> None:
     checkpoint = Checkpoint(case.architecture, dict(case.state_dict), case.settings, source="formula")
     model = load_model(checkpoint, torch.device("cpu"))
-    with torch.no_grad():
-        image_features, text_features = model.encode_image(case.images), model.encode_text(case.tokens)
-    assert worst_error(image_features, case.row["image_features"]) < TOLERANCE
-    assert worst_error(text_features, case.row["text_features"]) < TOLERANCE
-    assert image_features.dtype == text_features.dtype == torch.float32
-
-
-def test_lean_features_equal_those_of_openai(case: Case) -> None:
-    engine = case.engine("reference")
     of_images = LEAN_RESNET_TOLERANCE if isinstance(case.architecture.vision_layers, tuple) else LEAN_TOLERANCE
-    assert worst_error(engine.encode_pixels(case.pixels), case.row["image_features"]) < of_images
-    assert worst_error(engine.encode_image(case.images), case.row["image_features"]) < of_images
-    assert worst_error(engine.encode_text(case.tokens), case.row["text_features"]) < LEAN_TOLERANCE
+    for model.fast, images, texts in ((False, TOLERANCE, TOLERANCE), (True, of_images, LEAN_TOLERANCE)):
+        with torch.no_grad():
+            image_features, text_features = model.encode_image(case.images), model.encode_text(case.tokens)
+            paths = {model.fast_path("image"), model.fast_path("text")}
+        assert paths == ({"fast"} if model.fast else {"eager: model.fast is False"})
+        assert worst_error(image_features, case.row["image_features"]) < images
+        assert worst_error(text_features, case.row["text_features"]) < texts
+        assert image_features.dtype == text_features.dtype == torch.float32
+
+
+def test_lean_features_of_bytes_equal_those_of_openai(case: Case) -> None:
+    of_images = LEAN_RESNET_TOLERANCE if isinstance(case.architecture.vision_layers, tuple) else LEAN_TOLERANCE
+    features = case.engine("reference").encode_pixels(case.pixels)
+    assert worst_error(features, case.row["image_features"]) < of_images
 
 
 @pytest.mark.skipif("bf16" not in usable_precisions(torch.device("cpu")), reason="this CPU has no bf16")
@@ -114,7 +116,8 @@ def test_pixels_equal_those_of_openai_bit_for_bit(row: dict[str, Any]) -> None:
     pixels = np.asarray(step)
     assert int(pixels.sum()) == row["sum_uint8"]
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256_uint8_hwc"]
-    assert hashlib.sha256(preprocess(image).numpy().tobytes()).hexdigest() == row["sha256_float32_chw"]
+    for transform in (preprocess, clip.clip._transform(row["resolution"])):  # by its steps, and before they are made
+        assert hashlib.sha256(transform(image).numpy().tobytes()).hexdigest() == row["sha256_float32_chw"]
 
 
 @pytest.mark.parametrize("row", table("tokens.json")["rows"], ids=lambda row: repr(row["text"][:30]))
