@@ -146,6 +146,10 @@ def visual(model: CLIP) -> Any:
     return model.visual
 
 
+def unnoted(model: CLIP) -> Any:
+    return vars(model)["_modules"]["visual"]
+
+
 def proj(model: CLIP) -> Tensor:
     return model.visual.proj
 
@@ -270,6 +274,11 @@ CHANGES: dict[str, tuple[Callable[[CLIP], Undo], str]] = {
     "silently, text positions": (in_place(lambda m: m.positional_embedding, lambda p: p.data[1].zero_()), "text"),
     "silently, text projection": (in_place(lambda m: m.text_projection, lambda p: p.data.mul_(2)), "text"),
     "silently, the mask": (in_place(lambda m: text_block(m).attn_mask, lambda p: p.data[3].fill_(0)), "text"),
+    # By the instance's __dict__, which is not noted.
+    "past the notes, in place": (in_place(lambda m: unnoted(m).proj, lambda p: p.mul_(2)), "image"),
+    "past the notes, data assigned": (replace(lambda m: unnoted(m).proj, "data", lambda p: p * 2), "image"),
+    "past the notes, a class": (replace(lambda m: unnoted(m).ln_post, "__class__", lambda _: OtherLayerNorm), "image"),
+    "past the notes, a hook": (hook(lambda m: unnoted(m), "register_forward_hook", lambda _m, _i, x: x * 2), "image"),
     "eps": (replace(lambda m: block(m).ln_1, "eps", lambda _: 0.1), "image"),
     "num_heads": (replace(lambda m: block(m).attn, "num_heads", lambda _: 2), "image"),
     "dropout": (replace(lambda m: block(m).attn, "dropout", lambda _: 0.5), "image"),

@@ -94,24 +94,28 @@ def test_asking_for_the_path_is_no_call_and_hides_no_change() -> None:
     assert torch.equal(model.encode_image(IMAGES), eager(model))
 
 
+HELD: dict[str, tuple[Any, Any]] = {
+    "a parameter": (lambda m: m.visual.class_embedding, lambda p: p.data.add_(1)),
+    "its data": (lambda m: m.visual.proj.data, lambda data: data.mul_(2)),
+    "its memory as an array": (lambda m: m.visual.proj.detach().numpy(), lambda array: array.__setitem__((0, 0), 3)),
+    "a module": (lambda m: m.visual.ln_post, lambda ln: ln.weight.data.mul_(2)),
+    "the tower": (lambda m: m.visual, lambda tower: setattr(tower.ln_post, "eps", 0.1)),
+    "an optimizer": (lambda m: torch.optim.SGD(m.parameters()), lambda o: o.param_groups[0]["params"][3].data.mul_(2)),
+}
+
+
 @torch.no_grad()
-def test_what_is_held_from_before_may_write_at_any_time() -> None:
-    """Aliases that nobody takes anew: a parameter, its data, a numpy array, a module."""
+@pytest.mark.parametrize("what", HELD)
+def test_what_is_held_from_before_may_write_at_any_time(what: str) -> None:
     model = make()
-    parameter, data = model.visual.class_embedding, model.visual.proj.data
-    array, tower = model.visual.positional_embedding.detach().numpy(), model.visual
-    model.encode_image(IMAGES)
-    writes = [
-        lambda: parameter.data.add_(1),
-        lambda: data.mul_(2),
-        lambda: array.__setitem__((0, 0), 3),
-        lambda: tower.ln_post.weight.data.mul_(2),
-        lambda: setattr(tower.ln_post, "eps", 0.1),
-    ]
-    for write in writes:
-        write()
-        assert torch.equal(model.encode_image(IMAGES), eager(model))
-        model.encode_image(IMAGES)
+    take, write = HELD[what]
+    held = take(model)
+    before = [model.encode_image(IMAGES) for _ in range(2)]
+    assert torch.equal(*before)
+    write(held)
+    features = model.encode_image(IMAGES)
+    assert not torch.equal(features, before[0])
+    assert torch.equal(features, eager(model))
 
 
 @torch.no_grad()
