@@ -17,11 +17,9 @@ GLOBAL_HOOKS = (
 def find_mode(device: torch.device) -> str | None:
     """Return the first thing for which a call on this device must be eager; None where numbers alone are wanted.
 
-    A compiler, an exporter or a tracer looks at the operations of the network; torch.func, fake tensors and modes
-    replace them; deterministic algorithms and autocast choose others; hooks on all modules watch them.
+    A tracer looks at the operations of the network; torch.func, fake tensors and modes replace them; deterministic
+    algorithms and autocast choose others; hooks on all modules watch them. Compilers do not get as far as here.
     """
-    if torch.compiler.is_compiling() or torch.compiler.is_dynamo_compiling():
-        return "torch.compile or torch.export is at work"
     if _C._get_tracing_state() is not None:
         return "torch.jit.trace is at work"
     if torch.is_autocast_enabled(device.type):

@@ -3,6 +3,7 @@
 import copy
 import io
 import multiprocessing
+import os
 import pickle
 import threading
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 
 import clip
 from clip.errors import DeviceError, InputError
+from clip.fast import path
 from clip.fast.digest import ROW, digest, equal
 from clip.model import CLIP
 
@@ -126,6 +128,30 @@ def test_a_weight_of_a_tower_that_is_not_used_does_not_matter() -> None:
     model.logit_scale.data.add_(1)
     assert model.fast_path() == "fast"
     assert torch.equal(model.encode_image(IMAGES), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_dtype_are_never_folded(dtype: torch.dtype) -> None:
+    model = make()
+    model.encode_image(IMAGES)
+    model.to(dtype)
+    for _ in range(3):
+        assert torch.equal(model.encode_image(IMAGES), eager(model))
+        assert model.fast_path() == f"eager: its weights are {dtype}"
+
+
+@torch.no_grad()
+def test_a_fork_decides_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copy of the lock may be held by a thread that it lacks."""
+    model = make()
+    model.encode_image(IMAGES)
+    before = vars(model)["_fast_paths"]
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert model.fast_path().startswith("eager: this process was forked")
+    monkeypatch.setattr(path, "is_forked", lambda: False)
+    model.encode_image(IMAGES)
+    assert vars(model)["_fast_paths"] is not before
 
 
 # Switches
