@@ -93,11 +93,12 @@ class Watch:
         self._owners = [owners[id(value)] + listed - 1 + _ONE_OWNER for value in self._objects]
 
     def look_at_tensors(self) -> str | None:
-        """Take the tensors' memory, versions and addresses as they are; return what bars them from the lean graph."""
-        self._storages = [tensor.untyped_storage() for tensor in self.tensors]  # held, so that no address is used again
+        """Take the tensors' memory and versions as they are; return what bars them from the lean graph."""
+        self._storages = [
+            tensor.untyped_storage() for tensor in self.tensors
+        ]  # held: once a tensor has another, it has one user less
         self._pointers = [storage._cdata for storage in self._storages]  # pyright: ignore[reportPrivateUsage]
         self._users = [2] * len(self._pointers)  # the tensor, and `_storages`
-        self._addresses = list(map(Tensor.data_ptr, self.tensors))
         try:
             self._versions = list(map(_version, self.tensors))
         except RuntimeError:
@@ -130,9 +131,8 @@ class Watch:
             return False
 
     def weights_show_no_change(self) -> bool:
-        """Return whether versions and addresses of all tensors are the same."""
-        versions, addresses = map(_version, self.tensors), map(Tensor.data_ptr, self.tensors)
-        return list(versions) == self._versions and list(addresses) == self._addresses
+        """Return whether the versions of all tensors are the same; a `p.data = ` shows in `is_held`."""
+        return list(map(_version, self.tensors)) == self._versions
 
     def is_held(self) -> bool:
         """Return whether somebody holds a module or a tensor of the tower, or memory of one, and so may write to it."""

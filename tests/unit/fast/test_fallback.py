@@ -215,6 +215,11 @@ class OtherLayerNorm(LayerNorm):
     """Of the same parameters."""
 
 
+def assign_unnoted(model: CLIP) -> Undo:
+    unnoted(model).proj.data = torch.ones(64, 32)  # and nobody keeps what it was
+    return None
+
+
 CHANGES: dict[str, tuple[Callable[[CLIP], Undo], str]] = {
     "training mode": (lambda m: m.train() and m.eval, "image"),
     "training mode of the tower": (lambda m: m.visual.train() and m.eval, "image"),
@@ -277,7 +282,7 @@ CHANGES: dict[str, tuple[Callable[[CLIP], Undo], str]] = {
     "silently, the mask": (in_place(lambda m: text_block(m).attn_mask, lambda p: p.data[3].fill_(0)), "text"),
     # By the instance's __dict__, which is not noted.
     "past the notes, in place": (in_place(lambda m: unnoted(m).proj, lambda p: p.mul_(2)), "image"),
-    "past the notes, data assigned": (replace(lambda m: unnoted(m).proj, "data", lambda p: p * 2), "image"),
+    "past the notes, data assigned": (assign_unnoted, "image"),
     "past the notes, a class": (replace(lambda m: unnoted(m).ln_post, "__class__", lambda _: OtherLayerNorm), "image"),
     "past the notes, a hook": (hook(lambda m: unnoted(m), "register_forward_hook", lambda _m, _i, x: x * 2), "image"),
     "eps": (replace(lambda m: block(m).ln_1, "eps", lambda _: 0.1), "image"),
@@ -379,6 +384,18 @@ def exported(model: CLIP, x: Tensor) -> Tensor:
     return torch.export.export(Call(model), (x,)).module()(x)
 
 
+def compiled(model: CLIP, x: Tensor) -> Tensor:
+    graphs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Any:
+        graphs.append(graph.code)
+        return graph.forward
+
+    features = torch.compile(model.encode_image, backend=backend, fullgraph=True)(x)
+    assert ["layer_norm" in code for code in graphs] == [True]
+    return features
+
+
 class Call(nn.Module):
     """`encode_image` as a forward."""
 
@@ -393,7 +410,7 @@ class Call(nn.Module):
 TRANSFORMS: dict[str, Callable[[CLIP, Tensor], Tensor]] = {
     "torch.jit.trace": traced,
     "torch.export": exported,
-    "torch.compile": lambda m, x: torch.compile(m.encode_image, backend="eager")(x),
+    "torch.compile": lambda m, x: compiled(m, x),
     "vmap": lambda m, x: torch.func.vmap(lambda one: m.encode_image(one[None])[0])(x),
     "functional_call": lambda m, x: torch.func.functional_call(
         Call(m), {f"model.{key}": value for key, value in m.state_dict().items()}, x
