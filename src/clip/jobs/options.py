@@ -24,6 +24,7 @@ Precision = Literal["reference", "fp32", "fp16", "bf16", "int8", "fp8"]
 CALIBRATED_PRECISIONS: frozenset[Precision] = frozenset({"int8"})  # those that are quantised by some of the images
 VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
+Quoting = Literal["auto", "standard", "none"]
 DuplicateIds = Literal["error", "keep"]
 ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
 MAX_SEED = 2**63 - 1  # the largest that torch takes
@@ -116,6 +117,20 @@ class Columns:
     """Columns to copy into the rows."""
     types: tuple[str, ...] = ()
     """Types of the copied columns in the output, as pyarrow names them; default: text."""
+    delimiter: str = ""
+    """Character between the fields of CSV and TSV lists, or the word tab; default: by the ending and the first line."""
+    quoting: Quoting = "auto"
+    """Quotes in CSV and TSV: as in RFC 4180, refused where they may swallow rows (auto) or not (standard); or none."""
+
+    def __post_init__(self) -> None:
+        check_words(self)
+        if self.delimiter and (len(self.delimiter_character) != 1 or self.delimiter in '"\r\n\0'):
+            raise InputError("`delimiter`", f"found {self.delimiter!r}", "a character, or tab", "Pass ; for instance.")
+
+    @property
+    def delimiter_character(self) -> str:
+        """The character between fields; empty where it is found by the ending and the first line."""
+        return {"tab": "\t", "\\t": "\t"}.get(self.delimiter, self.delimiter)
 
     @property
     def kind(self) -> Kind:

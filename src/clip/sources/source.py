@@ -35,7 +35,7 @@ from .inputs import check_input, explain_nothing, is_folder, is_pattern
 from .kinds import find_container
 from .lists import is_list, make_item, read_lines
 from .members import PartReader, Selection
-from .remote.client import get_path, is_remote
+from .remote.client import get_local_path, get_path, is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -57,11 +57,17 @@ class Source:
     @property
     def selection(self) -> Selection:
         """What is taken of the files."""
-        return Selection(self.globs, self.columns, self.root)
+        return Selection(self.globs, self.columns, get_local_path(self.root) or self.root)
 
     def expand(self) -> list[str]:
-        """Return the inputs with their braces written out; an input that exists as it is stays."""
-        return [name for given in self.inputs for name in ([given] if os.path.lexists(given) else expand_braces(given))]
+        """Return the inputs with their braces written out, and as paths where they are URIs of this machine.
+
+        An input that exists as it is stays.
+        """
+        names = (
+            name for given in self.inputs for name in ([given] if os.path.lexists(given) else expand_braces(given))
+        )
+        return [name if os.path.lexists(name) else get_local_path(name) or name for name in names]
 
     def with_types(self) -> Source:
         """Return the source with the types of its copied columns: those of the first table, or text for a list.
@@ -140,14 +146,15 @@ class Source:
             else:
                 yield self._check_columns(entry)
 
-    def _list_lines(self, path: str, own_id: str) -> Iterator[Item]:
+    def _list_lines(self, path: str, own_id: str) -> Iterator[Item | Failure]:
         for name, kind in self.columns.taken:
             if kind != TEXT:
                 found = f"column {name!r} holds texts, as in every list"
                 remedy = "Name the list first, and all become texts."
                 raise InputError(path, found, f"{kind} as in the first table", remedy)
+        root = self.selection.root
         for number, line in enumerate(read_lines(path, self.columns)):
-            yield make_item(line, path, own_id, number, self.columns, self.root)
+            yield make_item(line, path, own_id, number, self.columns, root)
 
     def _list_parts(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:
         """List the parts of a container, or what a table names; None for another file."""

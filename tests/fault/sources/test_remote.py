@@ -216,7 +216,7 @@ def members(pack: object) -> list[Member | Failure | Item]:
 def test_a_file_that_changes_while_it_is_read_gives_what_stands_before_and_one_failure(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, scheme: str, name: str
 ) -> None:
-    monkeypatch.setattr("clip.sources.parquet.ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("clip.sources.tables.ROWS_AT_A_TIME", 2)
     (pack,) = entries_of(url_of(cloud, scheme, name))
     whole = members(pack)
     content = cloud.files[f"/bucket/{name}"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import re
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ import time
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from ...errors import InputError
 from ...retry import Patience
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+LOCAL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?!//))(/.*)", re.IGNORECASE | re.DOTALL)
 PATTERN_IN_URL = re.compile(r"[*\[]")
 # Of a requested part; doubled while the parts are consecutive: few requests for a tar, small ones for a zip's list. One
 # long answer would be cut by servers when the model is slower than the network.
@@ -56,6 +58,17 @@ PATIENCE = RequestPatience()
 def is_remote(name: str) -> bool:
     """Whether a name is a URL."""
     return REMOTE.match(name) is not None
+
+
+def get_local_path(name: str) -> str | None:
+    """Return the path that a URI of this machine means, %20 and the like decoded; None for any other name."""
+    local = LOCAL.fullmatch(name)
+    if local is None:
+        return None
+    try:
+        return os.fsdecode(unquote_to_bytes(os.fsencode(local[1])))
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can spell it
+        return local[1]
 
 
 def can_list(url: str) -> bool:

@@ -46,7 +46,7 @@ def get_server(scheme: str) -> Server:
     import fsspec
 
     if scheme in ("file", "local"):
-        raise InputError(f"{scheme}://", "is on this machine", "a path", f"Name it without {scheme}://.")
+        raise InputError(f"{scheme}://", "names a file of another machine, or none", "a path", "Name it by its path.")
     try:
         if scheme in HTTP:
             return _Http(_make_filesystem("http", {"client_kwargs": {"auto_decompress": False, "trust_env": True}}))
