@@ -23,9 +23,11 @@ class ParquetTable(GroupedTable):
     endings: tuple[str, ...] = (".parquet", ".pq")
 
     @contextmanager
-    def open(self, file: BinaryIO) -> Generator[_ParquetFile]:
+    def open(self, file: BinaryIO, path: str) -> Generator[_ParquetFile]:  # noqa: ARG002
         """Open a file. Raises: OSError, pyarrow.ArrowException."""
-        with pq.ParquetFile(file, buffer_size=COLUMN_BUFFER_BYTES, pre_buffer=False) as table:
+        with pq.ParquetFile(
+            file, buffer_size=COLUMN_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+        ) as table:
             yield _ParquetFile(table)
 
 

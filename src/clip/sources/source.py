@@ -6,6 +6,7 @@
     list.txt, -          paths, one per line; .csv, .tsv, .ndjson by a column; .parquet by a column of texts
     a.tar, b.tar.gz      archives, read from front to back; each is a shard
     c.zip, d.parquet     archives and tables that hold images; shards of at most `shard_size`, or of a row group
+    e.arrow, dataset/    a table, and a dataset of Hugging Face as `save_to_disk` writes it: saved_dataset.py
     '{000..127}.tar'     each of them; so does {a,b}
     s3://, gs://, https://  any of these on a server, but for folders and patterns over HTTP: remote/client.py
 
@@ -36,6 +37,7 @@ from .kinds import find_container
 from .lists import is_list, make_item, read_lines
 from .members import PartReader, Selection
 from .remote.client import get_local_path, get_path, is_remote
+from .saved_dataset import list_dataset_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -77,7 +79,9 @@ class Source:
         if not self.columns.keep:
             return self
         name = self.expand()[0]
-        if is_folder(name) or is_pattern(name):
+        if (files := list_dataset_files(name)) is not None:
+            name = os.path.join(name, files[0]) if files else name  # noqa: PTH118
+        elif is_folder(name) or is_pattern(name):
             first = next(self._walk(name, Counter()), None)
             name = first.path if isinstance(first, Item) else name
         container = find_container(name)
@@ -105,6 +109,10 @@ class Source:
     def _list_input(
         self, name: str, shard_size: int, ignored: Counter[str], known: Iterable[Item], scratch: Path | None
     ) -> Iterator[Entry]:
+        if not self.globs and (files := list_dataset_files(name)) is not None:
+            for file in files:
+                yield from self._list_parts(os.path.join(name, file), utf8_path(file), shard_size) or ()  # noqa: PTH118
+            return
         if is_folder(name) or is_pattern(name):
             walked = self._walk(name, ignored, known, scratch)
             chosen = bool(self.globs) or is_pattern(name)

@@ -97,14 +97,13 @@ class GroupedTable:
 
     endings: tuple[str, ...] = ()
 
-    def open(self, file: BinaryIO) -> AbstractContextManager[TableFile]:
-        """Open a file of this format. Raises: one of DAMAGE for any other file."""
+    def open(self, file: BinaryIO, path: str) -> AbstractContextManager[TableFile]:
+        """Open a file of this format, which is at a path too. Raises: one of DAMAGE for any other file."""
         raise NotImplementedError
 
     @contextmanager
-    def open_path(self, path: str) -> Generator[TableFile]:
-        """Open a file for its listing. Raises: OSError, and what `open` raises."""
-        with open_file(path) as file, self.open(file) as table:
+    def _open_path(self, path: str) -> Generator[TableFile]:
+        with open_file(path) as file, self.open(file, path) as table:
             yield table
 
     def parts(
@@ -139,7 +138,7 @@ class GroupedTable:
         """
         columns = reader.selection.columns
         try:
-            with self.open(file) as table:
+            with self.open(file, part.path) as table:
                 layout = read_layout(part.path, table, columns)
                 groups = range(part.start, len(layout.rows) if part.stop is None else part.stop)
                 expected = sum(layout.images[part.start : part.stop])
@@ -170,7 +169,7 @@ class GroupedTable:
     def read_layout(self, path: str, columns: Columns) -> Layout:
         """Read a file's schema. Raises: InputError for a file that cannot be used."""
         try:
-            with self.open_path(path) as table:
+            with self._open_path(path) as table:
                 return read_layout(path, table, columns)
         except InputError:
             raise
@@ -181,7 +180,7 @@ class GroupedTable:
         """Read the rows of a file that names images, or holds texts. Raises: InputError for a file that is gone."""
         number = 0
         try:
-            with self.open_path(path) as table:
+            with self._open_path(path) as table:
                 for group in range(len(layout.rows)):
                     for row in _read_rows(table, group, layout, columns, NAMES_AT_A_TIME):
                         if isinstance(row, _Lost):
@@ -263,7 +262,8 @@ def _read_lost_ids(table: TableFile, group: int, taken: int, columns: Columns) -
 
 
 def _make_lost_error(number: int, exc: Exception) -> InputError:
-    found = f"row {number} is lost, as its group of rows cannot be read ({exc})"
+    reason = " ".join(str(exc).split())  # Arrow writes several lines
+    found = f"row {number} is lost, as its group of rows cannot be read ({reason})"
     return InputError(f"row {number}", found, "a whole file", "Restore it.")
 
 
