@@ -241,6 +241,8 @@ def _read_rows(
         if taken < expected:
             raise OSError(f"{expected - taken:,} rows are missing")
     except DAMAGE as exc:
+        if isinstance(exc, OSError) and (type(exc) is not OSError or exc.errno):
+            raise  # of the system or a server: the next group would fail alike, perhaps after as long a wait
         yield _Lost(expected - taken, exc, _read_lost_ids(table, group, taken, columns))
 
 
