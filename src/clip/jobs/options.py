@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# Columns of an output; upper and lower case are the same, as in SQL.
+OWN_COLUMNS = (
+    *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text"),
+    *("embedding.list.element", "text_embedding.list.element"),  # how Parquet names the numbers of vectors
+)
 PixelMode = Literal["exact", "fast"]
 Orient = Literal["none", "exif"]
 Background = Literal["none", "white", "black"]
@@ -146,6 +151,11 @@ class Columns:
     def kept(self) -> list[tuple[str, str]]:
         """The copied columns, with their types."""
         return list(zip(self.keep, self.types or (TEXT,) * len(self.keep), strict=True))
+
+    @property
+    def written(self) -> list[tuple[str, str]]:
+        """The copied columns as the output names them, with their types: one whose name is taken gets kept_ before."""
+        return [(f"kept_{name}" if name.lower() in OWN_COLUMNS else name, kind) for name, kind in self.kept]
 
     @property
     def taken(self) -> list[tuple[str, str]]:

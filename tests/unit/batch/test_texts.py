@@ -354,7 +354,7 @@ def test_what_has_no_columns_is_refused_where_they_are_asked_for(
         ({"texts": True, "isolate": True}, "texts: found options of images too. Leave out isolate"),
         ({"texts": True, "text_column": "a"}, r"texts: found options of images too. Leave out columns\.text"),
         ({"texts": True, "orient": "exif"}, r"texts: found options of images too. Leave out decode\.orient"),
-        ({"keep": ("width",)}, "keep: found 'width', which OUT has already"),
+        ({"keep": ("Width", "kept_width")}, "keep: found 'kept_width', which it has already"),
         ({"keep": ("a", "a")}, "keep: found 'a'"),
         ({"long_text": "other"}, "long_text: found 'other'"),
     ],
