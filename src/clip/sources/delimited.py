@@ -27,6 +27,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 RECOGNISED = (",", "\t", ";")  # by the head; programs write ; where the comma is the decimal mark
 NAMES_OF = {"\t": "a tab"}
 REMEDY = 'Repair it, or pass `columns.quoting="none"` if quotes are plain characters there.'
+MAX_FORM = 1000  # characters of a name or an address
 STANDARD = ' Pass `columns.quoting="standard"` if it is as it should be.'
 # What tells a row from a line of a text: these values have a form that the same column of another row has too.
 FORMS = (
@@ -71,7 +72,8 @@ def read_rows(
         found = f"line {first.number}, which names the columns, has a quote that does not close"
         raise InputError(path, found, "one that does", REMEDY)
     check_names(path, head, columns)
-    return head, find_entry_column(path, head, columns), _parse_rows(path, lines, delimiter, head, columns)
+    entry = find_entry_column(path, head, columns)
+    return head, entry, _parse_rows(path, lines, delimiter, head, entry, columns)
 
 
 def _split(text: str, delimiter: str, columns: Columns) -> list[str] | None:
@@ -105,7 +107,7 @@ def _recognise_delimiter(path: str, head: str, usual: str, columns: Columns) -> 
 
 
 def _parse_rows(
-    path: str, lines: Iterator[TextLine], delimiter: str, head: list[str], columns: Columns
+    path: str, lines: Iterator[TextLine], delimiter: str, head: list[str], entry: str, columns: Columns
 ) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE)
     box: list[str] = []  # the text of one row: a parser that takes another one at the same time finds nothing
@@ -117,23 +119,33 @@ def _parse_rows(
             continue
         box[:] = ["".join(texts)]
         try:
-            fields = next(parser)
+            row = _check_fields(number, next(parser), head, delimiter)
         except (csv.Error, IndexError) as exc:
             reason = "" if isinstance(exc, IndexError) else f" ({exc})"
-            yield Row(number, [], make_line_error(number, f"is not split as its quotes say{reason}", "a row", REMEDY))
-            continue
-        if len(texts) > 1 and columns.quoting == "auto":
-            _check_swallowed(path, number, texts, fields, delimiter)
-        if fields == head and len(head) > 1:
-            remedy = "Leave it out: it was another file's, perhaps."
-            yield Row(number, [], make_line_error(number, "names the columns again", "a row", remedy))
-        elif len(fields) != len(head):
-            named = NAMES_OF.get(delimiter, repr(delimiter))
-            remedy = f"Put quotes round texts with {named} or a quote in them, or pass `columns.delimiter`."
-            found = f"has {len(fields)} field{'s' if len(fields) != 1 else ''}"
-            yield Row(number, [], make_line_error(number, found, f"{len(head)}, as in the first line", remedy))
-        else:
-            yield Row(number, fields)
+            row = Row(number, [], make_line_error(number, f"is not split as its quotes say{reason}", "a row", REMEDY))
+        if len(texts) > 1:
+            if row.fault:
+                raise _make_swallow_error(
+                    path, number, f"and goes on to line {number + len(texts) - 1}, no row of the list"
+                )
+            if columns.quoting == "auto":
+                if columns.kind != "texts" and set(row.fields[head.index(entry)]) & set(ENDS):
+                    raise _make_swallow_error(path, number, f"in column {entry!r} over several lines", STANDARD)
+                _check_swallowed(path, number, texts, row.fields, delimiter)
+        yield row
+
+
+def _check_fields(number: int, fields: list[str], head: list[str], delimiter: str) -> Row:
+    """Return a row, with a fault where it does not fit the names of the columns."""
+    if fields == head and len(head) > 1:
+        remedy = "Leave it out: it was another file's, perhaps."
+        return Row(number, [], make_line_error(number, "names the columns again", "a row", remedy))
+    if len(fields) == len(head):
+        return Row(number, fields)
+    named = NAMES_OF.get(delimiter, repr(delimiter))
+    remedy = f"Put quotes round texts with {named} or a quote in them, or pass `columns.delimiter`."
+    found = f"has {len(fields)} field{'s' if len(fields) != 1 else ''}"
+    return Row(number, [], make_line_error(number, found, f"{len(head)}, as in the first line", remedy))
 
 
 def _take_lines(lines: Iterable[TextLine]) -> Iterator[_Scanned]:
@@ -200,23 +212,29 @@ def _find_state(text: str, delimiter: str, *, is_open: bool) -> str:
 def _check_swallowed(path: str, number: int, lines: list[str], fields: list[str], delimiter: str) -> None:
     """Raise InputError where a line inside a quoted text looks like a row itself.
 
-    It does if it has as many fields as the row, and its values have the forms that those of the row have: names of
+    It does if it has no fewer fields than the row, and its values have the forms that those of the row have: names of
     files, addresses, numbers. Where the row has none of these, a line with as many tabs is taken for a row.
     """
+    width = len(fields)
     forms = {place: form for place, value in enumerate(fields) if (form := _find_form(value)) is not None}
+    if not forms and (delimiter != "\t" or width == 1):
+        return
     for offset, line in enumerate(lines[1:], 1):
         others = line.rstrip(ENDS).split(delimiter)
-        alike = forms or delimiter == "\t"
-        if alike and len(others) == len(fields) and all(_find_form(others[at]) == form for at, form in forms.items()):
+        # Counted from both ends, as a text between them may have delimiters in it.
+        if len(others) >= width and all(
+            form in (_find_form(others[place]), _find_form(others[place - width])) for place, form in forms.items()
+        ):
             found = f"over lines that look like rows, as line {number + offset}"
             raise _make_swallow_error(path, number, found, STANDARD)
 
 
-def _find_form(value: str) -> int | None:
+def _find_form(value: str) -> tuple[int, bool] | None:
+    """Return which of the forms a value has, and whether it has spaces; None for a text."""
     value = value.strip('"')
-    if len(value) > MAX_LINE // 1000 or "\n" in value or "\r" in value:
+    if len(value) > MAX_FORM or "\n" in value or "\r" in value:
         return None
-    return next((number for number, form in enumerate(FORMS) if form.fullmatch(value)), None)
+    return next(((number, " " in value) for number, form in enumerate(FORMS) if form.fullmatch(value)), None)
 
 
 def _make_swallow_error(path: str, start: int, found: str, more: str = "") -> InputError:
