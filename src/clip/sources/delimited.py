@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import re
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
 from .columns import check_names, find_entry_column, list_usual_columns
@@ -38,20 +38,8 @@ FORMS = (
 )
 
 
-class Row(NamedTuple):
-    """A row of a file; with a `fault`, its fields mean nothing."""
-
-    number: int  # of its first line
-    fields: list[str]
-    fault: InputError | None = None
-
-
-class _Scanned(NamedTuple):
-    """The text of a row, found by quotes and line ends alone."""
-
-    number: int
-    lines: list[str]
-    fault: InputError | None = None
+# Plain tuples, as there are millions: the number of a row's first line, its fields or lines, and what is wrong with it.
+Row = tuple[int, list[str], InputError | None]
 
 
 def read_rows(
@@ -61,15 +49,15 @@ def read_rows(
 
     Raises:  InputError for a list whose columns or whose form are in doubt.
     """
-    first = next((line for line in lines if line.text.strip(ENDS) or line.fault), None)
-    if first is None:
+    number, first, fault = next((line for line in lines if line[1].strip(ENDS) or line[2]), (0, "", None))
+    if fault:
+        raise fault.about(path)
+    if not first:
         raise InputError(path, "holds nothing", "a line that names the columns", "Check the file.")
-    if first.fault:
-        raise first.fault.about(path)
-    delimiter = columns.delimiter_character or _recognise_delimiter(path, first.text, DELIMITERS[ending], columns)
-    head = _split(first.text, delimiter, columns)
+    delimiter = columns.delimiter_character or _recognise_delimiter(path, first, DELIMITERS[ending], columns)
+    head = _split(first, delimiter, columns)
     if head is None:
-        found = f"line {first.number}, which names the columns, has a quote that does not close"
+        found = f"line {number}, which names the columns, has a quote that does not close"
         raise InputError(path, found, "one that does", REMEDY)
     check_names(path, head, columns)
     entry = find_entry_column(path, head, columns)
@@ -115,23 +103,23 @@ def _parse_rows(
     quoted = columns.quoting != "none"
     for number, texts, fault in _scan_rows(path, lines, delimiter) if quoted else _take_lines(lines):
         if fault:
-            yield Row(number, [], fault)
+            yield number, [], fault
             continue
         box[:] = ["".join(texts)]
         try:
             row = _check_fields(number, next(parser), head, delimiter)
         except (csv.Error, IndexError) as exc:
             reason = "" if isinstance(exc, IndexError) else f" ({exc})"
-            row = Row(number, [], make_line_error(number, f"is not split as its quotes say{reason}", "a row", REMEDY))
+            row = number, [], make_line_error(number, f"is not split as its quotes say{reason}", "a row", REMEDY)
         if len(texts) > 1:
-            if row.fault:
+            if row[2]:
                 raise _make_swallow_error(
                     path, number, f"and goes on to line {number + len(texts) - 1}, no row of the list"
                 )
             if columns.quoting == "auto":
-                if columns.kind != "texts" and set(row.fields[head.index(entry)]) & set(ENDS):
+                if columns.kind != "texts" and set(row[1][head.index(entry)]) & set(ENDS):
                     raise _make_swallow_error(path, number, f"in column {entry!r} over several lines", STANDARD)
-                _check_swallowed(path, number, texts, row.fields, delimiter)
+                _check_swallowed(path, number, texts, row[1], delimiter)
         yield row
 
 
@@ -139,22 +127,22 @@ def _check_fields(number: int, fields: list[str], head: list[str], delimiter: st
     """Return a row, with a fault where it does not fit the names of the columns."""
     if fields == head and len(head) > 1:
         remedy = "Leave it out: it was another file's, perhaps."
-        return Row(number, [], make_line_error(number, "names the columns again", "a row", remedy))
+        return number, [], make_line_error(number, "names the columns again", "a row", remedy)
     if len(fields) == len(head):
-        return Row(number, fields)
+        return number, fields, None
     named = NAMES_OF.get(delimiter, repr(delimiter))
     remedy = f"Put quotes round texts with {named} or a quote in them, or pass `columns.delimiter`."
     found = f"has {len(fields)} field{'s' if len(fields) != 1 else ''}"
-    return Row(number, [], make_line_error(number, found, f"{len(head)}, as in the first line", remedy))
+    return number, [], make_line_error(number, found, f"{len(head)}, as in the first line", remedy)
 
 
-def _take_lines(lines: Iterable[TextLine]) -> Iterator[_Scanned]:
+def _take_lines(lines: Iterable[TextLine]) -> Iterator[Row]:
     for number, text, fault in lines:
         if fault or text.strip(ENDS):
-            yield _Scanned(number, [text], fault)
+            yield number, [text], fault
 
 
-def _scan_rows(path: str, lines: Iterable[TextLine], delimiter: str) -> Iterator[_Scanned]:
+def _scan_rows(path: str, lines: Iterable[TextLine], delimiter: str) -> Iterator[Row]:
     """Cut lines into rows: a row goes on over the end of a line inside quotes. Lines without anything are no rows.
 
     Raises:  InputError for quotes that swallow lines.
@@ -164,7 +152,7 @@ def _scan_rows(path: str, lines: Iterable[TextLine], delimiter: str) -> Iterator
     for number, text, fault in lines:
         if not opened:
             if fault or (text.strip(ENDS) and '"' not in text):
-                yield _Scanned(number, [text], fault)
+                yield number, [text], fault
                 continue
             start, length = number, 0
         elif fault:
@@ -180,7 +168,7 @@ def _scan_rows(path: str, lines: Iterable[TextLine], delimiter: str) -> Iterator
             raise _make_swallow_error(path, start, f"and does not close in {MAX_LINE:,} characters")
         if state != "open":
             if text.strip(ENDS) or len(opened) > 1:
-                yield _Scanned(start, opened)
+                yield start, opened, None
             opened = []
     if opened:
         raise _make_swallow_error(path, start, "and does not close before the end")

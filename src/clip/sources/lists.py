@@ -37,7 +37,7 @@ FIRST_LINES = 10  # of NDJSON: where none is an object, the file is something el
 class Line(NamedTuple):
     """An entry of a list or a table; with a `fault` it becomes a failure row."""
 
-    mark: str  # where it is, as it follows the file's name: ":7" is a line of a list, "!5" a row of a table
+    mark: str = ""  # with a fault: where it is, as it follows the file's name, ":7" in a list and "!5" in a table
     id: str | None = None  # None without an id column
     entry: str | None = None  # the path or URL of an image, or a text; None where a text is missing
     values: tuple[str | None, ...] = ()  # of the columns that are copied
@@ -100,14 +100,14 @@ def _make_openable(path: str) -> str:
 def _read_plain(file: TextIO, begin: str, *, is_texts: bool) -> Iterator[Line]:
     # Names between NULs may hold the ends of lines; a list of lines with a NUL in one is damaged there.
     if not is_texts and begin.count("\0") > begin.count("\n") + begin.count("\r"):
-        yield from (Line(f":{number}", None, name) for number, name in enumerate(_split_at_nuls(file), 1) if name)
+        yield from (Line("", None, name) for name in _split_at_nuls(file) if name)
         return
     before = ""
     for number, text, fault in read_text_lines(file):
         entry = text.removesuffix("\n").removesuffix("\r")
         # An empty line between CR and CRLF is none: programs that translate the ends of lines twice write \r\r\n.
         if entry or fault or (is_texts and not (text == "\r\n" and before.endswith("\r"))):
-            yield Line(f":{number}", None, entry, fault=fault)
+            yield Line(f":{number}" if fault else "", None, entry, (), fault)
         before = text
 
 
@@ -128,27 +128,26 @@ def _read_delimited(path: str, ending: str, file: TextIO, columns: Columns) -> I
     place, id_place = head.index(entry), head.index(columns.id) if columns.id else None
     copied = [head.index(name) for name, _ in columns.taken]
     for number, fields, fault in rows:
-        mark = f":{number}"
         if fault:
-            yield Line(mark, fault=fault)
+            yield Line(f":{number}", fault=fault)
         elif not fields[place] and columns.kind != "texts":
-            yield _make_empty(mark, entry, "path", "")
+            yield _make_empty(f":{number}", entry, "path", "")
         elif id_place is not None and not fields[id_place]:
-            yield _make_empty(mark, columns.id, "id", "")
+            yield _make_empty(f":{number}", columns.id, "id", "")
         else:
             own_id = None if id_place is None else fields[id_place]
-            yield Line(mark, own_id, fields[place], tuple(fields[at] for at in copied))
+            yield Line("", own_id, fields[place], tuple(fields[at] for at in copied))
 
 
 def _make_empty(mark: str, column: str | None, what: str, value: Any) -> Line:
     """Return the line of a row that has no path, or no id."""
-    where = f"line {mark[1:]}" if mark.startswith(":") else f"row {mark[1:]}"
+    where = f"line {mark[1:]}"
     found = f"{where} has {value!r} in column {column!r}"
     return Line(mark, fault=InputError(where, found, f"its {what}", "Repair the row, or leave it out."))
 
 
 def _read_objects(path: str, file: TextIO, columns: Columns) -> Iterator[Line]:
-    lines = (line for line in read_text_lines(file) if line.fault or line.text.strip())
+    lines = (line for line in read_text_lines(file) if line[1].strip() or line[2])
     first = [_parse_object(line) for line in islice(lines, FIRST_LINES)]
     objects = [found for _, found in first if isinstance(found, dict)]
     if first and not objects:
@@ -172,15 +171,16 @@ def _read_objects(path: str, file: TextIO, columns: Columns) -> Iterator[Line]:
 
 def _parse_object(line: TextLine) -> tuple[int, dict[str, Any] | InputError]:
     """Return a line's number, and its object or what is wrong with it."""
-    if line.fault:
-        return line.number, line.fault
+    number, text, fault = line
+    if fault:
+        return number, fault
     try:
-        row = json.loads(line.text)
+        row = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        return line.number, make_line_error(line.number, f"is not JSON ({exc})", "an object")
+        return number, make_line_error(number, f"is not JSON ({exc})", "an object")
     if not isinstance(row, dict):
-        return line.number, make_line_error(line.number, f"is {type(row).__name__}", "an object")
-    return line.number, row
+        return number, make_line_error(number, f"is {type(row).__name__}", "an object")
+    return number, row
 
 
 def _make_line(mark: str, row: dict[str, Any], entry: str, copied: Iterable[str], columns: Columns) -> Line:

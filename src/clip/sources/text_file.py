@@ -10,7 +10,8 @@ import codecs
 import io
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TextIO, cast
+from functools import partial
+from typing import TYPE_CHECKING, TextIO, cast
 
 from ..errors import InputError
 from ..records import STDIN
@@ -30,12 +31,8 @@ ENDS = "\r\n"
 ZERO_PART = 3  # of text in UTF-16 more than a third of the bytes are zero, of names between NULs fewer
 
 
-class TextLine(NamedTuple):
-    """A line of a list."""
-
-    number: int  # from 1
-    text: str  # with its end; empty where it is too long
-    fault: InputError | None = None
+# A line of a list: its number from 1, its text with its end, what is wrong with it; a tuple, as there are millions.
+TextLine = tuple[int, str, InputError | None]
 
 
 @contextmanager
@@ -72,17 +69,16 @@ def _looks_wide(begin: bytes) -> bool:
 
 def read_text_lines(file: TextIO) -> Iterator[TextLine]:
     """Yield the lines of a list, with their ends; one that is too long, or that holds a NUL, comes with its fault."""
-    number = 0
-    while text := file.readline(MAX_LINE):
-        number += 1
+    read = partial(file.readline, MAX_LINE)
+    for number, text in enumerate(iter(read, ""), 1):
         if len(text) == MAX_LINE and not text.endswith(("\n", "\r")):
-            while (rest := file.readline(MAX_LINE)) and not rest.endswith(("\n", "\r")):
+            while (rest := read()) and not rest.endswith(("\n", "\r")):
                 pass
-            yield TextLine(number, "", make_line_error(number, f"is longer than {MAX_LINE:,} characters", "a row"))
+            yield number, "", make_line_error(number, f"is longer than {MAX_LINE:,} characters", "a row")
         elif "\0" in text:
-            yield TextLine(number, text, make_line_error(number, "holds a NUL", "text"))
+            yield number, text, make_line_error(number, "holds a NUL", "text")
         else:
-            yield TextLine(number, text)
+            yield number, text, None
 
 
 def make_line_error(number: int, found: str, expected: str, remedy: str = "Repair it, or leave it out.") -> InputError:

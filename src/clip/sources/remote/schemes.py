@@ -15,15 +15,15 @@ import asyncio
 import json
 import re
 import socket
-import string
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from ...errors import InputError
 from ...retry import Patience
 from .protocol import FORBIDDEN, GONE, Answer, Server, Status, TransportError, describe, make_refusal, parse_time
+from .session import describe_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ def get_server(scheme: str) -> Server:
         raise InputError(f"{scheme}://", "names a file of another machine, or none", "a path", "Name it by its path.")
     try:
         if scheme in HTTP:
-            return _Http(_make_filesystem("http", {"client_kwargs": {**_describe_session(), "trust_env": True}}))
+            return _Http(_make_filesystem("http", {"client_kwargs": {**describe_session(), "trust_env": True}}))
         if scheme in S3:
             timeout_s = Patience.timeout_s
             config = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"total_max_attempts": 1}}
@@ -58,7 +58,7 @@ def get_server(scheme: str) -> Server:
             filesystem.retries = 1  # client.py retries
             return _S3(scheme, filesystem)
         if scheme in GS:
-            return _Gs(scheme, _make_filesystem("gs", {"session_kwargs": _describe_session()}))
+            return _Gs(scheme, _make_filesystem("gs", {"session_kwargs": describe_session()}))
         fsspec.get_filesystem_class(scheme)
     except ImportError as exc:
         remedy = "Run: pip install 'clip-turbo[remote]'"
@@ -66,29 +66,6 @@ def get_server(scheme: str) -> Server:
     except ValueError as exc:
         raise InputError(f"{scheme}://", f"{exc}", "a scheme that fsspec knows", "Check the address.") from exc
     return _FsspecServer()
-
-
-def _describe_session() -> dict[str, Any]:
-    """Return the settings of aiohttp's sessions: bodies come as they are sent, and redirects are followed as written.
-
-    The address that a redirect names may be signed over its very bytes, so it is not quoted anew.
-    """
-    import aiohttp
-    from multidict import CIMultiDict
-
-    class Response(aiohttp.ClientResponse):
-        """Quotes what no address may hold, spaces for instance, in the header that names the next one; nothing else."""
-
-        @property
-        def headers(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-            headers = super().headers
-            location = headers.get("Location", "")
-            if location.isascii() and location.isprintable() and " " not in location:
-                return headers
-            encoded = location.encode("utf-8", "surrogateescape")
-            return CIMultiDict({**headers, "Location": quote(encoded, safe=string.punctuation)})
-
-    return {"auto_decompress": False, "requote_redirect_url": False, "response_class": Response}
 
 
 def _make_filesystem(scheme: str, options: dict[str, dict[str, Any]]) -> Any:
