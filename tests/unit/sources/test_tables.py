@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -43,7 +44,9 @@ Outcome = Member | Failure | Item
 
 
 def write_parquet(path: Path, table: pa.Table, rows: int = 3) -> Path:
-    pq.write_table(table, path, row_group_size=rows, write_page_checksum=True)
+    # Plain values without compression, so that only checksums tell that bytes changed.
+    plain = {"compression": "none", "use_dictionary": False}
+    pq.write_table(table, path, row_group_size=rows, write_page_checksum=True, **plain)
     return path
 
 
@@ -178,13 +181,13 @@ def test_lists_of_images_are_frames_of_their_row(
     rows: list[list[bytes | None] | None],
     name: str,
     kind: Callable[[pa.DataType], pa.DataType],
-    struct: bool,
+    in_struct: bool,
     group: int,
 ) -> None:
-    values: Any = [row and [{"bytes": one, "path": None} for one in row] if struct else row for row in rows]
+    values: Any = [row and [{"bytes": one, "path": None} for one in row] if in_struct else row for row in rows]
     kept = [f"row {number}" for number in range(len(rows))]
     kind = pa.list_ if name == "a.parquet" else kind  # which has one kind of list
-    table = pa.table({"image": pa.array(values, kind(IMAGE if struct else pa.binary())), "n": kept})
+    table = pa.table({"image": pa.array(values, kind(IMAGE if in_struct else pa.binary())), "n": kept})
     path = FORMATS[name](tmp_path_factory.mktemp("lists") / name, table, group)
     found = outcomes(path, keep=("n",))
     expected: list[str] = []
@@ -247,6 +250,8 @@ def test_a_bad_page_costs_the_rows_of_its_group_and_verify_agrees(tmp_path: Path
         failures = pq.read_table(out / "failures").to_pylist()
         named = columns and holds  # a list's row has no other name than its place
         assert [row["id"] for row in failures] == [f"k{n}" if named else f"a.parquet!{n}" for n in (3, 4, 5)]
+        own = "k{}" if columns else "a.parquet!{}" if holds else f"{tmp_path}/photos/{{}}.png"
+        assert pq.read_table(out / "embeddings")["id"].to_pylist() == [own.format(n) for n in (0, 1, 2, 6, 7, 8)]
         for number, row in enumerate(failures, 3):
             assert row["message"].startswith(f"row {number} is lost, as its group of rows cannot be read (")
         checked = verify(VerifyJob(output=out, sample=9))
@@ -317,6 +322,18 @@ def test_of_a_damaged_arrow_file_no_row_is_lost_without_a_word(
             assert len(found) - 1 < part.members
         else:
             assert len(found) == part.members
+
+
+def test_offsets_that_lead_out_of_an_arrow_file_are_no_way_to_read_or_to_crash(tmp_path: Path) -> None:
+    path = write_stream(tmp_path / "a.arrow", pa.table({"image": [b"x" * 1111, b"y" * 2222], "key": ["v", "w"]}))
+    (part,) = entries(path, id="key")
+    whole = path.read_bytes()
+    offsets = struct.pack("<3i", 0, 1111, 3333)
+    assert whole.count(offsets) == 1
+    path.write_bytes(whole.replace(offsets, struct.pack("<3i", 0, 2**30, 2**31 - 1)))
+    found = list(Source((str(path),), columns=Columns(id="key")).members(part, 10**6, Counter()))
+    assert all(isinstance(one, Failure) for one in found)
+    assert ids(found) == ["!v", "!w"]
 
 
 def test_a_path_in_a_struct_may_have_any_bytes_and_the_struct_any_strings(tmp_path: Path) -> None:
