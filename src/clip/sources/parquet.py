@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow.parquet as pq
 
-from .tables import GroupedTable
+from .tables import DAMAGE, GroupedTable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -39,12 +39,22 @@ class _ParquetFile:
         self._groups = [table.metadata.row_group(index) for index in range(table.metadata.num_row_groups)]
         self.schema: pa.Schema = table.schema_arrow
         self.rows = tuple(group.num_rows for group in self._groups)
+        if min(self.rows, default=0) < 0:
+            raise OSError("its footer says that it has fewer rows than none")
 
     def count_images(self, column: str) -> tuple[int, ...]:
-        """Return how many values a column of lists has in each group, by the footer."""
+        """Return how many values a column of lists has in each group, by the footer; of a bad group its rows."""
         leaves = [self._table.schema.column(index).path for index in range(len(self._table.schema))]
         leaf = next(index for index, path in enumerate(leaves) if path.startswith(f"{column}."))
-        return tuple(group.column(leaf).num_values for group in self._groups)
+        return tuple(self._count_values(index, column, leaf) for index in range(len(self._groups)))
+
+    def _count_values(self, group: int, column: str, leaf: int) -> int:
+        try:
+            # pyarrow ends the process where a footer lacks what it says of a column, unless reading finds that first.
+            next(self._table.iter_batches(1, row_groups=[group], columns=[column]), None)
+        except DAMAGE:
+            return self.rows[group]
+        return max(self.rows[group], self._groups[group].column(leaf).num_values)
 
     def read(self, group: int, columns: list[str], rows_at_a_time: int) -> Iterator[pa.RecordBatch]:
         """Read columns of a row group, in order."""

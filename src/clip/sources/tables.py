@@ -151,11 +151,16 @@ class GroupedTable:
                         if isinstance(row, _Lost):
                             yield from _fail_lost(row, number, left, part, reader)
                             number += row.rows
+                            left = 0
                             continue
                         for outcome in _read_row(number, row, part, layout, reader):
+                            if not left:
+                                raise OSError("it holds more images than it says")
                             yield outcome
                             left -= 1
                         number += 1
+                    if left:
+                        raise OSError(f"{left:,} images are missing")
         except DAMAGE as exc:
             yield reader.fail_rest(exc)
 
