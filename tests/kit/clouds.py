@@ -52,6 +52,7 @@ class Cloud(ThreadingHTTPServer):
         self.scripts: dict[str, list[str]] = {}
         self.always: set[str] = set()
         self.requests: list[tuple[str, str, str]] = []  # method, path and Range of each
+        self.targets: list[str] = []  # of each request, as it was sent
         self.delay_s = 0.0  # before each answer
         self.page = 1000  # names in a listing
         self.most_under_way = 0
@@ -92,6 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         path = path.replace("/download/storage/v1/b/", "/").replace("/o/", "/", 1) if "/storage/v1/b/" in path else path
         with self.server.lock:
             self.server.requests.append((self.command, path, self.headers["Range"] or ""))
+            self.server.targets.append(self.path)
             script = self.server.scripts.get(path)
             word = script.pop(0) if script else ""
             self.server.under_way += 1
@@ -110,6 +112,8 @@ class Handler(BaseHTTPRequestHandler):
         if word.isdigit() or word == "slow down":
             code = 503 if word == "slow down" else int(word)
             return self.give(code, b"<Error><Code>SlowDown</Code><Message>reduce your request rate</Message></Error>")
+        if word.startswith("to "):
+            return self.give(302, b"", {"Location": word.removeprefix("to ")})
         if word == "redirect":
             return self.give(302, b"", {"Location": f"{self.server.url}{path}?redirected=1"})
         if word == "silence":

@@ -217,7 +217,7 @@ def _make_tune_job(job: EmbedJob, min_cosine: float) -> TuneJob:
         model=job.model,
         decode=job.decode,
         limits=job.limits,
-        columns=Columns(job.columns.entry),
+        columns=Columns(job.columns.entry, delimiter=job.columns.delimiter, quoting=job.columns.quoting),
         globs=job.globs,
         root=job.root,
         workers=job.workers,

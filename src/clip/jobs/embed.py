@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# Columns of OUT whose names no copied column may have.
-OWN_COLUMNS = (
-    *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text"),
-    *("embedding.list.element", "text_embedding.list.element"),  # how Parquet names the numbers of vectors
-)
 IMAGES_ONLY = (
     *("model.batch_size", "policy.hashes", "columns.text", "limits", "decode", "root", "isolate", "max_seconds"),
     *("decode_budget_bytes", "min_cosine", "calibration"),
@@ -117,13 +112,14 @@ class EmbedJob:
             raise InputError("`texts`", "found options of images too", remedy=remedy)
         if isinstance(self.columns.keep, str):
             raise InputError("`keep`", f"found the text {self.columns.keep!r}", "names", "Pass a tuple of them.")
-        for place, name in enumerate(self.columns.keep):
+        seen: set[str] = set()
+        for name, (written, _) in zip(self.columns.keep, self.columns.written, strict=True):
             if as_utf8(name) != name:
                 raise InputError("`keep`", f"found {name!r}", "UTF-8", "Rename it in the table.")
-            # Upper and lower case are the same, as in SQL.
-            if name.lower() in (*OWN_COLUMNS, *map(str.lower, self.columns.keep[:place])):
-                found = f"found {name!r}, which OUT has already"
+            if written.lower() in seen:  # upper and lower case are the same, as in SQL
+                found = f"found {name!r}, which it has already"
                 raise InputError("`keep`", found, "columns of other names", "Leave it out, or rename it in the table.")
+            seen.add(written.lower())
 
     def _find_image_options(self) -> list[str]:
         """Return the names of the options that only images use, and that differ from their defaults."""

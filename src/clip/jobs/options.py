@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# Columns of an output; upper and lower case are the same, as in SQL.
+OWN_COLUMNS = (
+    *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text"),
+    *("embedding.list.element", "text_embedding.list.element"),  # how Parquet names the numbers of vectors
+)
 PixelMode = Literal["exact", "fast"]
 Orient = Literal["none", "exif"]
 Background = Literal["none", "white", "black"]
@@ -24,6 +29,7 @@ Precision = Literal["reference", "fp32", "fp16", "bf16", "int8", "fp8"]
 CALIBRATED_PRECISIONS: frozenset[Precision] = frozenset({"int8"})  # those that are quantised by some of the images
 VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
+Quoting = Literal["auto", "standard", "none"]
 DuplicateIds = Literal["error", "keep"]
 ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
 MAX_SEED = 2**63 - 1  # the largest that torch takes
@@ -120,6 +126,20 @@ class Columns:
     """Columns to copy into the rows."""
     types: tuple[str, ...] = ()
     """Types of the copied columns in the output, as pyarrow names them; default: text."""
+    delimiter: str = ""
+    """Character between the fields of CSV and TSV lists, or the word tab; default: by the ending and the first line."""
+    quoting: Quoting = "auto"
+    """Quotes in CSV and TSV: as in RFC 4180, refused where they may swallow rows (auto) or not (standard); or none."""
+
+    def __post_init__(self) -> None:
+        check_words(self)
+        if self.delimiter and (len(self.delimiter_character) != 1 or self.delimiter in '"\r\n\0'):
+            raise InputError("`delimiter`", f"found {self.delimiter!r}", "a character, or tab", "Pass ; for instance.")
+
+    @property
+    def delimiter_character(self) -> str:
+        """The character between fields; empty where it is found by the ending and the first line."""
+        return {"tab": "\t", "\\t": "\t"}.get(self.delimiter, self.delimiter)
 
     @property
     def kind(self) -> Kind:
@@ -135,6 +155,11 @@ class Columns:
     def kept(self) -> list[tuple[str, str]]:
         """The copied columns, with their types."""
         return list(zip(self.keep, self.types or (TEXT,) * len(self.keep), strict=True))
+
+    @property
+    def written(self) -> list[tuple[str, str]]:
+        """The copied columns as the output names them, with their types: one whose name is taken gets kept_ before."""
+        return [(f"kept_{name}" if name.lower() in OWN_COLUMNS else name, kind) for name, kind in self.kept]
 
     @property
     def taken(self) -> list[tuple[str, str]]:

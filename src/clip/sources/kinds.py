@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .arrow_file import ArrowTable
 from .lists import LIST_ENDINGS
 from .parquet import ParquetTable
 from .remote.client import get_path
@@ -13,7 +14,7 @@ from .zip import ZipArchive
 if TYPE_CHECKING:
     from .container import Container
 
-CONTAINERS: tuple[Container, ...] = (TarArchive(), ZipArchive(), ParquetTable())
+CONTAINERS: tuple[Container, ...] = (TarArchive(), ZipArchive(), ParquetTable(), ArrowTable())
 """Every kind of file that holds images; a new kind is registered here."""
 ENDINGS = LIST_ENDINGS + tuple(ending for container in CONTAINERS for ending in container.endings)
 

@@ -1,49 +1,47 @@
 """Read lists of images or texts: plain lines, CSV, TSV, NDJSON.
 
-A plain list has a path or URL per line, or between NULs if it holds one, as `find -print0` writes. In a plain list of
-texts every line is a text, also an empty one. The other formats have named columns; the images or texts are in the
-column that the user names, or in the only one with a usual name. Bytes that are not UTF-8 are kept as surrogates, as
-paths may have them.
+A plain list has a path or URL per line, or between NULs, as `find -print0` writes. In a plain list of texts every line
+is a text, also an empty one. The other formats have named columns; the images or texts are in the column that the user
+names, or in the only one with a usual name.
+
+Each row becomes an entry or a failure row that names its line. A list whose form is in doubt is refused as a whole.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import json
 import os
-import sys
-from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from ..errors import InputError
-from ..records import STDIN, Item, as_utf8, utf8_path
-from .files import open_file, stat_here
-from .remote.client import get_path
+from ..records import STDIN, Failure, Item, as_utf8, utf8_path
+from .columns import find_entry_column, list_usual_columns
+from .delimited import DELIMITERS, read_rows
+from .files import stat_here
+from .remote.client import get_local_path, get_path
+from .text_file import TextLine, make_line_error, open_text, read_text_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Generator, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from ..jobs.options import Columns
 
 PLAIN_ENDINGS = (".txt", ".lst", ".list")
-COLUMN_ENDINGS = (".csv", ".tsv", ".ndjson", ".jsonl")
+COLUMN_ENDINGS = (*DELIMITERS, ".ndjson", ".jsonl")
 LIST_ENDINGS = PLAIN_ENDINGS + COLUMN_ENDINGS
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-USUAL_COLUMNS = ("path", "image_path", "file_path", "filepath", "file", "filename", "file_name", "image", "url", "uri")
-USUAL_TEXTS = ("text", "caption", "txt", "sentence", "prompt", "title", "description")
-PEEKED_CHARACTERS = 65_536
-MAX_FIELD = 10_000_000  # characters of a CSV field, as captions and base64 may be in the column beside the path
+FIRST_LINES = 10  # of NDJSON: where none is an object, the file is something else
 
 
 class Line(NamedTuple):
-    """An entry of a list or a table."""
+    """An entry of a list or a table; with a `fault` it becomes a failure row."""
 
-    id: str | None  # None without an id column
-    entry: str | None  # the path or URL of an image, or a text; None where a text is missing
-    values: tuple[str | None, ...]  # of the columns that are copied
+    mark: str = ""  # with a fault: where it is, as it follows the file's name, ":7" in a list and "!5" in a table
+    id: str | None = None  # None without an id column
+    entry: str | None = None  # the path or URL of an image, or a text; None where a text is missing
+    values: tuple[str | None, ...] = ()  # of the columns that are copied
+    fault: InputError | None = None
 
 
 def is_list(path: str) -> bool:
@@ -54,27 +52,28 @@ def is_list(path: str) -> bool:
 def read_lines(path: str, columns: Columns) -> Iterator[Line]:
     """Read the entries of a list, in order; "-" is a plain list on standard input.
 
-    Raises:  InputError for a list that cannot be read, a missing column, a line that is not a JSON object, and an image
-             without a path.
+    Raises:  InputError for a list that cannot be read, whose form is in doubt, or without a column that is asked for.
     """
     try:
-        with _open_text(path) as file:
+        with open_text(path) as (file, begin):
             ending = Path(get_path(path)).suffix.lower()
-            if ending in COLUMN_ENDINGS:
-                yield from _make_lines(path, _read_rows(path, ending, file, columns), columns)
+            if ending in DELIMITERS:
+                yield from _read_delimited(path, ending, file, columns)
+            elif ending in COLUMN_ENDINGS:
+                yield from _read_objects(path, file, columns)
             elif columns.named:
                 found = f"has no column {columns.named[0]!r}, as plain lists have none"
                 raise InputError(path, found, " or ".join(COLUMN_ENDINGS), "Leave the column out.")
-            elif columns.kind == "texts":
-                yield from (Line(None, text, ()) for text in _split_text(file, "\n"))
             else:
-                yield from (Line(None, name, ()) for name in _read_names(file) if name)
-    except (OSError, csv.Error) as exc:
+                yield from _read_plain(file, begin, is_texts=columns.kind == "texts")
+    except OSError as exc:
         raise InputError(path, f"cannot be read ({exc})", f"a list of {columns.kind}", "Check the file.") from exc
 
 
-def make_item(line: Line, path: str, own_id: str, number: int, columns: Columns, root: str) -> Item:
+def make_item(line: Line, path: str, own_id: str, number: int, columns: Columns, root: str) -> Item | Failure:
     """Return the image that a line of a list names, or the text of line `number`, whose file is the list."""
+    if line.fault:
+        return Failure.of(Item(f"{own_id}{line.mark}", path, 0), "read", line.fault)
     if columns.kind == "texts":
         size_bytes = len((line.entry or "").encode("utf-8", "surrogatepass"))
         return Item(utf8_path(line.id or f"{own_id}!{number}"), path, size_bytes, values=(line.entry, *line.values))
@@ -84,7 +83,9 @@ def make_item(line: Line, path: str, own_id: str, number: int, columns: Columns,
 
 def locate(name: str, root: str) -> str:
     """Return where a name in a list leads: a URL and an absolute path stay, others start at `root`."""
-    return name if "://" in name else os.path.join(root, name)  # noqa: PTH118  strings: ten million paths
+    if ":" not in name:
+        return os.path.join(root, name)  # noqa: PTH118  strings: ten million paths
+    return get_local_path(name) or (name if "://" in name else os.path.join(root, name))  # noqa: PTH118
 
 
 def _make_openable(path: str) -> str:
@@ -96,97 +97,103 @@ def _make_openable(path: str) -> str:
     return path
 
 
-@contextmanager
-def _open_text(path: str) -> Generator[TextIO]:
-    if path == STDIN:
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-        yield sys.stdin
+def _read_plain(file: TextIO, begin: str, *, is_texts: bool) -> Iterator[Line]:
+    # Names between NULs may hold the ends of lines; a list of lines with a NUL in one is damaged there.
+    if not is_texts and begin.count("\0") > begin.count("\n") + begin.count("\r"):
+        yield from (Line("", None, name) for name in _split_at_nuls(file) if name)
         return
-    with open_file(path) as binary:
-        peekable = io.BufferedReader(cast("io.RawIOBase", binary))
-        if peekable.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise InputError(path, "found UTF-16", "UTF-8", "Save it as UTF-8.")
-        with io.TextIOWrapper(peekable, "utf-8-sig", "surrogateescape", "") as file:
-            yield file
+    before = ""
+    for number, text, fault in read_text_lines(file):
+        entry = text.removesuffix("\n").removesuffix("\r")
+        # An empty line between CR and CRLF is none: programs that translate the ends of lines twice write \r\r\n.
+        if entry or fault or (is_texts and not (text == "\r\n" and before.endswith("\r"))):
+            yield Line(f":{number}" if fault else "", None, entry, (), fault)
+        before = text
 
 
-def _read_names(file: TextIO) -> Iterator[str]:
-    begin = file.read(PEEKED_CHARACTERS)
-    return _split_text(file, "\0" if "\0" in begin else "\n", begin)
+def _split_at_nuls(file: TextIO) -> Iterator[str]:
+    parts: list[str] = []  # of the name that has not ended
+    while block := file.read(65_536):
+        first, *others = block.split("\0")
+        parts.append(first)
+        if others:
+            yield "".join(parts)
+            yield from others[:-1]
+            parts = others[-1:]
+    yield "".join(parts)
 
 
-def _split_text(file: TextIO, end: str, begin: str = "") -> Iterator[str]:
-    """Return the text before each `end`, and the text after the last one unless it is empty."""
-    tail = ""
-    while begin := begin or file.read(PEEKED_CHARACTERS):
-        *lines, tail = (tail + begin).split(end)
-        yield from (line.removesuffix("\r") if end == "\n" else line for line in lines)
-        begin = ""
-    if tail:
-        yield tail.removesuffix("\r") if end == "\n" else tail
+def _read_delimited(path: str, ending: str, file: TextIO, columns: Columns) -> Iterator[Line]:
+    head, entry, rows = read_rows(path, ending, read_text_lines(file), columns)
+    place, id_place = head.index(entry), head.index(columns.id) if columns.id else None
+    copied = [head.index(name) for name, _ in columns.taken]
+    for number, fields, fault in rows:
+        if fault:
+            yield Line(f":{number}", fault=fault)
+        elif not fields[place] and columns.kind != "texts":
+            yield _make_empty(f":{number}", entry, "path", "")
+        elif id_place is not None and not fields[id_place]:
+            yield _make_empty(f":{number}", columns.id, "id", "")
+        else:
+            own_id = None if id_place is None else fields[id_place]
+            yield Line("", own_id, fields[place], tuple(fields[at] for at in copied))
 
 
-def _read_rows(path: str, ending: str, file: TextIO, columns: Columns) -> Iterator[dict[str, Any]]:
-    if ending in DELIMITERS:
-        csv.field_size_limit(MAX_FIELD)
-        reader = csv.DictReader(file, delimiter=DELIMITERS[ending])
-        check_names(path, list(reader.fieldnames or ()), columns)
-        yield from reader
-        return
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as exc:
-                raise InputError(path, f"line {number} is not JSON ({exc})", "an object", "Repair it.") from exc
-            if not isinstance(row, dict):
-                raise InputError(path, f"line {number} is {type(row).__name__}", "an object", "Repair it.")
-            yield row
+def _make_empty(mark: str, column: str | None, what: str, value: Any) -> Line:
+    """Return the line of a row that has no path, or no id."""
+    where = f"line {mark[1:]}"
+    found = f"{where} has {value!r} in column {column!r}"
+    return Line(mark, fault=InputError(where, found, f"its {what}", "Repair the row, or leave it out."))
 
 
-def check_names(path: str, names: list[str], columns: Columns) -> None:
-    """Raise InputError for a column that the user named and that is not there exactly once."""
-    for name in columns.named:
-        if names.count(name) != 1:
-            count = f"{names.count(name)} columns" if name in names else "no column"
-            found = f"has {count} {name!r} among {', '.join(names)}"
-            raise InputError(path, found, "one", "Name another column, or rename it.")
-
-
-def _make_lines(path: str, rows: Iterable[dict[str, Any]], columns: Columns) -> Iterator[Line]:
+def _read_objects(path: str, file: TextIO, columns: Columns) -> Iterator[Line]:
+    lines = (line for line in read_text_lines(file) if line[1].strip() or line[2])
+    first = [_parse_object(line) for line in islice(lines, FIRST_LINES)]
+    objects = [found for _, found in first if isinstance(found, dict)]
+    if first and not objects:
+        told = [found.found for _, found in first if isinstance(found, InputError)]
+        raise InputError(path, told[0], "an object in each line", "Check that it is NDJSON.")
     entry = columns.entry
+    if objects and not entry:
+        with_one = next((one for one in objects if list_usual_columns(one, columns)), objects[0])
+        entry = find_entry_column(path, list(with_one), columns)
     copied = [name for name, _ in columns.taken]
-    texts = columns.kind == "texts"
-    missing = {*copied, *([entry] if texts and entry else [])}  # not every object has all; a text may be missing
-    required = [name for name in (None if texts else entry, columns.id) if name]
-    for number, row in enumerate(rows, 1):
-        if entry is None:
-            entry = find_usual_column(path, row, USUAL_TEXTS if texts else USUAL_COLUMNS)
-            required += [] if texts else [entry]
-        missing -= row.keys()
-        for name in required:
-            if not isinstance(row.get(name), str) or not row[name]:
-                found = f"row {number} has {row.get(name)!r} in column {name!r}"
-                remedy = "Name another with `columns.entry` or `columns.id`, or repair the row."
-                raise InputError(path, found, f"a text; its columns are {', '.join(map(str, row))}", remedy)
-        value = row.get(entry)
-        values = tuple(_to_text(row.get(name), is_text=name == columns.text) for name in copied)
-        yield Line(row[columns.id] if columns.id else None, value if isinstance(value, str) else None, values)
+    missing = {name for name in (columns.entry, columns.id, *copied) if name}  # not every object has all
+    for number, row in chain(first, map(_parse_object, lines)):
+        if isinstance(row, InputError):
+            yield Line(f":{number}", fault=row)
+        else:
+            missing -= row.keys()
+            yield _make_line(f":{number}", row, entry or "", copied, columns)
     if missing:
         raise InputError(path, f"none of its rows has a column {sorted(missing)[0]!r}", "one", "Name another column.")
+
+
+def _parse_object(line: TextLine) -> tuple[int, dict[str, Any] | InputError]:
+    """Return a line's number, and its object or what is wrong with it."""
+    number, text, fault = line
+    if fault:
+        return number, fault
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        return number, make_line_error(number, f"is not JSON ({exc})", "an object")
+    if not isinstance(row, dict):
+        return number, make_line_error(number, f"is {type(row).__name__}", "an object")
+    return number, row
+
+
+def _make_line(mark: str, row: dict[str, Any], entry: str, copied: Iterable[str], columns: Columns) -> Line:
+    value = row.get(entry)
+    if columns.kind != "texts" and not (isinstance(value, str) and value):
+        return _make_empty(mark, entry, "path", value)
+    own_id = row.get(columns.id) if columns.id else None
+    if columns.id and (isinstance(own_id, bool) or not isinstance(own_id, (str, int)) or own_id == ""):
+        return _make_empty(mark, columns.id, "id", own_id)
+    values = tuple(_to_text(row.get(name), is_text=name == columns.text) for name in copied)
+    return Line(mark, str(own_id) if columns.id else None, value if isinstance(value, str) else None, values)
 
 
 def _to_text(value: Any, *, is_text: bool) -> str | None:
     """Return a value to copy: a text as it is, others of NDJSON as JSON; a caption that is no text is missing."""
     return value if value is None or isinstance(value, str) else None if is_text else json.dumps(value)
-
-
-def find_usual_column(path: str, names: Iterable[str], usual: Container[str] = USUAL_COLUMNS) -> str:
-    """Return the one column with a usual name. Raises: InputError where there is none, or several."""
-    candidates = [name for name in names if str(name).lower() in usual]
-    if len(candidates) != 1:
-        wanted = "name images" if usual is USUAL_COLUMNS else "be the texts"
-        count = f"{len(candidates)} columns that may {wanted}" if candidates else f"no column that seems to {wanted}"
-        listed = ", ".join(map(str, names))
-        raise InputError(path, f"has {count} among {listed}", "one", "Name it with `columns.entry`.")
-    return candidates[0]

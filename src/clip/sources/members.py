@@ -15,6 +15,7 @@ from ..images.formats import SNIFF_BYTES, begins_like_image
 from ..records import ContainerPart, Failure, Item, Member, id_hash, utf8_path
 from .folders import has_image_name, matches, split_glob
 from .remote.client import make_size_error
+from .sidecars import is_sidecar, read_values
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -39,6 +40,11 @@ class Selection:
     root: str  # where relative paths start; the current folder if empty
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a member, or a folder that it is in, has a name that begins with a dot."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
 class PartReader:
     """Choose the images of a container's part, name them, and read them within a limit; count the others."""
 
@@ -50,17 +56,28 @@ class PartReader:
         self._globs = [split_glob(glob) for glob in selection.globs]
         self._seen: set[int] = set()
 
+    @property
+    def takes_sidecars(self) -> bool:
+        """Whether the files beside an image are asked for."""
+        return bool(self.selection.columns.taken)
+
     def choose(self, name: str) -> str | None:
         """Return the id for a member of this name; None, and count it, if it is hidden or no image by its name."""
         name = name.removeprefix("./")
         parts = name.split("/")
-        if any(part.startswith(".") and part not in (".", "..") for part in parts):
+        if is_hidden(name):
             self.ignored["hidden"] += 1
+        elif self.takes_sidecars and is_sidecar(name):
+            self.ignored["caption or metadata"] += 1
         elif not any(matches(parts, glob) for glob in self._globs) if self._globs else has_image_name(name) is False:
             self.ignored["not an image"] += 1
         else:
-            return self.make_unique(f"{self._part.name}!{utf8_path(name)}")
+            return self.make_unique(self.make_id(name))
         return None
+
+    def make_id(self, name: str) -> str:
+        """Return the id of a member of this name."""
+        return f"{self._part.name}!{utf8_path(name)}"
 
     def make_unique(self, own_id: str) -> str:
         """Return an id, with ~2 after it if it is the second of its name in the part, and so on."""
@@ -71,15 +88,26 @@ class PartReader:
         self._seen.add(id_hash(unique))
         return unique
 
-    def read(self, own_id: str, name: str, size_bytes: int, read: Callable[[], bytes]) -> Member | Failure | None:
-        """Read a member; return None, and count it, if it has no extension and does not begin like an image."""
+    def read(
+        self,
+        own_id: str,
+        name: str,
+        size_bytes: int,
+        read: Callable[[], bytes],
+        find: Callable[[str], bytes | None] | None = None,
+    ) -> Member | Failure | None:
+        """Read a member; return None, and count it, if it has no extension and does not begin like an image.
+
+        `find` returns the bytes of another member, which may be beside it, or None where there is none.
+        """
         if size_bytes > self.max_bytes:
             return self.fail_size(own_id, size_bytes)
         data = read()
         if not self._globs and has_image_name(name) is None and not begins_like_image(data[:SNIFF_BYTES]):
             self.ignored["not an image"] += 1
             return None
-        return self.make_member(own_id, data)
+        values = read_values(name, find, self.selection.columns)[0] if find and self.takes_sidecars else ()
+        return self.make_member(own_id, data, values)
 
     def make_member(self, own_id: str, data: bytes, values: tuple[str | None, ...] = ()) -> Member | Failure:
         """Return a member with its bytes; a Failure if they are more than allowed."""

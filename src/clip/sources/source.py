@@ -6,6 +6,7 @@
     list.txt, -          paths, one per line; .csv, .tsv, .ndjson by a column; .parquet by a column of texts
     a.tar, b.tar.gz      archives, read from front to back; each is a shard
     c.zip, d.parquet     archives and tables that hold images; shards of at most `shard_size`, or of a row group
+    e.arrow, dataset/    a table, and a dataset of Hugging Face as `save_to_disk` writes it: saved_dataset.py
     '{000..127}.tar'     each of them; so does {a,b}
     s3://, gs://, https://  any of these on a server, but for folders and patterns over HTTP: remote/client.py
 
@@ -35,7 +36,9 @@ from .inputs import check_input, explain_nothing, is_folder, is_pattern
 from .kinds import find_container
 from .lists import is_list, make_item, read_lines
 from .members import PartReader, Selection
-from .remote.client import get_path, is_remote
+from .remote.client import get_local_path, get_path, is_remote
+from .saved_dataset import list_dataset_files
+from .sidecars import KEY, MAX_BYTES, list_endings, read_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -57,11 +60,17 @@ class Source:
     @property
     def selection(self) -> Selection:
         """What is taken of the files."""
-        return Selection(self.globs, self.columns, self.root)
+        return Selection(self.globs, self.columns, get_local_path(self.root) or self.root)
 
     def expand(self) -> list[str]:
-        """Return the inputs with their braces written out; an input that exists as it is stays."""
-        return [name for given in self.inputs for name in ([given] if os.path.lexists(given) else expand_braces(given))]
+        """Return the inputs with their braces written out, and as paths where they are URIs of this machine.
+
+        An input that exists as it is stays.
+        """
+        names = (
+            name for given in self.inputs for name in ([given] if os.path.lexists(given) else expand_braces(given))
+        )
+        return [name if os.path.lexists(name) else get_local_path(name) or name for name in names]
 
     def with_types(self) -> Source:
         """Return the source with the types of its copied columns: those of the first table, or text for a list.
@@ -71,7 +80,9 @@ class Source:
         if not self.columns.keep:
             return self
         name = self.expand()[0]
-        if is_folder(name) or is_pattern(name):
+        if (files := list_dataset_files(name)) is not None:
+            name = os.path.join(name, files[0]) if files else name  # noqa: PTH118
+        elif is_folder(name) or is_pattern(name):
             first = next(self._walk(name, Counter()), None)
             name = first.path if isinstance(first, Item) else name
         container = find_container(name)
@@ -99,10 +110,14 @@ class Source:
     def _list_input(
         self, name: str, shard_size: int, ignored: Counter[str], known: Iterable[Item], scratch: Path | None
     ) -> Iterator[Entry]:
+        if not self.globs and (files := list_dataset_files(name)) is not None:
+            for file in files:
+                yield from self._list_parts(os.path.join(name, file), utf8_path(file), shard_size) or ()  # noqa: PTH118
+            return
         if is_folder(name) or is_pattern(name):
             walked = self._walk(name, ignored, known, scratch)
             chosen = bool(self.globs) or is_pattern(name)
-            yield from self._unpack(walked, shard_size, ignored) if chosen else map(self._check_columns, walked)
+            yield from self._add_values(name, self._unpack(walked, shard_size, ignored) if chosen else walked)
             return
         own_id = utf8_path(Path(get_path(name)).name)
         if is_list(name):
@@ -110,7 +125,7 @@ class Source:
         elif (parts := self._list_parts(name, own_id, shard_size)) is not None:
             yield from parts
         else:
-            yield self._check_columns(Item(own_id, name, *stat_file(name)))
+            yield from self._add_values(name, [Item(own_id, name, *stat_file(name))])
 
     def _walk(
         self, name: str, ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None
@@ -138,16 +153,13 @@ class Source:
             elif (parts := self._list_parts(entry.path, entry.id, shard_size)) is not None:
                 yield from parts
             else:
-                yield self._check_columns(entry)
+                yield entry
 
-    def _list_lines(self, path: str, own_id: str) -> Iterator[Item]:
-        for name, kind in self.columns.taken:
-            if kind != TEXT:
-                found = f"column {name!r} holds texts, as in every list"
-                remedy = "Name the list first, and all become texts."
-                raise InputError(path, found, f"{kind} as in the first table", remedy)
+    def _list_lines(self, path: str, own_id: str) -> Iterator[Item | Failure]:
+        self._check_types(path)
+        root = self.selection.root
         for number, line in enumerate(read_lines(path, self.columns)):
-            yield make_item(line, path, own_id, number, self.columns, self.root)
+            yield make_item(line, path, own_id, number, self.columns, root)
 
     def _list_parts(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:
         """List the parts of a container, or what a table names; None for another file."""
@@ -155,17 +167,44 @@ class Source:
         if container is None:
             return None
         if not isinstance(container, Table):
-            self._check_columns(Item(own_id, path, 0))
+            self._check_types(path)
+            if self.columns.kind == "texts":
+                self._check_place(Item(own_id, path, 0))
         return container.parts(path, own_id, shard_size, self.selection)
 
-    def _check_columns(self, entry: Item | Failure) -> Item | Failure:
-        """Return an entry of a file without columns. Raises: InputError if columns or texts are asked for."""
-        names = [name for name, _ in self.columns.taken]
-        if isinstance(entry, Item) and (names or self.columns.kind == "texts"):
-            wanted = f"column {names[0]!r}" if names else "texts"
+    def _add_values(self, name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Yield the entries of an input, images with what the files beside them say of the columns.
+
+        Raises:  InputError where texts are asked for, for images on servers, and where no image has such a file.
+        """
+        endings, asked = list_endings(self.columns), False
+        found: set[str] = set()
+        for entry in entries:
+            if isinstance(entry, Item) and not entry.values and (self.columns.taken or self.columns.kind == "texts"):
+                self._check_types(entry.path)
+                self._check_place(entry)
+                entry, beside = _read_beside(entry, self.columns)
+                asked, found = True, found | beside
+            yield entry
+        if asked and endings and not found:
+            column = next(column for column, _ in self.columns.taken if column != KEY)
+            wanted = f"column {column!r} in one, or in a .txt or .json beside an image"
+            remedy = "Leave it out, or pass the list or table that names it."
+            raise InputError(name, "found neither a list nor a table", wanted, remedy)
+
+    def _check_place(self, entry: Item) -> None:
+        if self.columns.kind == "texts" or is_remote(entry.path):
+            wanted = "texts" if self.columns.kind == "texts" else f"column {self.columns.taken[0][0]!r}"
             remedy = "Leave it out, or pass the list or table that names it."
             raise InputError(entry.path, "found neither a list nor a table", f"{wanted} in one", remedy)
-        return entry
+
+    def _check_types(self, path: str) -> None:
+        """Raise InputError for columns that are to have other types than text in what has texts alone."""
+        for name, kind in self.columns.taken:
+            if kind != TEXT:
+                found = f"column {name!r} holds texts, as in every list"
+                remedy = "Name the list first, and all become texts."
+                raise InputError(path, found, f"{kind} as in the first table", remedy)
 
     def shards(
         self,
@@ -199,6 +238,22 @@ class Source:
             return
         with file, closing(container.members(file, part, reader)) as outcomes:
             yield from islice(outcomes, part.limit)
+
+
+def _read_beside(item: Item, columns: Columns) -> tuple[Item | Failure, set[str]]:
+    """Return an image of this machine with its values, and which files are beside it."""
+
+    def read(path: str) -> bytes | None:
+        try:
+            return read_file(Item(path, path, 0), MAX_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    try:
+        values, found = read_values(item.path, read, columns)
+    except (OSError, InputError) as exc:
+        return Failure.of(item, "read", exc), set(list_endings(columns))
+    return replace(item, values=values), found
 
 
 def _limit(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:

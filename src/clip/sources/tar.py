@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ..records import ContainerPart, Failure, Member
 from .files import CHUNK_BYTES, stat_file
-from .members import DAMAGE, PartReader, Selection
+from .members import DAMAGE, PartReader, Selection, is_hidden
+from .samples import Samples
+from .sidecars import identify, is_sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -36,11 +38,12 @@ class TarArchive:
 
     def parts(self, path: str, own_id: str, shard_size: int, selection: Selection) -> Iterator[ContainerPart]:  # noqa: ARG002
         """Return the one part. Raises: InputError where a server has no such file."""
-        yield ContainerPart(own_id, path, *stat_file(path))
+        yield ContainerPart(own_id, path, *stat_file(path), columns=identify(selection.columns))
 
     def members(self, file: BinaryIO, part: ContainerPart, reader: PartReader) -> Generator[Member | Failure]:  # noqa: ARG002
         """Read the images of an archive, in order; the failure of the rest is the last outcome."""
         ends: list[Exception] = []
+        samples = Samples(reader) if reader.takes_sidecars else None
         try:
             with _decompress(file) as plain:
                 with tarfile.open(
@@ -48,15 +51,33 @@ class TarArchive:
                 ) as archive:
                     while (header := archive.next()) is not None:
                         archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  or it keeps all headers
-                        if (outcome := _read_member(archive, header, reader)) is not None:
+                        if samples is not None and header.isreg() and not is_hidden(header.name):
+                            yield from _take_member(archive, header, reader, samples)
+                        elif (outcome := _read_member(archive, header, reader)) is not None:
                             yield outcome
                 if not ends or type(ends[-1]).__name__ != END_MARK:  # tarfile accepts a cut archive as complete
                     raise tarfile.ReadError(f"no end mark: {ends[-1] if ends else 'it stops'}")
                 for _ in range(0, DRAINED_BYTES, CHUNK_BYTES):
                     if not plain.read(CHUNK_BYTES):
                         break
+                if samples is not None:
+                    yield from samples.end()
         except DAMAGE as exc:
+            if samples is not None:
+                yield from samples.end(is_cut=True)
             yield reader.fail_rest(exc)
+
+
+def _take_member(
+    archive: tarfile.TarFile, header: tarfile.TarInfo, reader: PartReader, samples: Samples
+) -> Iterator[Member | Failure]:
+    """Put a member into its sample; yield the images of the sample that ends before it."""
+    yield from samples.begin(header.name)
+    if is_sidecar(header.name):
+        reader.choose(header.name)  # which counts it
+        samples.add_beside(header.name, header.size, cast("BinaryIO", archive.extractfile(header)).read)
+    elif (outcome := _read_member(archive, header, reader)) is not None:
+        samples.add_image(header.name, outcome)
 
 
 def _read_member(archive: tarfile.TarFile, header: tarfile.TarInfo, reader: PartReader) -> Member | Failure | None:

@@ -14,9 +14,11 @@ from ..errors import InputError
 from ..records import ContainerPart, Failure, Item, Member
 from .files import CHUNK_BYTES, open_file, stat_file
 from .members import CHANGED, DAMAGE, PartReader, Selection
+from .remote.client import make_size_error
+from .sidecars import MAX_BYTES, identify, is_sidecar
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # before a member: signature, version, flags, method, ..., sizes, lengths
@@ -30,7 +32,7 @@ class ZipArchive:
 
     endings: tuple[str, ...] = (".zip",)
 
-    def parts(self, path: str, own_id: str, shard_size: int, selection: Selection) -> Iterator[ContainerPart | Failure]:  # noqa: ARG002
+    def parts(self, path: str, own_id: str, shard_size: int, selection: Selection) -> Iterator[ContainerPart | Failure]:
         """List the parts, with their numbers of entries that are not folders.
 
         Raises:  InputError where a server has no such file.
@@ -43,12 +45,13 @@ class ZipArchive:
             error = InputError(path, f"cannot be read ({exc})", remedy="Check its permissions.")
             yield replace(Failure.of(Item(own_id, path, 0), "read", exc), message=error.reason)
             return
+        columns = identify(selection.columns)
         if count is None:
-            yield ContainerPart(own_id, path, *status)
+            yield ContainerPart(own_id, path, *status, columns=columns)
             return
         for start in range(0, count, shard_size):
             stop = min(start + shard_size, count)
-            yield ContainerPart(own_id, path, *status, start, stop, stop - start)
+            yield ContainerPart(own_id, path, *status, start, stop, stop - start, columns=columns)
 
     def members(self, file: BinaryIO, part: ContainerPart, reader: PartReader) -> Generator[Member | Failure]:
         """Read the images of a part. A damaged member becomes a failure; the others can still be read.
@@ -65,9 +68,18 @@ class ZipArchive:
                 yield reader.fail_rest(exc)
             return
         with archive:
-            headers = _list_files(archive)[part.start : part.stop]
+            listed = _list_files(archive)
+            beside = {one.filename: one for one in listed if reader.takes_sidecars and is_sidecar(one.filename)}
+
+            def find(name: str) -> bytes | None:
+                header = beside.get(name)
+                if header is not None and header.file_size > MAX_BYTES:
+                    raise make_size_error(name, f"{header.file_size:,}", MAX_BYTES)
+                return None if header is None else _read_bytes(archive, header)
+
+            headers = listed[part.start : part.stop]
             for header in headers:
-                if (outcome := _read_member(archive, header, reader)) is not None:
+                if (outcome := _read_member(archive, header, reader, find)) is not None:
                     yield outcome
             if len(headers) < (part.members or 0):
                 yield reader.fail_rest(OSError(CHANGED))
@@ -86,14 +98,16 @@ def _list_files(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return [header for header in archive.infolist() if not header.is_dir()]
 
 
-def _read_member(archive: zipfile.ZipFile, header: zipfile.ZipInfo, reader: PartReader) -> Member | Failure | None:
+def _read_member(
+    archive: zipfile.ZipFile, header: zipfile.ZipInfo, reader: PartReader, find: Callable[[str], bytes | None]
+) -> Member | Failure | None:
     if stat.S_ISLNK(header.external_attr >> 16):
         reader.ignored["link to a file"] += 1
         return None
     if (own_id := reader.choose(header.filename)) is None:
         return None
     try:
-        return reader.read(own_id, header.filename, header.file_size, lambda: _read_bytes(archive, header))
+        return reader.read(own_id, header.filename, header.file_size, lambda: _read_bytes(archive, header), find)
     except DAMAGE as exc:
         return reader.fail(own_id, exc)
 
@@ -126,7 +140,10 @@ def _salvage(file: BinaryIO, reader: PartReader, lost: Exception) -> Iterator[Me
             file.seek(end + (_measure_descriptor(file, end) if flags & SIZES_FOLLOW else 0))
             if name.endswith("/") or (own_id := reader.choose(name)) is None:
                 continue
-            if (outcome := reader.read(own_id, name, len(data), lambda: data)) is not None:  # noqa: B023  called at once
+            if reader.takes_sidecars:
+                found = "what is beside it is not known, as the archive's list is gone"
+                yield reader.fail(own_id, InputError(own_id, found, remedy="Restore the archive."))
+            elif (outcome := reader.read(own_id, name, len(data), lambda: data)) is not None:  # noqa: B023  called at once
                 yield outcome
     except DAMAGE as exc:
         lost = exc

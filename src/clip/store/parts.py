@@ -66,7 +66,7 @@ def embedding_schema(manifest: Manifest) -> pa.Schema:
         fields += [("sha256", pa.string())]
     if manifest.kind != "images":
         fields += [("text", pa.string())]
-    return pa.schema(fields + [(name, pa.type_for_alias(kind)) for name, kind in manifest.columns.kept])
+    return pa.schema(fields + [(name, pa.type_for_alias(kind)) for name, kind in manifest.columns.written])
 
 
 def vector_columns(schema: pa.Schema) -> list[str]:

@@ -189,6 +189,38 @@ def test_redirects_are_followed_and_encoded_bodies_are_decoded(cloud: Cloud) -> 
     assert "the server" in str(outcome(url_of(cloud, "http", "photos/09.jpg")))
 
 
+@pytest.mark.parametrize(
+    ("location", "asked"),
+    [
+        ("?sig=a%27b%2Cc%2Fd%2fe%7E+f&g=(h)*'!;=$", None),
+        ("?sig=%E9%&x=%zz", None),  # not UTF-8, and not even hexadecimal
+        ("?name=a b&sig=%2F", "?name=a%20b&sig=%2F"),
+        ("?name=é&sig=%2F", "?name=%C3%A9&sig=%2F"),
+    ],
+)
+def test_a_redirect_is_followed_as_it_is_written(cloud: Cloud, location: str, asked: str | None) -> None:
+    """An address may be signed over its raw query; curl asks for the same bytes."""
+    sent = location.encode().decode("latin-1")  # as headers are written
+    for base in ("", "/bucket/photos/%30%39.jpg", f"{cloud.url}/bucket/photos/09.jpg"):
+        cloud.targets.clear()
+        cloud.scripts[IMAGE] = [f"to {base}{sent}"]
+        assert outcome(url_of(cloud, "http", "photos/09.jpg")) == cloud.files[IMAGE]
+        path = base.removeprefix(cloud.url) or IMAGE
+        assert cloud.targets[1] == path + (asked or location)
+
+
+def test_only_what_may_pass_is_worth_another_try(cloud: Cloud) -> None:
+    cloud.scripts[IMAGE] = ["403", "503", "503", "503", "400"]
+    url = url_of(cloud, "http", "photos/09.jpg")
+    assert "Check the credentials, or get an address whose signature has not expired." in str(outcome(url))
+    assert "Try again later, with update=True." in str(outcome(url))
+    assert str(outcome(url)).endswith("Check the address.")
+    cloud.scripts["/bucket/a.tar"] = ["403", "404"]
+    for told in ("Check the credentials", "Check the address"):
+        with pytest.raises(InputError, match=told):
+            entries_of(url_of(cloud, "http", "a.tar"))
+
+
 @pytest.mark.parametrize("scheme", ["http", "s3", "gs"])
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip", "a.parquet"])
 def test_archives_are_whole_after_all_that_passes(cloud: Cloud, scheme: str, name: str) -> None:
@@ -216,7 +248,7 @@ def members(pack: object) -> list[Member | Failure | Item]:
 def test_a_file_that_changes_while_it_is_read_gives_what_stands_before_and_one_failure(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, scheme: str, name: str
 ) -> None:
-    monkeypatch.setattr("clip.sources.parquet.ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("clip.sources.tables.ROWS_AT_A_TIME", 2)
     (pack,) = entries_of(url_of(cloud, scheme, name))
     whole = members(pack)
     content = cloud.files[f"/bucket/{name}"]

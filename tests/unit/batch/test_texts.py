@@ -355,7 +355,7 @@ def test_what_has_no_columns_is_refused_where_they_are_asked_for(
         ({"texts": True, "isolate": True}, "texts: found options of images too. Leave out isolate"),
         ({"texts": True, "text_column": "a"}, r"texts: found options of images too. Leave out columns\.text"),
         ({"texts": True, "orient": "exif"}, r"texts: found options of images too. Leave out decode\.orient"),
-        ({"keep": ("width",)}, "keep: found 'width', which OUT has already"),
+        ({"keep": ("Width", "kept_width")}, "keep: found 'kept_width', which it has already"),
         ({"keep": ("a", "a")}, "keep: found 'a'"),
         ({"long_text": "other"}, "long_text: found 'other'"),
     ],
@@ -463,9 +463,12 @@ def test_repeated_ids_are_compared_with_their_own_rows(text_weights: Path, photo
     assert not verify(VerifyJob(output=tmp_path / "out", sample=3)).problems
 
 
-def test_utf_16_and_repeated_columns_are_told(text_weights: Path, tmp_path: Path) -> None:
+def test_utf_16_is_read_by_its_mark_and_repeated_columns_are_told(text_weights: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("one\ntwo\n".encode("utf-16"))
-    with pytest.raises(InputError, match="found UTF-16, expected UTF-8"):
+    rows, _ = embedded(tmp_path / "out", text_weights, tmp_path / "a.txt", texts=True)
+    assert rows.column("text").to_pylist() == ["one", "two"]
+    (tmp_path / "a.txt").write_bytes("one\ntwo\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="looks like UTF-16 without a byte order mark, expected UTF-8"):
         embedded(tmp_path / "out", text_weights, tmp_path / "a.txt", texts=True)
     (tmp_path / "a.csv").write_text("text,text\na,b\n")
     with pytest.raises(InputError, match="has 2 columns 'text' among text, text, expected one"):

@@ -260,7 +260,7 @@ def test_a_precision_that_does_not_run_this_network_is_left_out(
             "min_cosine: found 0.9 with '-' as input, expected an input that can be read twice",
         ),
         ({"precision": "int8", "source": ("a", "-")}, "precision: found int8 with '-' as input"),
-        ({"keep": ("Width",)}, "keep: found 'Width', which OUT has already"),
+        ({"keep": ("a", "A")}, "keep: found 'A', which it has already"),
         ({"min_cosine": 0.0}, "min_cosine: found 0.0"),
         ({"min_cosine": 1.5}, "min_cosine: found 1.5"),
         ({"min_cosine": float("nan")}, "min_cosine: found nan"),

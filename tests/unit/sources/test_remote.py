@@ -196,7 +196,7 @@ def test_a_name_may_have_a_query_or_what_no_name_of_a_url_may_hold(cloud: Cloud)
     ("name", "says"),
     [
         ("nowhere://a/b.jpg", "Protocol not known: nowhere"),
-        ("file:///a.jpg", "is on this machine"),
+        ("file://host/a.jpg", "names a file of another machine"),
         ("http://host/a.html", "nothing that we read"),
         ("http://host/a/", "a web server lists nothing"),
     ],

@@ -9,7 +9,9 @@ downloaded to a temporary file without a name.
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import os
 import re
 import shutil
 import tempfile
@@ -17,7 +19,7 @@ import time
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from ...errors import InputError
 from ...retry import Patience
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+LOCAL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?!//))(/.*)", re.IGNORECASE | re.DOTALL)
 PATTERN_IN_URL = re.compile(r"[*\[]")
 # Of a requested part; doubled while the parts are consecutive: few requests for a tar, small ones for a zip's list. One
 # long answer would be cut by servers when the model is slower than the network.
@@ -56,6 +59,17 @@ PATIENCE = RequestPatience()
 def is_remote(name: str) -> bool:
     """Whether a name is a URL."""
     return REMOTE.match(name) is not None
+
+
+def get_local_path(name: str) -> str | None:
+    """Return the path that a URI of this machine means, %20 and the like decoded; None for any other name."""
+    local = LOCAL.fullmatch(name)
+    if local is None:
+        return None
+    try:
+        return os.fsdecode(unquote_to_bytes(os.fsencode(local[1])))
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can spell it
+        return local[1]
 
 
 def can_list(url: str) -> bool:
@@ -90,7 +104,7 @@ def get_status(url: str) -> Status:
     try:
         return wait_for(_retry(lambda: _await_answer(get_server(get_scheme(url)).get_status(url))))
     except OSError as exc:
-        raise InputError(url, f"{exc}", "a file", "Check the address, or try again later.") from exc
+        raise InputError(url, f"{exc}", "a file", f"{_suggest(exc)}.") from exc
 
 
 def list_files(prefix: str) -> Iterator[tuple[str, Status]]:
@@ -104,7 +118,7 @@ def list_files(prefix: str) -> Iterator[tuple[str, Status]]:
             if token is None:
                 return
     except OSError as exc:
-        raise InputError(prefix, f"cannot be listed ({exc})", "names", "Check it, or try again later.") from exc
+        raise InputError(prefix, f"cannot be listed ({exc})", "names", f"{_suggest(exc)}.") from exc
 
 
 def read(url: str, max_bytes: int) -> bytes:
@@ -138,8 +152,15 @@ async def fetch(url: str, max_bytes: int, reserve: Callable[[int], Awaitable[Non
     try:
         return await _retry(attempt)
     except OSError as exc:
-        remedy = "Check the address." if isinstance(exc, FileNotFoundError) else "Try again later, with update=True."
-        raise type(exc)(f"{exc}, expected the file. {remedy}") from exc
+        again = ", with update=True" if isinstance(exc, ConnectionError) else ""
+        raise type(exc)(f"{exc}, expected the file. {_suggest(exc)}{again}.") from exc
+
+
+def _suggest(exc: OSError) -> str:
+    """Return what helps against a request that failed: only what passes by itself is worth another try."""
+    if isinstance(exc, PermissionError):
+        return "Check the credentials, or get an address whose signature has not expired"
+    return "Try again later" if isinstance(exc, ConnectionError) else "Check the address"
 
 
 def open_(url: str, as_listed: tuple[int, int] | None = None) -> BinaryIO:
@@ -229,6 +250,13 @@ async def _receive(answer: Answer, take: Callable[[int, bytes], Awaitable[None]]
     return decoded
 
 
+def _make_changed_error() -> OSError:
+    """Return the error for a file of two versions; its errno tells it from what libraries raise over damaged bytes."""
+    error = OSError(CHANGED)
+    error.errno = errno.ESTALE
+    return error
+
+
 class _RangedFile(io.RawIOBase):
     """A file on a server, read in parts, all of the version that the first request found."""
 
@@ -254,7 +282,7 @@ class _RangedFile(io.RawIOBase):
         answer = await _await_answer(self._server.get(self._url, start, stop))
         if answer.status != self.status:
             answer.close()
-            raise OSError(CHANGED)
+            raise _make_changed_error()
         if answer.start != start:
             answer.close()
             raise TransportError("the server sends another part than the requested one", retryable=True)
@@ -334,7 +362,7 @@ def _download(url: str, expected: Status) -> BinaryIO:
         answer = await _await_answer(get_server(get_scheme(url)).get(url, 0, None))
         if (answer.status.etag, answer.status.modified_s) != (expected.etag, expected.modified_s):
             answer.close()
-            raise OSError(CHANGED)
+            raise _make_changed_error()
         await _receive(answer, take)
 
     try:

@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 from ...errors import InputError
 from ...retry import Patience
 from .protocol import FORBIDDEN, GONE, Answer, Server, Status, TransportError, describe, make_refusal, parse_time
+from .session import describe_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,10 +47,10 @@ def get_server(scheme: str) -> Server:
     import fsspec
 
     if scheme in ("file", "local"):
-        raise InputError(f"{scheme}://", "is on this machine", "a path", f"Name it without {scheme}://.")
+        raise InputError(f"{scheme}://", "names a file of another machine, or none", "a path", "Name it by its path.")
     try:
         if scheme in HTTP:
-            return _Http(_make_filesystem("http", {"client_kwargs": {"auto_decompress": False, "trust_env": True}}))
+            return _Http(_make_filesystem("http", {"client_kwargs": {**describe_session(), "trust_env": True}}))
         if scheme in S3:
             timeout_s = Patience.timeout_s
             config = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"total_max_attempts": 1}}
@@ -57,7 +58,7 @@ def get_server(scheme: str) -> Server:
             filesystem.retries = 1  # client.py retries
             return _S3(scheme, filesystem)
         if scheme in GS:
-            return _Gs(scheme, _make_filesystem("gs", {"session_kwargs": {"auto_decompress": False}}))
+            return _Gs(scheme, _make_filesystem("gs", {"session_kwargs": describe_session()}))
         fsspec.get_filesystem_class(scheme)
     except ImportError as exc:
         remedy = "Run: pip install 'clip-turbo[remote]'"
@@ -209,7 +210,8 @@ class _S3:
                 code = response["ResponseMetadata"].get("HTTPStatusCode", 0)
                 raise make_refusal(code, response.get("Error", {}).get("Code", "")) from exc
             if any(isinstance(cause, exceptions.NoCredentialsError) for cause in causes):
-                raise TransportError("no credentials (AWS_ACCESS_KEY_ID..., or FSSPEC_S3='{\"anon\": true}')") from exc
+                found = "no credentials (AWS_ACCESS_KEY_ID..., or FSSPEC_S3='{\"anon\": true}')"
+                raise TransportError(found, code=FORBIDDEN[0]) from exc
             lasting = isinstance(exc, exceptions.BotoCoreError) and not isinstance(exc, exceptions.HTTPClientError)
             raise TransportError(f"the server cannot be reached ({describe(exc)})", retryable=not lasting) from exc
 
