@@ -47,6 +47,8 @@ class Handouts:
 
 def note_handout(model: nn.Module, name: str) -> None:
     """Note that a part of a model, or all its modules or parameters, is handed out and may be changed from now on."""
+    if torch.compiler.is_compiling():  # it has the part while it traces only
+        return
     paths = model.__dict__.get("_fast_paths")
     if paths is not None:
         paths.note_handout(name)
@@ -93,12 +95,11 @@ class Watch:
         self._owners = [owners[id(value)] + listed - 1 + _ONE_OWNER for value in self._objects]
 
     def look_at_tensors(self) -> str | None:
-        """Take the tensors' memory and versions as they are; return what bars them from the lean graph."""
-        self._storages = [
-            tensor.untyped_storage() for tensor in self.tensors
-        ]  # held: once a tensor has another, it has one user less
+        """Take the tensors' memory, versions and addresses as they are; return what bars them from the lean graph."""
+        self._storages = [tensor.untyped_storage() for tensor in self.tensors]  # held, so that no address is used again
         self._pointers = [storage._cdata for storage in self._storages]  # pyright: ignore[reportPrivateUsage]
         self._users = [2] * len(self._pointers)  # the tensor, and `_storages`
+        self._addresses = list(map(Tensor.data_ptr, self.tensors))
         try:
             self._versions = list(map(_version, self.tensors))
         except RuntimeError:
@@ -131,8 +132,9 @@ class Watch:
             return False
 
     def weights_show_no_change(self) -> bool:
-        """Return whether the versions of all tensors are the same; a `p.data = ` shows in `is_held`."""
-        return list(map(_version, self.tensors)) == self._versions
+        """Return whether versions and addresses of all tensors are the same."""
+        versions, addresses = map(_version, self.tensors), map(Tensor.data_ptr, self.tensors)
+        return list(versions) == self._versions and list(addresses) == self._addresses
 
     def is_held(self) -> bool:
         """Return whether somebody holds a module or a tensor of the tower, or memory of one, and so may write to it."""
