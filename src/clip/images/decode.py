@@ -18,7 +18,7 @@ from ..errors import ImageError
 from ..jobs.options import DecodeOptions, Limits, PixelMode
 from ..network.records import PreprocessSettings
 from ..records import Failure, Item, Pixels, Row, Stage
-from .adjust import adjust, count_held_images, is_stored_turned
+from .adjust import adjust, count_held_images, is_stored_turned, read_orientation
 from .bomb_check import is_above_limit, unchecked
 from .ending import describe_ending
 from .fast import FAST_MODES, shrink_on_load, to_pixels_fast
@@ -30,6 +30,7 @@ from .open import (
     check_program_limit,
     is_encoded,
     make_failure,
+    make_size_error,
     open_encoded,
     open_image,
     read_bytes,
@@ -127,12 +128,12 @@ def read_pixels_of(
 
     def use_exactly(image: Image.Image) -> np.ndarray:
         opened()
-        check_program_limit(image)
+        check_program_limit(image.size)
         return to_pixels(image, settings)
 
     def use(image: Image.Image) -> np.ndarray:
         opened()
-        check_program_limit(image)
+        check_program_limit(image.size)
         size = image.size
         divisor = shrink_on_load(image, settings.resolution_px, DecodeOptions())
         return _to_pixels_near(image, size, divisor, settings)
@@ -196,7 +197,11 @@ class _Decoder:
                     array = to_pixels(adjusted, settings)
                 else:
                     array = _to_pixels_near(adjusted, (width, height), divisor, settings)
-            row = Row(item.id, item.path, width, height, image.format or "", self.size_bytes, values=item.values)
+            is_unread = options.orient == "exif" and read_orientation(image) is None
+            warning = "the EXIF data cannot be read, so the image is not turned" if is_unread else None
+            row = Row(
+                item.id, item.path, width, height, image.format or "", self.size_bytes, None, warning, item.values
+            )
             return Pixels(row, array, stored_turned=options.orient == "none" and (is_turned or is_stored_turned(image)))
         except Exception as exc:  # noqa: BLE001  as in decode
             return make_failure(item, stage, exc, image.format)
@@ -213,12 +218,10 @@ def _to_pixels_near(
 def _check_size(width: int, height: int, limits: Limits) -> None:
     """Refuse an image for its size alone. Raises: ImageError."""
     if width * height > limits.max_pixels:
-        bound, remedy = f"at most {limits.max_pixels:,} pixels", "Shrink it, or raise `max_pixels`."
-    elif limits.max_aspect is not None and max(width, height) > limits.max_aspect * min(width, height) > 0:
-        bound, remedy = f"sides of at most {limits.max_aspect:g} to 1", "Crop it, or raise `max_aspect`."
-    else:
-        return
-    raise ImageError("image", f"{width} x {height} px", bound, remedy)
+        raise make_size_error(width, height, limits.max_pixels)
+    if limits.max_aspect is not None and max(width, height) > limits.max_aspect * min(width, height) > 0:
+        bound = f"sides of at most {limits.max_aspect:g} to 1"
+        raise ImageError("image", f"{width} x {height} px", bound, "Crop it, or raise `max_aspect`.")
 
 
 def _decoded_bytes(width: int, height: int, resolution_px: int, held_images: int) -> int:
@@ -261,4 +264,5 @@ def _with_id(outcome: Pixels | Failure, frame_id: str) -> Pixels | Failure:
 def _with_warnings(outcome: Pixels | Failure, warnings: list[str]) -> Pixels | Failure:
     if isinstance(outcome, Failure):
         return outcome
-    return replace(outcome, row=replace(outcome.row, warning="; ".join(warnings)))
+    own = [outcome.row.warning] if outcome.row.warning else []
+    return replace(outcome, row=replace(outcome.row, warning="; ".join([*warnings, *own])))

@@ -2,8 +2,8 @@
 
 Pillow refuses whole images for what is beside their pixels: a wrong checksum of a PNG's text, texts larger than its own
 limits, short segments of a JPEG. Its switch for that, LOAD_TRUNCATED_IMAGES, is one for the whole program, and accepts
-missing pixels too. So the file is cut into its chunks here, and those that hold no pixels are left out. What an option
-asks for (alpha, frames, orientation) is kept; where just that is damaged, the image stays refused.
+missing pixels too. So the file is cut into its chunks here, and those that hold no pixels are left out. The alpha and
+the frames that an option asks for are pixels too: where they are damaged, the image stays refused.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def mend(data: bytes, options: DecodeOptions) -> Iterator[Mended]:
     elif data.startswith(BEGIN):
         attempts = (_mend_jpeg(data, options, keep_exif=keep) for keep in (True, False))
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        attempts = (_mend_webp(data, keep_exif=keep) for keep in (True, False))
+        attempts = (_mend_webp(data, options, keep_exif=keep) for keep in (True, False))
     else:
         return
     before = data
@@ -62,8 +62,6 @@ def mend(data: bytes, options: DecodeOptions) -> Iterator[Mended]:
         if found is not None and found[0] != before:
             before, damaged = found
             yield Mended(before, f"metadata that is damaged or too large is left out ({damaged})")
-        if options.orient == "exif":
-            return  # without the orientation the pixels might be others
 
 
 def _mend_png(data: bytes, options: DecodeOptions, *, keep_exif: bool) -> tuple[bytes, str] | None:
@@ -116,7 +114,10 @@ def _mend_jpeg(data: bytes, options: DecodeOptions, *, keep_exif: bool) -> tuple
     return None
 
 
-def _mend_webp(data: bytes, *, keep_exif: bool) -> tuple[bytes, str] | None:
+def _mend_webp(data: bytes, options: DecodeOptions, *, keep_exif: bool) -> tuple[bytes, str] | None:
+    """Return a WebP without the chunks that hold no pixels; None if others are cut off."""
+    if options.frames == "all" and len(data) < int.from_bytes(data[4:8], "little") + 8:
+        return None  # frames may have been in the rest
     kept, left_out, at, flags = list[bytes](), list[str](), 12, 0
     while at + 8 <= len(data):
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")

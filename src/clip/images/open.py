@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -81,17 +80,17 @@ def open_image(image: object) -> Image.Image:
 
 
 def _load(image: Image.Image) -> Image.Image:
-    check_program_limit(image)
+    check_program_limit(image.size)
     image.load()
     return image
 
 
-def check_program_limit(image: Image.Image) -> None:
+def check_program_limit(size: tuple[int, int], *, error_only: bool = False) -> None:
     """Refuse an image of more pixels than the program lets Pillow decode. Raises: ImageError."""
     try:
-        check(image.size)
+        check(size, error_only=error_only)
     except Image.DecompressionBombError as exc:
-        found, limit = f"{image.width} x {image.height} px", f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+        found, limit = f"{size[0]} x {size[1]} px", f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
         raise ImageError("image", found, limit, "Shrink it, or set PIL.Image.MAX_IMAGE_PIXELS.") from exc
 
 
@@ -138,8 +137,13 @@ def open_encoded(data: bytes, orient: Orient = "none", max_pixels: int | None = 
     name = sniff_format(data)
     try:
         size = _find_webp_size(data) if name == "WEBP" else None
-        is_large = size is not None and is_above_limit(size) and size[0] * size[1] <= (max_pixels or 0)
-        with unchecked() if is_large else nullcontext():
+        if size is None or not is_above_limit(size):
+            return _open(stored)
+        if max_pixels is None:
+            check_program_limit(size, error_only=True)
+        elif size[0] * size[1] > max_pixels:
+            raise make_size_error(*size, max_pixels)
+        with unchecked():
             return _open(stored)
     except (ClipError, MemoryError):
         raise
@@ -151,6 +155,12 @@ def open_encoded(data: bytes, orient: Orient = "none", max_pixels: int | None = 
         raise _explain_unopened(data, name, exc.__cause__ or exc) from exc
     except Exception as exc:
         raise _explain_unopened(data, name, exc) from exc
+
+
+def make_size_error(width: int, height: int, max_pixels: int) -> ImageError:
+    """Return the error of an image with more pixels than a job allows."""
+    bound = f"at most {max_pixels:,} pixels"
+    return ImageError("image", f"{width} x {height} px", bound, "Shrink it, or raise `max_pixels`.")
 
 
 def _open(data: bytes) -> Image.Image:
@@ -169,10 +179,16 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _find_webp_size(data: bytes) -> tuple[int, int] | None:
-    """Return the size of a WebP with an extended header, which may be large. Source: RFC 9649, 2.7.1."""
-    if data[12:16] != b"VP8X" or len(data) < 30:
+    """Return the size of a WebP by its header; None for a damaged one. Source: RFC 9649, 2.5 to 2.7; RFC 6386, 9.1."""
+    kind, header = data[12:16], data[20:30]
+    if len(header) < 10:
         return None
-    return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8X":
+        return int.from_bytes(header[4:7], "little") + 1, int.from_bytes(header[7:10], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(header[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(header[6:8], "little") & 0x3FFF, int.from_bytes(header[8:10], "little") & 0x3FFF
 
 
 def sniff_format(data: bytes) -> str | None:

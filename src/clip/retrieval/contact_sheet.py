@@ -1,8 +1,8 @@
 """The contact sheet: the hits of a search as one image.
 
-Each tile is the centre crop of an image, read again as the run read it, from a folder, an archive or a table, but always
-upright, also where the run embedded it as it is stored. The tile of an image that cannot be read any more is grey and
-says why.
+Each tile is the centre crop of an image, read again as the run read it, from a folder, an archive or a table. It is
+always upright, also where the run embedded the image as it is stored. The tile of an image that cannot be read any more
+is grey, and says why.
 """
 
 from __future__ import annotations

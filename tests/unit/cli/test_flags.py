@@ -47,7 +47,7 @@ def test_an_argument_is_spelt_as_its_reader_writes_it(
     command: str, item: str, remedy: str, in_python: str, on_the_command_line: str
 ) -> None:
     error = InputError(item, "found 5", remedy=remedy)
-    spell = spell_as_flags(cli.commands[command])
+    spell = spell_as_flags(cli.commands.get(command))
     for text, wanted in ((str(error), in_python), (error.render(spell), on_the_command_line)):
         assert text == (f"{item}: found 5. {wanted}" if remedy else f"{wanted}: found 5")
 

@@ -66,6 +66,7 @@ def test_an_embeddings_part_holds_the_rows_and_vectors_it_was_given(
                 "height": pa.int32(),
                 "format": pa.string(),
                 "size_bytes": pa.int64(),
+                "warning": pa.string(),
             }
         )
     )
@@ -78,6 +79,7 @@ def test_an_embeddings_part_holds_the_rows_and_vectors_it_was_given(
         "height": [480] * 3,
         "format": ["JPEG"] * 3,
         "size_bytes": [10**10, 10**10 + 1, 10**10 + 2],
+        "warning": [None] * 3,
     }
 
 
