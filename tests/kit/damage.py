@@ -89,6 +89,7 @@ WHOLE_PIXELS: dict[str, tuple[bytes, str]] = {
     "JPEG, video behind it": (JPEG + VIDEO, f"{len(VIDEO):,} bytes behind the end of the image (a video)"),
     "JPEG, zeros behind it": (JPEG + bytes(100), "100 bytes behind the end"),
     "JPEG, progressive, video behind it": (encode(PICTURE, "JPEG", progressive=True) + VIDEO, "a video"),
+    "WEBP, damaged EXIF": (encode(PICTURE, "WEBP", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), "EXIF data is damaged"),
     "JPEG, short Adobe segment": (insert_segment(JPEG, segment(0xEE, b"Adobe")), "APP14"),
     "JPEG, short profile segment": (insert_segment(JPEG, segment(0xE2, b"ICC_PROFILE\0")), "APP2"),
     "JPEG, short JFIF segment": (insert_segment(JPEG, segment(0xE0, b"JFIF")), "APP0"),

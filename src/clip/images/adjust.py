@@ -5,7 +5,6 @@ Pure functions from image to image. What is done for each format, and why: docs/
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +26,6 @@ UPRIGHT_BY = {
     7: TRANSPOSE.TRANSVERSE,
     8: TRANSPOSE.ROTATE_90,
 }
-ORIENTATION_SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # in what Pillow reads of a file
-UPRIGHT_ENTRY = [3, 1, 1]  # of the orientation in EXIF data: a SHORT, one of them, 1
 DEEP_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 DEEP_MAX, BYTE_STEP = 65535, 257  # 65535 / 257 = 255
 
@@ -78,42 +75,6 @@ def read_orientation(image: Image.Image) -> int | None:
         if isinstance(exc, MemoryError):
             raise
         return None
-
-
-def is_stored_turned(image: Image.Image) -> bool:
-    """Whether `turn_upright` would turn a decoded image. Costs nothing where it has no EXIF data."""
-    info = image.info
-    if image.format in (HEIF, "TIFF") or not any(name in info for name in ORIENTATION_SOURCES):
-        return False
-    exif, xmp = info.get("exif"), info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
-    if isinstance(exif, bytes):
-        stored = _peek_orientation(exif)
-        if stored == 1 or (stored == 0 and "Orientation" not in str(xmp)):
-            return False
-    return read_orientation(image) in UPRIGHT_BY
-
-
-def _peek_orientation(exif: bytes) -> int | None:
-    """Return 1 for EXIF data whose orientation is upright, 0 without one; None where Pillow has to read it.
-
-    Pillow takes 50 to 100 us for that, as it reads all tags; this takes 3.
-    """
-    body = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(body[:2])
-    if order is None or len(body) < 8:
-        return None
-    (at,) = struct.unpack_from(f"{order}I", body, 4)
-    count = int.from_bytes(body[at : at + 2], "little" if order == "<" else "big")
-    table = body[at + 2 : at + 2 + 12 * count]
-    if at < 8 or len(table) != 12 * count:
-        return None
-    found = 0
-    for tag, *value in struct.iter_unpack(f"{order}HHIH2x", table):
-        if tag == ExifTags.Base.Orientation:
-            if value != UPRIGHT_ENTRY:
-                return None
-            found = 1
-    return found
 
 
 def scale_to_8_bit(image: Image.Image) -> Image.Image:

@@ -18,7 +18,7 @@ from ..errors import ImageError
 from ..jobs.options import DecodeOptions, Limits, PixelMode
 from ..network.records import PreprocessSettings
 from ..records import Failure, Item, Pixels, Row, Stage
-from .adjust import adjust, count_held_images, is_stored_turned, read_orientation
+from .adjust import UPRIGHT_BY, adjust, count_held_images, read_orientation
 from .bomb_check import is_above_limit, unchecked
 from .ending import describe_ending
 from .fast import FAST_MODES, shrink_on_load, to_pixels_fast
@@ -26,6 +26,7 @@ from .geometry import resized_size
 from .heif import HEIF, remove_rotation
 from .jpeg import find_frame
 from .mend import mend
+from .metadata import describe_damage, is_stored_turned
 from .open import (
     check_program_limit,
     is_encoded,
@@ -185,6 +186,7 @@ class _Decoder:
             _check_size(*image.size, self.limits)
             if self.orientation is not None and ORIENTATION not in image.getexif():
                 image.getexif()[ORIENTATION] = self.orientation
+                is_turned = self.orientation in UPRIGHT_BY
             stage = "decode"
             with self.reserve(_decoded_bytes(*image.size, settings.resolution_px, count_held_images(options))):
                 full_size = image.size
@@ -197,8 +199,10 @@ class _Decoder:
                     array = to_pixels(adjusted, settings)
                 else:
                     array = _to_pixels_near(adjusted, (width, height), divisor, settings)
-            is_unread = options.orient == "exif" and read_orientation(image) is None
-            warning = "the EXIF data cannot be read, so the image is not turned" if is_unread else None
+            damage = list(describe_damage(image))
+            if options.orient == "exif" and read_orientation(image) is None:
+                damage = ["the EXIF data cannot be read, so the image is not turned"]
+            warning = "; ".join(damage) or None
             row = Row(
                 item.id, item.path, width, height, image.format or "", self.size_bytes, None, warning, item.values
             )

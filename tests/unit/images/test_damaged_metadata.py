@@ -143,12 +143,24 @@ def test_what_an_option_asks_for_is_not_left_out() -> None:
     assert (stored.row.width, "eXIf with a wrong checksum" in (stored.row.warning or "")) == (64, True)
 
 
-def test_exif_data_that_cannot_be_read_is_named_where_it_is_asked_for() -> None:
-    data = damage.encode(damage.PICTURE, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    for orient, warning in {"none": None, "exif": "the EXIF data cannot be read, so the image is not turned"}.items():
-        outcome = outcome_of(data, orient=orient)
+def test_exif_data_that_cannot_be_read_is_named() -> None:
+    for exif in (b"II*\0\xff", b"XX*\0\x08\0\0\0\0\0", b"II*\0\x08\0\0\0\x09\0"):
+        outcome = outcome_of(damage.insert_chunk(PNG, damage.chunk(b"eXIf", exif)))
         assert isinstance(outcome, Pixels)
-        assert outcome.row.warning == warning
+        assert outcome.row.warning == "the EXIF data is damaged"
+    broken = damage.encode(
+        damage.PICTURE, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff\1\0\0\0"
+    )
+    outcome = outcome_of(broken, orient="exif")
+    assert isinstance(outcome, Pixels)
+
+
+def test_a_profile_that_cannot_be_put_together_is_named() -> None:
+    part = damage.segment(0xE2, b"ICC_PROFILE\0\1\2" + bytes(40))  # the first of two
+    for data in (damage.insert_segment(JPEG, part), damage.insert_chunk(PNG, damage.chunk(b"iCCP", b"a\0\0xx"))):
+        outcome = outcome_of(data)
+        assert isinstance(outcome, Pixels)
+        assert outcome.row.warning == "the ICC profile is damaged"
 
 
 @pytest.mark.parametrize("name", [*WHOLE_PIXELS, *damage.DAMAGED_PIXELS])
