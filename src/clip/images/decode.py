@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
-# What frames="all" goes through. The layers of a PSD are not images; rarer formats were not tried.
 ORIENTATION = ExifTags.Base.Orientation
+# What frames="all" goes through. The layers of a PSD are not images; rarer formats were not tried.
 FORMATS_WITH_FRAMES = frozenset({"AVIF", "GIF", HEIF, "MPO", "PNG", "TIFF", "WEBP"})
 
 
@@ -81,7 +82,7 @@ def decode(
     if warnings:
         decoder = replace(decoder, orientation=read_raw_orientation(data))
     outcomes = decoder.decode(encoded)
-    if isinstance(outcomes[-1], Failure):
+    if isinstance(outcomes[-1], Failure) and outcomes[-1].error != MemoryError.__name__:
         for mended in mend(encoded, options):
             again = decoder.decode(mended.data)
             if not isinstance(again[-1], Failure):
@@ -127,22 +128,19 @@ def read_pixels_of(
 ) -> np.ndarray:
     """Return the pixels of an encoded image as `read_pixels` does; `opened` is called when its header has been read."""
 
-    def use_exactly(image: Image.Image) -> np.ndarray:
+    def use(image: Image.Image, mode: PixelMode = "exact") -> np.ndarray:
         opened()
         check_program_limit(image.size)
-        return to_pixels(image, settings)
-
-    def use(image: Image.Image) -> np.ndarray:
-        opened()
-        check_program_limit(image.size)
+        if mode == "exact":
+            return to_pixels(image, settings)
         size = image.size
         divisor = shrink_on_load(image, settings.resolution_px, DecodeOptions())
         return _to_pixels_near(image, size, divisor, settings)
 
     if pixels == "fast":
         with suppress(OSError):  # what cannot be decoded fast is decoded exactly
-            return read_encoded(data, use)[0]
-    return read_encoded(data, use_exactly)[0]
+            return read_encoded(data, partial(use, mode="fast"))[0]
+    return read_encoded(data, use)[0]
 
 
 @dataclass(frozen=True)

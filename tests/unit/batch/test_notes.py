@@ -180,7 +180,7 @@ def test_what_is_counted_as_turned_is_what_would_be_turned(
         for tag, kind, count, value in entries
     )
     begin = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries))
-    exif = b"Exif\0\0" + (begin + body + bytes(4))[: len(begin) + len(body) + 4 - cut]
+    exif = b"Exif\0\0" + (begin + body + bytes(4))[: max(0, len(begin) + len(body) + 4 - cut)]
     data = damage.insert_segment(damage.JPEG, damage.segment(0xE1, exif))
     if xmp:
         words = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="%s"/>' % xmp.encode()
