@@ -1,8 +1,8 @@
 """The command `clip`: its subcommands, its exit codes, its error messages.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0 done; 3 done, with failure rows or unread kinds; 1 failed; 2 refused
-before any work; 130 and 143 interrupted, with finished parts kept. A message of the library names Python arguments;
-here they become the flags of the command that ran.
+Data goes to stdout, everything else to stderr. Exit codes: 0 done; 3 done, with failure rows or files of kinds that are
+not read; 1 failed; 2 refused before any work; 130 and 143 interrupted, with finished parts kept. A message of the
+library names Python arguments; here they become the flags of the command that ran.
 """
 
 from __future__ import annotations
