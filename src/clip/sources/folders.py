@@ -39,14 +39,21 @@ FILE, FOLDER, UNKNOWN = b"f", b"d", b"?"  # the kind of a name in a listing; a l
 
 
 def walk(
-    root: str, patterns: list[list[str]], ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None
+    root: str,
+    patterns: list[list[str]],
+    ignored: Counter[str],
+    known: Iterable[Item] = (),
+    scratch: Path | None = None,
+    *,
+    begin: str | None = None,
 ) -> Iterator[Item | Failure]:
     """List every image below a folder, in a stable order; a Failure for a folder that cannot be listed.
 
     `patterns` are globs, split by `split_glob`. Counts what is ignored. Sizes and times of images that are `known`, in
     the order of an earlier walk, are taken from there. The names of a large folder are sorted in files without a name
-    in `scratch`.
+    in `scratch`. Paths start with `begin` instead of the folder, and so do ids.
     """
+    before = begin or ""
     earlier = _EarlierWalk(known)
     begun = [("", iter([_make_record(b"", FOLDER)]))]  # the folders on the way to the current one, with what remains
     while begun:
@@ -62,12 +69,14 @@ def walk(
             try:
                 begun.append((relative, _list_folder(path, ignored, scratch)))
             except OSError as exc:
-                yield _fail(Item(utf8_path(relative or "."), path, 0), exc)
+                placed = path if begin is None else before + relative
+                yield _fail(Item(utf8_path((before + relative) or "."), placed, 0), exc)
         elif reason := _explain_ignored(relative, path, kind, patterns):
             ignored[reason] += 1
         else:
-            own_id = utf8_path(relative)
-            yield Item(own_id, path, *(earlier.find_status(own_id) or stat_here(path)))
+            own_id = utf8_path(before + relative)
+            status = earlier.find_status(own_id) or stat_here(path)
+            yield Item(own_id, path if begin is None else before + relative, *status)
 
 
 def walk_prefix(prefix: str, patterns: list[list[str]], ignored: Counter[str]) -> Iterator[Item]:
