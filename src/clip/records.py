@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from .errors import ClipError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     import numpy as np
 
@@ -38,6 +38,15 @@ def as_utf8(text: str) -> str:
 def join_root(root: str, path: str) -> str:
     """Return where the path of an entry leads: one that is relative starts at the root; a URL stays."""
     return path if not root or "://" in path else os.path.join(root, path)  # noqa: PTH118  strings: ten million paths
+
+
+def shorten(path: str) -> str:
+    """Return a path as it is from the current folder, where it is below that."""
+    try:
+        here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+    except OSError:  # the current folder was removed
+        return path
+    return path[len(here) :] if path.startswith(here) else path
 
 
 def id_hash(own_id: str) -> int:
@@ -158,6 +167,7 @@ class Shard:
     entries: list[Entry]
     fingerprint: str = ""  # what the part carries when it holds these entries; of their identities where it is empty
     carried_over: frozenset[str] = frozenset()  # ids whose rows an update takes from the part that this one replaces
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])  # of these, ids that are others in that part
 
 
 def listed_id(own_id: str, listed: Container[str]) -> str:

@@ -61,7 +61,7 @@ class EmbedJob:
     globs: tuple[str, ...] = ()
     """Take the paths that match a pattern, instead of those with an image's extension."""
     root: str = ""
-    """Folder at which relative paths in lists start; default: the current folder."""
+    """Folder at which relative paths in lists start; default: for a list as before, else the current folder."""
     limit: int | None = None
     """Number of images to read; default: all."""
     duplicate_ids: DuplicateIds = "error"
@@ -244,3 +244,5 @@ class EmbedReport:
     """Entries read by an earlier run."""
     removed: int = 0
     """Rows and failures that an update dropped, as they are not listed any more."""
+    renamed: int = 0
+    """Rows that an update kept under another id, as their images were renamed."""

@@ -60,6 +60,13 @@ class Source:
         for name in self.expand():
             check_input(name)
 
+    def list_places(self) -> tuple[str, ...]:
+        """Return the inputs, those of this machine as absolute paths."""
+        return tuple(
+            name if is_remote(name) or name == STDIN else get_local_path(name) or os.path.abspath(name)  # noqa: PTH100  of patterns too, as names
+            for name in self.inputs
+        )
+
     def with_base(self) -> Source:
         """Return the source with its base, which is empty where none of the inputs is on this machine.
 
