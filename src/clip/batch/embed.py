@@ -123,7 +123,7 @@ def open_source(job: EmbedJob) -> Source:
 
     Raises:  InputError where it is not there; StoreError for an output whose manifest is damaged.
     """
-    source = Source(job.inputs, job.globs, job.columns, job.root).with_types()
+    source = Source(job.inputs, job.globs, job.columns, job.root, output=str(job.output)).with_types()
     earlier = None if job.policy.overwrite else read_manifest(Path(job.output) / MANIFEST)
     if earlier is None:
         return source.with_base()

@@ -12,6 +12,7 @@ this machine has no part in it: ids and paths there are as they were.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def resolve(path: str) -> str:
     """Return the absolute path of a folder. Links stay, unless `..` follows: what is above a link is elsewhere."""
-    return os.path.realpath(path) if ".." in path.split(os.sep) else os.path.abspath(path)  # noqa: PTH100
+    return os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)  # noqa: PTH100
 
 
 def resolve_file(path: str) -> str:

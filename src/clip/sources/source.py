@@ -56,6 +56,8 @@ class Source:
     root: str = ""  # where relative paths in lists start, itself relative to `base`; default: there
     base: str | None = None  # where paths of entries start, and ids; None for each input by itself, as in version 0.1.0
 
+    output: str = ""  # the folder that a run of it writes, which is left out
+
     def __post_init__(self) -> None:
         for name in self.expand():
             check_input(name)
@@ -220,7 +222,7 @@ class Source:
             patterns = [pattern.split("/")]
         if is_remote(name):
             return walk_prefix(name.rstrip("/") + "/", patterns, ignored)
-        return walk(name, patterns, ignored, known, scratch, begin=self._begin(name))
+        return walk(name, patterns, ignored, known, scratch, begin=self._begin(name), output=self.output)
 
     def _unpack(self, entries: Iterable[Item | Failure], shard_size: int, ignored: Counter[str]) -> Iterator[Entry]:
         """Replace containers by their parts, and lists and tables by their entries where columns are asked for."""

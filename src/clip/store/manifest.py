@@ -10,9 +10,9 @@ import errno
 import hashlib
 import json
 import math
-import os
 import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -25,8 +25,6 @@ from .checksums import dump_json, load_json
 from .field_types import check_fields
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..records import Kind
 
 MANIFEST = "manifest.json"
@@ -220,7 +218,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
             raise ValueError(f"its {name} is {getattr(manifest, name)!r}")
     if type(manifest.dim) is not int or not 1 <= manifest.dim <= MAX_DIM:
         raise ValueError(f"its dim is {manifest.dim}")
-    if manifest.base and not os.path.isabs(manifest.base):  # a URL would have a server asked
+    if manifest.base and not Path(manifest.base).is_absolute():  # a URL would have a server asked
         raise ValueError(f"its base is {manifest.base!r}")
     for _, kind in manifest.columns.kept:
         if not isinstance(pa.type_for_alias(kind), pa.DataType):

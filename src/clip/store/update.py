@@ -43,10 +43,10 @@ class Changes:
     renamed: int = 0  # of the new ones, as many of the gone ones by size and time of change
 
     def __str__(self) -> str:
-        """Return the counts in words; empty where there is nothing to count."""
+        """Return the counts in words, with "since"; empty where there is nothing to count."""
         counts = {"new": self.new, "gone": self.gone, "changed": self.changed, "moved": self.moved}
         words = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
-        return words + (f" ({self.renamed:,} of them renamed)" if self.renamed else "")
+        return f"{words} since{f' ({self.renamed:,} renamed)' if self.renamed else ''}" if words else ""
 
 
 def count_changes(earlier: Plan, listed: Plan, *, has_base: bool) -> Changes:

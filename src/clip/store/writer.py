@@ -131,7 +131,7 @@ class StoreWriter:
 
     def make_input_error(self, changes: str = "") -> StoreMismatchError:
         """Return the error for an input that is another one than that of the run, with the changes in words."""
-        found = f"{changes} since" if changes else "its input changed since"
+        found = changes or "its input changed since"
         remedy = "Add `update=True` to bring it up to date, or choose another output."
         return StoreMismatchError(self.path, found, remedy=remedy)
 
