@@ -18,7 +18,7 @@ OUTPUT_NAMES = frozenset(
 OUTPUT_KEYS = (b'"weights_sha256"', b'"preprocess"')  # near the begin of every manifest of ours
 READ_BYTES = 2**16
 OTHER_PLACE = re.compile(r"-|file:.*|[A-Za-z][A-Za-z0-9+.-]+:/.*", re.DOTALL)  # of two letters, as C: is a drive
-# A contact sheet says what it is in a text at its begin, and is of a length that few files have: a walk, which knows all
+# A contact sheet says what it is in a text at its begin, and has a length that few files have: a walk, which knows all
 # lengths, opens one PNG in 8,192 to look for the text.
 SHEET_TEXT = b"Software\0clip-turbo contact sheet "
 LENGTH_MODULUS, LENGTH_RESIDUE = 8192, 7195

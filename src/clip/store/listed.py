@@ -36,7 +36,7 @@ class Listed:
         # Nothing in it outlives the job, so nothing is synced. It is in the output, where there is room.
         self._database.executescript(
             f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KB};"
-            "CREATE TABLE lost (own_id TEXT, path, name, size_bytes, modified_ns, 'values', sha256, has_row, number);"
+            "CREATE TABLE lost (own_id TEXT, path, name, size_bytes, modified_ns, 'values', sha256, settled, number);"
             "CREATE TABLE listed (number INTEGER PRIMARY KEY, own_id TEXT, name,"
             f" {', '.join(map(json.dumps, COLUMNS))})"
         )
@@ -80,23 +80,23 @@ class Listed:
         return self._same[number] == 1
 
     def lose(self, items: list[tuple[Item, str | None, bool]]) -> None:
-        """Note images that are not as they were under their ids: with the sha256 of each, and whether it has a row."""
+        """Note images that are not as they were under their ids, their sha256, and whether their outcome is settled."""
         rows: list[tuple[object, ...]] = []
-        for item, sha256, has_row in items:
+        for item, sha256, settled in items:
             row = make_row(item)
             status = (row["size_bytes"], row["modified_ns"], row.get("values"))
-            rows.append((item.id, row["path"], _get_name(item), *status, sha256, has_row, None))
+            rows.append((item.id, row["path"], _get_name(item), *status, sha256, settled, None))
         self._insert("lost", rows)
 
     def find_renamed(self, content_hash: Callable[[Item], str | None] | None = None) -> None:
-        """Find the lost images that have a row among the entries that are new, and take those.
+        """Find the lost images whose outcome is settled among the entries that are new, and take those.
 
         An image is known by its size and time of change, and its path, its name, or nothing else, where exactly one
         image had these and one has them now; by its content with `content_hash`. Copied columns, and of texts the text,
         have to be the same.
         """
         self._database.execute("CREATE INDEX by_lost_id ON lost (own_id)")
-        if not self._database.execute("SELECT count(*) FROM lost WHERE has_row").fetchone()[0]:
+        if not self._database.execute("SELECT count(*) FROM lost WHERE settled").fetchone()[0]:
             return
         self._database.execute("CREATE INDEX by_size ON listed (size_bytes)")
         self._database.execute("CREATE INDEX by_lost_size ON lost (size_bytes)")
@@ -115,19 +115,19 @@ class Listed:
                 SELECT {keys}, min(number) AS number, count(*) AS several FROM listed
                 WHERE size_bytes IN (SELECT size_bytes FROM lost) AND start IS NULL {known} GROUP BY {keys}
             ), before AS (
-                SELECT {keys}, min(rowid) AS lost, min(has_row) AS has_row, count(*) AS several
+                SELECT {keys}, min(rowid) AS lost, min(settled) AS settled, count(*) AS several
                 FROM lost GROUP BY {keys}
             )
             SELECT lost, number FROM before JOIN now
             ON {" AND ".join(f"before.{key} IS now.{key}" for key in keys.split(", "))}
-            WHERE before.several = 1 AND now.several = 1 AND has_row AND NOT is_same(number)
+            WHERE before.several = 1 AND now.several = 1 AND settled AND NOT is_same(number)
         """
         return [(row["lost"], row["number"]) for row in self._database.execute(query)]
 
     def _match_content(self, content_hash: Callable[[Item], str | None]) -> Iterator[tuple[int, int]]:
-        new = "SELECT * FROM listed WHERE size_bytes IN (SELECT size_bytes FROM lost WHERE has_row) AND start IS NULL"
+        new = "SELECT * FROM listed WHERE size_bytes IN (SELECT size_bytes FROM lost WHERE settled) AND start IS NULL"
         same = (
-            'SELECT rowid FROM lost WHERE size_bytes = ? AND sha256 = ? AND "values" IS ? AND has_row'
+            'SELECT rowid FROM lost WHERE size_bytes = ? AND sha256 = ? AND "values" IS ? AND settled'
             " AND number IS NULL ORDER BY name = ? DESC, rowid LIMIT 1"
         )
         for row in self._database.execute(f"{new} AND NOT is_same(number) ORDER BY number").fetchall():

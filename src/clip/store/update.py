@@ -145,7 +145,7 @@ class _Comparison:
                 lost.append(before)
         if lost:
             outcomes = outcomes or _read_outcomes(self.store, old, retry=self.retry)
-            self.now.lose([(item, outcomes.rows.get(item.id), outcomes.has_row(item.id)) for item in lost])
+            self.now.lose([(item, outcomes.rows.get(item.id), outcomes.has_outcome(item.id)) for item in lost])
 
     def _compare(self, old: Shard) -> Shard:
         """Return a shard as it has to be now, and which of its entries are carried over."""
@@ -199,10 +199,6 @@ class _Outcomes:
     done: bool  # whether the part is of this listing; else it has the rows that are to be carried over, and others
     rows: dict[str, str | None]  # the sha256 of each, None where the job stores none
     failed: dict[str, bool]  # whether each failure may not occur again, and should be tried
-
-    def has_row(self, own_id: str) -> bool:
-        """Whether an entry has a row, and nothing of it should be tried again."""
-        return own_id in self.rows and not self.failed.get(own_id, False)
 
     def has_outcome(self, own_id: str) -> bool:
         """Whether an entry has a row or a failure that need not be tried again."""
