@@ -78,6 +78,8 @@ class Source:
         root = given if is_remote(given) else resolve(given)
         folders = [self._find_folder(name, root) for name in self.expand()]
         base = find_common(folder for folder in folders if folder and not is_remote(folder))
+        if not self.root and not any(name == STDIN or has_known_ending(name) for name in (*self.expand(), *self.globs)):
+            root = base  # of which nothing makes use
         return replace(self, base=base, root=root if is_remote(root) else make_relative(root, base))
 
     def _find_folder(self, name: str, root: str) -> str | None:
