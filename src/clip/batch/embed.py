@@ -29,7 +29,7 @@ from ..jobs.embed import EmbedJob, EmbedReport, Listing, Progress
 from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
 from ..parallel import available_cores
-from ..records import Entry, Item, Shard, join_root, shorten, utf8_path
+from ..records import STDIN, Entry, Item, Shard, join_root, shorten, utf8_path
 from ..sources.remote.client import is_remote
 from ..sources.source import Source
 from ..store.lock import Lock, hold_lock
@@ -129,8 +129,9 @@ def open_source(job: EmbedJob) -> Source:
         return source.with_base()
     if earlier.base is None:
         return source
-    kept = join_root(earlier.base, earlier.root)
-    if not job.root and earlier.source == source.list_places() and (is_remote(kept) or os.path.isdir(kept)):  # noqa: PTH112
+    kept, lists = join_root(earlier.base, earlier.root), source.list_places()
+    is_there = is_remote(kept) or os.path.isdir(kept)  # noqa: PTH112
+    if not job.root and is_there and earlier.source == lists and STDIN not in lists:  # of which each is another list
         source = replace(source, root=kept)
     return source.with_base()
 

@@ -81,7 +81,7 @@ def open_run_source(store: Store, settings: PreprocessSettings) -> Decoding:
     if manifest.base is None and not store.base:  # of version 0.1.0, with paths as they were given
         source = Source(manifest.source, manifest.globs, manifest.columns, manifest.root)
     else:
-        if store.base and not os.path.isdir(store.base):  # noqa: PTH112  as the others, a text
+        if manifest.kind != "texts" and store.base and not os.path.isdir(store.base):  # noqa: PTH112  as the others, a text
             remedy = "Pass the folder where they are now as `root`."
             raise InputError(store.base, "is not there", f"the images of {store.path}", remedy)
         source = Source((), manifest.globs, manifest.columns, manifest.root, store.base)

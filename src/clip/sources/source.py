@@ -245,7 +245,7 @@ class Source:
     def _list_lines(self, path: str, own_id: str) -> Iterator[Item | Failure]:
         self._check_types(path)
         selection = self.selection
-        for number, line in enumerate(read_lines(self.locate(path), self.columns)):
+        for number, line in enumerate(read_lines(path if path == STDIN else self.locate(path), self.columns)):
             yield make_item(line, path, own_id, number, selection)
 
     def _list_parts(self, path: str, own_id: str, shard_size: int) -> Iterator[Entry] | None:

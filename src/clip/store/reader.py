@@ -16,7 +16,7 @@ import pyarrow as pa
 from ..atomic_files import atomic_write, make_folder, open_regular
 from ..errors import InputError, StoreError
 from ..parallel import available_cores, map_ahead
-from ..records import join_root, utf8_path
+from ..records import as_utf8, join_root
 from .checksums import CHANGED, dump_json, load_json
 from .manifest import INDEX, MANIFEST, read_manifest
 from .parts import EMBEDDING, EMBEDDINGS, FAILURE_SCHEMA, FAILURES, Parts, embedding_schema
@@ -55,7 +55,7 @@ class Store:
 
     def locate(self, path: str) -> str:
         """Return where the path of a row leads."""
-        return join_root(utf8_path(self.base), path)
+        return join_root(as_utf8(self.base), path)
 
     def locate_all(self, table: pa.Table) -> pa.Table:
         """Return a table whose paths are whole."""

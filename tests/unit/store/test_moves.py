@@ -1,5 +1,6 @@
 """Images that moved, whole folders or single files, keep their vectors; outputs know where they are."""
 
+import io
 import os
 import shutil
 import tarfile
@@ -341,3 +342,14 @@ def test_an_update_after_any_moves_has_a_fresh_runs_rows_and_embeds_new_contents
                     assert vector == pytest.approx(expected[own_id].pop("embedding", []), abs=1e-5)
                     assert row == expected[own_id]
             assert clip.verify(VerifyJob(output=out)).problems == ()
+
+
+def test_a_list_on_standard_input_starts_where_the_command_is_given(
+    album: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (album / "spring", album / "autumn"):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"0.png\n")))
+        report = clip.embed(make_job("-", tmp_path / "out", weights, update=True))
+        assert (report.written, count_new(report)) == (1, 1), "another list, and another image"
+        assert find_paths(tmp_path / "out") == [str(place / "0.png")]
