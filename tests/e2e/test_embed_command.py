@@ -366,7 +366,7 @@ def test_a_summary_for_programs_is_one_object_on_stdout_and_the_last_line_on_std
     told = json.loads(ran.stdout)
     assert told == json.loads(ran.stderr.splitlines()[-1])
     assert told.pop("seconds") > 0
-    counts = {"read": 2, "written": 1, "failed": 1, "resumed": 0, "removed": 0}
+    counts = {"read": 2, "written": 1, "failed": 1, "resumed": 0, "removed": 0, "renamed": 0}
     assert told == {"output": str(tmp_path / "out"), **counts, "ignored": {"not an image": 1}}
     assert ran.returncode == 3
     ran = subprocess.run(
