@@ -130,11 +130,11 @@ def test_what_time_and_size_do_not_tell_apart_is_embedded_again(weights: Path, t
         os.utime(photos / f"{n}.bmp", ns=(DAY_NS, DAY_NS))
     job = make_job(photos, tmp_path / "out", weights, update=True)
     clip.embed(job)
-    (photos / "0.bmp").unlink()  # is new.bmp this one, or a copy of another?
-    shutil.copy2(photos / "1.bmp", photos / "new.bmp")
+    (photos / "0.bmp").unlink()  # is 00.bmp this one, or a copy of another?
+    shutil.copy2(photos / "1.bmp", photos / "00.bmp")
     assert count_new(clip.embed(job)) == 1
     rows = read_rows_by_id(tmp_path / "out")
-    assert rows["new.bmp"]["embedding"] == pytest.approx(rows["1.bmp"]["embedding"], abs=1e-5)
+    assert rows["00.bmp"]["embedding"] == pytest.approx(rows["1.bmp"]["embedding"], abs=1e-5)
     (photos / "sub").mkdir()
     for name in ("1.bmp", "2.bmp"):  # of the same name each
         (photos / name).rename(photos / "sub" / name)
