@@ -23,6 +23,7 @@ GROUND = {
     "errors",
     "parallel",
     "atomic_files",
+    "own_files",
     "records",
     "retry",
     "simple_tokenizer",
