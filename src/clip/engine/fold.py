@@ -21,7 +21,9 @@ from ..network.records import BYTE_MAX, Activation, Architecture, PreprocessSett
 from ..parallel import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    Release = Callable[[], None]
 
 
 QUICK_GELU = 1.702  # x * sigmoid(1.702 x); openai/CLIP@d05afc4 clip/model.py:166
@@ -223,10 +225,11 @@ def fold_class_token(class_embedding: Tensor, positions: Tensor) -> Tensor:
 
 
 class _Weights:
-    """The entries of a state dict below a prefix, in float32 or wider."""
+    """The entries of a state dict below a prefix, in float32 or wider; `release` is called when a block is folded."""
 
-    def __init__(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
+    def __init__(self, state_dict: Mapping[str, Tensor], release: Release, prefix: str = "") -> None:
         self._state_dict = state_dict
+        self.release = release
         self._prefix = prefix
 
     def __getitem__(self, name: str) -> Tensor:
@@ -239,7 +242,7 @@ class _Weights:
         return self[name].clone()
 
     def below(self, prefix: str) -> _Weights:
-        return _Weights(self._state_dict, f"{self._prefix}{prefix}.")
+        return _Weights(self._state_dict, self.release, f"{self._prefix}{prefix}.")
 
     def linear(self, name: str) -> Linear:
         return Linear(self[f"{name}.weight"], self[f"{name}.bias"])
@@ -259,11 +262,18 @@ class _Weights:
         return Conv(weight, bias, padding=padding)
 
 
+def _keep() -> None:
+    """Release nothing."""
+
+
 def fold_image_tower(
-    state_dict: Mapping[str, Tensor], architecture: Architecture, settings: PreprocessSettings
+    state_dict: Mapping[str, Tensor], architecture: Architecture, settings: PreprocessSettings, release: Release = _keep
 ) -> ImageTower:
-    """Fold the image tower's weights, on the CPU; the state dict stays as it is."""
-    weights = _Weights(state_dict, "visual.")
+    """Fold the image tower's weights, on the CPU; the state dict stays as it is.
+
+    `release` is called after each block: what memory holds of a weights file need not be the whole tower.
+    """
+    weights = _Weights(state_dict, release, "visual.")
     if isinstance(architecture.vision_layers, tuple):
         return _fold_resnet(weights, architecture.vision_layers, architecture, settings)
     stack = _fold_stack(
@@ -284,9 +294,9 @@ def fold_image_tower(
     )
 
 
-def fold_text_tower(state_dict: Mapping[str, Tensor], architecture: Architecture) -> LeanText:
-    """Fold the text tower's weights, on the CPU; the state dict stays as it is."""
-    weights = _Weights(state_dict)
+def fold_text_tower(state_dict: Mapping[str, Tensor], architecture: Architecture, release: Release = _keep) -> LeanText:
+    """Fold the text tower's weights like `fold_image_tower`."""
+    weights = _Weights(state_dict, release)
     stack = _fold_stack(
         weights.below("transformer.resblocks"),
         architecture.transformer_layers,
@@ -323,7 +333,9 @@ def _fold_mlp(weights: _Weights, activation: Activation) -> Mlp:
 def _fold_block(weights: _Weights, heads: int, activation: Activation) -> Block:
     query, key, value, out = _fold_attention(weights, heads)
     qkv = Linear(torch.cat([query.weight, key.weight, value.weight]), torch.cat([query.bias, key.bias, value.bias]))
-    return Block(qkv, out, _fold_mlp(weights, activation))
+    mlp = _fold_mlp(weights, activation)
+    weights.release()
+    return Block(qkv, out, mlp)
 
 
 def _fold_last_block(weights: _Weights, heads: int, activation: Activation) -> LastBlock:
@@ -356,10 +368,12 @@ def _fold_resnet(
 
 
 def _fold_bottleneck(weights: _Weights, *, shrinks: bool, widens: bool) -> LeanBottleneck:
-    return LeanBottleneck(
+    block = LeanBottleneck(
         weights.conv("conv1", "bn1"),
         weights.conv("conv2", "bn2", padding=1),
         weights.conv("conv3", "bn3"),
         weights.conv("downsample.0", "downsample.1") if widens else None,
         pool=2 if shrinks else 1,
     )
+    weights.release()
+    return block
