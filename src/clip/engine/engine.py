@@ -112,7 +112,7 @@ class Engine:
 
         def pixels(start: int, stop: int) -> tuple[Tensor]:
             part = image[start:stop].to(where, torch.float32)
-            return ((part * scales + shifts).permute(0, 2, 3, 1),)
+            return ((part * scales).add_(shifts).permute(0, 2, 3, 1),)
 
         return self._run(torch.float32, len(image), pixels)
 
@@ -164,6 +164,7 @@ class Engine:
         with self._building:
             if key not in self._graphs:
                 self._graphs[key] = self._text_graph() if key is None else self._image_graph(key)
+                return_freed_memory()
             return self._graphs[key]
 
     def _image_graph(self, dtype: torch.dtype) -> Graph:

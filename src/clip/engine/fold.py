@@ -182,12 +182,15 @@ def one_query(query: Linear, key: Linear, value: Linear, out: Linear, heads: int
 
 
 def quick_gelu_to_silu(mlp: Mlp) -> Mlp:
-    """Turn QuickGELU into SiLU, which every back end fuses.
+    """Turn QuickGELU into SiLU, which every back end fuses, in the memory of these layers.
 
     P (h sigmoid(1.702 h))  =  (P / 1.702) (h' sigmoid(h'))  with h' = 1.702 h.
     """
     fc, proj = mlp.fc, mlp.proj
-    return Mlp(Linear(fc.weight * QUICK_GELU, fc.bias * QUICK_GELU), Linear(proj.weight / QUICK_GELU, proj.bias))
+    # In place, as these are most of a tower: new tensors would take as much again, and time to get it.
+    return Mlp(
+        Linear(fc.weight.mul_(QUICK_GELU), fc.bias.mul_(QUICK_GELU)), Linear(proj.weight.div_(QUICK_GELU), proj.bias)
+    )
 
 
 def fold_batch_norm(weight: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,13 +236,16 @@ class _Weights:
         self._prefix = prefix
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._state_dict[self._prefix + name].detach()
-        # On the CPU, because CUDA may have its products in TF32.
-        return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+        return self._read(name)
 
     def own(self, name: str) -> Tensor:
-        """Copy a tensor that no folding changes: no tower shares memory with a model in training, or with a file."""
-        return self[name].clone()
+        """Copy a tensor that no folding replaces: no tower shares memory with a model in training, or with a file."""
+        return self._read(name, copy=True)
+
+    def _read(self, name: str, *, copy: bool = False) -> Tensor:
+        tensor = self._state_dict[self._prefix + name].detach()
+        # On the CPU, because CUDA may have its products in TF32.
+        return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32), copy=copy)
 
     def below(self, prefix: str) -> _Weights:
         return _Weights(self._state_dict, self.release, f"{self._prefix}{prefix}.")
@@ -325,9 +331,8 @@ def _fold_attention(weights: _Weights, heads: int) -> tuple[Linear, Linear, Line
 
 def _fold_mlp(weights: _Weights, activation: Activation) -> Mlp:
     fc = fold_norm(weights.linear("mlp.c_fc"), weights["ln_2.weight"], weights["ln_2.bias"])
-    if activation == "quick_gelu":
-        return quick_gelu_to_silu(Mlp(fc, Linear(weights["mlp.c_proj.weight"], weights.own("mlp.c_proj.bias"))))
-    return Mlp(fc, weights.own_linear("mlp.c_proj"))
+    mlp = Mlp(fc, weights.own_linear("mlp.c_proj"))
+    return quick_gelu_to_silu(mlp) if activation == "quick_gelu" else mlp
 
 
 def _fold_block(weights: _Weights, heads: int, activation: Activation) -> Block:
