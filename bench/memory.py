@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +30,8 @@ from pathlib import Path
 
 warnings.simplefilter("ignore")
 way, weights, batches, side = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
+if way == "openai":
+    sys.path.insert(0, sys.argv[5])
 peaks = []
 
 def note():
@@ -65,11 +66,9 @@ print(json.dumps(peaks))
 
 def peaks_of(way: str, options: argparse.Namespace, side: int) -> list[int]:
     """Peaks of a process, in bytes: after imports, after loading, after each batch."""
-    environment = dict(os.environ)
-    if way == "openai":
-        environment["PYTHONPATH"] = options.openai
     command = [sys.executable, "-c", CHILD, way, str(options.weights), json.dumps(options.batches), str(side)]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    command += [options.openai] if way == "openai" else []
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(ran.stdout)
 
 

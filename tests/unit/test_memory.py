@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import checkpoints, formula
 from safetensors.torch import save_file
@@ -60,6 +60,7 @@ def test_released_pages_leave_memory_and_are_read_again_from_the_file(numbers: P
 
 
 @on_linux
+@settings(deadline=None)
 @given(spans=st.lists(st.tuples(st.integers(0, PAGES * PAGE - 200), st.integers(0, 3 * PAGE)), max_size=6))
 def test_parts_of_a_file_are_released_with_the_pages_they_lie_on(numbers: Path, spans: list[tuple[int, int]]) -> None:
     view = view_of(numbers)
