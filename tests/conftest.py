@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Tiny models gain nothing from a second thread, and two cores are often shared: 11 s of work become 30 s.
 # Read by torch at import, inherited by child processes.
@@ -13,6 +14,10 @@ os.environ["CLIP_OFFLINE"] = "1"
 
 from kit import checkpoints
 from kit.in_process import Run, runner
+
+# An example may take as long as a busy machine needs.
+settings.register_profile("clip", deadline=None)
+settings.load_profile("clip")
 
 
 @pytest.fixture(scope="session")

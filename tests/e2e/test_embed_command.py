@@ -340,6 +340,7 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--architecture", "ViT-B-32"], "architecture", "ViT-B-32"),
     (["--delimiter", ";"], "delimiter", ";"),
     (["--quoting", "none"], "quoting", "none"),
+    (["--raw-previews"], "raw_previews", True),
 ]
 
 
@@ -370,7 +371,8 @@ def test_a_summary_for_programs_is_one_object_on_stdout_and_the_last_line_on_std
     assert told == json.loads(ran.stderr.splitlines()[-1])
     assert told.pop("seconds") > 0
     counts = {"read": 2, "written": 1, "failed": 1, "resumed": 0, "removed": 0, "renamed": 0}
-    assert told == {"output": str(tmp_path / "out"), **counts, "ignored": {"not an image": 1}}
+    notes = {"warned": 0, "stored_turned": 0, "unread": {}, "advice": []}
+    assert told == {"output": str(tmp_path / "out"), **counts, **notes, "ignored": {"not an image": 1}}
     assert ran.returncode == 3
     ran = subprocess.run(
         [*map(str, command), "--dry-run"], capture_output=True, text=True, check=False, timeout=LIMIT_S

@@ -81,7 +81,7 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
     There may be several.
 
     Writes into OUT: embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes, warning; for
-    texts id, path, embedding, warning, text), failures/part-*.parquet (id, path, stage, error, message) and
+    texts id, path, embedding, text), failures/part-*.parquet (id, path, stage, error, message) and
     manifest.json. Every image becomes a row of embeddings or of failures. The same command again resumes a run that was
     interrupted. Exit code 0: all images have vectors; 3: some are failure rows, or HEIC, RAW photos or videos that are
     not read; 1: the run failed; 2: it did not begin.

@@ -1,7 +1,7 @@
 """The two Parquet files of a shard, which together are its part: their columns, and `Parts`, which reads them.
 
 embeddings/part-00000.parquet    images: id, path, embedding, width, height, format, size_bytes, sha256 if the job wants
-                                 it, and warning; texts: id, path, embedding, warning, text; pairs: all of these and
+                                 it, and warning; texts: id, path, embedding, text; pairs: all of these and
                                  text_embedding; then the columns that the job copies from its input
 failures/part-00000.parquet      id, path, stage, error, message
 
@@ -65,7 +65,7 @@ def embedding_schema(manifest: Manifest) -> pa.Schema:
         fields += [("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("size_bytes", pa.int64())]
     if manifest.hashes:
         fields += [("sha256", pa.string())]
-    if manifest.warnings:
+    if manifest.warnings and manifest.kind != "texts":
         fields += [(WARNING, pa.string())]
     if manifest.kind != "images":
         fields += [("text", pa.string())]

@@ -132,12 +132,11 @@ def test_a_folder_of_nothing_else_is_refused_with_what_helps(run: Run, tmp_path:
     assert (code, "is a RAW, expected" in said, "--raw-previews" in said) == (2, True, True)
 
 
-def test_rows_of_texts_have_the_column_too(tmp_path: Path) -> None:
+def test_rows_of_texts_have_no_such_column(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("a cat\na dog\n")
     clip.embed(embed_job(source=tmp_path / "texts.txt", output=tmp_path / "out", model="sketch", texts=True))
     table = pq.read_table(tmp_path / "out/embeddings/part-00000.parquet")
-    assert table.column_names == ["id", "path", "embedding", "warning", "text"]
-    assert table.column("warning").null_count == 2
+    assert table.column_names == ["id", "path", "embedding", "text"]
 
 
 def test_a_copied_column_of_that_name_gets_another(photos: Path, tmp_path: Path) -> None:
