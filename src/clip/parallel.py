@@ -1,4 +1,4 @@
-"""Count cores, and run threads ahead of a consumer: an ordered map, a reader, a budget of bytes."""
+"""Count cores, and run threads ahead of a consumer: an ordered map, a reader."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
+
+    from .budgets import ByteBudget
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,8 +64,12 @@ def map_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: int) -> Generator[T]:
+def read_ahead(
+    items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: int, budget: ByteBudget | None = None
+) -> Generator[T]:
     """Yield the same items, taken from their source by a thread that is `limit_bytes` ahead, and at least one item.
+
+    Where the source holds its items in a `budget`, that learns when the consumer waits for the source.
 
     An exception of the source is raised at its turn. Closing the iterator ends the thread at its next item, and waits
     up to LAST_ITEM_S for that: a thread that is inside a library when the interpreter ends may abort the process.
@@ -96,7 +102,9 @@ def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: 
     try:
         while True:
             with changed:
-                changed.wait_for(lambda: waiting)
+                if not waiting:
+                    with budget.waiting_for(None) if budget else nullcontext():
+                        changed.wait_for(lambda: waiting)
                 item, size, end = waiting.popleft()
                 held -= size
                 changed.notify_all()
@@ -110,26 +118,3 @@ def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: 
             closed = True
             changed.notify_all()
         thread.join(LAST_ITEM_S)
-
-
-class ByteBudget:
-    """A limit to the bytes that threads hold together. A request for more than the limit runs alone."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self._free = limit_bytes
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def reserve(self, size_bytes: int) -> Generator[None]:
-        """Wait until `size_bytes` are free, and hold them during the block."""
-        size_bytes = min(size_bytes, self.limit_bytes)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= size_bytes)
-            self._free -= size_bytes
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += size_bytes
-                self._changed.notify_all()

@@ -10,7 +10,8 @@ from random import Random
 
 import pytest
 
-from clip.parallel import ByteBudget, available_cores, map_ahead
+from clip.budgets import ByteBudget
+from clip.parallel import available_cores, map_ahead
 
 PATIENCE_S = 10.0  # before a thread that should have come is given up
 
