@@ -51,7 +51,7 @@ def is_hidden(name: str) -> bool:
 
 
 def read_whole(file: BinaryIO, size_bytes: int) -> bytes:
-    """Return what a file has up to a size, in memory once: `read` of tarfile and zipfile holds it two or three times."""
+    """Return what a file has up to a size, held once: `read` of tarfile and zipfile holds it two or three times."""
     whole = io.BytesIO()
     while (left := size_bytes - whole.tell()) > 0 and (piece := file.read(min(left, CHUNK_BYTES))):
         whole.write(piece)

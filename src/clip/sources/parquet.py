@@ -61,19 +61,15 @@ class _ParquetFile:
 
         A page, which its writer makes as large as it likes, and a row are held as a whole, whatever their size.
         """
-        return self._table.iter_batches(
-            self._choose_rows(group, columns, max_rows), row_groups=[group], columns=columns
-        )
+        return self._table.iter_batches(self._choose_rows(group, max_rows), row_groups=[group], columns=columns)
 
-    def _choose_rows(self, group: int, columns: list[str], max_rows: int) -> int:
+    def _choose_rows(self, group: int, max_rows: int) -> int:
         """Return how many rows to read together.
 
-        The footer has the size of a group's column, not of its largest value: a few rows of images are taken for as
-        large as the column, as a dictionary may even repeat its largest value; many rows of names for even ones.
+        The footer has the size of a group, not of its largest value: of images each is taken for as large as the group,
+        as a dictionary may even repeat its largest value; of the many names each for one of their mean size. The sizes
+        of columns are not asked for: pyarrow ends the process where a damaged footer lacks them.
         """
-        chunks = [self._groups[group].column(index) for index in range(self._groups[group].num_columns)]
-        prefixes = tuple(f"{name}." for name in columns)
-        own = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(prefixes)]
-        size = max(1, sum(chunk.total_uncompressed_size for chunk in own))
+        size = max(1, self._groups[group].total_byte_size)
         largest = size if max_rows <= ROWS_AT_A_TIME else -(-size // max(1, self.rows[group]))
         return max(1, min(max_rows, BYTES_AT_A_TIME // largest))

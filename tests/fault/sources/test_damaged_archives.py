@@ -281,7 +281,7 @@ def test_an_enormous_header_is_refused(tmp_path: Path) -> None:
         file.write(bytes(1_000_000))
     found, (failure,), _ = members(path)
     assert found == {}
-    assert "a header of 2,000,000,000 bytes" in failure.message
+    assert "headers of 2,000,000,000 bytes" in failure.message
 
 
 def test_a_run_over_damaged_archives_ends_with_all_of_it_told(tmp_path: Path) -> None:
