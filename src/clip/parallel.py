@@ -1,4 +1,4 @@
-"""Count cores, and run threads ahead of a consumer: an ordered map, a reader."""
+"""Count cores and start threads: an ordered map that runs ahead of its consumer, a reader that does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from .errors import ResourceError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+LIBRARIES = 4  # that start a thread for each core
+OWN_THREADS = 16  # and those that some libraries start whatever the cores
+ADDRESS_SPACE_BYTES = 4_000_000_000  # VmPeak of `clip embed --model sketch` on two cores, rounded up
 LAST_ITEM_S = 2.0  # to wait at the end for the item that a reading thread is at
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -42,6 +47,49 @@ def available_cores(cgroup: Path = CGROUP) -> int:
     return cores
 
 
+def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
+    """Start a thread that ends with the process. Raises: ResourceError where the system starts none."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as exc:
+        raise make_thread_error() from exc
+    return thread
+
+
+def make_thread_error(found: str = "the system starts no more") -> ResourceError:
+    """Return the error for a thread that cannot be started."""
+    remedy = "Raise the limit on processes (ulimit -u, or the container's pids) and on memory (ulimit -v)."
+    return ResourceError("threads", found, remedy=remedy)
+
+
+def check_resources() -> None:
+    """Raise ResourceError where the system gives less than libraries need, some of which hang or abort without.
+
+    That is address space, where it is limited, and threads: numpy, torch, OpenVINO and pyarrow start one for each core,
+    and a run some more.
+    """
+    if hasattr(os, "setuid"):
+        import resource  # here, as Windows has none
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE_BYTES:
+            found, expected = f"found a limit of {limit:,} bytes", f"at least {ADDRESS_SPACE_BYTES:,}"
+            raise ResourceError("address space", found, expected, "Run: ulimit -v unlimited")
+    wanted = LIBRARIES * available_cores() + OWN_THREADS
+    over = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        while len(threads) < wanted:
+            threads.append(start_thread(over.wait, "clip-check"))
+    except ResourceError as exc:
+        raise make_thread_error(f"the system starts {len(threads):,}, and {wanted:,} are needed") from exc
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
 def map_ahead(
     function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int, stop: Callable[[], None] = lambda: None
 ) -> Generator[R]:
@@ -53,11 +101,18 @@ def map_ahead(
     """
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
+
+    def submit(item: T) -> Future[R]:
+        try:
+            return pool.submit(function, item)
+        except RuntimeError as exc:  # it is not shut down before the end, so it could start no thread
+            raise make_thread_error() from exc
+
     try:
-        waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(source, ahead))
+        waiting: deque[Future[R]] = deque(submit(item) for item in islice(source, ahead))
         while waiting:
             result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+            waiting.extend(submit(item) for item in islice(source, 1))
             yield result
     finally:
         stop()
@@ -97,8 +152,7 @@ def read_ahead(
         except BaseException as exc:  # noqa: BLE001  raised again in the consumer
             put(None, 0, exc)
 
-    thread = threading.Thread(target=read, name="clip-read", daemon=True)
-    thread.start()
+    thread = start_thread(read, "clip-read")
     try:
         while True:
             with changed:

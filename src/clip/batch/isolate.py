@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..budgets import Allowance
-from ..errors import InputError
+from ..errors import InputError, ResourceError
 from ..records import Failure, Item, Member, Pixels
 from .decode import Decoding
 
@@ -65,7 +65,7 @@ class IsolatedDecoder:
     def __call__(self, entry: Item | Member) -> list[Pixels | Failure]:
         """Return what `Decoding` makes of an entry; one failure, whatever its frames, if it kills its process.
 
-        Raises:  OSError where no process can be started.
+        Raises:  ResourceError where no process can be started, OSError for one that ends before it is ready.
         """
         while True:
             process = self._process()
@@ -115,15 +115,20 @@ class _Process:
         with theirs:
             command = [sys.executable, "-P", "-c", WORK, str(theirs.fileno())]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-            self._process = subprocess.Popen(
-                command,
-                env=environment,
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # libraries print there what the failure row says
-                process_group=0,  # Ctrl-C goes to the parent, which ends it
-            )
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,  # libraries print there what the failure row says
+                    process_group=0,  # Ctrl-C goes to the parent, which ends it
+                )
+            except OSError as exc:
+                ours.close()
+                remedy = "Raise the limit on processes (ulimit -u, or the container's pids), or leave `isolate` out."
+                raise ResourceError("a process to decode in", f"cannot be started ({exc})", remedy=remedy) from exc
         self._connection = Connection(ours.detach())
         self.decoded = 0
         self.alive = True

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
 ROW_GROUP_BYTES = 64_000_000  # of copied values, captions say, in rows that wait to be written
-HELD_BYTES = 256_000_000  # of encoded images, from before they are read until they are decoded
-READ_AHEAD_BYTES = 100_000_000  # of these, and of copied values, read of an archive or a table before their turn
+READ_AHEAD_BYTES = (
+    100_000_000  # of encoded images, and of copied values, read of an archive or a table before their turn
+)
 TEXTS_AT_A_TIME = 1024  # of which the engine runs those of similar lengths together
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 
@@ -135,7 +136,7 @@ class Run:
         Threads run ahead across the borders of shards.
         """
         job, seconds = self._job, self._job.isolated_s
-        held, budget = ByteBudget(HELD_BYTES), ByteBudget(job.decode_budget_bytes)
+        held, budget = ByteBudget(job.read_budget_bytes), ByteBudget(job.decode_budget_bytes)
         workers = job.workers or available_cores()
         isolated = None if seconds is None else IsolatedDecoder(self._decoding, seconds, budget.reserve)
 

@@ -11,7 +11,6 @@ import click
 from ..jobs.verify import VerifyJob
 from .exit_codes import EXIT_FAILED
 from .progress import say
-from .signals import undisturbed
 
 
 @click.command(short_help="Read vectors back, and check them.")
@@ -34,8 +33,7 @@ def verify(*, as_json: bool, **options: Any) -> int:
     0: no problem; 1: there are problems, each a line on stdout.
     """
     job = VerifyJob(**options)
-    with undisturbed():
-        from ..batch import verify as verify_module
+    from ..batch import verify as verify_module
 
     report = verify_module.verify(job)
     if as_json:
