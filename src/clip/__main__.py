@@ -46,8 +46,8 @@ def run() -> NoReturn:
         main()
     except SystemExit as end:
         code = end.code
-    except BaseException:  # noqa: BLE001  the outermost frame: a defect, whose traceback is shown as the interpreter does
-        sys.excepthook(*sys.exc_info())
+    except BaseException as exc:  # noqa: BLE001  the outermost frame: a defect, shown as the interpreter does
+        sys.excepthook(type(exc), exc, exc.__traceback__)
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:

@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
 ROW_GROUP_BYTES = 64_000_000  # of copied values, captions say, in rows that wait to be written
-READ_AHEAD_BYTES = (
-    100_000_000  # of encoded images, and of copied values, read of an archive or a table before their turn
-)
+READ_AHEAD_BYTES = 100_000_000  # of images and copied values, read of an archive or a table before their turn
 TEXTS_AT_A_TIME = 1024  # of which the engine runs those of similar lengths together
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 

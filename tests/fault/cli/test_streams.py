@@ -1,4 +1,4 @@
-"""Standard streams that are closed or whose reader is gone, limits of the system: an exit code of ours, no traceback."""
+"""Standard streams that are closed or whose reader is gone, limits of the system: our exit codes, no traceback."""
 
 import resource
 import subprocess
@@ -84,7 +84,7 @@ def test_a_signal_after_the_last_line_ends_the_command_with_its_code(
     assert "no problem" in ended.said
 
 
-def test_a_full_disk_behind_stdout_is_an_error(out: Path) -> None:
+def test_a_full_disk_behind_stdout_is_an_error() -> None:
     with open("/dev/full", "w") as full:
         ran = subprocess.run([sys.executable, "-m", "clip", "models"], stdout=full, stderr=subprocess.PIPE, check=False)
     assert ran.returncode == 1

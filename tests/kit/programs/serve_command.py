@@ -1,4 +1,4 @@
-"""Run the command as the shell does, from its first line to its last, with standard streams that are closed or broken."""
+"""Run the command as the shell does, from its first line to its last, with streams that are closed or broken."""
 
 import os
 import sys
