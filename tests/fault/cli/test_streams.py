@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from kit import forks, programs
 from kit.inputs import draw_photos, number_names
-from kit.jobs import embed_job
 
 import clip
 
@@ -28,7 +27,7 @@ def out(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("streams")
     draw_photos(folder / "photos", number_names(4))
     (folder / "photos/broken.png").write_bytes(b"no image")
-    clip.embed(embed_job(folder / "photos", folder / "out", weights))
+    clip.embed(clip.jobs.EmbedJob(source=folder / "photos", output=folder / "out", model=str(weights)))
     return folder / "out"
 
 
