@@ -77,15 +77,18 @@ class ClipError(Exception):
         return f"{item}: {reason}" if reason else item
 
     def _render_reason(self, spell: Callable[[str, str | None], str]) -> str:
-        expected, remedy = (
-            _ARGUMENT.sub(lambda match: spell(*match.groups()), text) for text in (self.expected, self.remedy)
-        )
+        expected, remedy = (spell_arguments(text, spell) for text in (self.expected, self.remedy))
         clause = f"{self.found}, expected {expected}" if expected else self.found
         return ". ".join(filter(None, (clause, remedy)))
 
     def about(self, item: object) -> Self:
         """Return the same error about another item."""
         return type(self)(item, self.found, self.expected, self.remedy)
+
+
+def spell_arguments(text: str, spell: Callable[[str, str | None], str] | None = None) -> str:
+    """Return a text with its arguments, which are in backticks, as `spell(name, value)` writes them."""
+    return _ARGUMENT.sub(lambda match: (spell or _spell_argument)(*match.groups()), text)
 
 
 def _spell_argument(name: str, value: str | None) -> str:

@@ -64,6 +64,7 @@ class Row:
     format: str  # Pillow's name: "JPEG", "PNG"
     size_bytes: int  # encoded
     sha256: str | None = None  # of the encoded image, where a job asks for it
+    warning: str | None = None  # what was wrong beside the pixels
     values: tuple[str | None, ...] = ()  # the item's
 
 
@@ -74,6 +75,7 @@ class Pixels:
     row: Row
     array: np.ndarray  # uint8 (R, R, 3), channels R, G, B
     tokens: np.ndarray | None = None  # int32 (L,), of the text it is a pair with
+    stored_turned: bool = False  # whether the file says that it is to be turned, and it was not
 
 
 @dataclass(frozen=True, slots=True)

@@ -337,6 +337,9 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--max-frames", "7"], "max_frames", 7),
     (["--hash"], "hashes", True),
     (["--isolate"], "isolate", True),
+    (["--architecture", "ViT-B-32"], "architecture", "ViT-B-32"),
+    (["--delimiter", ";"], "delimiter", ";"),
+    (["--quoting", "none"], "quoting", "none"),
 ]
 
 

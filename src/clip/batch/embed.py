@@ -39,6 +39,7 @@ from ..store.update import update_plan
 from ..store.writer import StoreWriter, check_room
 from .count import count_expected, count_shard
 from .decode import Decoding
+from .notes import advise
 from .run import Run
 from .sample import draw_calibration
 from .tune import summarise, tune
@@ -91,13 +92,26 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             plan, removed = _plan_run(job, source, store, lock, progress)
             if encoder.calibration is not None:
                 write_calibration(output, encoder.calibration.pixels)
-            resumed = Run(job, encoder, source, plan, store, lock, progress).write()
+            run = Run(job, encoder, source, plan, store, lock, progress)
+            resumed = run.write()
             counts = _check_counts(store.parts, plan, job.decode.frames)
             lock.check()
             ignored = dict(Counter(plan.ignored) + store.ignored(range(plan.shards)))
             store.finish({**counts, "ignored": ignored})
     seconds = time.monotonic() - started
-    return EmbedReport(output, **counts, ignored=ignored, seconds=seconds, resumed=resumed, removed=removed)
+    notes, unread = run.notes, run.notes.count_unread(ignored)
+    return EmbedReport(
+        output,
+        **counts,
+        ignored=ignored,
+        seconds=seconds,
+        resumed=resumed,
+        removed=removed,
+        warned=notes.warned,
+        stored_turned=notes.stored_turned,
+        unread=unread,
+        advice=advise(unread, notes.stored_turned),
+    )
 
 
 def _check_counts(parts: Parts, plan: Plan, frames: Frames) -> dict[str, int]:
@@ -116,7 +130,7 @@ def _check_counts(parts: Parts, plan: Plan, frames: Frames) -> dict[str, int]:
 
 def open_source(job: EmbedJob) -> Source:
     """Return the input of a job. Raises: InputError where it is not there."""
-    return Source(job.inputs, job.globs, job.columns, job.root).with_types()
+    return Source(job.inputs, job.globs, job.columns, job.root, job.decode.raw_previews).with_types()
 
 
 def count(job: EmbedJob) -> Listing:

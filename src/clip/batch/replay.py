@@ -77,7 +77,7 @@ def open_run_source(store: Store, settings: PreprocessSettings) -> Decoding:
     Raises:  InputError where the source is not there any more.
     """
     manifest = store.manifest
-    source = Source(manifest.source, manifest.globs, manifest.columns, manifest.root)
+    source = Source(manifest.source, manifest.globs, manifest.columns, manifest.root, manifest.decode.raw_previews)
     return Decoding(source, settings, manifest.limits, manifest.decode)
 
 

@@ -27,6 +27,7 @@ from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
 from .decode import Decoding
 from .isolate import IsolatedDecoder
+from .notes import Notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -64,6 +65,7 @@ class Run:
         self._store = store
         self._lock = lock
         self._progress = progress
+        self.notes = Notes()
 
     def write(self) -> int:
         """Write the missing shards, and return how many entries earlier runs had written."""
@@ -90,6 +92,7 @@ class Run:
                     failed += part.failed
                 else:
                     part.add(outcome)
+                    self.notes.add(outcome)
                     read += 1
                     if self._plan.total is not None:
                         self._check_failures(failed, part, self._plan.total)

@@ -8,12 +8,13 @@ from typing import Any, get_args
 
 import click
 
-from ..jobs.embed import EmbedJob, EmbedReport
+from ..errors import spell_arguments
+from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.fields import nest
 from ..jobs.options import FAST_COSINE
 from ..records import Kind
 from .exit_codes import EXIT_WITH_FAILURES
-from .flags import job_option, split_names
+from .flags import job_option, spell_as_flags, split_names
 from .progress import Reporter, Style, describe_ignored, describe_listing, say, summarise
 
 PROGRESS_HELP = "Progress on stderr: a bar on a terminal and lines elsewhere (auto), lines, JSON lines, or none."
@@ -60,6 +61,7 @@ _option = partial(job_option, EmbedJob)
 @_option("decode.background", "--background")
 @_option("decode.sixteen_bit", "--sixteen-bit")
 @_option("decode.frames", "--frames")
+@_option("decode.raw_previews", "--raw-previews")
 @_option("limits.max_frames", "--max-frames", metavar="N")
 @_option("on_failure", "--on-failure")
 @_option("max_failures", "--max-failures", metavar="N|P%")
@@ -78,10 +80,11 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
     .zip) or a table (.parquet), on this machine or at s3://, gs://, https://; {000..127} means each of these numbers.
     There may be several.
 
-    Writes into OUT: embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes; for texts id,
-    path, embedding, text), failures/part-*.parquet (id, path, stage, error, message) and manifest.json. Every image
-    becomes a row of embeddings or of failures. The same command again resumes a run that was interrupted. Exit code 0:
-    all images have vectors; 3: some are failure rows; 1: the run failed; 2: it did not begin.
+    Writes into OUT: embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes, warning; for
+    texts id, path, embedding, warning, text), failures/part-*.parquet (id, path, stage, error, message) and
+    manifest.json. Every image becomes a row of embeddings or of failures. The same command again resumes a run that was
+    interrupted. Exit code 0: all images have vectors; 3: some are failure rows, or HEIC, RAW photos or videos that are
+    not read; 1: the run failed; 2: it did not begin.
     """
     if fast and options["min_cosine"] is not None:
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
@@ -101,8 +104,10 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         report = embed_module.embed(job, reporter.update)
     finally:
         reporter.close()
+    for line in report.advice:
+        reporter.update(Progress(0, 0, 0, message=spell_arguments(line, spell_as_flags(embed))))
     summarise(asdict(report) if as_json else _describe_report(report, job.kind))
-    return EXIT_WITH_FAILURES if report.failed else 0
+    return EXIT_WITH_FAILURES if report.failed or report.unread else 0
 
 
 def _describe_report(report: EmbedReport, kind: Kind) -> str:
@@ -110,9 +115,10 @@ def _describe_report(report: EmbedReport, kind: Kind) -> str:
     failed = f", failed {report.failed:,} (see {report.output}/failures)" if report.failed else ", failed 0"
     resumed = f"{report.resumed:,} by an earlier run; " if report.resumed else ""
     removed = f"{report.removed:,} removed; " if report.removed else ""
+    warned = f"{report.warned:,} with a warning; " if report.warned else ""
     if not report.read:
         return f"no {kind} in the source{describe_ignored(report.ignored)}; {report.output}"
     return (
         f"read {report.read:,} = written {report.written:,}{failed}; "
-        f"{resumed}{removed}{report.seconds:.1f} s, {rate}; {report.output}{describe_ignored(report.ignored)}"
+        f"{resumed}{removed}{warned}{report.seconds:.1f} s, {rate}; {report.output}{describe_ignored(report.ignored)}"
     )

@@ -12,6 +12,8 @@ from ..jobs.fields import field_docs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+QUOTES = "\"'"
+
 
 class JobOption(click.Option):
     """A flag of a job's field; its help is the field's docstring, read when help is shown."""
@@ -55,3 +57,23 @@ def job_option(job: type, field: str, *flags: str, **settings: Any) -> Callable[
 def split_names(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001
     """Return the names in `A,B` of a flag that may be repeated."""
     return tuple(name for value in values for name in value.split(",") if name)
+
+
+def spell_as_flags(command: click.Command | None) -> Callable[[str, str | None], str]:
+    """Return what spells an argument of Python as the flag of the command that ran; other arguments stay as they are.
+
+    `limits.max_bytes` and `max_bytes` become --max-bytes, `overwrite=True` becomes --overwrite, and `long_text="cut"`
+    becomes --long-text cut.
+    """
+    options = [parameter for parameter in (command.params if command else ()) if isinstance(parameter, click.Option)]
+    paths = {option.name or "": max(option.opts, key=len) for option in options}  # columns__text: --text-column
+    leaves = {path.rpartition("__")[2]: flag for path, flag in paths.items()}  # text: --text-column
+    flags = {flag.strip("-").replace("-", "_"): flag for flag in paths.values()} | leaves | paths
+
+    def spell(name: str, value: str | None) -> str:
+        flag = flags.get(name.replace(".", "__")) or flags.get(name.rpartition(".")[2])
+        if flag is None or value == "False":  # no flag says that another is left out
+            return name if value is None else f"{name}={value}"
+        return flag if value in (None, "True") else f"{flag} {value.strip(QUOTES)}"
+
+    return spell

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import FunctionType
-from typing import TYPE_CHECKING, Any, cast
+from types import BuiltinFunctionType, FunctionType, WrapperDescriptorType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,15 @@ from ..errors import InputError
 from ..network.architecture import infer_architecture
 from ..network.records import Architecture, Checkpoint, PreprocessSettings
 
-if TYPE_CHECKING:
-    pass
-
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CONTAINERS = ("_parameters", "_buffers", "_modules")
+RUN_OF_MODULES = ("__call__", "__getattr__", "__getattribute__", "_call_impl", "_slow_forward", "_wrapped_call_impl")
+RUN_OF_FUNCTIONAL = (
+    *("linear", "conv2d", "layer_norm", "multi_head_attention_forward", "scaled_dot_product_attention", "embedding"),
+    *("gelu", "relu", "batch_norm", "avg_pool2d"),
+)
+RUN_OF_TORCH = ("sigmoid", "cat", "conv2d", "layer_norm")
+BUILT_IN = (BuiltinFunctionType, WrapperDescriptorType)  # which nobody has written in Python
 STAYS_AFTER_HOOKS = "_is_full_backward_hook"  # set by the first backward hook, and left when it is removed
 
 
@@ -103,32 +107,38 @@ def _shape(tensor: object) -> object:
     return tensor.shape if isinstance(tensor, Tensor) and type(tensor) is nn.Parameter else type(tensor)
 
 
-def find_patched_function(types: list[type]) -> str | None:
-    """Return the name of a method of these classes, or of torch, that a program has put in another's place."""
+def find_patched_function(modules: list[nn.Module]) -> str | None:
+    """Return the name of what a program has put in the place of a method of modules, or of a function of torch."""
     places = (str(torch.__path__[0]), str(Path(__file__).parents[1]))
-    for owner, name, function in functions_of(set(types)):
-        if isinstance(function, FunctionType) and not function.__code__.co_filename.startswith(places):
+    for owner, name, function in functions_of(set(map(type, modules))):
+        if not isinstance(function, (FunctionType, *BUILT_IN)) or not _comes_from(function, places):
             return f"{getattr(owner, '__name__', owner)}.{name} was replaced"
+    for module in modules:  # an attribute of a class hides the parameter or the module of that name
+        slots = {name for kind in CONTAINERS for name in vars(module)[kind]}
+        hidden = next((name for name in slots if hasattr(type(module), name)), None)
+        if hidden:
+            return f"{type(module).__name__}.{hidden} was added"
     return None
 
 
+def _comes_from(function: object, places: tuple[str, ...]) -> bool:
+    return not isinstance(function, FunctionType) or function.__code__.co_filename.startswith(places)
+
+
 def functions_of(types: set[type]) -> list[tuple[Any, str, object]]:
-    """List what the modules of these classes run: their methods, nn.Module's, and torch's functions."""
-    classes = {cls for kind in types for cls in kind.__mro__ if issubclass(cls, nn.Module)}
-    found = [
+    """List what runs when modules of these classes are called: their methods, and torch's functions.
+
+    Of nn.Module itself only some methods run; libraries give it others of their own (transformers: `smart_apply`).
+    """
+    classes = classes_of(types) - {nn.Module}
+    found: list[tuple[Any, str, object]] = [
         (cls, name, value) for cls in classes for name, value in vars(cls).items() if isinstance(value, FunctionType)
     ]
-    names = (
-        "linear",
-        "conv2d",
-        "layer_norm",
-        "multi_head_attention_forward",
-        "scaled_dot_product_attention",
-        "embedding",
-    )
-    names += ("gelu", "relu", "batch_norm", "avg_pool2d")
-    return (
-        found
-        + [(nn.functional, name, getattr(nn.functional, name)) for name in names]
-        + [(torch, name, getattr(torch, name)) for name in ("sigmoid", "cat", "conv2d", "layer_norm")]
-    )
+    found += [(nn.Module, name, getattr(nn.Module, name)) for name in RUN_OF_MODULES]
+    found += [(nn.functional, name, getattr(nn.functional, name)) for name in RUN_OF_FUNCTIONAL]
+    return found + [(torch, name, getattr(torch, name)) for name in RUN_OF_TORCH]
+
+
+def classes_of(types: set[type]) -> set[type]:
+    """Return these classes of modules and those that they inherit from."""
+    return {cls for kind in types for cls in kind.__mro__ if issubclass(cls, nn.Module)}

@@ -281,7 +281,7 @@ class _TowerPath:
         if self._original is None or self._original[0] != architecture:
             self._original = architecture, model.lay_out(architecture).eval()
         prefixes = tuple(f"{name}." for name in MEMBERS[self.name])
-        change = find_change(model, self._original[1], prefixes) or find_patched_function(watch.types)
+        change = find_change(model, self._original[1], prefixes) or find_patched_function(watch.modules)
         return f"{change} since it was built" if change else None
 
     def fold(self, model: FastModule) -> str | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .digest import Digest, digest
-from .loaded_model import CONTAINERS, HOOKS, functions_of
+from .loaded_model import CONTAINERS, HOOKS, classes_of, functions_of
 from .modes import is_plain
 
 _use_count = getattr(torch._C, "_storage_Use_Count", None)  # pyright: ignore[reportPrivateUsage]  no public name
@@ -73,6 +73,8 @@ class Watch:
         self._hooks = [attributes[kind] for attributes in self._dicts for kind in HOOKS]
         self._hook_counts = list(map(len, self._hooks))
         self.types = list(map(type, self.modules))
+        self._attributes_of_classes = list(map(vars, classes_of(set(self.types))))
+        self._attribute_counts = list(map(len, self._attributes_of_classes))
         functions = functions_of(set(self.types))
         self._owners_of_functions, self._names_of_functions, self._functions = zip(*functions, strict=True)
         self._masks = [mask for kept in self._kept if isinstance(mask := kept.get("attn_mask"), Tensor)]
@@ -122,6 +124,7 @@ class Watch:
                 and list(map(len, self._containers)) == self._sizes
                 and list(map(len, self._hooks)) == self._hook_counts
                 and tuple(map(getattr, self._owners_of_functions, self._names_of_functions)) == self._functions
+                and list(map(len, self._attributes_of_classes)) == self._attribute_counts
                 and not (thoroughly and self._dicts != self._kept)
             )
         except (

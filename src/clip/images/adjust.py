@@ -63,17 +63,18 @@ def turn_upright(image: Image.Image) -> Image.Image:
     """
     image.load()  # a PNG may give its orientation after its pixels
     # A HEIC is turned by its decoder, as its container says; its EXIF data does not count.
-    transpose = None if image.format == HEIF else UPRIGHT_BY.get(_read_orientation(image))
+    transpose = None if image.format == HEIF else UPRIGHT_BY.get(read_orientation(image) or 1)
     return image if transpose is None else image.transpose(transpose)
 
 
-def _read_orientation(image: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int | None:
+    """Return the EXIF orientation of an image, 1 where it has none; None where it cannot be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as exc:  #  damaged EXIF data raises OSError, ValueError, SyntaxError; a newer Pillow may add
         if isinstance(exc, MemoryError):
             raise
-        return 1
+        return None
 
 
 def scale_to_8_bit(image: Image.Image) -> Image.Image:

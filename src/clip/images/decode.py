@@ -6,25 +6,41 @@ OpenAI's pixels; with `pixels="fast"` that is `shrink_on_load` and `to_pixels_fa
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..errors import ImageError
 from ..jobs.options import DecodeOptions, Limits, PixelMode
 from ..network.records import PreprocessSettings
 from ..records import Failure, Item, Pixels, Row, Stage
-from .adjust import adjust, count_held_images
+from .adjust import UPRIGHT_BY, adjust, count_held_images, read_orientation
+from .bomb_check import is_above_limit, unchecked
+from .ending import describe_ending
 from .fast import FAST_MODES, shrink_on_load, to_pixels_fast
 from .geometry import resized_size
-from .heif import HEIF
-from .open import open_encoded, open_image
+from .heif import HEIF, remove_rotation
+from .jpeg import find_frame
+from .mend import mend
+from .metadata import describe_damage, is_stored_turned
+from .open import (
+    check_program_limit,
+    is_encoded,
+    make_failure,
+    make_size_error,
+    open_encoded,
+    open_image,
+    read_bytes,
+    read_encoded,
+    sniff_format,
+)
+from .raw import find_preview, is_raw
+from .raw import read_orientation as read_raw_orientation
 from .transform import STEADY_FORMATS, to_pixels
 
 if TYPE_CHECKING:
@@ -32,6 +48,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
+ORIENTATION = ExifTags.Base.Orientation
 # What frames="all" goes through. The layers of a PSD are not images; rarer formats were not tried.
 FORMATS_WITH_FRAMES = frozenset({"AVIF", "GIF", HEIF, "MPO", "PNG", "TIFF", "WEBP"})
 
@@ -52,26 +69,46 @@ def decode(
 
     A row's width and height are those of the image that was resized, so after it was turned: then a JPEG and a HEIC
     of one photo have the same, whatever the options. What cannot be decoded fast is decoded exactly, so that an image
-    fails in one pixel mode if it fails in the other.
+    fails in one pixel mode if it fails in the other. Where only metadata is damaged, or something follows the image,
+    the rows carry a `warning`.
 
     Shapes:  data in any of `decodable_formats` -> uint8 (R, R, 3).
     """
-    outcomes: list[Pixels | Failure] = []
-    animated = False
     try:
-        with open_encoded(data, options.orient) as image:
-            for _ in _seek_frames(image, limits.max_frames) if options.frames == "all" else (0,):
-                outcomes.append(_decode_frame(item, image, len(data), settings, reserve, limits, options))
-                if isinstance(outcomes[-1], Failure):
-                    animated = options.frames == "all" and _is_animated(image)
-                    break
-    except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
-        outcomes.append(Failure.of(item, "open", exc))
+        encoded, warnings = (data, list[str]()) if not options.raw_previews else _replace_raw(data)
+    except ImageError as exc:
+        return [Failure.of(item, "open", exc)]
+    decoder = _Decoder(item, len(data), settings, reserve, limits, options)
+    if warnings:
+        decoder = replace(decoder, orientation=read_raw_orientation(data))
+    outcomes = decoder.decode(encoded)
+    if isinstance(outcomes[-1], Failure) and outcomes[-1].error != MemoryError.__name__:
+        for mended in mend(encoded, options):
+            again = decoder.decode(mended.data)
+            if not isinstance(again[-1], Failure):
+                encoded, outcomes = mended.data, again
+                warnings.append(mended.warning)
+                break
     if options.pixels == "fast" and isinstance(outcomes[-1], Failure) and outcomes[-1].stage == "decode":
         return decode(item, data, settings, reserve, limits, replace(options, pixels="exact"))
-    if len(outcomes) == 1 and not animated:
-        return outcomes
-    return [_with_id(outcome, f"{item.id}#{number}") for number, outcome in enumerate(outcomes)]
+    if isinstance(outcomes[0], Pixels) and (ending := describe_ending(encoded, outcomes[0].row.format)):
+        warnings.append(ending)
+    return [_with_warnings(outcome, warnings) for outcome in outcomes] if warnings else outcomes
+
+
+def _replace_raw(data: bytes) -> tuple[bytes, list[str]]:
+    """Return the JPEG inside a RAW photo, and the warning of it; any other encoded image with none.
+
+    Raises:  ImageError for a RAW photo without a JPEG.
+    """
+    if not is_raw(data):
+        return data, []
+    preview = find_preview(data)
+    if preview is None:
+        found = "is a RAW photo without a JPEG inside"
+        raise ImageError("image", found, "its preview", "Convert it with the program of the camera's maker.")
+    width, height = find_frame(preview) or (0, 0)
+    return preview, [f"the JPEG of {width} x {height} px inside a RAW photo"]
 
 
 def read_pixels(image: object, settings: PreprocessSettings, pixels: PixelMode = "exact") -> np.ndarray:
@@ -80,50 +117,99 @@ def read_pixels(image: object, settings: PreprocessSettings, pixels: PixelMode =
     Shapes:  -> uint8 (R, R, 3), channels R, G, B.
     Raises:  as `open_image`; what Pillow raises for a damaged image comes through.
     """
-    if pixels == "exact":
-        return to_pixels(open_image(image), settings)
-    if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
-        data = Path(image).read_bytes() if isinstance(image, (str, os.PathLike)) else bytes(image)
-        with suppress(OSError), open_encoded(data) as opened:  # what cannot be decoded fast is decoded exactly below
-            size = opened.size
-            divisor = shrink_on_load(opened, settings.resolution_px, DecodeOptions())
-            return _to_pixels_fast_or_exact(opened, size, divisor, settings)
-    opened = open_image(image)  # the caller's own image is not shrunk
-    return _to_pixels_fast_or_exact(opened, opened.size, 1, settings)
+    if not is_encoded(image):
+        opened = open_image(image)  # the caller's own image is not shrunk
+        return to_pixels(opened, settings) if pixels == "exact" else _to_pixels_near(opened, opened.size, 1, settings)
+    return read_pixels_of(read_bytes(image), settings, pixels)
 
 
-def _decode_frame(
-    item: Item,
-    image: Image.Image,
-    size_bytes: int,
-    settings: PreprocessSettings,
-    reserve: Callable[[int], AbstractContextManager[None]],
-    limits: Limits,
-    options: DecodeOptions,
-) -> Pixels | Failure:
-    """Decode the frame that an opened file is at."""
-    stage: Stage = "open"
-    exact = options.pixels == "exact"
-    try:
-        _check_size(*image.size, limits)
-        stage = "decode"
-        with reserve(_decoded_bytes(*image.size, settings.resolution_px, count_held_images(options))):
-            full_size = image.size
-            divisor = 1 if exact else shrink_on_load(image, settings.resolution_px, options)
-            adjusted = adjust(image, options)
-            width, height = adjusted.size  # as the header has it, unless `adjust` had to decode the image
-            if divisor > 1:
-                width, height = full_size if adjusted is image else (width * divisor, height * divisor)
-            if exact:
-                array = to_pixels(adjusted, settings)
-            else:
-                array = _to_pixels_fast_or_exact(adjusted, (width, height), divisor, settings)
-        return Pixels(Row(item.id, item.path, width, height, image.format or "", size_bytes, values=item.values), array)
-    except Exception as exc:  # noqa: BLE001  as in decode
-        return Failure.of(item, stage, exc)
+def read_pixels_of(
+    data: bytes, settings: PreprocessSettings, pixels: PixelMode, opened: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """Return the pixels of an encoded image as `read_pixels` does; `opened` is called when its header has been read."""
+
+    def use(image: Image.Image, mode: PixelMode = "exact") -> np.ndarray:
+        opened()
+        check_program_limit(image.size)
+        if mode == "exact":
+            return to_pixels(image, settings)
+        size = image.size
+        divisor = shrink_on_load(image, settings.resolution_px, DecodeOptions())
+        return _to_pixels_near(image, size, divisor, settings)
+
+    if pixels == "fast":
+        with suppress(OSError):  # what cannot be decoded fast is decoded exactly
+            return read_encoded(data, partial(use, mode="fast"))[0]
+    return read_encoded(data, use)[0]
 
 
-def _to_pixels_fast_or_exact(
+@dataclass(frozen=True)
+class _Decoder:
+    """Decodes the frames of one file; holds what is the same for all of them."""
+
+    item: Item
+    size_bytes: int
+    settings: PreprocessSettings
+    reserve: Callable[[int], AbstractContextManager[None]]
+    limits: Limits
+    options: DecodeOptions
+    orientation: int | None = None  # where another file holds it
+
+    def decode(self, data: bytes) -> list[Pixels | Failure]:
+        """Return the outcome of each frame that is asked for; a failure is the last one."""
+        outcomes: list[Pixels | Failure] = []
+        animated = False
+        all_frames = self.options.frames == "all"
+        try:
+            with open_encoded(data, self.options.orient, self.limits.max_pixels) as image:
+                is_turned = image.format == HEIF and self.options.orient == "none" and remove_rotation(data) != data
+                with unchecked() if is_above_limit(image.size) else nullcontext():
+                    for _ in _seek_frames(image, self.limits.max_frames) if all_frames else (0,):
+                        outcomes.append(self._decode_frame(image, is_turned))
+                        if isinstance(outcomes[-1], Failure):
+                            animated = all_frames and _is_animated(image)
+                            break
+        except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
+            outcomes.append(make_failure(self.item, "open", exc, sniff_format(data)))
+        if len(outcomes) == 1 and not animated:
+            return outcomes
+        return [_with_id(outcome, f"{self.item.id}#{number}") for number, outcome in enumerate(outcomes)]
+
+    def _decode_frame(self, image: Image.Image, is_turned: bool) -> Pixels | Failure:
+        """Decode the frame that an opened file is at."""
+        stage: Stage = "open"
+        item, options, settings = self.item, self.options, self.settings
+        exact = options.pixels == "exact"
+        try:
+            _check_size(*image.size, self.limits)
+            if self.orientation is not None and ORIENTATION not in image.getexif():
+                image.getexif()[ORIENTATION] = self.orientation
+                is_turned = self.orientation in UPRIGHT_BY
+            stage = "decode"
+            with self.reserve(_decoded_bytes(*image.size, settings.resolution_px, count_held_images(options))):
+                full_size = image.size
+                divisor = 1 if exact else shrink_on_load(image, settings.resolution_px, options)
+                adjusted = adjust(image, options)
+                width, height = adjusted.size  # as the header has it, unless `adjust` had to decode the image
+                if divisor > 1:
+                    width, height = full_size if adjusted is image else (width * divisor, height * divisor)
+                if exact:
+                    array = to_pixels(adjusted, settings)
+                else:
+                    array = _to_pixels_near(adjusted, (width, height), divisor, settings)
+            damage = list(describe_damage(image))
+            if options.orient == "exif" and read_orientation(image) is None:
+                damage = ["the EXIF data cannot be read, so the image is not turned"]
+            warning = "; ".join(damage) or None
+            row = Row(
+                item.id, item.path, width, height, image.format or "", self.size_bytes, None, warning, item.values
+            )
+            return Pixels(row, array, stored_turned=options.orient == "none" and (is_turned or is_stored_turned(image)))
+        except Exception as exc:  # noqa: BLE001  as in decode
+            return make_failure(item, stage, exc, image.format)
+
+
+def _to_pixels_near(
     image: Image.Image, size: tuple[int, int], divisor: int, settings: PreprocessSettings
 ) -> np.ndarray:
     if image.mode in FAST_MODES and image.format in STEADY_FORMATS:
@@ -134,12 +220,10 @@ def _to_pixels_fast_or_exact(
 def _check_size(width: int, height: int, limits: Limits) -> None:
     """Refuse an image for its size alone. Raises: ImageError."""
     if width * height > limits.max_pixels:
-        bound, remedy = f"at most {limits.max_pixels:,} pixels", "Shrink it, or raise `max_pixels`."
-    elif limits.max_aspect is not None and max(width, height) > limits.max_aspect * min(width, height) > 0:
-        bound, remedy = f"sides of at most {limits.max_aspect:g} to 1", "Crop it, or raise `max_aspect`."
-    else:
-        return
-    raise ImageError("image", f"{width} x {height} px", bound, remedy)
+        raise make_size_error(width, height, limits.max_pixels)
+    if limits.max_aspect is not None and max(width, height) > limits.max_aspect * min(width, height) > 0:
+        bound = f"sides of at most {limits.max_aspect:g} to 1"
+        raise ImageError("image", f"{width} x {height} px", bound, "Crop it, or raise `max_aspect`.")
 
 
 def _decoded_bytes(width: int, height: int, resolution_px: int, held_images: int) -> int:
@@ -177,3 +261,10 @@ def _with_id(outcome: Pixels | Failure, frame_id: str) -> Pixels | Failure:
     if isinstance(outcome, Failure):
         return replace(outcome, id=frame_id)
     return replace(outcome, row=replace(outcome.row, id=frame_id))
+
+
+def _with_warnings(outcome: Pixels | Failure, warnings: list[str]) -> Pixels | Failure:
+    if isinstance(outcome, Failure):
+        return outcome
+    own = [outcome.row.warning] if outcome.row.warning else []
+    return replace(outcome, row=replace(outcome.row, warning="; ".join([*warnings, *own])))

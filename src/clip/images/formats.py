@@ -46,10 +46,13 @@ def looks_like_image(path: str) -> bool:
 
 def begins_like_image(prefix: bytes) -> bool:
     """Whether the first SNIFF_BYTES bytes of a file are those of one of these formats."""
-    return any(_accepts(name, prefix) for name in decodable_formats())
+    return any(accepts(name, prefix) for name in decodable_formats())
 
 
-def _accepts(name: str, prefix: bytes) -> bool:
+def accepts(name: str, prefix: bytes) -> bool:
+    """Whether Pillow's reader of a format takes a file that begins like this."""
+    if name not in Image.OPEN:
+        return False
     accepts = Image.OPEN[name][1]
     try:
         return accepts is not None and accepts(prefix) is True

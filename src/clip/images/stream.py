@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -12,8 +11,8 @@ import numpy as np
 from ..errors import ClipError, ImageError
 from ..parallel import available_cores, map_ahead
 from ..records import Failure, Item, Stage
-from .decode import read_pixels
-from .open import open_image
+from .decode import read_pixels, read_pixels_of
+from .open import is_encoded, make_failure, open_image, read_bytes, sniff_format
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -41,10 +40,11 @@ class BadImage:
     path: str  # empty where the image did not come as a path
     stage: Stage
     cause: Exception
+    format_name: str | None = None  # where the image came encoded
 
     def make_failure(self) -> Failure:
         """Return the reason as a record; its id is the image's place."""
-        return Failure.of(Item(str(self.place), self.path, 0), self.stage, self.cause)
+        return make_failure(Item(str(self.place), self.path, 0), self.stage, self.cause, self.format_name)
 
     def make_error(self) -> ClipError:
         """Return the reason as an error about the image's place."""
@@ -68,17 +68,22 @@ def decode_stream(
 
     def read(numbered: tuple[int, object]) -> DecodedImage | BadImage:
         place, image = numbered
-        path, stage = "", "read"
+        path, stages = "", list[Stage](["read"])
+        format_name = None
         try:
-            if isinstance(image, (str, os.PathLike)):
-                path = os.fsdecode(image)
-                image = Path(path).read_bytes()
-            stage = "open"
-            opened = open_image(image)  # only its header; fast pixels need the encoded file
-            stage = "decode"
-            return DecodedImage(place, path, read_pixels(opened if mode == "exact" else image, settings, mode))
+            path = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else ""
+            if not is_encoded(image):
+                stages.append("open")
+                opened = open_image(image)
+                stages.append("decode")
+                return DecodedImage(place, path, read_pixels(opened, settings, mode))
+            data = read_bytes(image)
+            stages.append("open")
+            format_name = sniff_format(data)
+            pixels = read_pixels_of(data, settings, mode, lambda: stages.append("decode"))
+            return DecodedImage(place, path, pixels)
         except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
-            return BadImage(place, path, stage, exc)
+            return BadImage(place, path, stages[-1], exc, format_name)
 
     workers = available_cores()
     return map_ahead(read, enumerate(images), workers=workers, ahead=ahead + workers)

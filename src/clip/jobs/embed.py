@@ -246,3 +246,11 @@ class EmbedReport:
     """Entries read by an earlier run."""
     removed: int = 0
     """Rows and failures that an update dropped, as they are not listed any more."""
+    warned: int = 0
+    """Rows that this run wrote with a warning: their metadata is damaged, or something follows the image."""
+    stored_turned: int = 0
+    """Images that this run embedded as they are stored, though their files say that they are to be turned."""
+    unread: dict[str, int] = field(default_factory=dict[str, int])
+    """HEIC, RAW and video files without a vector, by kind, though nobody chose files with `globs`."""
+    advice: tuple[str, ...] = ()
+    """What helps with these; text in backticks is an argument as Python spells it."""

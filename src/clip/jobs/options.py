@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # Columns of an output; upper and lower case are the same, as in SQL.
 OWN_COLUMNS = (
-    *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "text"),
-    *("embedding.list.element", "text_embedding.list.element"),  # how Parquet names the numbers of vectors
+    *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "warning"),
+    *("text", "embedding.list.element", "text_embedding.list.element"),  # how Parquet names the numbers of vectors
 )
 PixelMode = Literal["exact", "fast"]
 Orient = Literal["none", "exif"]
@@ -79,7 +79,7 @@ class Limits:
     max_bytes: int = 2**31 - 1  # no format that is decoded gains from more
     """Largest file in bytes; a larger one becomes a failure row."""
     max_pixels: int = 100_000_000
-    """Largest image in pixels, width times height; Pillow itself refuses 179 million and more."""
+    """Largest image in pixels, width times height, whatever Pillow's own limit is."""
     max_aspect: float | None = None
     """Largest ratio of the longer side to the shorter; default: any, if the resized canvas has up to 256 megapixels."""
     max_frames: int = 1000
@@ -104,6 +104,8 @@ class DecodeOptions:
     """What is white in grey images of 16 bits and more: values of 255 and above (clip), or 65535 (scale)."""
     frames: Frames = "first"
     """Frames to embed of animations and files of several pages: the first, or all, each as a row."""
+    raw_previews: bool = False
+    """Embed RAW photos too, by the largest JPEG inside each; the row's warning says so."""
 
     def __post_init__(self) -> None:
         check_words(self)

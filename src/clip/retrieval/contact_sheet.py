@@ -1,11 +1,13 @@
 """The contact sheet: the hits of a search as one image.
 
-Each tile is the centre crop of an image, as a model sees it, read again as the run read it: from a folder, an archive
-or a table. The tile of an image that cannot be read any more is grey, and says why.
+Each tile is the centre crop of an image, read again as the run read it, from a folder, an archive or a table. It is
+always upright, also where the run embedded the image as it is stored. The tile of an image that cannot be read any more
+is grey, and says why.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isqrt
 from typing import TYPE_CHECKING
 
@@ -78,6 +80,7 @@ def _load_tiles(store: Store, wanted: set[str], *, fetch: bool) -> dict[str, Ima
         if plan is None:
             return dict.fromkeys(wanted, "the run's listing is not there any more")
         decoding = open_run_source(store, PreprocessSettings(TILE_PX))
+        decoding = replace(decoding, options=replace(decoding.options, orient="exif"))
         for path in store.parts():
             ids = store.files.read(path, ["id"]).column("id")
             ids_here = (wanted & set(ids.to_pylist())) - tiles.keys()

@@ -7,6 +7,8 @@ The rules of a folder, in the order in which they apply:
 3. Whatever is neither a file nor a folder (a pipe, a socket, a device) is ignored: opening it could wait for ever.
 4. With `globs`, files that match one of them are images, and no others. Without `globs`, files with the extension of a
    format that Pillow decodes are images, and files without an extension whose first bytes are of one.
+5. With `raw_previews` RAW photos are images too. Without, they are ignored and counted by their kind; so are videos,
+   and HEIC files where their decoder is not installed.
 
 An image by these rules becomes a row or a failure row. A folder that cannot be listed becomes a failure row too, as
 nobody knows what was in it. Everything else is counted as ignored, by reason.
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from ..atomic_files import translate_os_errors
 from ..errors import InputError
 from ..images.formats import decodable_extensions, looks_like_image
+from ..images.kinds import get_unread_kind, is_raw_name
 from ..records import Failure, Item, utf8_path
 from .files import stat_here
 from .remote.client import list_files
@@ -39,7 +42,13 @@ FILE, FOLDER, UNKNOWN = b"f", b"d", b"?"  # the kind of a name in a listing; a l
 
 
 def walk(
-    root: str, patterns: list[list[str]], ignored: Counter[str], known: Iterable[Item] = (), scratch: Path | None = None
+    root: str,
+    patterns: list[list[str]],
+    ignored: Counter[str],
+    known: Iterable[Item] = (),
+    scratch: Path | None = None,
+    *,
+    raw_previews: bool = False,
 ) -> Iterator[Item | Failure]:
     """List every image below a folder, in a stable order; a Failure for a folder that cannot be listed.
 
@@ -63,14 +72,16 @@ def walk(
                 begun.append((relative, _list_folder(path, ignored, scratch)))
             except OSError as exc:
                 yield _fail(Item(utf8_path(relative or "."), path, 0), exc)
-        elif reason := _explain_ignored(relative, path, kind, patterns):
+        elif reason := _explain_ignored(relative, path, kind, patterns, raw_previews=raw_previews):
             ignored[reason] += 1
         else:
             own_id = utf8_path(relative)
             yield Item(own_id, path, *(earlier.find_status(own_id) or stat_here(path)))
 
 
-def walk_prefix(prefix: str, patterns: list[list[str]], ignored: Counter[str]) -> Iterator[Item]:
+def walk_prefix(
+    prefix: str, patterns: list[list[str]], ignored: Counter[str], *, raw_previews: bool = False
+) -> Iterator[Item]:
     """List every image below a prefix on a server, in the server's order, by the rules of a folder.
 
     Names without an extension are ignored unless a pattern matches them: looking at each would take a request.
@@ -84,9 +95,11 @@ def walk_prefix(prefix: str, patterns: list[list[str]], ignored: Counter[str]) -
             continue  # an empty object that marks a folder
         if any(name.startswith(".") for name in names):
             ignored["hidden"] += 1
-        elif not any(matches(names, glob) for glob in patterns) if patterns else not has_image_name(relative):
-            no_extension = not patterns and has_image_name(relative) is None
-            ignored["without an extension" if no_extension else "not an image"] += 1
+        elif patterns and not any(matches(names, glob) for glob in patterns):
+            ignored["not an image"] += 1
+        elif not patterns and not has_image_name(relative, raw_previews=raw_previews):
+            no_extension = has_image_name(relative) is None
+            ignored["without an extension" if no_extension else explain_name(relative)] += 1
         else:
             yield Item(utf8_path(relative), path, status.size_bytes or 0, status.modified_ns)
 
@@ -160,18 +173,25 @@ def _read_spilled(file: BinaryIO) -> Iterator[bytes]:
             yield line[:-1].replace(b"/", b"\n")
 
 
-def _explain_ignored(relative: str, path: str, kind: bytes, globs: list[list[str]]) -> str | None:
+def _explain_ignored(
+    relative: str, path: str, kind: bytes, globs: list[list[str]], *, raw_previews: bool
+) -> str | None:
     """Return the reason to ignore a name that is no folder; None for an image."""
     if kind == UNKNOWN and (reason := _explain_special(path)):
         return reason
     if globs:
         return None if any(matches(relative.split("/"), glob) for glob in globs) else "not an image"
-    return None if is_image(path) else "not an image"
+    return None if is_image(path, raw_previews=raw_previews) else explain_name(path)
 
 
-def is_image(path: str) -> bool:
+def explain_name(name: str) -> str:
+    """Return why a file is no image by its name: its kind, where people keep it beside images."""
+    return get_unread_kind(name) or "not an image"
+
+
+def is_image(path: str, *, raw_previews: bool = False) -> bool:
     """Whether a file is an image by its extension, or by its first bytes if it has none."""
-    if (by_name := has_image_name(path)) is not None:
+    if (by_name := has_image_name(path, raw_previews=raw_previews)) is not None:
         return by_name
     try:
         return looks_like_image(path)
@@ -179,10 +199,10 @@ def is_image(path: str) -> bool:
         return True  # unreadable, so perhaps an image: reading it makes the failure row
 
 
-def has_image_name(name: str) -> bool | None:
-    """Whether a name has the extension of a format that Pillow decodes; None if it has no extension."""
+def has_image_name(name: str, *, raw_previews: bool = False) -> bool | None:
+    """Whether a name has the extension of a format that is decoded; None if it has no extension."""
     extension = Path(name).suffix.lower()
-    return extension in decodable_extensions() if extension else None
+    return extension in decodable_extensions() or (raw_previews and is_raw_name(name)) if extension else None
 
 
 def _explain_special(path: str) -> str | None:

@@ -17,7 +17,7 @@ from ..errors import ClipError, InputError
 from ..images.formats import SNIFF_BYTES, begins_like_image
 from ..records import ContainerPart, Failure, Item, Member, count_values, id_hash, utf8_path
 from .files import CHUNK_BYTES
-from .folders import has_image_name, matches, split_glob
+from .folders import explain_name, has_image_name, matches, split_glob
 from .remote.client import make_size_error
 from .sidecars import is_sidecar, read_values
 
@@ -43,6 +43,7 @@ class Selection:
     globs: tuple[str, ...]
     columns: Columns
     root: str  # where relative paths start; the current folder if empty
+    raw_previews: bool = False
 
 
 def is_hidden(name: str) -> bool:
@@ -101,8 +102,10 @@ class PartReader:
             self.ignored["hidden"] += 1
         elif self.takes_sidecars and is_sidecar(name):
             self.ignored["caption or metadata"] += 1
-        elif not any(matches(parts, glob) for glob in self._globs) if self._globs else has_image_name(name) is False:
+        elif self._globs and not any(matches(parts, glob) for glob in self._globs):
             self.ignored["not an image"] += 1
+        elif not self._globs and has_image_name(name, raw_previews=self.selection.raw_previews) is False:
+            self.ignored[explain_name(name)] += 1
         else:
             return self.make_unique(self.make_id(name))
         return None

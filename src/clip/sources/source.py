@@ -54,15 +54,16 @@ class Source:
     globs: tuple[str, ...] = ()  # of folders and archives
     columns: Columns = Columns()  # noqa: RUF009  frozen too
     root: str = ""  # where relative paths in lists start; default: the current folder
+    raw_previews: bool = False  # whether RAW photos are images
 
     def __post_init__(self) -> None:
         for name in self.expand():
-            check_input(name)
+            check_input(name, raw_previews=self.raw_previews)
 
     @property
     def selection(self) -> Selection:
         """What is taken of the files."""
-        return Selection(self.globs, self.columns, get_local_path(self.root) or self.root)
+        return Selection(self.globs, self.columns, get_local_path(self.root) or self.root, self.raw_previews)
 
     def expand(self) -> list[str]:
         """Return the inputs with their braces written out, and as paths where they are URIs of this machine.
@@ -138,8 +139,8 @@ class Source:
             name, pattern = split_pattern(name)
             patterns = [pattern.split("/")]
         if is_remote(name):
-            return walk_prefix(name.rstrip("/") + "/", patterns, ignored)
-        return walk(name, patterns, ignored, known, scratch)
+            return walk_prefix(name.rstrip("/") + "/", patterns, ignored, raw_previews=self.raw_previews)
+        return walk(name, patterns, ignored, known, scratch, raw_previews=self.raw_previews)
 
     def _unpack(self, entries: Iterable[Item | Failure], shard_size: int, ignored: Counter[str]) -> Iterator[Entry]:
         """Replace containers by their parts, and lists and tables by their entries where columns are asked for."""

@@ -86,6 +86,7 @@ class Manifest:
     shard_size: int = 10_000
     input_fingerprint: str | None = None  # None until the input is listed
     counts: dict[str, Any] | None = None  # None until the run is over
+    warnings: bool = True  # whether rows have a column for them; those of version 0.1.0 have none
     run: str = ""  # goes into the checksums of the parts; empty where they carry none, as those of version 0.1.0
 
     @property
@@ -102,6 +103,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Return plain values under the JSON keys, in the order in which they are written."""
         policies, columns = asdict(self.decode), self.columns
+        if not policies["raw_previews"]:  # unknown to version 0.1.0, and off
+            del policies["raw_previews"]
         content = {
             "model": self.model,
             "weights_sha256": self.weights_sha256,
@@ -138,7 +141,8 @@ class Manifest:
             "input_fingerprint": self.input_fingerprint,
             "counts": self.counts,
         }
-        rare = {"stated_architecture": self.stated_architecture, "run": self.run}  # unknown to version 0.1.0
+        # unknown to version 0.1.0
+        rare = {"stated_architecture": self.stated_architecture, "warnings": self.warnings, "run": self.run}
         content |= {key: value for key, value in rare.items() if value}
         return json.loads(json.dumps(content))  # lists for tuples, as when it is read
 
@@ -161,6 +165,7 @@ class Manifest:
         values["decode"] = DecodeOptions(content.get("decode", "exact"), **content.get("policies", {}))
         values["limits"] = Limits(**content.get("guards", {}))
         values |= {name: tuple(content.get(name, ())) for name in ("source", "globs")}
+        values["warnings"] = content.get("warnings", False)
         return cls(**values)
 
     @property

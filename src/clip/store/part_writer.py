@@ -122,11 +122,13 @@ def _make_tables(
 ) -> dict[str, pa.Table]:
     failed = [(f.id, utf8_path(f.path), f.stage, f.error, f.message) for f in failures]
     columns: dict[str, Any] = {name: _make_vector_column(vectors[name], schema.field(name).type) for name in vectors}
-    own = [field.name for field in dataclass_fields(Row) if field.name in schema.names and field.name != "values"]
+    values = list(zip(*(row.values for row in rows), strict=True))
+    first = len(schema.names) - len(values)  # the columns of values are the last ones
+    own = {field.name for field in dataclass_fields(Row)}.intersection(schema.names[:first])
     columns |= {name: [getattr(row, name) for row in rows] for name in own}
     columns["path"] = [utf8_path(row.path) for row in rows]
     others = [name for name in schema.names if name not in columns]
-    values = list(zip(*(row.values for row in rows), strict=True)) or [()] * len(others)
+    values = values or [()] * len(others)
     for name, column in zip(others, values, strict=True):
         texts = [None if text is None else as_utf8(text) for text in column]
         columns[name] = pa.array(texts, pa.string()).cast(schema.field(name).type)

@@ -69,7 +69,6 @@ class StoreWriter:
         Raises:  StoreMismatchError where the folder holds another run, or files of these names without a manifest.
         """
         self.path = path
-        self.schema = embedding_schema(manifest)
         self._overwrite = overwrite
         check_room(path)
         self._earlier: Manifest | None = None
@@ -77,7 +76,11 @@ class StoreWriter:
             self._earlier = read_manifest(path / MANIFEST)
             if self._earlier and (difference := self._earlier.first_difference(manifest)):
                 raise self._mismatch(*difference)
-        self.manifest = replace(manifest, run=self._earlier.run if self._earlier else manifest.identify())
+        if self._earlier:  # whose parts carry its name, and have its columns
+            self.manifest = replace(manifest, run=self._earlier.run, warnings=self._earlier.warnings)
+        else:
+            self.manifest = replace(manifest, run=manifest.identify())
+        self.schema = embedding_schema(self.manifest)
         self.parts = Parts(path, self.schema, self.manifest.run)
 
     @property

@@ -53,11 +53,13 @@ def state_dict() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def wanted(state_dict: dict[str, torch.Tensor]) -> list[float]:
+def wanted(state_dict: dict[str, torch.Tensor]) -> Any:
     settings = PreprocessSettings(32)
     model = load_model(Checkpoint(ARCHITECTURE, dict(state_dict), settings, "test"), torch.device("cpu"))
     with torch.no_grad():
-        return model.encode_image(torch.ones(1, 3, 32, 32))[0].tolist()
+        features = model.encode_image(torch.ones(1, 3, 32, 32))[0].tolist()
+    # The images' mean and deviation may differ; the fast path folds them into weights.
+    return pytest.approx(features, abs=1e-5)
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def repositories(state_dict: dict[str, torch.Tensor]) -> dict[str, dict[str, byt
 
 
 def test_a_repository_by_name_is_fetched_and_then_needs_no_network(
-    repositories: dict[str, dict[str, bytes]], wanted: list[float], tmp_path: Path
+    repositories: dict[str, dict[str, bytes]], wanted: Any, tmp_path: Path
 ) -> None:
     name = f"hf-hub:acme/tiny@{Hub.commit}"
     with running(Hub(repositories)) as hub:
@@ -90,7 +92,7 @@ def test_a_repository_by_name_is_fetched_and_then_needs_no_network(
 
 
 def test_a_released_name_falls_through_to_the_hub_with_a_line_that_says_so(
-    repositories: dict[str, dict[str, bytes]], wanted: list[float], tmp_path: Path
+    repositories: dict[str, dict[str, bytes]], wanted: Any, tmp_path: Path
 ) -> None:
     with running(Hub(repositories)) as hub:
         (found,), said = call(hub.url, tmp_path, "ViT-B/32")
@@ -132,7 +134,7 @@ def test_what_is_not_there_or_not_ours_is_refused_by_name(
 
 
 def test_parts_and_the_folders_of_sentence_transformers_are_fetched(
-    state_dict: dict[str, torch.Tensor], wanted: list[float], tmp_path: Path
+    state_dict: dict[str, torch.Tensor], wanted: Any, tmp_path: Path
 ) -> None:
     theirs = {key: tensor.contiguous() for key, tensor in to_transformers(state_dict, ARCHITECTURE).items()}
     names = {key: f"model-0000{n % 2 + 1}-of-00002.safetensors" for n, key in enumerate(theirs)}
@@ -149,7 +151,7 @@ def test_parts_and_the_folders_of_sentence_transformers_are_fetched(
     }  # fmt: skip
     with running(Hub(repositories)) as hub:
         found, _ = call(hub.url, tmp_path, "hf-hub:acme/parts", "hf-hub:acme/sentences")
-    assert [answer.get("features", answer) for answer in found] == [pytest.approx(wanted, abs=1e-5)] * 2
+    assert [answer.get("features", answer) for answer in found] == [wanted] * 2
 
 
 def test_a_hub_that_cuts_the_file_leaves_no_model(repositories: dict[str, dict[str, bytes]], tmp_path: Path) -> None:

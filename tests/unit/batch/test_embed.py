@@ -109,7 +109,7 @@ def test_a_row_says_of_the_original_what_it_was(photos: Path, weights: Path, tmp
     del row["embedding"]
     size_bytes = (photos / "01.png").stat().st_size
     path = str(photos / "01.png")
-    assert row == dict(id="01.png", path=path, width=41, height=30, format="PNG", size_bytes=size_bytes)
+    assert row == dict(id="01.png", path=path, width=41, height=30, format="PNG", size_bytes=size_bytes, warning=None)
 
 
 def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -133,6 +133,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights: P
         "engine": make_backend(torch.device("cpu")).name,
         "decode": "exact",
         "policies": {"orient": "none", "background": "none", "sixteen_bit": "clip", "frames": "first"},
+        "warnings": True,
         "guards": {"max_bytes": 2**31 - 1, "max_pixels": 100_000_000, "max_aspect": None, "max_frames": 1000},
         "normalised": False,
         "dtype": "float16",

@@ -10,7 +10,8 @@ import pytest
 from kit import ROOT
 from kit.in_process import Run
 
-from clip.cli.main import cli, spell_as_flags
+from clip.cli.flags import spell_as_flags
+from clip.cli.main import cli
 from clip.errors import InputError
 from clip.jobs import EmbedJob, SearchJob, TuneJob
 from clip.jobs.fields import field_docs, nest
@@ -46,7 +47,7 @@ def test_an_argument_is_spelt_as_its_reader_writes_it(
     command: str, item: str, remedy: str, in_python: str, on_the_command_line: str
 ) -> None:
     error = InputError(item, "found 5", remedy=remedy)
-    spell = spell_as_flags(["--debug", command, "a", "-o", "out"])
+    spell = spell_as_flags(cli.commands.get(command))
     for text, wanted in ((str(error), in_python), (error.render(spell), on_the_command_line)):
         assert text == (f"{item}: found 5. {wanted}" if remedy else f"{wanted}: found 5")
 
@@ -54,7 +55,8 @@ def test_an_argument_is_spelt_as_its_reader_writes_it(
 def test_what_was_found_is_repeated_as_it_was() -> None:
     error = InputError("a.csv", "has the columns `max_bytes` and `model`", remedy="Rename `max_bytes`.")
     assert (
-        error.render(spell_as_flags(["embed"])) == "a.csv: has the columns `max_bytes` and `model`. Rename --max-bytes."
+        error.render(spell_as_flags(cli.commands["embed"]))
+        == "a.csv: has the columns `max_bytes` and `model`. Rename --max-bytes."
     )
 
 

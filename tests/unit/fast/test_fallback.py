@@ -105,6 +105,16 @@ def patch(owner: Any, name: str) -> Callable[[CLIP], Undo]:
     return change
 
 
+def give(owner: type, name: str, value: object) -> Callable[[CLIP], Undo]:
+    """Give a class an attribute that it does not have itself, and take it away."""
+
+    def change(_model: CLIP) -> Undo:
+        setattr(owner, name, value)
+        return lambda: delattr(owner, name)
+
+    return change
+
+
 def hook(owner: Callable[[CLIP], nn.Module], method: str, function: Any) -> Callable[[CLIP], Undo]:
     return lambda model: getattr(owner(model), method)(function).remove
 
@@ -251,6 +261,11 @@ CHANGES: dict[str, tuple[Callable[[CLIP], Undo], str]] = {
     "nn.Linear.forward": (patch(nn.Linear, "forward"), "image"),
     "nn.MultiheadAttention.forward": (patch(nn.MultiheadAttention, "forward"), "text"),
     "nn.Module.__call__": (patch(nn.Module, "__call__"), "image"),
+    "nn.Module.__getattribute__": (
+        give(nn.Module, "__getattribute__", lambda m, k: object.__getattribute__(m, k)),
+        "image",
+    ),
+    "a weight hidden by its class": (give(nn.Linear, "bias", property(lambda m: m._parameters["bias"] * 2)), "image"),
     "F.layer_norm": (patch(F, "layer_norm"), "image"),
     "F.multi_head_attention_forward": (patch(F, "multi_head_attention_forward"), "image"),
     "F.linear": (patch(F, "linear"), "image"),
@@ -324,6 +339,21 @@ def test_a_change_makes_the_call_eager_and_undoing_it_makes_it_fast_again(what: 
         with torch.no_grad():
             assert model.fast_path(tower).startswith("fast")
             assert torch.equal(call(model), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before_loading", [True, False])
+def test_a_method_that_other_libraries_give_all_modules_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, before_loading: bool
+) -> None:
+    if before_loading:  # as transformers does with `smart_apply`
+        monkeypatch.setattr(nn.Module, "own_apply", lambda m: m, raising=False)
+    model = make()
+    features = warm(model, "image")
+    monkeypatch.setattr(nn.Module, "own_apply", lambda m: m.children(), raising=False)
+    assert model.fast_path() == "fast"
+    assert torch.equal(encode("image")(model), features)
+    assert model.fast_path() == "fast"
 
 
 # Circumstances of a call

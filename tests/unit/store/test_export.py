@@ -616,9 +616,9 @@ def test_what_clip_embed_wrote_is_exported(embedded: Path, tmp_path: Path) -> No
     assert_same_bits(np.load(tmp_path / "npy/vectors.npy"), vectors)
     assert_same_bits(load_file(tmp_path / "safetensors/vectors.safetensors")["embedding"], vectors)
     lines = read_csv(tmp_path / "csv")[1:]
-    assert_same_bits(np.array([[float(x) for x in line[7:]] for line in lines], np.float16), vectors)
-    assert [line[:7] for line in lines] == [
-        [str(value) for value in row.values()]
+    assert_same_bits(np.array([[float(x) for x in line[8:]] for line in lines], np.float16), vectors)
+    assert [line[:8] for line in lines] == [
+        ["" if value is None else str(value) for value in row.values()]
         for table in tables
         for row in table.drop_columns(["embedding"]).to_pylist()
     ]

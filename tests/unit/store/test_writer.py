@@ -20,6 +20,7 @@ from clip.jobs.options import Columns, DecodeOptions, Limits
 from clip.records import Failure, Row, Shard
 from clip.store import parts
 from clip.store.manifest import COMPARED_KEYS, Manifest
+from clip.store.reader import Store
 from clip.store.writer import StoreWriter
 
 DIM = 4
@@ -66,6 +67,7 @@ def test_an_embeddings_part_holds_the_rows_and_vectors_it_was_given(
                 "height": pa.int32(),
                 "format": pa.string(),
                 "size_bytes": pa.int64(),
+                "warning": pa.string(),
             }
         )
     )
@@ -78,7 +80,25 @@ def test_an_embeddings_part_holds_the_rows_and_vectors_it_was_given(
         "height": [480] * 3,
         "format": ["JPEG"] * 3,
         "size_bytes": [10**10, 10**10 + 1, 10**10 + 2],
+        "warning": [None] * 3,
     }
+
+
+@pytest.mark.parametrize("keep", [(), ("warning",)])
+def test_an_output_without_a_column_of_warnings_is_resumed_without(tmp_path: Path, keep: tuple[str, ...]) -> None:
+    """As versions before that column wrote it; one of the copied columns could have its name."""
+    writer(tmp_path, warnings=False, columns=Columns(keep=keep)).commit(Shard(0, [], "a"), [], vectors(0), [])
+    resumed = writer(tmp_path, columns=Columns(keep=keep))
+    assert not resumed.is_new
+    given = [replace(row, warning="ours", values=("theirs",) * len(keep)) for row in rows(2)]
+    resumed.commit(Shard(1, [], "b"), given, vectors(2), [])
+    store = Store(tmp_path)
+    assert store.table().column_names[-1 - len(keep) :] == ["size_bytes", *keep]
+    assert [row.get("warning") for row in store.table().to_pylist()] == ["theirs" if keep else None] * 2
+    anew = writer(tmp_path, columns=Columns(keep=keep), overwrite=True)
+    anew.commit(Shard(0, [], "a"), given, vectors(2), [])
+    [first, _] = Store(tmp_path).table().to_pylist()
+    assert (first["warning"], first.get("kept_warning")) == ("ours", "theirs" if keep else None)
 
 
 def test_a_failures_part_holds_the_failures_it_was_given(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""What a run has to say at its end beside its counts: warnings, images stored turned, files of other kinds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..images.kinds import REMEDIES, get_unread_kind
+from ..records import Failure, Pixels
+
+
+@dataclass
+class Notes:
+    """Counts what the outcomes of a run have in common with many others."""
+
+    warned: int = 0
+    stored_turned: int = 0
+    unread: Counter[str] = field(default_factory=Counter[str])  # failures that are HEIC, RAW or videos, by kind
+
+    def add(self, outcome: object) -> None:
+        """Count an outcome."""
+        if isinstance(outcome, Pixels):
+            self.warned += outcome.row.warning is not None
+            self.stored_turned += outcome.stored_turned
+        elif isinstance(outcome, Failure) and outcome.stage == "open":
+            kind = get_unread_kind(outcome.id) or get_unread_kind(outcome.path)
+            if kind is not None:
+                self.unread[kind] += 1
+
+    def count_unread(self, ignored: dict[str, int]) -> dict[str, int]:
+        """Return the files of each kind that is not read, those passed over in folders and archives included."""
+        counts = {kind: self.unread[kind] + ignored.get(kind, 0) for kind in REMEDIES}
+        return {kind: count for kind, count in counts.items() if count}
+
+
+def advise(unread: dict[str, int], stored_turned: int) -> tuple[str, ...]:
+    """Return the sentences that help; text in backticks is an argument as Python spells it."""
+    lines = [f"{count:,} {kind}: {REMEDIES[kind]}" for kind, count in unread.items()]
+    if stored_turned:
+        are = "image is" if stored_turned == 1 else "images are"
+        lines.append(f'{stored_turned:,} {are} stored turned; `decode.orient="exif"` turns them')
+    return tuple(lines)
