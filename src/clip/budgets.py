@@ -124,6 +124,11 @@ class ByteBudget:
             with self._lock:
                 self._is_waiting, self._wanted = False, None
 
+    def end_wait(self) -> None:
+        """Say that the consumer has what it waited for, if that was whatever comes next: it may not run for a while."""
+        with self._lock:
+            self._is_waiting = self._is_waiting and self._wanted is not None
+
     def close(self) -> None:
         """Refuse all that waits and all that comes: nobody consumes any more."""
         with self._lock:
@@ -171,7 +176,8 @@ class ByteBudget:
         self._passed += size_bytes if hold.is_passed else 0
 
     def _fits(self, hold: Hold, size_bytes: int) -> bool:
-        return self._held + size_bytes <= self.limit_bytes or self._held == hold.size_bytes
+        # Nothing always fits: the consumer itself makes empty holds, for which it must not wait.
+        return not size_bytes or self._held + size_bytes <= self.limit_bytes or self._held == hold.size_bytes
 
     def _may_exceed(self, request: _Request) -> bool:
         wanted = request.hold is self._wanted if self._wanted is not None else not request.in_task

@@ -140,6 +140,8 @@ def read_ahead(
             changed.wait_for(lambda: closed or not held or held + size <= limit_bytes)
             held += size
             waiting.append((item, size, end))
+            if budget:
+                budget.end_wait()
             changed.notify_all()
             return closed
 

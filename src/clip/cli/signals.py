@@ -50,6 +50,7 @@ def interruptible() -> Generator[None]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     came: list[int] = []
+    is_over = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
@@ -57,6 +58,8 @@ def interruptible() -> Generator[None]:
             raise_after_imports(number, frame)
 
     def raise_after_imports(_number: int, frame: FrameType | None) -> None:
+        if is_over:
+            return  # the alarm came when the exception was raised already
         if not (_is_importing(frame) and hasattr(signal, "setitimer")):
             raise InterruptedBySignal(came[0])
         signal.signal(signal.SIGALRM, raise_after_imports)
@@ -70,6 +73,7 @@ def interruptible() -> Generator[None]:
         if came:  # during an import that was the last thing
             raise InterruptedBySignal(came[0])
     finally:
+        is_over = True
         if not came:  # else the thread watches until the process ends
             signal.set_wakeup_fd(wakeup)
             for number, handler in handlers.items():
