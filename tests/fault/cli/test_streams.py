@@ -70,7 +70,7 @@ def test_a_stream_that_nobody_reads_changes_no_exit_code(
     assert "Traceback" not in ended.said
     assert "Exception ignored" not in ended.said
     if kind == "embed":
-        report = clip.verify(clip.jobs.VerifyJob(tmp_path / "target"))
+        report = clip.verify(clip.jobs.VerifyJob(output=tmp_path / "target"))
         assert (report.read, report.failed, report.problems) == (5, 1, ())
 
 

@@ -4,8 +4,13 @@ import os
 import sys
 from typing import Any
 
+import pyarrow.dataset  # noqa: F401  what commands import at their first use
+
 from clip import __main__ as command
+from clip.batch import embed as _  # noqa: F401
 from clip.cli import main as cli
+from clip.retrieval import search as _search  # noqa: F401
+from clip.store import export as _export  # noqa: F401
 from kit.forks import serve
 
 STREAMS = ("stdin", "stdout", "stderr")
