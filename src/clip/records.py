@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from .errors import ClipError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     import numpy as np
 
@@ -37,6 +38,20 @@ def as_utf8(text: str) -> str:
     return encoded.decode("utf-8", "backslashreplace")
 
 
+def join_root(root: str, path: str) -> str:
+    """Return where the path of an entry leads: one that is relative starts at the root; a URL stays."""
+    return path if not root or "://" in path else os.path.join(root, path)  # noqa: PTH118  strings: ten million paths
+
+
+def shorten(path: str) -> str:
+    """Return a path as it is from the current folder, where it is below that."""
+    try:
+        here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118
+    except OSError:  # the current folder was removed
+        return path
+    return path[len(here) :] if path.startswith(here) else path
+
+
 def id_hash(own_id: str) -> int:
     """Return a hash of an id, eight bytes, the same in every process."""
     return int.from_bytes(hashlib.blake2b(own_id.encode(), digest_size=8).digest(), "little")
@@ -47,7 +62,7 @@ class Item:
     """One image of a source, not yet read."""
 
     id: str  # stable name, valid UTF-8; in a folder the path relative to it, with forward slashes
-    path: str  # where it is now; bytes that are not UTF-8 as surrogates, as the os module gives them
+    path: str  # from the root of its source, `join_root`; bytes that are not UTF-8 as surrogates, as of the os module
     size_bytes: int  # when it was listed
     modified_ns: int = 0  # when it was listed, since the epoch [Unit: ns]; 0 where the source does not say
     values: tuple[str | None, ...] = ()  # of the copied columns, as texts; a text that is embedded comes first
@@ -175,6 +190,7 @@ class Shard:
     entries: list[Entry]
     fingerprint: str = ""  # what the part carries when it holds these entries; of their identities where it is empty
     carried_over: frozenset[str] = frozenset()  # ids whose rows an update takes from the part that this one replaces
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])  # of these, ids that are others in that part
 
 
 def listed_id(own_id: str, listed: Container[str]) -> str:

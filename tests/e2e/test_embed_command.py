@@ -369,7 +369,7 @@ def test_a_summary_for_programs_is_one_object_on_stdout_and_the_last_line_on_std
     told = json.loads(ran.stdout)
     assert told == json.loads(ran.stderr.splitlines()[-1])
     assert told.pop("seconds") > 0
-    counts = {"read": 2, "written": 1, "failed": 1, "resumed": 0, "removed": 0}
+    counts = {"read": 2, "written": 1, "failed": 1, "resumed": 0, "removed": 0, "renamed": 0}
     assert told == {"output": str(tmp_path / "out"), **counts, "ignored": {"not an image": 1}}
     assert ran.returncode == 3
     ran = subprocess.run(
@@ -451,3 +451,35 @@ def test_a_signal_ends_the_run_with_its_code_and_finished_parts_are_kept(
     assert sorted(os.listdir(out / "failures"))[: len(parts)] == parts  # perhaps one more, but nothing half
     assert sorted(os.listdir(out)) == [".lock.guard", "_plan", "embeddings", "failures", "manifest.json"]
     assert read_manifest(out)["counts"] is None
+
+
+def test_a_folder_is_embedded_moved_renamed_and_updated_as_in_daily_use(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    album, out = tmp_path / "album", tmp_path / "out"
+    shutil.copytree(photos, album / "spring")
+    embed = ("-o", out, "-m", "sketch", "--progress", "none")
+    assert run("embed", album, *embed)[0] == 0
+    moved = album.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    code, said = run("embed", "moved", *embed)
+    assert (code, "7 by an earlier run" in said) == (0, True)
+    (moved / "spring").rename(moved / "winter")
+    (moved / "winter/0.png").unlink()
+    code, said = run("embed", "moved", *embed)
+    assert code == 2
+    assert said.endswith(
+        "out: 6 new, 7 gone since (6 renamed). Add --update to bring it up to date, or choose another output.\n"
+    )
+    assert "6 by an earlier run; 6 renamed; 1 removed;" in run("embed", "moved", *embed, "--update")[1]
+    arguments = ["search", str(out), "-i", "moved/winter/1.png", "--plain", "--contact-sheet", "moved/sheet.png"]
+    with pytest.raises(SystemExit):
+        main.main(arguments)
+    hits = capsys.readouterr().out.splitlines()
+    assert hits[0] == "moved/winter/1.png"
+    assert all(map(os.path.isfile, hits))
+    assert run("embed", "moved", *embed)[1].endswith("ignored: 1 contact sheet\n")
+    assert run("verify", out, "--sample", "6")[1].startswith("read 6 = written 6, failed 0; 6 embedded again")
+    for place in ("s3://bucket/out", "-", "file:///out"):
+        code, said = run("embed", "moved", "-o", place)
+        assert (code, "--output" in said, "Pass " in said) == (2, True, True)

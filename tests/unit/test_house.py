@@ -24,6 +24,7 @@ GROUND = {
     "budgets",
     "parallel",
     "atomic_files",
+    "own_files",
     "records",
     "retry",
     "simple_tokenizer",

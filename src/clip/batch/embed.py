@@ -29,13 +29,14 @@ from ..jobs.embed import EmbedJob, EmbedReport, Listing, Progress
 from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
 from ..parallel import available_cores
-from ..records import Entry, Item, Kind, Shard, utf8_path
+from ..records import STDIN, Entry, Item, Shard, join_root, shorten, utf8_path
+from ..sources.remote.client import is_remote
 from ..sources.source import Source
 from ..store.lock import Lock, hold_lock
 from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
 from ..store.parts import EMBEDDINGS, Parts
 from ..store.plan import Plan, collect_id_hashes, count_members, read_plan, recover_listing, remove_plan, write_plan
-from ..store.update import update_plan
+from ..store.update import count_changes, update_plan
 from ..store.writer import StoreWriter, check_room
 from .count import count_expected, count_shard
 from .decode import Decoding
@@ -89,7 +90,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             if encoder.needs_calibration:
                 encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
             store = StoreWriter(output, _describe_run(job, encoder, source, tuned), overwrite=job.policy.overwrite)
-            plan, removed = _plan_run(job, source, store, lock, progress)
+            plan, removed, renamed = _plan_run(job, source, store, lock, progress)
             if encoder.calibration is not None:
                 write_calibration(output, encoder.calibration.pixels)
             run = Run(job, encoder, source, plan, store, lock, progress)
@@ -107,6 +108,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         seconds=seconds,
         resumed=resumed,
         removed=removed,
+        renamed=renamed,
         warned=notes.warned,
         stored_turned=notes.stored_turned,
         unread=unread,
@@ -129,8 +131,25 @@ def _check_counts(parts: Parts, plan: Plan, frames: Frames) -> dict[str, int]:
 
 
 def open_source(job: EmbedJob) -> Source:
-    """Return the input of a job. Raises: InputError where it is not there."""
-    return Source(job.inputs, job.globs, job.columns, job.root, job.decode.raw_previews).with_types()
+    """Return the input of a job, by the rules for ids and paths that its output has.
+
+    Without a root of its own, lists that an output was made of start where they did then.
+
+    Raises:  InputError where it is not there; StoreError for an output whose manifest is damaged.
+    """
+    source = Source(
+        job.inputs, job.globs, job.columns, job.root, output=str(job.output), raw_previews=job.decode.raw_previews
+    ).with_types()
+    earlier = None if job.policy.overwrite else read_manifest(Path(job.output) / MANIFEST)
+    if earlier is None:
+        return source.with_base()
+    if earlier.base is None:
+        return source
+    kept, lists = join_root(earlier.base, earlier.root), source.list_places()
+    is_there = is_remote(kept) or os.path.isdir(kept)  # noqa: PTH112
+    if not job.root and is_there and earlier.source == lists and STDIN not in lists:  # of which each is another list
+        source = replace(source, root=kept)
+    return source.with_base()
 
 
 def count(job: EmbedJob) -> Listing:
@@ -141,18 +160,19 @@ def count(job: EmbedJob) -> Listing:
     check_room(Path(job.output))
     ignored: Counter[str] = Counter()
     reports: list[Progress] = []
-    shards = open_source(job).shards(job.policy.shard_size, ignored, job.limit)
-    for _ in _report_listing(shards, ignored, reports.append, job.kind):
+    source = open_source(job)
+    shards = source.shards(job.policy.shard_size, ignored, job.limit)
+    for _ in _report_listing(shards, ignored, reports.append, source):
         pass
     return reports[-1].listing or Listing()
 
 
 def _plan_run(
     job: EmbedJob, source: Source, store: StoreWriter, lock: Lock, progress: Callable[[Progress], None] | None
-) -> tuple[Plan, int]:
-    """List the input into the output, by shards; return that, and how many entries an update drops."""
+) -> tuple[Plan, int, int]:
+    """List the input into the output, by shards; return that, and how many entries an update drops and renames."""
     earlier = None if store.is_new else read_plan(store.path)
-    removed = 0
+    removed = renamed = 0
     ignored: Counter[str] = Counter()
     paths = [os.path.abspath(name) for name in job.inputs]  # noqa: PTH100  of URLs too, as names
     inputs = json.dumps([paths, job.globs, asdict(job.columns), job.root])
@@ -161,22 +181,26 @@ def _plan_run(
     known = recover_listing(store.path, inputs) if store.is_new and not job.policy.overwrite else iter(())
     shards = source.shards(job.policy.shard_size, ignored, job.limit, known, store.path)
     hashed: list[np.ndarray] = []
-    shards = _report_listing(shards, ignored, progress, job.kind)
-    plan = write_plan(store.path, collect_id_hashes(shards, hashed), ignored, inputs=inputs)
+    shards = _report_listing(shards, ignored, progress, source)
+    has_base = source.base is not None
+    plan = write_plan(store.path, collect_id_hashes(shards, hashed), ignored, inputs=inputs, has_base=has_base)
     if job.duplicate_ids == "error" and (pair := plan.find_repeated(hashed)) is not None:
         plan.discard()
-        found = f"found as the id of {pair[0].path} and of {pair[1].path}"
+        paths = [utf8_path(source.locate(entry.path)) for entry in pair]
+        found = f"found as the id of {paths[0]} and of {paths[1]}"
         remedy = 'Leave one out, name a column of ids with `columns.id`, or pass `duplicate_ids="keep"`.'
         raise InputError(f"{pair[0].id!r}", found, "one entry for each id", remedy)
     if not (job.policy.update or store.has_input(plan.fingerprint)):
+        changes = "" if earlier is None else str(count_changes(earlier, plan, has_base=has_base))
         plan.discard()
-    elif earlier is not None and (job.policy.update or earlier.summaries() != plan.summaries()):
+        raise store.make_input_error(changes)
+    if earlier is not None and (job.policy.update or earlier.summaries() != plan.summaries()):
         content_hash = (
             (lambda item: _hash_content(source, item, job.limits.max_bytes))
             if job.policy.update and job.policy.hashes
             else None
         )
-        plan, removed = update_plan(
+        plan, removed, renamed = update_plan(
             store, earlier, plan, job.policy.shard_size, retry=job.policy.update, content_hash=content_hash
         )
     lock.check()
@@ -185,7 +209,7 @@ def _plan_run(
     store.begin(plan.fingerprint, update=job.policy.update)
     plan = plan.adopt()
     store.remove_beyond(plan.shards)
-    return plan, removed
+    return plan, removed, renamed
 
 
 def _tune(
@@ -255,7 +279,7 @@ def _choose_calibration(job: EmbedJob, source: Source, settings: PreprocessSetti
 
 
 def _report_listing(
-    shards: Iterable[Shard], ignored: Counter[str], progress: Callable[[Progress], None] | None, kind: Kind
+    shards: Iterable[Shard], ignored: Counter[str], progress: Callable[[Progress], None] | None, source: Source
 ) -> Iterator[Shard]:
     """Yield the same shards; report how many images there are after each, and an example after the last."""
     images = archives = 0
@@ -263,7 +287,7 @@ def _report_listing(
     for shard in shards:
         counts = [count_members(entry) for entry in shard.entries]
         images, archives = images + sum(filter(None, counts)), archives + counts.count(None)
-        example = example or _describe_entry(shard.entries[0], kind)
+        example = example or _describe_entry(shard.entries[0], source)
         if progress:
             progress(Progress(0, 0, 0, listing=Listing(images, archives)))
         yield shard
@@ -271,10 +295,10 @@ def _report_listing(
         progress(Progress(0, 0, 0, listing=Listing(images, archives, example, dict(ignored))))
 
 
-def _describe_entry(entry: Entry, kind: Kind) -> str:
-    if kind == "texts" and isinstance(entry, Item):
+def _describe_entry(entry: Entry, source: Source) -> str:
+    if source.columns.kind == "texts" and isinstance(entry, Item):
         return f"{entry.id!r} ({(entry.values[0] or '')[:MAX_EXAMPLE]!r})"
-    return f"{entry.id!r} ({utf8_path(entry.path)})"
+    return f"{entry.id!r} ({utf8_path(shorten(source.locate(entry.path)))})"
 
 
 def _hash_content(source: Source, item: Item, max_bytes: int) -> str | None:
@@ -313,9 +337,10 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         dim=encoder.dim,
         device=str(encoder.device),
         versions={"clip-turbo": __version__, **versions},
-        source=job.inputs,
+        source=job.inputs if source.base is None else source.list_places(),
         globs=job.globs,
-        root=job.root,
+        root=job.root if source.base is None else source.root,
+        base=source.base,
         duplicate_ids=job.duplicate_ids,
         limit=job.limit,
         shard_size=job.policy.shard_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -74,10 +75,17 @@ def load_run_encoder(store: Store, model: str | None = None, device: str = "auto
 def open_run_source(store: Store, settings: PreprocessSettings) -> Decoding:
     """Return what reads and decodes images as the run did, to the size in `settings`.
 
-    Raises:  InputError where the source is not there any more.
+    Raises:  InputError where the folder of the images is not there any more.
     """
     manifest = store.manifest
-    source = Source(manifest.source, manifest.globs, manifest.columns, manifest.root, manifest.decode.raw_previews)
+    previews = manifest.decode.raw_previews
+    if manifest.base is None and not store.base:  # of version 0.1.0, with paths as they were given
+        source = Source(manifest.source, manifest.globs, manifest.columns, manifest.root, raw_previews=previews)
+    else:
+        if manifest.kind != "texts" and store.base and not os.path.isdir(store.base):  # noqa: PTH112  as the others, a text
+            remedy = "Pass the folder where they are now as `root`."
+            raise InputError(store.base, "is not there", f"the images of {store.path}", remedy)
+        source = Source((), manifest.globs, manifest.columns, manifest.root, store.base, raw_previews=previews)
     return Decoding(source, settings, manifest.limits, manifest.decode)
 
 

@@ -113,7 +113,8 @@ class Run:
         if shard.carried_over:
             path = self._store.parts.path(FAILURES, shard.index)
             ids = self._store.parts.read_or_empty(path, ["id"])["id"].to_pylist()
-            part.failed = sum(own_id in shard.carried_over for own_id in ids)
+            earlier = {shard.renamed.get(own_id, own_id) for own_id in shard.carried_over}
+            part.failed = sum(own_id in earlier for own_id in ids)
         return part
 
     def _check_failures(self, failed: int, part: _Part, total: int) -> None:

@@ -43,7 +43,7 @@ def tune(job: TuneJob, report: Callable[[str], None] | None = None) -> TuneRepor
 
     Raises:  InputError for an input without images; what Encoder raises.
     """
-    source = Source(job.inputs, job.globs, job.columns, job.root, job.decode.raw_previews)
+    source = Source(job.inputs, job.globs, job.columns, job.root, raw_previews=job.decode.raw_previews)
     say = report or (lambda _: None)
     encoders = _load_encoders(job, say)
     settings = [_Setting(job, source, encoder, decode) for encoder in encoders for decode in DECODES]

@@ -49,7 +49,7 @@ def verify(job: VerifyJob) -> VerifyReport:
     Raises:  StoreError where there is no output; for a sample what Encoder raises, and StoreMismatchError for other
              weights than those of the run.
     """
-    store = Store(job.output)
+    store = Store(job.output, job.root)
     problems = [Problem(str(path.relative_to(store.path)), exc.reason) for path, exc in check_derived(store)]
     if store.manifest.calibration is not None:
         pixels = read_calibration(store.path)

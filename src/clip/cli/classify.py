@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
 from ..jobs.classify import TEMPLATE, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob
+from ..records import shorten
 from .exit_codes import EXIT_WITH_FAILURES
 from .progress import Reporter, say
 
@@ -56,7 +57,7 @@ def classify(*, as_json: bool, **options: Any) -> int:
 
     def write(row: Classified) -> None:
         reporter.close()  # everything is embedded by now, so the bar makes room for the rows
-        click.echo(json.dumps(_to_json(row)))
+        click.echo(json.dumps(_to_json(replace(row, path=shorten(row.path)))))
 
     try:
         report = classify_module.classify(job, write, reporter.update)

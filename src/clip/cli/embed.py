@@ -115,6 +115,7 @@ def _describe_report(report: EmbedReport, kind: Kind) -> str:
     failed = f", failed {report.failed:,} (see {report.output}/failures)" if report.failed else ", failed 0"
     resumed = f"{report.resumed:,} by an earlier run; " if report.resumed else ""
     removed = f"{report.removed:,} removed; " if report.removed else ""
+    removed = (f"{report.renamed:,} renamed; " if report.renamed else "") + removed
     warned = f"{report.warned:,} with a warning; " if report.warned else ""
     if not report.read:
         return f"no {kind} in the source{describe_ignored(report.ignored)}; {report.output}"

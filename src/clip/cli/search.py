@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
 from ..jobs.search import Hit, SearchJob
+from ..records import shorten
 from .progress import say
 
 MAX_ID_WIDTH = 60  # letters of an id's column in the table
@@ -24,6 +25,7 @@ WHERE_HELP = (
 )
 PLAIN_HELP = "Write only the paths, one per line; for a member of an archive, the archive's."
 SHEET_HELP = "Also write the hits, at most 1,000, as one image."
+ROOT_HELP = "Folder where the images are now, if they have moved since.  [default: as in the manifest]"
 FETCH_HELP = "Ask servers for images of the contact sheet that are there."
 MODEL_HELP = "Where the run's weights are.  [default: as in the manifest]"
 
@@ -40,6 +42,7 @@ MODEL_HELP = "Where the run's weights are.  [default: as in the manifest]"
 @click.option("--min-score", metavar="S", type=float, help="Lowest cosine that a hit may have.")
 @click.option("--where", metavar="SQL", help=WHERE_HELP)
 @click.option("--contact-sheet", metavar="FILE.png", help=SHEET_HELP)
+@click.option("--root", metavar="DIR", help=ROOT_HELP)
 @click.option("--fetch", is_flag=True, help=FETCH_HELP)
 @click.option("-m", "--model", metavar="MODEL", help=MODEL_HELP)
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
@@ -59,7 +62,8 @@ def search(*, as_json: bool, as_csv: bool, plain: bool, **options: Any) -> None:
 
     report = search_module.search(job, say)
     render = _format_ndjson if as_json else _format_csv if as_csv else _format_plain if plain else _format_table
-    click.echo(render(report.hits), nl=False)
+    hits = tuple(replace(hit, path=shorten(hit.path)) for hit in report.hits)
+    click.echo(render(hits), nl=False)
     if len(report.hits) < job.k:
         filters = {"min_score": "--min-score", "where": "--where"}
         flags = " and ".join(flag for name, flag in filters.items() if getattr(job, name) is not None)

@@ -11,6 +11,7 @@ import click
 from ..jobs.verify import VerifyJob
 from .exit_codes import EXIT_FAILED
 from .progress import say
+from .search import ROOT_HELP
 
 
 @click.command(short_help="Read vectors back, and check them.")
@@ -23,6 +24,7 @@ from .progress import say
 )
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device for the sample.")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed that draws the sample.")
+@click.option("--root", metavar="DIR", help=ROOT_HELP)
 @click.option("--fetch", is_flag=True, help="Ask servers for images of the sample that are there.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object to stdout.")
 def verify(*, as_json: bool, **options: Any) -> int:

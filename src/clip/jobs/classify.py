@@ -56,7 +56,7 @@ class Classified:
     id: str
     """The row's id."""
     path: str
-    """Where the image was when it was embedded."""
+    """Where the image is, by the output's base."""
     top: tuple[tuple[str, float], ...] = ()
     """Labels and their probabilities, the most probable first."""
     truth: str | None = None

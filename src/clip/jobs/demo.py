@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .fields import documented
+from .options import check_place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ class DemoJob:
     """Seed of the scenes; default: other scenes each time."""
 
     def __post_init__(self) -> None:
+        check_place("output", self.output)
         if not MIN_SCENES <= self.scenes <= MAX_SCENES:
             found = f"found {self.scenes:,}"
             raise InputError("`scenes`", found, f"{MIN_SCENES} to {MAX_SCENES:,}", "Pass another number.")

@@ -21,6 +21,7 @@ from .options import (
     OutputPolicy,
     check_cosine,
     check_counts,
+    check_place,
     check_words,
     find_differences,
     list_inputs,
@@ -47,7 +48,7 @@ class EmbedJob:
     source: str | Path | Sequence[str | Path]
     """One or several inputs: folders, patterns, lists, archives, tables, on this machine or on servers."""
     output: str | Path
-    """Folder to write."""
+    """Folder to write, on this machine."""
     model: str | ModelOptions = ModelOptions()  # noqa: RUF009  frozen, as are the next four
     """A model's name or path; or ModelOptions, which also say where and in which precision it computes."""
     decode: DecodeOptions = DecodeOptions()  # noqa: RUF009
@@ -61,7 +62,7 @@ class EmbedJob:
     globs: tuple[str, ...] = ()
     """Take the paths that match a pattern, instead of those with an image's extension."""
     root: str = ""
-    """Folder at which relative paths in lists start; default: the current folder."""
+    """Folder at which relative paths in lists start; default: for a list as before, else the current folder."""
     limit: int | None = None
     """Number of images to read; default: all."""
     duplicate_ids: DuplicateIds = "error"
@@ -90,6 +91,7 @@ class EmbedJob:
     """Failures after which the run stops: a number, or a part of the input as in 5%; default: never."""
 
     def __post_init__(self) -> None:
+        check_place("output", self.output)
         if self.max_seconds is not None and not (self.isolate and 0 < self.max_seconds <= MAX_SECONDS):
             beside = "with" if self.isolate else "without"
             found = f"found {self.max_seconds} {beside} isolate"
@@ -246,6 +248,8 @@ class EmbedReport:
     """Entries read by an earlier run."""
     removed: int = 0
     """Rows and failures that an update dropped, as they are not listed any more."""
+    renamed: int = 0
+    """Rows that an update kept under another id, as their images were renamed."""
     warned: int = 0
     """Rows that this run wrote with a warning: their metadata is damaged, or something follows the image."""
     stored_turned: int = 0

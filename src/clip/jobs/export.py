@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .fields import documented
-from .options import ExportFormat, check_words
+from .options import ExportFormat, check_place, check_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,7 @@ class ExportJob:
 
     def __post_init__(self) -> None:
         check_words(self)
+        check_place("target", self.target)
 
 
 @documented

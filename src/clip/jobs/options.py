@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from ..errors import InputError
+from ..own_files import explain_place
 from ..records import TEXT, Kind
 from .fields import documented
 
@@ -185,7 +186,7 @@ class OutputPolicy:
     overwrite: bool = False
     """Remove an earlier run's files from the output, instead of resuming that run."""
     update: bool = False
-    """Bring an output up to date: embed what is new or changed, drop what is gone."""
+    """Bring the output up to date with a folder that changed: embed only what is new, drop what is gone."""
 
     def __post_init__(self) -> None:
         check_counts(self, ("shard_size",))
@@ -196,6 +197,12 @@ def list_inputs(source: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     """Return the one or several inputs of a source, as texts."""
     several = source if isinstance(source, (list, tuple)) else [source]
     return tuple(map(str, several))
+
+
+def check_place(name: str, place: str | Path) -> None:
+    """Raise InputError for a place that is written to, and that is not on this machine."""
+    if (wrong := explain_place(place)) is not None:
+        raise InputError(f"`{name}`", f"{str(place)!r} {wrong[0]}", "a path on this machine", wrong[1])
 
 
 def check_counts(options: object, names: Sequence[str]) -> None:

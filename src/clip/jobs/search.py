@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..records import STDIN
 from .fields import documented
+from .options import check_place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +40,8 @@ class SearchJob:
     """Condition on the columns, in SQL; default: all rows."""
     contact_sheet: str | Path | None = None
     """PNG file to write the hits to, as one image."""
+    root: str | Path | None = None
+    """Folder where the images are now, if they have moved since; it replaces the one that the output names."""
     fetch: bool = False
     """Ask servers for images of the contact sheet that are there, at the addresses that the output names."""
     model: str | None = None
@@ -52,6 +55,8 @@ class SearchJob:
         if [*self.images, self.vector].count(STDIN) > 1:
             raise InputError("query", "found '-' twice", "stdin to be read once", "Name a file for the other.")
         sheet = None if self.contact_sheet is None else str(self.contact_sheet)
+        if sheet is not None:
+            check_place("contact_sheet", sheet)
         if sheet is not None and not sheet.lower().endswith(".png"):
             raise InputError("`contact_sheet`", f"found {sheet!r}", "a name in .png", "Pass one.")
         if sheet is not None and self.k > MAX_SHEET:
@@ -76,7 +81,7 @@ class Hit:
     id: str
     """The row's id."""
     path: str
-    """Where its image was when it was embedded."""
+    """Where its image is, by the output's base or the job's root."""
     score: float
     """Cosine to the query, -1..1."""
 

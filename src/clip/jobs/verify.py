@@ -27,6 +27,8 @@ class VerifyJob:
     """Device for the sample."""
     seed: int = 0
     """Seed that draws the sample."""
+    root: str | Path | None = None
+    """Folder where the images are now, if they have moved since; it replaces the one that the output names."""
     fetch: bool = False
     """Ask servers for images of the sample that are there, at the addresses that the output names."""
 

@@ -139,10 +139,10 @@ def _classify_rows(job: ClassifyJob, store: Store, classifier: _Classifier, trut
             best = np.argsort(-block, axis=1, kind="stable")[:, : job.k]  # ties in the labels' order
             for row, order in zip(block, best.tolist(), strict=True):
                 top = tuple((classifier.labels[label], float(row[label])) for label in order)
-                yield Classified(ids[place], paths[place], top, truths[place])
+                yield Classified(ids[place], store.locate(paths[place]), top, truths[place])
                 place += 1
         for failure in store.files.read_or_empty(store.path / FAILURES / path.name).to_pylist():
-            yield Classified(**failure)
+            yield Classified(**failure | {"path": store.locate(failure["path"])})
 
 
 class _Truth:

@@ -7,6 +7,7 @@ is grey, and says why.
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from math import isqrt
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from ..atomic_files import atomic_write, translate_os_errors
 from ..batch.replay import open_run_source, replay_entries
 from ..errors import ClipError
 from ..network.records import PreprocessSettings
+from ..own_files import mark_contact_sheet
 from ..records import Failure
 from ..store.parts import shard_number
 from ..store.plan import read_plan
@@ -67,8 +69,10 @@ def write_sheet(path: Path, store: Store, hits: Sequence[Hit], title: str, *, fe
         draw.text((left + TILE_PX, caption), f"{hit.score:.4f}", INK, font, anchor="rm")
         name = _shorten(hit.id, TILE_PX, font, keep_end=True)
         draw.text((left, caption + CAPTION_PX // 2 - 2), name, INK, font, anchor="lm")
+    png = io.BytesIO()
+    sheet.save(png, "PNG")
     with translate_os_errors(path), atomic_write(path) as file:
-        sheet.save(file, "PNG")
+        file.write(mark_contact_sheet(png.getvalue()))
     return unreadable
 
 

@@ -49,6 +49,7 @@ class Index:
         self,
         output: str | Path,
         *,
+        root: str | Path | None = None,
         model: str | None = None,
         device: str = "auto",
         engine: ScanEngine | None = None,
@@ -58,12 +59,13 @@ class Index:
 
         The model is loaded with the first text or image: the run's, found by the manifest, or `model` if it has the
         same weights. `engine` does the scan (default: faiss where it is installed); the hits are the same. `tell` is
-        called with a message before the index is made, which takes a while for a million rows.
+        called with a message before the index is made, which takes a while for a million rows. `root` is where the
+        images are now, if they have moved since.
 
-        Raises:  StoreError if there is no output, or it is empty, or its index or a part is damaged; StoreBusyError if
-                 a job keeps changing the parts.
+        Raises:  InputError for a root that is no folder; StoreError if there is no output, or it is empty, or its index
+                 or a part is damaged; StoreBusyError if a job keeps changing the parts.
         """
-        self.store = Store(output)
+        self.store = Store(output, root)
         self._model, self._device = model, device
         self._engine: ScanEngine | None = engine
         self._index = open_index(self.store, tell)
@@ -107,7 +109,7 @@ class Index:
         query = self._build_query(_as_list(text), _as_list(image), vector, _as_list(negative))
         nearest = self._index.find_nearest(query, k, rows=rows, engine=self._engine)
         ids, paths = (self._index.rows.column(name) for name in ("id", "path"))
-        hits = [Hit(ids[place].as_py(), paths[place].as_py(), score) for place, score in nearest]
+        hits = [Hit(ids[place].as_py(), self.store.locate(paths[place].as_py()), score) for place, score in nearest]
         return [hit for hit in hits if min_score is None or hit.score >= min_score]
 
     def _build_query(
@@ -187,7 +189,7 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
     """
     vector = None if job.vector is None else _read_vector(job.vector)
     images = [sys.stdin.buffer.read() if name == STDIN else name for name in job.images]
-    output = Index(job.output, model=job.model, device=job.device, tell=tell)
+    output = Index(job.output, root=job.root, model=job.model, device=job.device, tell=tell)
     if job.contact_sheet is not None and output.store.manifest.kind == "texts":
         raise InputError("`contact_sheet`", f"{output.store.path} holds texts", "images", "Leave it out.")
     hits = output.search(

@@ -49,3 +49,7 @@ class Table(Container, Protocol):
     def read_types(self, path: str, columns: Columns) -> tuple[str, ...]:
         """Return the types that the kept columns have in an output. Raises: InputError for a column without one."""
         ...
+
+    def holds_images(self, path: str, columns: Columns) -> bool:
+        """Whether a file holds its images, rather than their paths, or texts. Raises: InputError as `parts`."""
+        ...

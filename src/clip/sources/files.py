@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from ..atomic_files import open_regular
 from ..errors import InputError
 from .remote import client
 from .remote.client import is_remote, make_size_error
 from .remote.protocol import MAX_TIME_NS
-
-if TYPE_CHECKING:
-    from ..records import Item
 
 CHUNK_BYTES = 1_000_000
 
@@ -43,21 +40,21 @@ def open_file(path: str, as_listed: tuple[int, int] | None = None) -> BinaryIO:
     return client.open_(path, as_listed) if is_remote(path) else open_regular(path)
 
 
-def read_file(item: Item, max_bytes: int) -> bytes:
+def read_file(path: str, max_bytes: int) -> bytes:
     """Return the bytes of an image's file. Raises: OSError, and InputError for a file of more than `max_bytes`."""
-    if is_remote(item.path):
-        return client.read(item.path, max_bytes)
+    if is_remote(path):
+        return client.read(path, max_bytes)
     # O_NONBLOCK, so that nothing waits: a file may have become a pipe since it was listed.
-    descriptor = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb") as file:  # noqa: PTH123
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(item.path, "is no longer a regular file", remedy="Leave it out.")
+            raise InputError(path, "is no longer a regular file", remedy="Leave it out.")
         size_bytes = status.st_size
         data = file.read(size_bytes + 1) if size_bytes <= max_bytes else b""
         while len(data) > size_bytes and size_bytes <= max_bytes:  # it grows: read to its end, or to the limit
             size_bytes = len(data)
             data += file.read(CHUNK_BYTES)
     if size_bytes > max_bytes:
-        raise make_size_error(item.path, f"{size_bytes:,}", max_bytes)
+        raise make_size_error(path, f"{size_bytes:,}", max_bytes)
     return data

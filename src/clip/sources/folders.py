@@ -5,9 +5,10 @@ The rules of a folder, in the order in which they apply:
 1. Names that start with a dot are hidden: files and whole folders are ignored.
 2. Links to folders are ignored, so that no loop can arise; links to files are read. The root itself may be a link.
 3. Whatever is neither a file nor a folder (a pipe, a socket, a device) is ignored: opening it could wait for ever.
-4. With `globs`, files that match one of them are images, and no others. Without `globs`, files with the extension of a
+4. Outputs of `clip embed` and contact sheets of `clip search` are ignored: they are of images, and no images.
+5. With `globs`, files that match one of them are images, and no others. Without `globs`, files with the extension of a
    format that Pillow decodes are images, and files without an extension whose first bytes are of one.
-5. With `raw_previews` RAW photos are images too. Without, they are ignored and counted by their kind; so are videos,
+6. With `raw_previews` RAW photos are images too. Without, they are ignored and counted by their kind; so are videos,
    and HEIC files where their decoder is not installed.
 
 An image by these rules becomes a row or a failure row. A folder that cannot be listed becomes a failure row too, as
@@ -29,6 +30,7 @@ from ..atomic_files import translate_os_errors
 from ..errors import InputError
 from ..images.formats import decodable_extensions, looks_like_image
 from ..images.kinds import get_unread_kind, is_raw_name
+from ..own_files import OUTPUT_NAMES, is_contact_sheet, is_output
 from ..records import Failure, Item, utf8_path
 from .files import stat_here
 from .remote.client import list_files
@@ -49,13 +51,17 @@ def walk(
     scratch: Path | None = None,
     *,
     raw_previews: bool = False,
+    begin: str | None = None,
+    output: str = "",
 ) -> Iterator[Item | Failure]:
     """List every image below a folder, in a stable order; a Failure for a folder that cannot be listed.
 
     `patterns` are globs, split by `split_glob`. Counts what is ignored. Sizes and times of images that are `known`, in
     the order of an earlier walk, are taken from there. The names of a large folder are sorted in files without a name
-    in `scratch`.
+    in `scratch`. Paths start with `begin` instead of the folder, and so do ids. What is of ours is left out: the folder
+    `output`, other outputs, contact sheets.
     """
+    before, left_out = begin or "", os.path.realpath(output) if output else None
     earlier = _EarlierWalk(known)
     begun = [("", iter([_make_record(b"", FOLDER)]))]  # the folders on the way to the current one, with what remains
     while begun:
@@ -68,15 +74,32 @@ def walk(
         relative = folder + os.fsdecode(name) + ("/" if kind == FOLDER and name else "")
         path = os.path.join(root, relative)  # noqa: PTH118  strings: ten million paths
         if kind == FOLDER:
+            ours = is_output(path) or (left_out and _is_at(path, left_out, is_root=not relative))
+            if ours and relative:
+                ignored["output of clip"] += 1
+                continue
             try:
-                begun.append((relative, _list_folder(path, ignored, scratch)))
+                records = _list_folder(path, ignored, scratch)
+                if ours:  # an output, with images beside
+                    records = (one for one in records if os.fsdecode(one[1:-2]) not in OUTPUT_NAMES)
+                begun.append((relative, records))
             except OSError as exc:
-                yield _fail(Item(utf8_path(relative or "."), path, 0), exc)
+                placed = path if begin is None else before + relative
+                yield _fail(Item(utf8_path((before + relative) or "."), placed, 0), exc)
         elif reason := _explain_ignored(relative, path, kind, patterns, raw_previews=raw_previews):
             ignored[reason] += 1
         else:
-            own_id = utf8_path(relative)
-            yield Item(own_id, path, *(earlier.find_status(own_id) or stat_here(path)))
+            own_id = utf8_path(before + relative)
+            status = earlier.find_status(own_id) or stat_here(path)
+            if is_contact_sheet(path, status[0]):
+                ignored["contact sheet"] += 1
+                continue
+            yield Item(own_id, path if begin is None else before + relative, *status)
+
+
+def _is_at(path: str, real: str, *, is_root: bool) -> bool:
+    """Whether a folder is at a path without links. Below the root only one of its name is looked at: none is a link."""
+    return (is_root or Path(path).name == Path(real).name) and os.path.realpath(path) == real
 
 
 def walk_prefix(

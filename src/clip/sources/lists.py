@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from ..errors import InputError
-from ..records import STDIN, Failure, Item, as_utf8, utf8_path
+from ..records import STDIN, Failure, Item, as_utf8, join_root, utf8_path
 from .columns import find_entry_column, list_usual_columns
 from .delimited import DELIMITERS, read_rows
 from .files import stat_here
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ..jobs.options import Columns
+    from .members import Selection
 
 PLAIN_ENDINGS = (".txt", ".lst", ".list")
 COLUMN_ENDINGS = (*DELIMITERS, ".ndjson", ".jsonl")
@@ -70,15 +71,17 @@ def read_lines(path: str, columns: Columns) -> Iterator[Line]:
         raise InputError(path, f"cannot be read ({exc})", f"a list of {columns.kind}", "Check the file.") from exc
 
 
-def make_item(line: Line, path: str, own_id: str, number: int, columns: Columns, root: str) -> Item | Failure:
+def make_item(line: Line, path: str, own_id: str, number: int, selection: Selection) -> Item | Failure:
     """Return the image that a line of a list names, or the text of line `number`, whose file is the list."""
+    columns = selection.columns
     if line.fault:
         return Failure.of(Item(f"{own_id}{line.mark}", path, 0), "read", line.fault)
     if columns.kind == "texts":
         size_bytes = len((line.entry or "").encode("utf-8", "surrogatepass"))
         return Item(utf8_path(line.id or f"{own_id}!{number}"), path, size_bytes, values=(line.entry, *line.values))
-    location = _make_openable(locate(line.entry or "", root))
-    return Item(utf8_path(line.id or line.entry or ""), location, *stat_here(location), line.values)
+    location = _make_openable(locate(line.entry or "", selection.root))
+    status = stat_here(join_root(selection.base, location))
+    return Item(utf8_path(line.id or line.entry or ""), location, *status, line.values)
 
 
 def locate(name: str, root: str) -> str:

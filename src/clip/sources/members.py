@@ -42,7 +42,8 @@ class Selection:
 
     globs: tuple[str, ...]
     columns: Columns
-    root: str  # where relative paths start; the current folder if empty
+    root: str  # where relative paths of lists start, itself relative to `base`; the current folder if both are empty
+    base: str = ""  # where the paths of entries start, as of `Source`
     raw_previews: bool = False
 
 

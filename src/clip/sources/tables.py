@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 import pyarrow as pa
 
 from ..errors import InputError
-from ..records import ContainerPart, Failure, Item, Member, utf8_path
+from ..records import ContainerPart, Failure, Item, Member, join_root, utf8_path
 from .arrow_types import (
     IMAGE_TYPES,
     Image,
@@ -122,7 +122,7 @@ class GroupedTable:
         layout = self.read_layout(path, columns)
         if not layout.holds:
             for number, line in enumerate(self._read_lines(path, layout, columns)):
-                yield make_item(line, path, own_id, number, columns, selection.root)
+                yield make_item(line, path, own_id, number, selection)
             return
         identity = json.dumps([layout.column, columns.id, columns.taken, layout.struct and selection.root])
         start = images = 0
@@ -172,6 +172,10 @@ class GroupedTable:
         Raises:  InputError for a file or a column that cannot be used.
         """
         return self.read_layout(path, columns).types
+
+    def holds_images(self, path: str, columns: Columns) -> bool:
+        """Whether a file holds its images, or in structs some of them. Raises: as `read_types`."""
+        return self.read_layout(path, columns).holds
 
     def read_layout(self, path: str, columns: Columns) -> Layout:
         """Read a file's schema. Raises: InputError for a file that cannot be used."""
@@ -300,7 +304,7 @@ def _read_row(
             )
         elif data is None and name:
             location = locate(name, reader.selection.root)
-            yield Item(image_id, location, *stat_here(location), row.values)
+            yield Item(image_id, location, *stat_here(join_root(reader.selection.base, location)), row.values)
         elif data is not None:
             yield reader.take(image_id, data.size, data.to_pybytes, row.values)
         else:

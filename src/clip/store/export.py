@@ -141,6 +141,7 @@ class _Run:
             raise StoreError(path, found, "those of the manifest, with the same types in all parts", remedy)
         table = self.store.files.read(path, [*self.schema.names, *self.columns])
         vectors = {name: stack_vectors(table, self.store.schema, name) for name in self.columns}
+        table = self.store.locate_all(table)
         little_endian = {name: block.astype(self.dtype, copy=False) for name, block in vectors.items()}
         return table.select(self.schema.names), little_endian
 

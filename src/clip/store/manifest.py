@@ -12,6 +12,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -24,8 +25,6 @@ from .checksums import dump_json, load_json
 from .field_types import check_fields
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..records import Kind
 
 MANIFEST = "manifest.json"
@@ -80,7 +79,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict[str, str])
     source: tuple[str, ...] = ()
     globs: tuple[str, ...] = ()
-    root: str = ""
+    root: str = ""  # where relative paths in lists start, itself relative to `base`
+    base: str | None = None  # where ids and paths start, an absolute path; None in outputs of version 0.1.0
     duplicate_ids: str = "error"
     limit: int | None = None
     shard_size: int = 10_000
@@ -144,6 +144,7 @@ class Manifest:
         # unknown to version 0.1.0
         rare = {"stated_architecture": self.stated_architecture, "warnings": self.warnings, "run": self.run}
         content |= {key: value for key, value in rare.items() if value}
+        content |= {} if self.base is None else {"base": self.base}  # likewise
         return json.loads(json.dumps(content))  # lists for tuples, as when it is read
 
     def identify(self) -> str:
@@ -222,6 +223,8 @@ def check_manifest(manifest: Manifest) -> Manifest:
             raise ValueError(f"its {name} is {getattr(manifest, name)!r}")
     if type(manifest.dim) is not int or not 1 <= manifest.dim <= MAX_DIM:
         raise ValueError(f"its dim is {manifest.dim}")
+    if manifest.base and not Path(manifest.base).is_absolute():  # a URL would have a server asked
+        raise ValueError(f"its base is {manifest.base!r}")
     for _, kind in manifest.columns.kept:
         if not isinstance(pa.type_for_alias(kind), pa.DataType):
             raise TypeError(f"it keeps a column of {kind!r}")

@@ -71,12 +71,21 @@ class PartWriter:
 
     def _merge_carried_over(self, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
         places = {entry.id: place for place, entry in enumerate(self._shard.entries)}
+        # The entries that are carried over, by the ids that they have in the earlier part.
+        renamed, paths = self._shard.renamed, [utf8_path(entry.path) for entry in self._shard.entries]
+        carried_over = {renamed.get(own_id, own_id): own_id for own_id in self._shard.carried_over}
         merged: dict[str, pa.Table] = {}
         present: set[str] = set()
         for folder, new in tables.items():
             old = self._parts.read_or_empty(self._paths[folder], new.schema.names)
-            carried = [listed_id(own_id, places) in self._shard.carried_over for own_id in old.column("id").to_pylist()]
-            both = pa.concat_tables([old.filter(pa.array(carried, pa.bool_())), new])
+            earlier = [(own_id, listed_id(own_id, carried_over)) for own_id in old.column("id").to_pylist()]
+            carried = [file in carried_over for _, file in earlier]
+            rows = old.filter(pa.array(carried, pa.bool_()))
+            kept = [(own_id, file) for own_id, file in earlier if file in carried_over]
+            ids = [carried_over[file] + own_id[len(file) :] for own_id, file in kept]
+            rows = _replace_texts(rows, "id", ids)
+            rows = _replace_texts(rows, "path", [paths[places[carried_over[file]]] for _, file in kept])
+            both = pa.concat_tables([rows, new])
             self._carried_over += sum(carried)
             entries = [listed_id(own_id, places) for own_id in both.column("id").to_pylist()]
             order = np.argsort([places[own_id] for own_id in entries], kind="stable")
@@ -115,6 +124,11 @@ class PartWriter:
         for files in self._files.values():
             with suppress(OSError):  # the first error says more
                 files.__exit__(kind, exc, trace)  # which removes incomplete files
+
+
+def _replace_texts(table: pa.Table, name: str, values: list[str]) -> pa.Table:
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
 
 
 def _make_tables(

@@ -4,7 +4,8 @@
                                      that could not be listed; start, stop, members, limit and columns of a container
                                      part, which is a shard by itself; values: those of copied columns, as a JSON list,
                                      so that a resumed run needs nothing but OUT, and an update sees which changed;
-                                     kept: whether an update carries the entry's row over from the earlier part
+                                     kept: whether an update carries the entry's row over from the earlier part; was:
+                                     the id that the row has there, if it is another one
     OUT/_plan/plan.json              numbers of entries and shards, files passed over, fingerprint of the input
     OUT/_plan.new/listed.txt         the inputs, until they are listed
 
@@ -52,7 +53,7 @@ SCHEMA = pa.schema(
         *[("id", pa.string()), ("path", pa.binary()), ("size_bytes", pa.int64()), ("modified_ns", pa.int64())],
         *[("error", pa.string()), ("message", pa.string())],
         *[("start", pa.int64()), ("stop", pa.int64()), ("members", pa.int64()), ("limit", pa.int64())],
-        *[("columns", pa.string()), ("values", pa.string()), ("kept", pa.bool_())],
+        *[("columns", pa.string()), ("values", pa.string()), ("kept", pa.bool_()), ("was", pa.string())],
     ]
 )
 CONTAINER_COLUMNS = ("start", "stop", "members", "limit", "columns")
@@ -111,8 +112,10 @@ class Plan:
                     raise ValueError(f"its column {field.name} is {field.type}, or occurs twice")
             rows = table.to_pylist()
             entries = [parse_row(row) for row in rows]
-            carried_over = frozenset(entry.id for entry, row in zip(entries, rows, strict=True) if row["kept"])
-            return Shard(index, entries, self._summarise(file).fingerprint, carried_over)
+            kept = [(entry.id, row.get("was")) for entry, row in zip(entries, rows, strict=True) if row["kept"]]
+            renamed = {own_id: was for own_id, was in kept if was is not None}
+            fingerprint = self._summarise(file).fingerprint
+            return Shard(index, entries, fingerprint, frozenset(own_id for own_id, _ in kept), renamed)
 
     def summary(self, index: int) -> ShardSummary:
         """Read the summary of a shard, without its entries. Raises: StoreError where it is not as it was written."""
@@ -177,11 +180,18 @@ class Plan:
 
 
 def write_plan(
-    output: Path, shards: Iterable[Shard], ignored: Counter[str], name: str = IN_WORK, inputs: str = ""
+    output: Path,
+    shards: Iterable[Shard],
+    ignored: Counter[str],
+    name: str = IN_WORK,
+    inputs: str = "",
+    *,
+    has_base: bool = False,
 ) -> Plan:
     """Write shards into a folder of OUT as they come; `ignored` is read after the last one.
 
-    `inputs` says what is listed, so that `recover_listing` knows an interrupted listing of the same.
+    `inputs` says what is listed, so that `recover_listing` knows an interrupted listing of the same. Paths that start
+    at a base are the same wherever that is, and so belong to the fingerprint.
 
     Raises:  StoreError where it cannot be written.
     """
@@ -195,11 +205,11 @@ def write_plan(
             file.write(inputs.encode("utf-8", "surrogateescape"))
         for shard in shards:
             with atomic_write(folder / SHARD.format(shard.index)) as file:
-                table = _make_table(shard)
+                table = _make_table(shard, has_base=has_base)
                 writer = TableWriter(file, table.schema, SHARD.format(shard.index))
                 writer.write(table)
                 writer.close()
-            hash_sum += sum(map(_hash_entry, shard.entries))
+            hash_sum += sum(_hash_entry(entry, has_base=has_base) for entry in shard.entries)
             count, entries = count + 1, entries + len(shard.entries)
             containers += sum(isinstance(entry, ContainerPart) for entry in shard.entries)
             members = [count_members(entry) for entry in shard.entries]
@@ -282,9 +292,10 @@ def _count_shards(folder: Path) -> int:
     return sum(SHARD_NAME.fullmatch(path.name) is not None for path in folder.iterdir()) if folder.is_dir() else 0
 
 
-def compute_fingerprint(entries: Iterable[Entry], earlier: str = "") -> str:
+def compute_fingerprint(entries: Iterable[Entry], earlier: str = "", *, has_base: bool = False) -> str:
     """Return the fingerprint of a part with these entries; `earlier` is the fingerprint that it replaces."""
-    return hashlib.sha256(earlier.encode() + b"".join(map(_identify, entries))).hexdigest()[:32]
+    identities = b"".join(identify(entry, has_base=has_base) for entry in entries)
+    return hashlib.sha256(earlier.encode() + identities).hexdigest()[:32]
 
 
 def count_members(entry: Entry) -> int | None:
@@ -294,21 +305,27 @@ def count_members(entry: Entry) -> int | None:
     return entry.members if entry.limit is None or entry.members is None else min(entry.members, entry.limit)
 
 
-def _identify(entry: Entry) -> bytes:
-    """Return what distinguishes an entry of an input from any other: its id, size, modification time and values."""
+def identify(entry: Entry, *, has_base: bool) -> bytes:
+    """Return what distinguishes an entry of an input from any other: its id, size, modification time and values.
+
+    Its path too, where paths start at a base.
+    """
+    path = b"\0" + os.fsencode(entry.path) if has_base else b""
     version = "-" if isinstance(entry, Failure) else f"{entry.size_bytes}\0{entry.modified_ns}"
     part = f"\0{entry.start}\0{entry.stop}\0{entry.limit}\0{entry.columns}" if isinstance(entry, ContainerPart) else ""
     values = f"\0{json.dumps(entry.values)}" if isinstance(entry, Item) and entry.values else ""
-    return f"{entry.id}\0{version}{part}{values}\n".encode()
+    return f"{entry.id}\0{version}{part}{values}".encode() + path + b"\n"
 
 
-def _hash_entry(entry: Entry) -> int:
-    return int.from_bytes(hashlib.blake2b(_identify(entry), digest_size=HASH_BYTES).digest(), "big")
+def _hash_entry(entry: Entry, *, has_base: bool) -> int:
+    identity = identify(entry, has_base=has_base)
+    return int.from_bytes(hashlib.blake2b(identity, digest_size=HASH_BYTES).digest(), "big")
 
 
-def _make_table(shard: Shard) -> pa.Table:
-    rows = [{**make_row(entry), "kept": entry.id in shard.carried_over} for entry in shard.entries]
-    fingerprint = shard.fingerprint or compute_fingerprint(shard.entries)
+def _make_table(shard: Shard, *, has_base: bool) -> pa.Table:
+    carried, renamed = shard.carried_over, shard.renamed
+    rows = [{**make_row(one), "kept": one.id in carried, "was": renamed.get(one.id)} for one in shard.entries]
+    fingerprint = shard.fingerprint or compute_fingerprint(shard.entries, has_base=has_base)
     metadata = {FINGERPRINT_KEY: fingerprint, CARRIED_OVER: str(len(shard.carried_over))}
     return pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..atomic_files import atomic_write, make_folder, open_regular
-from ..errors import StoreError
+from ..errors import InputError, StoreError
 from ..parallel import available_cores, map_ahead
+from ..records import as_utf8, join_root
 from .checksums import CHANGED, dump_json, load_json
 from .manifest import INDEX, MANIFEST, read_manifest
 from .parts import EMBEDDING, EMBEDDINGS, FAILURE_SCHEMA, FAILURES, Parts, embedding_schema
@@ -31,18 +33,37 @@ _log = logging.getLogger("clip")
 class Store:
     """The output of `clip embed`."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Open a folder and read its manifest. Raises: StoreError where it has none of ours, or a damaged one."""
+    def __init__(self, path: str | Path, root: str | Path | None = None) -> None:
+        """Open a folder and read its manifest. `root` is where the images are now, if they have moved since.
+
+        Raises:  StoreError where it has none of ours, or a damaged one; InputError for a root that is no folder.
+        """
         self.path = Path(path)
         manifest = read_manifest(self.path / MANIFEST)
         if manifest is None:
             raise StoreError(self.path, f"holds no {MANIFEST} of ours", "the output of clip embed", "Check the path.")
         self.manifest = manifest
         self.dim = manifest.dim
+        if root is not None and not Path(root).is_dir():
+            raise InputError("`root`", f"{root} is no folder here", "the one with the images", "Check the path.")
+        self.base = os.path.abspath(root) if root is not None else manifest.base or ""  # noqa: PTH100
+        """Where the paths of rows start; empty in outputs of version 0.1.0, where they are as they were given."""
         self.schema = embedding_schema(manifest)
         self.files = Parts(self.path, self.schema, manifest.run)
         self.files.warn_of_copies()
         self._checked: object = None  # the file of vectors whose bytes were compared
+
+    def locate(self, path: str) -> str:
+        """Return where the path of a row leads."""
+        return join_root(as_utf8(self.base), path)
+
+    def locate_all(self, table: pa.Table) -> pa.Table:
+        """Return a table whose paths are whole."""
+        place = table.schema.get_field_index("path")
+        if place < 0 or not self.base:
+            return table
+        paths = [self.locate(path) for path in table.column(place).to_pylist()]
+        return table.set_column(place, table.schema.field(place), pa.array(paths, pa.string()))
 
     def parts(self, folder: str = EMBEDDINGS) -> list[Path]:
         """List the Parquet files of the embeddings, or of the failures, in the order of their shards."""
@@ -55,13 +76,15 @@ class Store:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows in input order, with all columns or some of them; parts.py lists which there are.
 
+        Paths are whole, not relative to `base` as in the parts.
+
         Raises:  StoreError for a part that is not as it was written, or is missing.
         """
         names = self.schema.names if columns is None else list(columns)
         schema = pa.schema([self.schema.field(name) for name in names])
         table = pa.concat_tables([schema.empty_table(), *(part for _, part in self.read_parts(names))])
         self.check_rows(table.num_rows)
-        return table
+        return self.locate_all(table)
 
     def failures(self) -> pa.Table:
         """Read the failures in input order: id, path, stage, error, message.
@@ -70,7 +93,7 @@ class Store:
         """
         table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *map(self.files.read, self.parts(FAILURES))])
         self.check_rows(table.num_rows, FAILURES)
-        return table
+        return self.locate_all(table)
 
     def check_rows(self, rows: int, folder: str = EMBEDDINGS) -> None:
         """Raise StoreError where the run is over, and the parts have another number of rows than it counted."""

@@ -2,35 +2,81 @@
 
 A shard in which nothing happened keeps its fingerprint, and so its part. In any other shard removed entries are left
 out, changed ones are done again in their places, and the rest is carried over; new entries follow in new shards. The
-comparison uses SQLite, which sorts and joins on the disk and comes with Python: memory holds one shard, and a byte per
-listed entry.
+comparison (listed.py) is on the disk: memory holds one shard, and two bytes per listed entry.
+
+An image under another id, as when its folder was renamed, is known by its size and its time of change. Its entry takes
+the place of the earlier one, whose row is carried over under the new id.
 """
 
 from __future__ import annotations
 
 import builtins
-import json
 import sqlite3
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, StoreError
 from ..records import ContainerPart, Entry, Item, Shard, in_shards, listed_id
+from .listed import SCRATCH, Listed
 from .parts import EMBEDDINGS, FAILURES
-from .plan import MERGED, SCHEMA, Plan, compute_fingerprint, make_row, parse_row, write_plan
+from .plan import MERGED, Plan, compute_fingerprint, identify, write_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from .writer import StoreWriter
 
-SCRATCH = "compared.sqlite"
-CACHE_KB = 32_000  # that SQLite may hold in memory
-COLUMNS = [name for name in SCHEMA.names if name != "kept"]
 # Failures that another try may avoid, besides those of the system; all others follow from the image's bytes.
 TRANSIENT_ERRORS = frozenset({"TimeoutError", "ChildProcessError", "MemoryError"})
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How a listing differs from an earlier one, in entries."""
+
+    new: int
+    gone: int
+    changed: int  # of another size, time of change, or of other copied columns
+    moved: int  # of another path
+    renamed: int = 0  # of the new ones, as many of the gone ones by size and time of change
+
+    def __str__(self) -> str:
+        """Return the counts in words, with "since"; empty where there is nothing to count."""
+        counts = {"new": self.new, "gone": self.gone, "changed": self.changed, "moved": self.moved}
+        words = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+        return f"{words} since{f' ({self.renamed:,} renamed)' if self.renamed else ''}" if words else ""
+
+
+def count_changes(earlier: Plan, listed: Plan, *, has_base: bool) -> Changes:
+    """Compare a listing with an earlier one. Raises: StoreError where that cannot be done on the disk."""
+    gone = changed = moved = 0
+    with _translate_sqlite_errors(listed), closing(Listed(listed)) as now:
+        for shard in earlier:
+            lost: list[Item] = []
+            for before in shard.entries:
+                found = now.take(before.id)
+                if found is None:
+                    gone += 1
+                    lost += [before] if isinstance(before, Item) else []
+                elif identify(before, has_base=False) != identify(found[1], has_base=False):
+                    changed += 1
+                elif has_base and before.path != found[1].path:
+                    moved += 1
+            now.lose([(item, None, True) for item in lost])
+        new = listed.entries - sum(now.taken)
+        now.find_renamed()
+    return Changes(new, gone, changed, moved, now.renamed)
+
+
+@contextmanager
+def _translate_sqlite_errors(listed: Plan) -> Generator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        item = listed.folder / SCRATCH
+        raise StoreError(item, f"cannot be written ({exc})", "a disk with space", "Make room, and run again.") from exc
 
 
 def update_plan(
@@ -41,69 +87,26 @@ def update_plan(
     *,
     retry: bool = False,
     content_hash: Callable[[Item], str | None] | None = None,
-) -> tuple[Plan, int]:
-    """Return a plan of the listed entries that keeps the earlier shards where it can, and how many entries are gone.
+) -> tuple[Plan, int, int]:
+    """Return a plan of the listed entries that keeps the earlier shards where it can; and how many are gone, renamed.
 
-    `listed` is removed. With `retry`, failures that another try may avoid are tried again. An entry is unchanged if its
-    size and modification time are, or with `content_hash` if its content is.
+    `listed` is removed. With `retry`, failures that another try may avoid are tried again, and images are found under
+    other ids. An entry is unchanged if its size and modification time are, or with `content_hash` if its content is.
 
     Raises:  InputError where none of the earlier entries is listed any more; StoreError for a part that cannot be read.
     """
-    try:
-        with closing(_Listed(listed)) as now:
-            shards = _Comparison(store, now, retry, content_hash).shards(earlier, shard_size)
-            plan = write_plan(store.path, shards, Counter(listed.ignored), MERGED)
-            gone = earlier.entries - sum(now.taken)
-    except sqlite3.Error as exc:
-        item = listed.folder / SCRATCH
-        raise StoreError(item, f"cannot be written ({exc})", "a disk with space", "Make room, and run again.") from exc
+    with _translate_sqlite_errors(listed), closing(Listed(listed)) as now:
+        shards = _Comparison(store, now, retry, content_hash).shards(earlier, shard_size)
+        has_base = store.manifest.base is not None
+        plan = write_plan(store.path, shards, Counter(listed.ignored), MERGED, has_base=has_base)
+        gone = earlier.entries - sum(now.taken)
     listed.discard()
     if earlier.entries and gone == earlier.entries:
         plan.discard()
         found = f"none of its {earlier.entries:,} {store.manifest.kind} is listed any more"
         remedy = "Check that the source is there, or pass `overwrite=True`."
         raise InputError(store.path, found, "some to bring it up to date", remedy)
-    return plan, gone
-
-
-class _Listed:
-    """The entries of a plan, searchable by id."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.taken = bytearray(plan.entries)  # 1 for each entry that `take` returned
-        self._database = sqlite3.connect(plan.folder / SCRATCH, isolation_level=None)
-        # Nothing in it outlives the job, so nothing is synced. It is in the output, where there is room.
-        self._database.executescript(
-            f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KB};"
-            f"CREATE TABLE listed (number INTEGER PRIMARY KEY, own_id TEXT, {', '.join(map(json.dumps, COLUMNS))})"
-        )
-        self._database.row_factory = sqlite3.Row
-        number = 0
-        for shard in plan:
-            entries = ((entry.id, make_row(entry)) for entry in shard.entries)
-            rows = [(place, own_id, *map(row.get, COLUMNS)) for place, (own_id, row) in enumerate(entries, number)]
-            self._database.execute("BEGIN")
-            self._database.executemany(f"INSERT INTO listed VALUES (?, ?{', ?' * len(COLUMNS)})", rows)
-            self._database.execute("COMMIT")
-            number += len(rows)
-        self._database.execute("CREATE INDEX by_id ON listed (own_id)")
-
-    def take(self, own_id: str) -> Entry | None:
-        """Return the first entry with this id that was not taken before; None where there is none."""
-        for row in self._database.execute("SELECT * FROM listed WHERE own_id = ? ORDER BY number", (own_id,)):
-            if not self.taken[row["number"]]:  # an id occurs several times where a job keeps repeated ids
-                self.taken[row["number"]] = 1
-                return parse_row(row)
-        return None
-
-    def rest(self) -> Iterator[Entry]:
-        """Yield the entries that were not taken, in the order of the listing."""
-        for row in self._database.execute("SELECT * FROM listed ORDER BY number"):
-            if not self.taken[row["number"]]:
-                yield parse_row(row)
-
-    def close(self) -> None:
-        self._database.close()
+    return plan, gone, now.renamed
 
 
 @dataclass(frozen=True)
@@ -111,42 +114,73 @@ class _Comparison:
     """Compares an output with what is listed now."""
 
     store: StoreWriter
-    now: _Listed
-    retry: bool  # do failures again that may not occur again
+    now: Listed
+    retry: bool  # an update: do failures again that may not occur again, and look for images under other ids
     content_hash: Callable[[Item], str | None] | None
+
+    @property
+    def _has_base(self) -> bool:
+        return self.store.manifest.base is not None
 
     def shards(self, earlier: Plan, shard_size: int) -> Iterator[Shard]:
         """Yield the earlier shards as they have to be now, then shards of what is new."""
+        if self.retry:
+            for shard in earlier:
+                self._find_lost(shard)
+            self.now.find_renamed(self.content_hash)
         for shard in earlier:
             yield self._compare(shard)
         yield from in_shards(self.now.rest(), shard_size, earlier.shards)
 
+    def _find_lost(self, old: Shard) -> None:
+        """Note which images of a shard are the same under their ids, and which are not."""
+        lost: list[Item] = []
+        outcomes = _read_outcomes(self.store, old, retry=self.retry) if self.content_hash else None
+        for before in old.entries:
+            found = self.now.find(before.id)
+            sha256 = outcomes.rows.get(before.id) if outcomes else None
+            if found is not None and self._is_unchanged(before, found[1], sha256):
+                self.now.note_same(found[0])
+            elif isinstance(before, Item):
+                lost.append(before)
+        if lost:
+            outcomes = outcomes or _read_outcomes(self.store, old, retry=self.retry)
+            self.now.lose([(item, outcomes.rows.get(item.id), outcomes.has_outcome(item.id)) for item in lost])
+
     def _compare(self, old: Shard) -> Shard:
         """Return a shard as it has to be now, and which of its entries are carried over."""
-        done = self.store.fingerprint(old.index) == old.fingerprint
-        rows, failed = _read_outcomes(self.store, old)
-        if not self.retry:
-            failed = dict.fromkeys(failed, False)
-        touched = not done
+        outcomes = _read_outcomes(self.store, old, retry=self.retry)
+        touched = not outcomes.done
         entries: list[Entry] = []
         carried_over: set[str] = set()
+        renamed: dict[str, str] = {}
         for before in old.entries:
-            now = self.now.take(before.id)
-            if now is None:
+            own_id = before.id if outcomes.done else old.renamed.get(before.id, before.id)
+            now = self.now.get_renamed(before.id)
+            found = None if now is not None else self.now.take(before.id)
+            if now is None and found is None:
                 touched = True
                 continue
-            entries.append(now)
+            entry = now or (found or (0, before))[1]
+            entries.append(entry)
             if isinstance(before, ContainerPart):  # a shard by itself, so nothing of it can be carried over
-                touched |= before != now or any(failed.values())
+                changed = identify(before, has_base=self._has_base) != identify(entry, has_base=self._has_base)
+                touched |= changed or any(outcomes.failed.values())
                 continue
-            has_outcome = (done or before.id in old.carried_over) and not failed.get(before.id, before.id not in rows)
-            if has_outcome and self._is_unchanged(before, now, rows.get(before.id)):
-                carried_over.add(now.id)
+            if now is not None or (found and outcomes.has_outcome(before.id) and self._is_same(before, *found)):
+                carried_over.add(entry.id)
+                if own_id != entry.id:
+                    renamed[entry.id] = own_id
+                touched |= now is not None or (self._has_base and before.path != entry.path)
             else:
                 touched = True
         if not touched:
             return Shard(old.index, entries, old.fingerprint)
-        return Shard(old.index, entries, compute_fingerprint(entries, old.fingerprint), frozenset(carried_over))
+        fingerprint = compute_fingerprint(entries, old.fingerprint, has_base=self._has_base)
+        return Shard(old.index, entries, fingerprint, frozenset(carried_over), renamed)
+
+    def _is_same(self, before: Entry, number: int, now: Entry) -> bool:
+        return self.now.is_same(number) if self.retry else self._is_unchanged(before, now, None)
 
     def _is_unchanged(self, before: Entry, now: Entry, sha256: str | None) -> bool:
         if not isinstance(before, Item) or not isinstance(now, Item):
@@ -158,23 +192,38 @@ class _Comparison:
         return (before.size_bytes, before.modified_ns) == (now.size_bytes, now.modified_ns)
 
 
-def _read_outcomes(store: StoreWriter, shard: Shard) -> tuple[dict[str, str | None], dict[str, bool]]:
-    """Read what the part of a shard holds, by listed id.
+@dataclass(frozen=True)
+class _Outcomes:
+    """What the part of a shard holds for its entries, by their ids."""
 
-    Returns the sha256 of each row (None where the job stores none), and whether each failure may not occur again.
-    """
-    listed = {entry.id for entry in shard.entries}
-    rows: dict[str, str | None] = {}
-    failed: dict[str, bool] = {}
+    done: bool  # whether the part is of this listing; else it has the rows that are to be carried over, and others
+    rows: dict[str, str | None]  # the sha256 of each, None where the job stores none
+    failed: dict[str, bool]  # whether each failure may not occur again, and should be tried
+
+    def has_outcome(self, own_id: str) -> bool:
+        """Whether an entry has a row or a failure that need not be tried again."""
+        return not self.failed.get(own_id, own_id not in self.rows)
+
+
+def _read_outcomes(store: StoreWriter, shard: Shard, *, retry: bool) -> _Outcomes:
+    """Read what the part of a shard holds; with `retry` some failures should be tried again."""
+    done = store.fingerprint(shard.index) == shard.fingerprint
+    own_ids = [entry.id for entry in shard.entries] if done else shard.carried_over
+    listed = {own_id if done else shard.renamed.get(own_id, own_id): own_id for own_id in own_ids}
+    outcomes = _Outcomes(done, {}, {})
     embeddings, failures = (store.parts.path(folder, shard.index) for folder in (EMBEDDINGS, FAILURES))
     columns = [name for name in ("id", "sha256") if name in store.schema.names]
     for row in store.parts.read_or_empty(embeddings, columns).to_pylist():
-        rows[listed_id(row["id"], listed)] = row.get("sha256")
+        if (own_id := listed.get(listed_id(row["id"], listed))) is not None:
+            outcomes.rows[own_id] = row.get("sha256")
     for row in store.parts.read_or_empty(failures, ["id", "stage", "error"]).to_pylist():
         of_system = row["stage"] == "read" and _is_os_error(row["error"])
-        own_id = listed_id(row["id"], listed)
-        failed[own_id] = of_system or row["error"] in TRANSIENT_ERRORS or failed.get(own_id, False)
-    return rows, failed
+        file = listed_id(row["id"], listed)
+        own_id = listed.get(file, file if done else None)  # of a member of an archive the own one
+        if own_id is not None:
+            again = retry and (of_system or row["error"] in TRANSIENT_ERRORS)
+            outcomes.failed[own_id] = again or outcomes.failed.get(own_id, False)
+    return outcomes
 
 
 def _is_os_error(name: str) -> bool:

@@ -93,18 +93,22 @@ class StoreWriter:
         return self._earlier is None or self._earlier.input_fingerprint == input_fingerprint
 
     def begin(self, input_fingerprint: str, *, update: bool = False) -> None:
-        """Make the folder and write the manifest, or resume the earlier run.
+        """Make the folder and write the manifest, or resume the earlier run, or update it.
 
         Raises:  StoreMismatchError where that run has another input and is not to be updated; StoreError where the
                  folder cannot be written.
         """
         self.manifest = replace(self.manifest, input_fingerprint=input_fingerprint)
+        has_moved = False
         if self._earlier is not None and not self.has_input(input_fingerprint):
             if not update:
-                raise self._mismatch("input_fingerprint", self._earlier.input_fingerprint, input_fingerprint)
+                raise self.make_input_error()
             self._earlier = None  # the manifest is written anew, the parts stay
         if self._earlier is not None:
-            self.manifest = self._earlier
+            # The same images may be elsewhere by now.
+            source, root, base = self.manifest.source, self.manifest.root, self.manifest.base
+            has_moved = (source, root, base) != (self._earlier.source, self._earlier.root, self._earlier.base)
+            self.manifest = replace(self._earlier, source=source, root=root, base=base)
         with translate_os_errors(self.path):
             if self._overwrite:
                 for folder in (EMBEDDINGS, FAILURES):
@@ -114,7 +118,7 @@ class StoreWriter:
                     shutil.rmtree(self.path / INDEX)
                 (self.path / CALIBRATION).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            if self._earlier is None:
+            if self._earlier is None or has_moved:
                 write_manifest(self.path, self.manifest)  # first: with no manifest the folders would not be ours
             remove_temporaries(self.path, MANIFEST)
             for folder in (EMBEDDINGS, FAILURES):
@@ -123,11 +127,16 @@ class StoreWriter:
 
     def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:
         earlier, wanted = (json.dumps(value)[:MAX_SHOWN] for value in values)
-        remedy = "Pass `update=True` to bring it up to date," if key == "input_fingerprint" else "Pass"
         found = f"holds a run whose {key} is {earlier}"
         expected = f"{wanted} to resume it"
-        remedy = f"{remedy} `overwrite=True` to replace it, or choose another output."
+        remedy = "Pass `overwrite=True` to replace it, or choose another output."
         return StoreMismatchError(self.path, found, expected, remedy)
+
+    def make_input_error(self, changes: str = "") -> StoreMismatchError:
+        """Return the error for an input that is another one than that of the run, with the changes in words."""
+        found = changes or "its input changed since"
+        remedy = "Add `update=True` to bring it up to date, or choose another output."
+        return StoreMismatchError(self.path, found, remedy=remedy)
 
     def fingerprint(self, index: int) -> str | None:
         """Return the fingerprint of a shard's two files; None where one is missing or they disagree.

@@ -108,8 +108,9 @@ def test_a_row_says_of_the_original_what_it_was(photos: Path, weights: Path, tmp
     row = read_rows(tmp_path)[1]
     del row["embedding"]
     size_bytes = (photos / "01.png").stat().st_size
-    path = str(photos / "01.png")
-    assert row == dict(id="01.png", path=path, width=41, height=30, format="PNG", size_bytes=size_bytes, warning=None)
+    assert row == dict(
+        id="01.png", path="01.png", width=41, height=30, format="PNG", size_bytes=size_bytes, warning=None
+    )
 
 
 def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -151,6 +152,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights: P
         "long_text": None,
         "keep": [],
         "root": "",
+        "base": str(photos),
         "duplicate_ids": "error",
         "limit": 3,
         "shard_size": 10_000,
@@ -418,7 +420,7 @@ def test_pictures_that_changed_are_no_part_of_the_same_run(photos: Path, weights
     out = tmp_path / "out"
     clip.embed(job(folder, out, weights))
     (folder / "more.png").write_bytes((folder / GOOD[0]).read_bytes())
-    with pytest.raises(StoreMismatchError, match="input_fingerprint"):
+    with pytest.raises(StoreMismatchError, match="1 new since"):
         clip.embed(job(folder, out, weights))
     assert sorted(path.name for path in out.iterdir() if path.name.startswith("_")) == ["_plan"]
     (folder / "more.png").unlink()

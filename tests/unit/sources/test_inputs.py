@@ -113,7 +113,7 @@ def test_patterns_braces_and_several_inputs(
     found = embedded(
         tmp_path / "out", weights, *(name for name in inputs if "15" not in name), "photos/15.jpg", "photos/2[17].jpg"
     )
-    check_same(found, expected, lambda name: name.removeprefix("sub/"))
+    check_same(found, expected, lambda name: name)
     with pytest.raises(InputError, match=r"photos/16\.jpg: no such file"):
         Source(("photos/{15..27}.jpg",))
     for number in range(3):
@@ -143,20 +143,19 @@ def test_a_limit_counts_members_where_they_are_known(photos: Path, weights: Path
     found = embedded(tmp_path / "tar", weights, tmp_path / "a.tar", tmp_path / "a.zip", limit=5)
     assert list(found[0]) == [f"a.tar!{name}" for name in NAMES[:5]]
     found = embedded(tmp_path / "both", weights, photos / NAMES[0], tmp_path / "a.tar", limit=5)
-    assert list(found[0]) == [NAMES[0], *(f"a.tar!{name}" for name in NAMES[:4])]
+    base = os.path.commonpath([photos, tmp_path])
+    own_ids = [photos / NAMES[0], *(tmp_path / f"a.tar!{name}" for name in NAMES[:4])]
+    assert list(found[0]) == [str(own_id.relative_to(base)) for own_id in own_ids]
 
 
 def test_ids_that_occur_twice_are_refused_by_both_names_or_kept(photos: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{photos / NAMES[0]}\n{photos / NAMES[1]}\n{photos / NAMES[0]}\n")
     first = re.escape(str(photos / NAMES[0]))
-    copy = re.escape(str(tmp_path / "copy/00.png"))
     expected = ", expected one entry for each id"
     with pytest.raises(InputError, match=rf"^'{first}': found as the id of {first} and of {first}{expected}"):
         embedded(tmp_path / "out", weights, tmp_path / "list.txt")
-    with pytest.raises(InputError, match=rf"^'00\.png': found as the id of {first} and of {copy}{expected}"):
-        (tmp_path / "copy").mkdir()
-        (tmp_path / "copy/00.png").write_bytes((photos / NAMES[0]).read_bytes())
-        embedded(tmp_path / "out", weights, photos, tmp_path / "copy")
+    with pytest.raises(InputError, match=rf"^'00\.png': found as the id of {first} and of {first}{expected}"):
+        embedded(tmp_path / "out", weights, photos, photos / NAMES[0])
     asked = embed_job(source=tmp_path / "list.txt", output=tmp_path / "kept", model=str(weights), duplicate_ids="keep")
     assert clip.embed(asked).written == 3
     assert verify(VerifyJob(output=tmp_path / "kept", sample=3)).problems == ()

@@ -617,8 +617,9 @@ def test_what_clip_embed_wrote_is_exported(embedded: Path, tmp_path: Path) -> No
     assert_same_bits(load_file(tmp_path / "safetensors/vectors.safetensors")["embedding"], vectors)
     lines = read_csv(tmp_path / "csv")[1:]
     assert_same_bits(np.array([[float(x) for x in line[8:]] for line in lines], np.float16), vectors)
+    base = Path(json.loads((embedded / "manifest.json").read_text())["base"])
     assert [line[:8] for line in lines] == [
-        ["" if value is None else str(value) for value in row.values()]
+        ["" if value is None else str(value) for value in (row | {"path": base / row["path"]}).values()]
         for table in tables
         for row in table.drop_columns(["embedding"]).to_pylist()
     ]

@@ -166,6 +166,18 @@ def test_it_is_brought_up_to_date() -> None:
         "out/failures/part-00000.parquet",
     ]
     assert_verified(read=9, written=8)
+    assert "base" not in json.loads(after["out/manifest.json"]), "so its ids stay those of each input"
+
+
+def test_its_images_are_found_from_another_folder_and_its_archive_is_not_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    report = clip.verify(VerifyJob(output=folder / "out", sample=9, root=folder))
+    assert (report.problems, report.sampled) == ((), 9)
+    options = {"source": (str(folder / "photos"), str(folder / "more.tar")), "output": folder / "out"}
+    report = clip.embed(embed_job(**options, model="sketch", hashes=True, shard_size=4, threads=1, update=True))
+    assert (report.read, report.resumed, report.removed) == (9, 9, 0)
 
 
 def test_it_is_resumed_with_the_pillow_that_made_its_pixels_and_with_no_other() -> None:
