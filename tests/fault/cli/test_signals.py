@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from kit import hostile
+from kit import hostile, programs
 from kit.inputs import draw_photos
 
 LIMIT_S = 600.0  # ten times what a busy machine takes
@@ -138,6 +138,12 @@ def test_a_signal_while_libraries_are_imported_ends_the_command_in_order(
     assert ran.returncode == 128 + number, ran.stderr
     assert "Traceback" not in ran.stderr
     assert "terminate called" not in ran.stderr
+
+
+def test_a_signal_in_the_last_import_ends_the_command_once() -> None:
+    command = programs.command("signal_in_last_import")
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "143\n", "")
 
 
 def _reset() -> None:
