@@ -24,6 +24,7 @@ from .foreign_distribution import warn_of_foreign_distribution
 from .images.preprocess import Compose, make_preprocess
 from .images.stream import BadImage, DecodedImage, decode_stream, split_batches
 from .jobs.options import PixelMode, Precision
+from .memory import FilePages
 from .model import CLIP
 from .text.tokens import token_table
 from .vectors import unit_vectors, usable_norms
@@ -33,6 +34,8 @@ from .weights.checkpoints import draw_checkpoint, read_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from .engine.backend import Backend
+    from .network.records import Checkpoint
     from .records import Failure
 
     ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -109,7 +112,7 @@ class Encoder:
         self.computed_in = backend.computed_in  # the meaning of the precision here
         self.backend = backend.name
         self.calibration: Calibration | None = None
-        self._engine = Engine(checkpoint.state_dict, checkpoint.architecture, self.settings, backend, size)
+        self._engine = _make_engine(checkpoint, backend, size)
 
     def __repr__(self) -> str:
         device = str(self.device)
@@ -353,6 +356,14 @@ class Encoder:
         """
         _check_type("tokens", tokens, np.ndarray, "Call encode_text for a tensor.")
         return self._engine.encode_text(torch.from_numpy(tokens)).float().cpu().numpy()
+
+
+def _make_engine(checkpoint: Checkpoint, backend: Backend, batch_size: int | None) -> Engine:
+    weights = checkpoint.state_dict.values()
+    pages = FilePages([(weight.data_ptr(), weight.nbytes) for weight in weights], checkpoint.files)
+    return Engine(
+        checkpoint.state_dict, checkpoint.architecture, checkpoint.preprocess, backend, batch_size, pages=pages
+    )
 
 
 def _explain_norm(norm: float) -> tuple[str, str, str]:

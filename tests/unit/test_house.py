@@ -30,6 +30,7 @@ GROUND = {
     "simple_tokenizer",
     "foreign_distribution",
     "lazy_names",
+    "memory",
 }
 # Each room imports rooms of the floors below its own, and itself. ARCHITECTURE.md draws it.
 FLOORS = (

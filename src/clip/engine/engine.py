@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DeviceError, InputError
+from ..memory import FilePages, return_freed_memory
 from ..network.records import BYTE_MAX, Architecture, PreprocessSettings
 from ..text.tokens import check_ids
 from .backend import Backend, Graph
@@ -46,7 +47,10 @@ class Engine:
         settings: PreprocessSettings,
         backend: Backend,
         batch_size: int | None = None,
+        *,
+        pages: FilePages | None = None,
     ) -> None:
+        """Take the weights, of which `pages` are those that lie in a file, as far as that is known."""
         backend.check(architecture)
         self.architecture = architecture
         self.settings = settings
@@ -54,6 +58,7 @@ class Engine:
         self.batch_size = batch_size or backend.batch_size(architecture)
         self._text_batch = TEXT_BATCH
         self._state_dict = state_dict
+        self._pages = pages or FilePages((), ())
         self._graphs: dict[torch.dtype | None, Graph] = {}  # by the dtype of pixels; of the text tower by None
         self._building = threading.Lock()
 
@@ -107,7 +112,7 @@ class Engine:
 
         def pixels(start: int, stop: int) -> tuple[Tensor]:
             part = image[start:stop].to(where, torch.float32)
-            return ((part * scales + shifts).permute(0, 2, 3, 1),)
+            return ((part * scales).add_(shifts).permute(0, 2, 3, 1),)
 
         return self._run(torch.float32, len(image), pixels)
 
@@ -159,17 +164,25 @@ class Engine:
         with self._building:
             if key not in self._graphs:
                 self._graphs[key] = self._text_graph() if key is None else self._image_graph(key)
+                return_freed_memory()
             return self._graphs[key]
 
     def _image_graph(self, dtype: torch.dtype) -> Graph:
         with _folding, limit_threads(FOLDING_THREADS):
-            tower = fold_image_tower(self._state_dict, self.architecture, self.settings)
+            tower = fold_image_tower(self._state_dict, self.architecture, self.settings, self._pages.release)
+            self._give_back()
         return self.backend.image_graph(tower, dtype, self.batch_size)
 
     def _text_graph(self) -> Graph:
         with _folding, limit_threads(FOLDING_THREADS):
-            tower = fold_text_tower(self._state_dict, self.architecture)
+            tower = fold_text_tower(self._state_dict, self.architecture, self._pages.release)
+            self._give_back()
         return self.backend.text_graph(tower, self._text_batch)
+
+    def _give_back(self) -> None:
+        """Give back what folding took beside the tower, before the back end makes its own copy of that."""
+        self._pages.release()
+        return_freed_memory()
 
     def _halve(self, key: torch.dtype | None, size: int, exc: Exception) -> None:
         """Halve the batch, unless another thread just did, and drop the graphs, which are made for a size."""

@@ -21,7 +21,9 @@ from ..network.records import BYTE_MAX, Activation, Architecture, PreprocessSett
 from ..parallel import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    Release = Callable[[], None]
 
 
 QUICK_GELU = 1.702  # x * sigmoid(1.702 x); openai/CLIP@d05afc4 clip/model.py:166
@@ -180,12 +182,15 @@ def one_query(query: Linear, key: Linear, value: Linear, out: Linear, heads: int
 
 
 def quick_gelu_to_silu(mlp: Mlp) -> Mlp:
-    """Turn QuickGELU into SiLU, which every back end fuses.
+    """Turn QuickGELU into SiLU, which every back end fuses, in the memory of these layers.
 
     P (h sigmoid(1.702 h))  =  (P / 1.702) (h' sigmoid(h'))  with h' = 1.702 h.
     """
     fc, proj = mlp.fc, mlp.proj
-    return Mlp(Linear(fc.weight * QUICK_GELU, fc.bias * QUICK_GELU), Linear(proj.weight / QUICK_GELU, proj.bias))
+    # In place, as these are most of a tower: new tensors would take as much again, and time to get it.
+    return Mlp(
+        Linear(fc.weight.mul_(QUICK_GELU), fc.bias.mul_(QUICK_GELU)), Linear(proj.weight.div_(QUICK_GELU), proj.bias)
+    )
 
 
 def fold_batch_norm(weight: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,23 +228,27 @@ def fold_class_token(class_embedding: Tensor, positions: Tensor) -> Tensor:
 
 
 class _Weights:
-    """The entries of a state dict below a prefix, in float32 or wider."""
+    """The entries of a state dict below a prefix, in float32 or wider; `release` is called when a block is folded."""
 
-    def __init__(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
+    def __init__(self, state_dict: Mapping[str, Tensor], release: Release, prefix: str = "") -> None:
         self._state_dict = state_dict
+        self.release = release
         self._prefix = prefix
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._state_dict[self._prefix + name].detach()
-        # On the CPU, because CUDA may have its products in TF32.
-        return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+        return self._read(name)
 
     def own(self, name: str) -> Tensor:
-        """Copy a tensor that no folding changes: no tower shares memory with a model in training, or with a file."""
-        return self[name].clone()
+        """Copy a tensor that no folding replaces: no tower shares memory with a model in training, or with a file."""
+        return self._read(name, copy=True)
+
+    def _read(self, name: str, *, copy: bool = False) -> Tensor:
+        tensor = self._state_dict[self._prefix + name].detach()
+        # On the CPU, because CUDA may have its products in TF32.
+        return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32), copy=copy)
 
     def below(self, prefix: str) -> _Weights:
-        return _Weights(self._state_dict, f"{self._prefix}{prefix}.")
+        return _Weights(self._state_dict, self.release, f"{self._prefix}{prefix}.")
 
     def linear(self, name: str) -> Linear:
         return Linear(self[f"{name}.weight"], self[f"{name}.bias"])
@@ -259,11 +268,18 @@ class _Weights:
         return Conv(weight, bias, padding=padding)
 
 
+def _keep() -> None:
+    """Release nothing."""
+
+
 def fold_image_tower(
-    state_dict: Mapping[str, Tensor], architecture: Architecture, settings: PreprocessSettings
+    state_dict: Mapping[str, Tensor], architecture: Architecture, settings: PreprocessSettings, release: Release = _keep
 ) -> ImageTower:
-    """Fold the image tower's weights, on the CPU; the state dict stays as it is."""
-    weights = _Weights(state_dict, "visual.")
+    """Fold the image tower's weights, on the CPU; the state dict stays as it is.
+
+    `release` is called after each block: what memory holds of a weights file need not be the whole tower.
+    """
+    weights = _Weights(state_dict, release, "visual.")
     if isinstance(architecture.vision_layers, tuple):
         return _fold_resnet(weights, architecture.vision_layers, architecture, settings)
     stack = _fold_stack(
@@ -284,9 +300,9 @@ def fold_image_tower(
     )
 
 
-def fold_text_tower(state_dict: Mapping[str, Tensor], architecture: Architecture) -> LeanText:
-    """Fold the text tower's weights, on the CPU; the state dict stays as it is."""
-    weights = _Weights(state_dict)
+def fold_text_tower(state_dict: Mapping[str, Tensor], architecture: Architecture, release: Release = _keep) -> LeanText:
+    """Fold the text tower's weights like `fold_image_tower`."""
+    weights = _Weights(state_dict, release)
     stack = _fold_stack(
         weights.below("transformer.resblocks"),
         architecture.transformer_layers,
@@ -315,15 +331,16 @@ def _fold_attention(weights: _Weights, heads: int) -> tuple[Linear, Linear, Line
 
 def _fold_mlp(weights: _Weights, activation: Activation) -> Mlp:
     fc = fold_norm(weights.linear("mlp.c_fc"), weights["ln_2.weight"], weights["ln_2.bias"])
-    if activation == "quick_gelu":
-        return quick_gelu_to_silu(Mlp(fc, Linear(weights["mlp.c_proj.weight"], weights.own("mlp.c_proj.bias"))))
-    return Mlp(fc, weights.own_linear("mlp.c_proj"))
+    mlp = Mlp(fc, weights.own_linear("mlp.c_proj"))
+    return quick_gelu_to_silu(mlp) if activation == "quick_gelu" else mlp
 
 
 def _fold_block(weights: _Weights, heads: int, activation: Activation) -> Block:
     query, key, value, out = _fold_attention(weights, heads)
     qkv = Linear(torch.cat([query.weight, key.weight, value.weight]), torch.cat([query.bias, key.bias, value.bias]))
-    return Block(qkv, out, _fold_mlp(weights, activation))
+    mlp = _fold_mlp(weights, activation)
+    weights.release()
+    return Block(qkv, out, mlp)
 
 
 def _fold_last_block(weights: _Weights, heads: int, activation: Activation) -> LastBlock:
@@ -356,10 +373,12 @@ def _fold_resnet(
 
 
 def _fold_bottleneck(weights: _Weights, *, shrinks: bool, widens: bool) -> LeanBottleneck:
-    return LeanBottleneck(
+    block = LeanBottleneck(
         weights.conv("conv1", "bn1"),
         weights.conv("conv2", "bn2", padding=1),
         weights.conv("conv3", "bn3"),
         weights.conv("downsample.0", "downsample.1") if widens else None,
         pool=2 if shrinks else 1,
     )
+    weights.release()
+    return block
