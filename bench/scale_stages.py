@@ -213,8 +213,9 @@ class _Held:
 def _decoded(job: EmbedJob, items: list[Item], encoder: Encoder) -> Iterator[Pixels]:
     """Images decoded in a run's threads, as far ahead of their consumer as there."""
     from clip.batch.decode import Decoding
+    from clip.budgets import ByteBudget
     from clip.jobs.options import DecodeOptions
-    from clip.parallel import ByteBudget, map_ahead
+    from clip.parallel import map_ahead
     from clip.records import Pixels
 
     budget, workers = ByteBudget(job.decode_budget_bytes), _workers(job)

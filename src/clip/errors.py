@@ -12,6 +12,7 @@
     ├── TextTooLongError (RuntimeError)     a text of more tokens than the model reads
     ├── ImageError (ValueError)             an image that cannot become pixels
     ├── DeviceError (RuntimeError)          a device or precision this machine does not have
+    ├── ResourceError (RuntimeError)        threads, processes or memory that the system does not give
     ├── TooManyFailuresError (RuntimeError) more images failed than the job allows
     ├── MissingExtraError (ImportError)     a package that an extra brings, and that is not installed
     ├── ForeignPackageError (ImportError)   files of this package that another distribution has replaced
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckpointError", "CheckpointKeyError", "ClipError", "DeviceError", "DownloadError", "ForeignPackageError",
-    "ImageError", "InputError", "InputTypeError", "MissingExtraError", "StoreBusyError", "StoreError",
+    "ImageError", "InputError", "InputTypeError", "MissingExtraError", "ResourceError", "StoreBusyError", "StoreError",
     "StoreMismatchError", "TextTooLongError", "TooManyFailuresError", "UnknownModelError", "UnsafeCheckpointError",
     "WeightsMissingError",
 ]  # fmt: skip
@@ -136,6 +137,10 @@ class ImageError(ClipError, ValueError):
 
 class DeviceError(ClipError, RuntimeError):
     """A device that this machine does not have."""
+
+
+class ResourceError(ClipError, RuntimeError):
+    """Threads, processes or memory that the system does not give."""
 
 
 class TooManyFailuresError(ClipError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Count cores, and run threads ahead of a consumer: an ordered map, a reader, a budget of bytes."""
+"""Count cores and start threads: an ordered map that runs ahead of its consumer, a reader that does."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from .errors import ResourceError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
+    from .budgets import ByteBudget
+
 T = TypeVar("T")
 R = TypeVar("R")
+LIBRARIES = 4  # that start a thread for each core
+OWN_THREADS = 16  # and those that some libraries start whatever the cores
+ADDRESS_SPACE_BYTES = 4_000_000_000  # VmPeak of `clip embed --model sketch` on two cores, rounded up
 LAST_ITEM_S = 2.0  # to wait at the end for the item that a reading thread is at
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -40,6 +47,49 @@ def available_cores(cgroup: Path = CGROUP) -> int:
     return cores
 
 
+def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
+    """Start a thread that ends with the process. Raises: ResourceError where the system starts none."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as exc:
+        raise make_thread_error() from exc
+    return thread
+
+
+def make_thread_error(found: str = "the system starts no more") -> ResourceError:
+    """Return the error for a thread that cannot be started."""
+    remedy = "Raise the limit on processes (ulimit -u, or the container's pids) and on memory (ulimit -v)."
+    return ResourceError("threads", found, remedy=remedy)
+
+
+def check_resources() -> None:
+    """Raise ResourceError where the system gives less than libraries need, some of which hang or abort without.
+
+    That is address space, where it is limited, and threads: numpy, torch, OpenVINO and pyarrow start one for each core,
+    and a run some more.
+    """
+    if hasattr(os, "setuid"):
+        import resource  # here, as Windows has none
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE_BYTES:
+            found, expected = f"found a limit of {limit:,} bytes", f"at least {ADDRESS_SPACE_BYTES:,}"
+            raise ResourceError("address space", found, expected, "Run: ulimit -v unlimited")
+    wanted = LIBRARIES * available_cores() + OWN_THREADS
+    over = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        while len(threads) < wanted:
+            threads.append(start_thread(over.wait, "clip-check"))
+    except ResourceError as exc:
+        raise make_thread_error(f"the system starts {len(threads):,}, and {wanted:,} are needed") from exc
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
 def map_ahead(
     function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int, stop: Callable[[], None] = lambda: None
 ) -> Generator[R]:
@@ -51,19 +101,30 @@ def map_ahead(
     """
     source = iter(items)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
+
+    def submit(item: T) -> Future[R]:
+        try:
+            return pool.submit(function, item)
+        except RuntimeError as exc:  # it is not shut down before the end, so it could start no thread
+            raise make_thread_error() from exc
+
     try:
-        waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(source, ahead))
+        waiting: deque[Future[R]] = deque(submit(item) for item in islice(source, ahead))
         while waiting:
             result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+            waiting.extend(submit(item) for item in islice(source, 1))
             yield result
     finally:
         stop()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: int) -> Generator[T]:
+def read_ahead(
+    items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: int, budget: ByteBudget | None = None
+) -> Generator[T]:
     """Yield the same items, taken from their source by a thread that is `limit_bytes` ahead, and at least one item.
+
+    Where the source holds its items in a `budget`, that learns when the consumer waits for the source.
 
     An exception of the source is raised at its turn. Closing the iterator ends the thread at its next item, and waits
     up to LAST_ITEM_S for that: a thread that is inside a library when the interpreter ends may abort the process.
@@ -79,6 +140,8 @@ def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: 
             changed.wait_for(lambda: closed or not held or held + size <= limit_bytes)
             held += size
             waiting.append((item, size, end))
+            if budget:
+                budget.end_wait()
             changed.notify_all()
             return closed
 
@@ -91,12 +154,13 @@ def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: 
         except BaseException as exc:  # noqa: BLE001  raised again in the consumer
             put(None, 0, exc)
 
-    thread = threading.Thread(target=read, name="clip-read", daemon=True)
-    thread.start()
+    thread = start_thread(read, "clip-read")
     try:
         while True:
             with changed:
-                changed.wait_for(lambda: waiting)
+                if not waiting:
+                    with budget.waiting_for(None) if budget else nullcontext():
+                        changed.wait_for(lambda: waiting)
                 item, size, end = waiting.popleft()
                 held -= size
                 changed.notify_all()
@@ -110,26 +174,3 @@ def read_ahead(items: Iterable[T], size_bytes: Callable[[T], int], limit_bytes: 
             closed = True
             changed.notify_all()
         thread.join(LAST_ITEM_S)
-
-
-class ByteBudget:
-    """A limit to the bytes that threads hold together. A request for more than the limit runs alone."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self._free = limit_bytes
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def reserve(self, size_bytes: int) -> Generator[None]:
-        """Wait until `size_bytes` are free, and hold them during the block."""
-        size_bytes = min(size_bytes, self.limit_bytes)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= size_bytes)
-            self._free -= size_bytes
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += size_bytes
-                self._changed.notify_all()

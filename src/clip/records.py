@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from .budgets import Hold
+
 
 Stage = Literal["read", "open", "decode", "encode"]
 Kind = Literal["images", "texts", "pairs"]  # what the entries of a run are
 TEXT = "string"  # a column's type
 STDIN = "-"  # as an input
+SHARD_VALUE_BYTES = 256_000_000  # of the copied values of a shard's entries, captions say, which are listed as a whole
 
 
 def utf8_path(path: str) -> str:
@@ -141,6 +144,7 @@ class Member:
 
     item: Item
     data: bytes
+    held: Hold | None = field(default=None, compare=False, repr=False)  # counts the bytes in a budget
 
     @property
     def id(self) -> str:
@@ -152,10 +156,27 @@ class Member:
         """The item's."""
         return self.item.path
 
+    def pass_on(self) -> None:
+        """Say that its bytes are with those who decode them."""
+        if self.held is not None:
+            self.held.pass_on()
+
+    def release(self) -> None:
+        """Say that its bytes are held no more."""
+        if self.held is not None:
+            self.held.release()
+
+
+def count_values(values: Iterable[str | None]) -> int:
+    """Return how many bytes the copied values of a row take, about."""
+    return sum(len(value) for value in values if value)
+
 
 def count_bytes(entry: object) -> int:
-    """Return how many encoded bytes an entry holds: those of a member."""
-    return len(entry.data) if isinstance(entry, Member) else 0
+    """Return how many bytes an entry holds, about: a member's encoded ones, and copied values."""
+    if isinstance(entry, Member):
+        return len(entry.data) + count_values(entry.item.values)
+    return count_values(entry.values) if isinstance(entry, Item) else 0
 
 
 Entry = Item | Failure | ContainerPart  # what a listing finds
@@ -178,13 +199,21 @@ def listed_id(own_id: str, listed: Container[str]) -> str:
     return file if own_id not in listed and file in listed else own_id
 
 
-def in_shards(entries: Iterable[Entry], size: int, first: int = 0) -> Iterator[Shard]:
-    """Yield entries in shards of `size`, numbered from `first`; each container part is a shard by itself."""
+def in_shards(
+    entries: Iterable[Entry], size: int, first: int = 0, max_value_bytes: int = SHARD_VALUE_BYTES
+) -> Iterator[Shard]:
+    """Yield entries in shards of `size`, numbered from `first`; each container part is a shard by itself.
+
+    A shard ends earlier where the copied values of its entries would be more than `max_value_bytes`.
+    """
     group: list[Entry] = []
+    held = 0
     for entry in entries:
-        if group and (isinstance(entry, ContainerPart) or len(group) == size):
+        size_bytes = count_values(entry.values) if isinstance(entry, Item) else 0
+        if group and (isinstance(entry, ContainerPart) or len(group) == size or held + size_bytes > max_value_bytes):
             yield Shard(first, group)
-            first, group = first + 1, []
+            first, group, held = first + 1, [], 0
+        held += size_bytes
         if isinstance(entry, ContainerPart):
             yield Shard(first, [entry])
             first += 1

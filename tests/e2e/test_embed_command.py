@@ -315,6 +315,7 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--max-aspect", "1.5"], "max_aspect", 1.5),
     (["--on-failure", "stop"], "on_failure", "stop"),
     (["--max-failures", "5%"], "max_failures", "5%"),
+    (["--read-budget-bytes", "1000"], "read_budget_bytes", 1000),
     (["--decode-budget-bytes", "1000"], "decode_budget_bytes", 1000),
     (["--overwrite"], "overwrite", True),
     (["--column", "image"], "column", "image"),

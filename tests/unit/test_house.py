@@ -21,6 +21,7 @@ LONGER_FILES = {"model": 535}
 GROUND = {
     "vectors",
     "errors",
+    "budgets",
     "parallel",
     "atomic_files",
     "own_files",

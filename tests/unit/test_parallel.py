@@ -1,16 +1,14 @@
-"""Cores as the container has them, a stream mapped ahead of its consumer, and a budget that threads share."""
+"""Cores as the container has them; a stream mapped ahead of its consumer."""
 
 import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from random import Random
 
 import pytest
 
-from clip.parallel import ByteBudget, available_cores, map_ahead
+from clip.parallel import available_cores, map_ahead
 
 PATIENCE_S = 10.0  # before a thread that should have come is given up
 
@@ -152,46 +150,3 @@ def test_closing_stops_what_is_under_way_before_it_waits_for_it() -> None:
     next(results)
     results.close()
     assert waits == [True], "stopped, and not waited for until its end"
-
-
-def test_the_budget_is_never_exceeded_and_what_is_larger_runs_alone() -> None:
-    limit, lock, held = 100, threading.Lock(), list[int]()
-    budget = ByteBudget(limit)
-    peak = together = 0
-
-    def hold(size: int) -> None:
-        nonlocal peak, together
-        with budget.reserve(size):
-            with lock:
-                held.append(size)
-                peak = max(peak, sum(min(other, limit) for other in held))
-                together = max(together, len(held))
-                assert len(held) == 1 or max(held) <= limit
-            time.sleep(0.0005)
-            with lock:
-                held.remove(size)
-
-    sizes = [1, 10, 20, 50, 70, 99, 100, 101, 5000] * 30
-    Random(0).shuffle(sizes)
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(hold, sizes, timeout=PATIENCE_S))
-    assert together > 1
-    assert 50 < peak <= limit
-
-
-def test_a_reservation_waits_until_there_is_room_and_an_error_gives_it_back() -> None:
-    budget, entered = ByteBudget(100), threading.Event()
-
-    def second() -> None:
-        with budget.reserve(60):
-            entered.set()
-
-    with pytest.raises(ValueError, match="inside"), budget.reserve(60):
-        waiting = threading.Thread(target=second, daemon=True)
-        waiting.start()
-        assert not entered.wait(0.05)
-        raise ValueError("inside")
-    assert entered.wait(PATIENCE_S)
-    waiting.join(PATIENCE_S)
-    with budget.reserve(100):
-        pass

@@ -8,7 +8,7 @@ first. Exact pixels need no torch.
 from __future__ import annotations
 
 import importlib
-import math
+import io
 import os
 import signal
 import socket
@@ -21,7 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..budgets import Allowance
+from ..errors import InputError, ResourceError
 from ..records import Failure, Item, Member, Pixels
 from .decode import Decoding
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 START_S = 120.0  # for a process to start, on a machine that is busy or swaps
-ORPHAN_S = 30.0  # beyond the time limit, after which a process whose parent is gone ends itself
+PIECE_BYTES = 1_000_000  # of an image's file, as it is sent
 END_S = 5.0  # for a killed process to end
 # Pillow holds up to four bytes a pixel, twice while it resizes; a progressive JPEG's coefficients take six.
 MEMORY_PER_PIXEL, MEMORY_BASE = 16, 512_000_000
@@ -64,7 +65,7 @@ class IsolatedDecoder:
     def __call__(self, entry: Item | Member) -> list[Pixels | Failure]:
         """Return what `Decoding` makes of an entry; one failure, whatever its frames, if it kills its process.
 
-        Raises:  OSError where no process can be started.
+        Raises:  ResourceError where no process can be started, OSError for one that ends before it is ready.
         """
         while True:
             process = self._process()
@@ -90,7 +91,7 @@ class IsolatedDecoder:
     def _process(self) -> _Process:
         process: _Process | None = getattr(self._own, "process", None)
         if process is None or not process.alive:
-            process = _Process(self._decoding, self._max_seconds)
+            process = _Process(self._decoding)
             with self._starting:
                 self._processes.add(process)
                 if self._closed:
@@ -109,26 +110,31 @@ class IsolatedDecoder:
 class _Process:
     """A process that decodes, as its parent sees it."""
 
-    def __init__(self, decoding: Decoding, max_seconds: float) -> None:
+    def __init__(self, decoding: Decoding) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-P", "-c", WORK, str(theirs.fileno())]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-            self._process = subprocess.Popen(
-                command,
-                env=environment,
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # libraries print there what the failure row says
-                process_group=0,  # Ctrl-C goes to the parent, which ends it
-            )
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,  # libraries print there what the failure row says
+                    process_group=0,  # Ctrl-C goes to the parent, which ends it
+                )
+            except OSError as exc:
+                ours.close()
+                remedy = "Raise the limit on processes (ulimit -u, or the container's pids), or leave `isolate` out."
+                raise ResourceError("a process to decode in", f"cannot be started ({exc})", remedy=remedy) from exc
         self._connection = Connection(ours.detach())
         self.decoded = 0
         self.alive = True
         try:
-            self._connection.send((decoding, max_seconds))
-            if not self._connection.poll(START_S):
+            self._connection.send(decoding)
+            if not self._wait(START_S):
                 raise TimeoutError
             self._connection.recv()
         except (OSError, EOFError) as exc:
@@ -144,8 +150,8 @@ class _Process:
         """Return the outcomes of an image; None if the process died of it. After a time-out it is not alive."""
         try:
             with ExitStack() as reserved:
-                self._connection.send(entry)
-                while self._connection.poll(max_seconds):
+                self._send(entry)
+                while self._wait(max_seconds):
                     answer = self._connection.recv()
                     if not isinstance(answer, int):
                         self.decoded += 1
@@ -161,6 +167,21 @@ class _Process:
         self.alive = False
         message = f"not decoded after {max_seconds:g} s, expected less. Leave it out, or raise max_seconds."
         return [Failure.of(entry, "decode", TimeoutError(message))]
+
+    def _wait(self, max_seconds: float) -> bool:
+        """Wait for an answer. Returns whether there is one in that time, in which a pause of the machine is none."""
+        allowance = Allowance(max_seconds)
+        while not self._connection.poll(allowance.begin_step()):
+            if allowance.end_step():
+                return False
+        return True
+
+    def _send(self, entry: Item | Member) -> None:
+        """Send an item, and the bytes of a member in pieces, as a pickle would hold them once more."""
+        data = memoryview(entry.data if isinstance(entry, Member) else b"")
+        self._connection.send((entry.item, len(data)) if isinstance(entry, Member) else (entry, None))
+        for start in range(0, len(data), PIECE_BYTES):
+            self._connection.send_bytes(data[start : start + PIECE_BYTES])
 
     def kill(self) -> None:
         self.alive = False
@@ -180,33 +201,77 @@ class _Process:
 
 def work(descriptor: int) -> None:
     """Run in a separate process: take entries from the parent, send back pixels or failures, until it is gone."""
+    _volunteer_to_be_killed()
+    if sys.platform != "linux":  # elsewhere SIGIO is ignored by default
+        signal.signal(signal.SIGIO, lambda *_: os._exit(1))
     connection = Connection(descriptor)
-    decoding, max_seconds = connection.recv()
+    decoding = connection.recv()
     limit_bytes = MEMORY_BASE + MEMORY_PER_PIXEL * decoding.limits.max_pixels
     if decoding.options.pixels == "fast":
         importlib.import_module("torch")  # before the limit, as its libraries map some gigabytes
     _limit_memory(limit_bytes)
 
-    def watch() -> None:
-        # The alarm's default action ends the process if the parent is gone, even while a library holds Python's lock.
-        signal.alarm(math.ceil(max_seconds + ORPHAN_S))
-
     @contextmanager
     def reserve(size_bytes: int) -> Generator[None]:
-        signal.alarm(0)
-        connection.send(size_bytes)
-        connection.recv()
-        watch()
+        with _ending_with_parent(connection, on=False):
+            connection.send(size_bytes)
+            connection.recv()
         yield
 
     connection.send(None)
     with suppress(EOFError, OSError):
         while True:
-            entry = connection.recv()
-            watch()
-            outcomes = decoding(entry, reserve)
-            signal.alarm(0)
+            entry = _receive(connection)
+            with _ending_with_parent(connection):
+                outcomes = [entry] if isinstance(entry, Failure) else decoding(entry, reserve)
             connection.send([_name_limit(outcome, limit_bytes) for outcome in outcomes])
+
+
+def _receive(connection: Connection) -> Item | Member | Failure:
+    """Take an entry from the parent; a Failure where this process has no memory for its bytes."""
+    item, size_bytes = connection.recv()
+    if size_bytes is None:
+        return item
+    whole = io.BytesIO()
+    error = None
+    for _ in range(0, size_bytes, PIECE_BYTES):
+        piece = connection.recv_bytes()
+        try:
+            whole.write(piece if error is None else b"")
+        except MemoryError as exc:
+            error, whole = exc, io.BytesIO()
+    return Member(item, whole.getvalue()) if error is None else Failure.of(item, "read", error)
+
+
+@contextmanager
+def _ending_with_parent(connection: Connection, *, on: bool = True) -> Generator[None]:
+    """Have the system end this process when its parent is gone, even while a library holds Python's lock.
+
+    Its end of the socket closes then, and SIGIO says so, whose default action on Linux ends a process. Nothing else
+    comes while an image is decoded: what comes is asked for. A timer would also count the time that all is paused.
+    """
+    _signal_input(connection, on=on)
+    try:
+        if on and connection.poll():
+            raise EOFError("the parent is gone")  # before the system was asked to say so
+        yield
+    finally:
+        _signal_input(connection, on=not on)
+
+
+def _signal_input(connection: Connection, *, on: bool) -> None:
+    import fcntl  # here, as Windows has none
+
+    descriptor = connection.fileno()
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+
+
+def _volunteer_to_be_killed() -> None:
+    """Have Linux, where memory is short, kill this process, whose image becomes a failure row, and not the job."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _name_limit(outcome: Pixels | Failure, limit_bytes: int) -> Pixels | Failure:

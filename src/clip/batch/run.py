@@ -1,7 +1,8 @@
 """Write the shards of a plan that are not written yet: read, decode, encode, write.
 
-Threads read and decode ahead of the model; a look-ahead and a budget of decoded bytes bound what they hold. Each entry
-of a shard becomes a row or a failure row. The reader counts entries, the writer rows; count.py compares the two.
+Threads read and decode ahead of the model; a look-ahead, a budget of encoded and one of decoded bytes bound what they
+hold. Each entry of a shard becomes a row or a failure row. The reader counts entries, the writer rows, and count.py
+compares the two.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..budgets import ByteBudget, Hold
 from ..encoder import Encoder
 from ..errors import TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
-from ..parallel import ByteBudget, available_cores, map_ahead, read_ahead
-from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens, count_bytes
+from ..parallel import available_cores, map_ahead, read_ahead
+from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens, count_bytes, count_values
 from ..sources.remote.prefetch import prefetch
 from ..store.part_writer import PartWriter
 from ..store.parts import EMBEDDING, FAILURES, TEXT_EMBEDDING
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from ..store.writer import StoreWriter
 
 ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
-READ_AHEAD_BYTES = 100_000_000  # of an archive, encoded
+ROW_GROUP_BYTES = 64_000_000  # of copied values, captions say, in rows that wait to be written
+READ_AHEAD_BYTES = 100_000_000  # of images and copied values, read of an archive or a table before their turn
 TEXTS_AT_A_TIME = 1024  # of which the engine runs those of similar lengths together
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 
@@ -135,27 +138,39 @@ class Run:
         Threads run ahead across the borders of shards.
         """
         job, seconds = self._job, self._job.isolated_s
-        budget = ByteBudget(job.decode_budget_bytes)
+        held, budget = ByteBudget(job.read_budget_bytes), ByteBudget(job.decode_budget_bytes)
         workers = job.workers or available_cores()
         isolated = None if seconds is None else IsolatedDecoder(self._decoding, seconds, budget.reserve)
 
         def decode(entry: Item | Member) -> Sequence[Pixels | Failure]:
             return isolated(entry) if isolated else self._decoding(entry, budget.reserve)
 
-        def prepare(entry: Item | Member | Failure | Shard | _End) -> Sequence[_Outcome]:
-            return prepare_entry(entry, decode, self._tokenizing) if isinstance(entry, (Item, Member)) else [entry]
+        def prepare(admitted: tuple[_Listed, Hold | None]) -> Sequence[_Outcome]:
+            entry, hold = admitted
+            if not isinstance(entry, (Item, Member)):
+                return [entry]
+            try:
+                return prepare_entry(entry, decode, self._tokenizing)
+            finally:
+                if hold is not None:
+                    hold.release()
 
         stop = isolated.close if isolated else (lambda: None)
         all_frames = job.decode.frames == "all"
         # A file may have many frames, so no more files are ahead than are being decoded.
         batch = TEXTS_AT_A_TIME if job.kind == "texts" else self._encoder.batch_size
         ahead = workers if all_frames else 2 * batch + workers
-        local = self._entries(indices)
-        entries: Generator[Item | Member | Failure | Shard | _End] = (
-            local if job.kind == "texts" else prefetch(local, job.limits.max_bytes, job.readers)
+        local = self._entries(indices, held)
+        entries: Generator[_Listed] = (
+            local if job.kind == "texts" else prefetch(local, job.limits.max_bytes, job.readers, held)
         )
+        admitted = self._admit(entries, held)
         frames = 0
-        with closing(entries), closing(map_ahead(prepare, entries, workers=workers, ahead=ahead, stop=stop)) as results:
+        with (
+            closing(entries),
+            closing(held),  # before the entries are, as their threads may be waiting for it
+            closing(map_ahead(prepare, admitted, workers=workers, ahead=ahead, stop=stop)) as results,
+        ):
             for outcomes in results:
                 for outcome in outcomes:
                     if isinstance(outcome, _End):
@@ -163,15 +178,26 @@ class Run:
                     yield outcome
                 frames += max(0, len(outcomes) - 1) if all_frames else 0
 
-    def _entries(self, indices: Iterable[int]) -> Generator[Item | Member | Failure | Shard | _End]:
+    def _admit(self, entries: Iterable[_Listed], budget: ByteBudget) -> Generator[tuple[_Listed, Hold | None]]:
+        """Yield the same entries, each with what holds its bytes; of a file on this machine when they may be read."""
+        max_bytes = self._job.limits.max_bytes
+        for entry in entries:
+            if isinstance(entry, Member):
+                yield entry, entry.held
+            elif isinstance(entry, Item) and self._job.kind != "texts":
+                yield entry, budget.hold_passed(entry.size_bytes if entry.size_bytes <= max_bytes else 0)
+            else:
+                yield entry, None
+
+    def _entries(self, indices: Iterable[int], budget: ByteBudget) -> Generator[_Listed]:
         """Yield each shard, its entries as the source gives them, and its end, with the reader's count."""
         for index in indices:
             shard, end = self._plan.shard(index), _End()
             yield shard
             for entry in shard.entries:
                 if isinstance(entry, ContainerPart):
-                    members = self._decoding.source.members(entry, self._job.limits.max_bytes, end.ignored)
-                    with closing(read_ahead(end.count(members), count_bytes, READ_AHEAD_BYTES)) as stream:
+                    members = self._decoding.source.members(entry, self._job.limits.max_bytes, end.ignored, budget)
+                    with closing(read_ahead(end.count(members), count_bytes, READ_AHEAD_BYTES, budget)) as stream:
                         yield from stream
                 elif entry.id not in shard.carried_over:
                     yield from end.count([entry])
@@ -194,6 +220,7 @@ class _End:
 
 
 _Entry = Item | Member | Failure
+_Listed = _Entry | Shard | _End
 _Outcome = Pixels | Tokens | Failure | Shard | _End
 
 
@@ -214,6 +241,7 @@ class _Part:
     def _clear(self) -> None:
         self._rows: list[Row] = []
         self._failures: list[tuple[int, Failure]] = []  # with their places in the shard
+        self._value_bytes = 0  # of the rows, and of what waits to become one
         names = [EMBEDDING, TEXT_EMBEDDING] if self._job.kind == "pairs" else [EMBEDDING]
         self._vectors = {name: [np.empty((0, self._encoder.dim), np.float32)] for name in names}
 
@@ -223,11 +251,13 @@ class _Part:
             self._fail(self._taken, outcome)
         else:
             self._waiting.append((self._taken, outcome))
+            self._value_bytes += count_values(outcome.row.values)
         self._taken += 1
         if len(self._waiting) >= (TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoder.batch_size):
             self._encode()
         # Rows that an update carries over are put in their places at the end.
-        if len(self._rows) + len(self._failures) >= ROW_GROUP and not self.shard.carried_over:
+        is_full = len(self._rows) + len(self._failures) >= ROW_GROUP or self._value_bytes > ROW_GROUP_BYTES
+        if is_full and not self.shard.carried_over:
             self._write()
 
     def finish(self, end: _End) -> None:

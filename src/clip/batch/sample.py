@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..budgets import ByteBudget
 from ..engine.quantize import Calibration
 from ..errors import InputError
 from ..jobs.embed import EmbedJob
-from ..records import ContainerPart, Failure, Item, Member, Pixels
+from ..jobs.tune import MIN_SAMPLE
+from ..records import ContainerPart, Failure, Item, Member, Pixels, count_bytes
 from ..sources.remote.prefetch import prefetch
 from .isolate import IsolatedDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from .decode import Decoding
 
 CALIBRATION_IMAGES = 256  # by which int8 is quantised
 ATTEMPTS = 4  # entries to try for each image that is wanted, as some cannot be decoded
+SAMPLE_BYTES = 1_000_000_000  # of members of archives, tables and servers, which a sample holds
 
 
 def draw_calibration(decoding: Decoding, isolated_s: float | None) -> tuple[Calibration, int]:
@@ -54,31 +57,48 @@ def draw_sample(
     """Draw `count` entries at random; return them, and how many of them are among the first `skipped`.
 
     The first `skipped` are drawn only where there are too few others. Entries that cannot be decoded are left out. Of a
-    large input only the beginning is read. Entries on servers come with their bytes. `isolated_s` as in
-    `draw_calibration`.
+    large input only the beginning is read, and of large images only as many as SAMPLE_BYTES hold, twice: those before
+    and those drawn. Entries on servers come with their bytes. `isolated_s` as in `draw_calibration`.
     """
     entries = _list_images(decoding)
-    before = list(islice(entries, skipped))
+    before = list(_hold(islice(entries, skipped)))
     chosen: list[Item | Member] = []
     spare = count + count // 4  # some cannot be decoded
     generator = random.Random(seed)
-    for place, entry in enumerate(islice(entries, ATTEMPTS * count)):  # memory may hold that many members of archives
-        if len(chosen) < spare:
-            chosen.append(entry)
-        elif (at := generator.randrange(place + 1)) < spare:
-            chosen[at] = entry
+    held_bytes = 0
+    for place, entry in enumerate(islice(entries, ATTEMPTS * count)):
+        at = place if len(chosen) < spare else generator.randrange(place + 1)
+        if at >= spare:
+            continue
+        held_bytes += count_bytes(entry) - (count_bytes(chosen[at]) if at < len(chosen) else 0)
+        if held_bytes > SAMPLE_BYTES and len(chosen) >= MIN_SAMPLE:
+            break
+        chosen[at : at + 1] = [entry]
     taken: list[Item | Member] = []
     overlap = 0
-    with _open_decoder(decoding, isolated_s) as decode:
-        fetched = prefetch((*chosen, *before), decoding.limits.max_bytes, EmbedJob.readers)
+    budget = ByteBudget(SAMPLE_BYTES)
+    with _open_decoder(decoding, isolated_s) as decode, closing(budget):
+        fetched = prefetch((*chosen, *before), decoding.limits.max_bytes, EmbedJob.readers, budget)
         for place, entry in enumerate(fetched):
-            if len(taken) == count:
-                break
+            if isinstance(entry, Member):
+                entry.release()  # from now on it is a part of the sample, which `_hold` bounds
             if not isinstance(entry, Failure) and any(isinstance(outcome, Pixels) for outcome in decode(entry)):
                 taken.append(entry)
                 overlap += place >= len(chosen)
+            if len(taken) == count or (len(taken) >= MIN_SAMPLE and sum(map(count_bytes, taken)) > SAMPLE_BYTES):
+                break
         fetched.close()
     return taken, overlap
+
+
+def _hold(entries: Iterable[Item | Member]) -> Iterator[Item | Member]:
+    """Yield entries that are to be held together, as far as SAMPLE_BYTES go; MIN_SAMPLE whatever their size."""
+    held_bytes = 0
+    for number, entry in enumerate(entries):
+        held_bytes += count_bytes(entry)
+        if held_bytes > SAMPLE_BYTES and number >= MIN_SAMPLE:
+            return
+        yield entry
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ..budgets import ByteBudget
 from ..encoder import Encoder
 from ..engine.devices import resolve_device, usable_precisions
 from ..errors import DeviceError, InputError
 from ..images.stream import split_batches
+from ..jobs.embed import EmbedJob
 from ..jobs.tune import SettingRow, TuneJob, TuneReport
 from ..parallel import available_cores, map_ahead
 from ..records import Item, Member, Pixels
@@ -121,9 +123,10 @@ class _Setting:
     def run(self, entries: Sequence[Item | Member]) -> np.ndarray:
         """Read, decode and encode. Shapes: float32 (N, D), not normalised."""
         size = self.encoder.batch_size
+        budget = ByteBudget(EmbedJob.decode_budget_bytes)
 
         def decode(entry: Item | Member) -> np.ndarray:
-            for outcome in self.decoding(entry):
+            for outcome in self.decoding(entry, budget.reserve):
                 if isinstance(outcome, Pixels):
                     return outcome.array
             raise InputError(entry.id, "cannot be decoded any more", remedy="Measure again.")

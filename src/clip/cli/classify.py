@@ -13,7 +13,6 @@ from ..jobs.embed import EmbedJob
 from ..records import shorten
 from .exit_codes import EXIT_WITH_FAILURES
 from .progress import Reporter, say
-from .signals import undisturbed
 
 MATRIX_LABELS = 12  # columns that a confusion table has room for
 MOST_CONFUSED = 20  # lines of the list that replaces it where there are more labels
@@ -49,8 +48,7 @@ def classify(*, as_json: bool, **options: Any) -> int:
     some could not be read; 1: the command failed; 2: it did not begin.
     """
     job = ClassifyJob(**options)
-    with undisturbed():
-        from ..retrieval import classify as classify_module
+    from ..retrieval import classify as classify_module
 
     if job.untrained is not None:
         model = job.model or EmbedJob.model

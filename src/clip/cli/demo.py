@@ -13,7 +13,6 @@ import click
 from click.exceptions import Exit
 
 from ..jobs.demo import DemoJob
-from .signals import undisturbed
 
 if TYPE_CHECKING:
     from ..demo.folder import Drawing
@@ -48,9 +47,8 @@ def demo(context: click.Context, **options: Any) -> None:
     a search. Takes some ten seconds.
     """
     job = DemoJob(**options)
-    with undisturbed():
-        from ..demo.folder import SHEET, VECTORS, draw_folder
-        from ..demo.scenes import COLOURS, SHAPES
+    from ..demo.folder import SHEET, VECTORS, draw_folder
+    from ..demo.scenes import COLOURS, SHAPES
 
     table, scenes = draw_folder(job)
     click.echo(f"drew {len(scenes)} images: {table.parent / 'scenes'}, with captions: {table}")

@@ -16,7 +16,6 @@ from ..records import Kind
 from .exit_codes import EXIT_WITH_FAILURES
 from .flags import job_option, spell_as_flags, split_names
 from .progress import Reporter, Style, describe_ignored, describe_listing, say, summarise
-from .signals import undisturbed
 
 PROGRESS_HELP = "Progress on stderr: a bar on a terminal and lines elsewhere (auto), lines, JSON lines, or none."
 _option = partial(job_option, EmbedJob)
@@ -52,6 +51,7 @@ _option = partial(job_option, EmbedJob)
 @_option("duplicate_ids", "--duplicate-ids")
 @_option("limit", "--limit", metavar="N")
 @_option("policy.shard_size", "--shard-size", metavar="N")
+@_option("read_budget_bytes", "--read-budget-bytes", metavar="N")
 @_option("decode_budget_bytes", "--decode-budget-bytes", metavar="N")
 @_option("limits.max_bytes", "--max-bytes", metavar="N")
 @_option("limits.max_pixels", "--max-pixels", metavar="N")
@@ -90,8 +90,7 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
     options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
     job = EmbedJob(**nest(EmbedJob, {**options, "policy__normalize": not raw}))
-    with undisturbed():
-        from ..batch import embed as embed_module  # here, because it brings torch, which `--help` can do without
+    from ..batch import embed as embed_module  # here, because it brings torch, which `--help` can do without
 
     if dry_run:
         listing = embed_module.count(job)

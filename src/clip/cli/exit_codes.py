@@ -9,6 +9,7 @@ REFUSALS = (
     errors.ImageError,  # of a query; every other bad image is a failure row
     errors.InputError,
     errors.InputTypeError,
+    errors.ResourceError,
     errors.StoreBusyError,
     errors.StoreMismatchError,
     errors.TextTooLongError,

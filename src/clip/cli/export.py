@@ -10,7 +10,6 @@ import click
 from ..jobs.export import ExportJob
 from ..jobs.options import ExportFormat
 from .progress import summarise
-from .signals import undisturbed
 
 OVERWRITE_HELP = "Replace an earlier export in TARGET; files that it did not write are never removed."
 
@@ -32,8 +31,7 @@ def export(*, as_json: bool, **options: Any) -> None:
     Exit code 0: done; 1: the export failed, and nothing is left of it; 2: it did not begin.
     """
     job = ExportJob(**options)
-    with undisturbed():
-        from ..store import export as export_module
+    from ..store import export as export_module
 
     report = export_module.export(job)
     files = f"{len(report.files):,} files in {report.target}"

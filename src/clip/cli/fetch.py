@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from ..jobs.models import FetchJob
-from .signals import undisturbed
 
 CHECK_HELP = "Hash the cached files again instead of fetching; without a NAME, all of them."
 ARCHITECTURE_HELP = "With --to: the network of weights that do not show theirs, as of embed."
@@ -26,8 +25,7 @@ def fetch(**options: Any) -> None:
     NAME is a released name, or hf-hub:ORG/NAME[@REVISION].
     """
     job = FetchJob(**options)
-    with undisturbed():
-        from ..weights import catalog
+    from ..weights import catalog
 
     for model in catalog.fetch(job):
         click.echo(f"{model.name}\t{model.path}\t{model.sha256 or ''}".rstrip())

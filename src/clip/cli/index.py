@@ -10,7 +10,6 @@ import click
 
 from ..jobs.index import IndexJob
 from .progress import say
-from .signals import undisturbed
 
 
 @click.command(short_help="Build the index that `clip search` uses.")
@@ -23,8 +22,7 @@ def index(*, as_json: bool, **options: Any) -> None:
     none. Exit code 0: the index is there; 1: it cannot be built.
     """
     job = IndexJob(**options)
-    with undisturbed():
-        from ..retrieval import search as search_module
+    from ..retrieval import search as search_module
 
     report = search_module.index(job)
     if as_json:

@@ -16,6 +16,7 @@ import click
 
 from .. import __version__
 from ..errors import ClipError
+from ..parallel import check_resources
 from .classify import classify
 from .demo import demo
 from .embed import embed
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # keeps its warnings off stderr
     try:
         with interruptible():
+            check_resources()
             code = cli.main(arguments, prog_name="clip", standalone_mode=False) or 0
     except click.ClickException as exc:
         exc.show()

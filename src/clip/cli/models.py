@@ -8,7 +8,6 @@ from dataclasses import asdict
 import click
 
 from ..jobs.models import DeviceRow, ModelRow
-from .signals import undisturbed
 
 DEVICES_HELP = "List this machine's devices instead, with libraries and precisions; the first is what reference means."
 MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached"
@@ -24,9 +23,8 @@ def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
 
     The last column has the path of the weights, where they are on this machine.
     """
-    with undisturbed():
-        from ..engine.devices import list_devices
-        from ..weights import catalog
+    from ..engine.devices import list_devices
+    from ..weights import catalog
 
     rows = list_devices() if devices else [*catalog.list_models(download_root), catalog.describe_sketch()]
     if as_json:

@@ -13,7 +13,6 @@ import click
 from ..jobs.search import Hit, SearchJob
 from ..records import shorten
 from .progress import say
-from .signals import undisturbed
 
 MAX_ID_WIDTH = 60  # letters of an id's column in the table
 
@@ -59,8 +58,7 @@ def search(*, as_json: bool, as_csv: bool, plain: bool, **options: Any) -> None:
     if as_json + as_csv + plain > 1:
         raise click.UsageError("found several of --json, --csv and --plain, expected one. Leave the others out.")
     job = SearchJob(**options)
-    with undisturbed():
-        from ..retrieval import search as search_module
+    from ..retrieval import search as search_module
 
     report = search_module.search(job, say)
     render = _format_ndjson if as_json else _format_csv if as_csv else _format_plain if plain else _format_table

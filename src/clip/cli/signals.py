@@ -11,10 +11,12 @@ import os
 import select
 import signal
 import socket
-import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
+
+from ..parallel import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
+IMPORTING = "<frozen importlib"  # how the names of the files begin whose frames are in each import
+LOOK_AGAIN_S = 0.05  # whether the import is over
 GRACE_S = 8.0  # for an orderly end; people and schedulers wait about 10 s
 FORCED = b"ended without waiting for what was under way; finished parts are kept\n"
 
@@ -34,35 +38,42 @@ class InterruptedBySignal(BaseException):
         self.code = EXIT_SIGNAL + number
 
 
-class _Delay:
-    """Whether signals have to wait, and which one is waiting."""
-
-    on = False
-    number: int | None = None
-
-
 @contextmanager
 def interruptible() -> Generator[None]:
-    """Have the first signal raise InterruptedBySignal in here; the second, or eight seconds, end the process."""
+    """Have the first signal raise InterruptedBySignal in here; the second, or eight seconds, end the process.
+
+    Inside an import the exception waits until that is over: in torch's it aborted the process in 1 of 266 tries. The
+    signal itself is seen at once, so an import that takes too long is ended too.
+
+    Raises:  ResourceError where the system starts no thread.
+    """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     came: list[int] = []
+    is_over = False
 
-    def interrupt(number: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        if len(came) > 1:
-            return  # the watching thread ends the process
-        if _Delay.on:
-            _Delay.number = number
-        else:
-            raise InterruptedBySignal(number)
+        if len(came) == 1:  # else the watching thread ends the process
+            raise_after_imports(number, frame)
+
+    def raise_after_imports(_number: int, frame: FrameType | None) -> None:
+        if is_over:
+            return  # the alarm came when the exception was raised already
+        if not (_is_importing(frame) and hasattr(signal, "setitimer")):
+            raise InterruptedBySignal(came[0])
+        signal.signal(signal.SIGALRM, raise_after_imports)
+        signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN_S)
 
     handlers = {number: signal.signal(number, interrupt) for number in SIGNALS}
     wakeup = signal.set_wakeup_fd(theirs.fileno())
-    threading.Thread(target=_watch, args=(ours,), name="clip-signals", daemon=True).start()
+    start_thread(partial(_watch, ours), "clip-signals")
     try:
         yield
+        if came:  # during an import that was the last thing
+            raise InterruptedBySignal(came[0])
     finally:
+        is_over = True
         if not came:  # else the thread watches until the process ends
             signal.set_wakeup_fd(wakeup)
             for number, handler in handlers.items():
@@ -70,20 +81,12 @@ def interruptible() -> Generator[None]:
             theirs.close()
 
 
-@contextmanager
-def undisturbed() -> Generator[None]:
-    """Delay the exception of a signal: inside the import of torch it may abort the process (1 in 266 tries).
-
-    The signal itself is seen at once, so an import that takes too long is ended too.
-    """
-    _Delay.on = True
-    try:
-        yield
-    finally:
-        _Delay.on = False
-        number, _Delay.number = _Delay.number, None
-        if number is not None:
-            raise InterruptedBySignal(number)
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(IMPORTING):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _watch(signals: socket.socket) -> None:

@@ -13,7 +13,6 @@ from ..jobs.fields import nest
 from ..jobs.tune import SettingRow, TuneJob, TuneReport
 from .flags import job_option
 from .progress import say
-from .signals import undisturbed
 
 HEAD = (
     f"{'precision':<11}{'pixels':<8}{'images/s':>9}{'faster':>8}  cosine: {'min':>9}{'1 %':>10}{'mean':>10}"
@@ -49,8 +48,7 @@ def tune(*, as_json: bool, **options: Any) -> None:
     setting.
     """
     job = TuneJob(**nest(TuneJob, options))
-    with undisturbed():
-        from ..batch import tune as tune_module
+    from ..batch import tune as tune_module
 
     report = tune_module.tune(job, say)
     if as_json:

@@ -12,7 +12,6 @@ from ..jobs.verify import VerifyJob
 from .exit_codes import EXIT_FAILED
 from .progress import say
 from .search import ROOT_HELP
-from .signals import undisturbed
 
 
 @click.command(short_help="Read vectors back, and check them.")
@@ -36,8 +35,7 @@ def verify(*, as_json: bool, **options: Any) -> int:
     0: no problem; 1: there are problems, each a line on stdout.
     """
     job = VerifyJob(**options)
-    with undisturbed():
-        from ..batch import verify as verify_module
+    from ..batch import verify as verify_module
 
     report = verify_module.verify(job)
     if as_json:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 IMAGES_ONLY = (
     *("model.batch_size", "policy.hashes", "columns.text", "limits", "decode", "root", "isolate", "max_seconds"),
-    *("decode_budget_bytes", "min_cosine", "calibration"),
+    *("read_budget_bytes", "decode_budget_bytes", "min_cosine", "calibration"),
 )
 DECODE_SECONDS = 60.0  # for one image in a separate process
 MAX_SECONDS = 86_400  # a day
@@ -77,6 +77,8 @@ class EmbedJob:
     """Threads that decode; default: one per core."""
     readers: int = 32
     """Images to request from servers at the same time, at most 100."""
+    read_budget_bytes: int = 256_000_000
+    """Bytes of encoded images that may be held at the same time, from before they are read until they are decoded."""
     decode_budget_bytes: int = 400_000_000
     """Bytes of decoded images that threads may hold at the same time."""
     isolate: bool = False
@@ -100,7 +102,7 @@ class EmbedJob:
             raise InputError("`update`", f"found {other} too", "one of them", f"Leave out `{other}`.")
         self._check_columns()
         self._check_speed()
-        check_counts(self, ("workers", "readers", "limit", "decode_budget_bytes"))
+        check_counts(self, ("workers", "readers", "limit", "read_budget_bytes", "decode_budget_bytes"))
         check_words(self)
         if self.readers > MAX_READERS:
             raise InputError("`readers`", f"found {self.readers}", f"at most {MAX_READERS}", "Pass fewer.")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow as pa
 
-from .arrow_types import count_images
+from .arrow_types import count_images, keeps_plainly
 from .files import stat_here
 from .members import CHANGED
 from .remote.client import is_remote
-from .tables import GroupedTable
+from .tables import BYTES_AT_A_TIME, GroupedTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -84,11 +84,23 @@ class _ArrowFile:
             counts.append(count_images(batch.column(column)))
         return tuple(counts)
 
-    def read(self, group: int, columns: list[str], rows_at_a_time: int) -> Iterator[pa.RecordBatch]:
-        """Read columns of a batch, in order."""
+    def read(self, group: int, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+        """Read columns of a batch, in order. A batch that is compressed is held as a whole."""
         batch = self._get(group)
         if batch is None:
             raise OSError(CHANGED)
         batch = batch.select(columns)
         batch.validate(full=True)  # as above
-        return (batch.slice(start, rows_at_a_time) for start in range(0, batch.num_rows, rows_at_a_time))
+        slices = (batch.slice(start, max_rows) for start in range(0, batch.num_rows, max_rows))
+        return (part for whole in slices for part in _cut(whole))
+
+
+def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Yield a batch in pieces whose values take BYTES_AT_A_TIME at most, or of one row."""
+    copies = 1 if all(map(keeps_plainly, batch.schema.types)) else batch.num_rows
+    if batch.num_rows <= 1 or batch.nbytes * copies <= BYTES_AT_A_TIME:
+        yield batch
+        return
+    half = batch.num_rows // 2
+    yield from _cut(batch.slice(0, half))
+    yield from _cut(batch.slice(half))

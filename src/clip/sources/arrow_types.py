@@ -123,7 +123,7 @@ def to_texts(column: pa.Array, kind: str = TEXT) -> list[str | None]:
     return [None if value is None else value.decode("utf-8", "surrogateescape") for value in encoded]
 
 
-Image = tuple[bytes | None, str | None]  # the bytes of an image, or the path or URL where it is
+Image = tuple[pa.Buffer | None, str | None]  # the bytes of an image where the table has them, or its path or URL
 
 
 def to_images(column: pa.Array) -> list[list[Image] | None]:
@@ -142,10 +142,25 @@ def _read_images(column: pa.Array) -> list[Image]:
         parts = dict(zip((field.name for field in column.type.fields), column.flatten(), strict=True))
         nothing = pa.nulls(len(column))
         names = to_texts(parts.get("path", nothing))
-        return list(zip(_to_plain(parts.get("bytes", nothing)).to_pylist(), names, strict=True))
+        return list(zip(_find_bytes(_to_plain(parts.get("bytes", nothing))), names, strict=True))
     if is_text(column.type):
         return [(None, name) for name in to_texts(column)]
-    return [(data, None) for data in column.to_pylist()]
+    return [(data, None) for data in _find_bytes(column)]
+
+
+def _find_bytes(column: pa.Array) -> list[pa.Buffer | None]:
+    """Return where the values are, without a copy: each is copied at its turn, within a budget."""
+    return [scalar.as_buffer() if scalar.is_valid else None for scalar in column]
+
+
+def keeps_plainly(kind: pa.DataType) -> bool:
+    """Whether a column of a type takes about as much memory as its values; dictionaries, runs and views take less."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return keeps_plainly(kind.storage_type)
+    shared = (pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_binary_view, pa.types.is_string_view)
+    if any(test(kind) for test in (*shared, pa.types.is_list_view, pa.types.is_large_list_view)):
+        return False
+    return all(keeps_plainly(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def count_images(column: pa.Array) -> int:

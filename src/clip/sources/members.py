@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..budgets import ByteBudget, Hold
 from ..errors import ClipError, InputError
 from ..images.formats import SNIFF_BYTES, begins_like_image
-from ..records import ContainerPart, Failure, Item, Member, id_hash, utf8_path
+from ..records import ContainerPart, Failure, Item, Member, count_values, id_hash, utf8_path
+from .files import CHUNK_BYTES
 from .folders import explain_name, has_image_name, matches, split_glob
 from .remote.client import make_size_error
 from .sidecars import is_sidecar, read_values
@@ -20,6 +24,7 @@ from .sidecars import is_sidecar, read_values
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
+    from typing import BinaryIO
 
     from ..jobs.options import Columns
 
@@ -47,10 +52,37 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-class PartReader:
-    """Choose the images of a container's part, name them, and read them within a limit; count the others."""
+def read_whole(file: BinaryIO, size_bytes: int) -> bytes:
+    """Return what a file has up to a size, held once: `read` of tarfile and zipfile holds it two or three times."""
+    whole = io.BytesIO()
+    while (left := size_bytes - whole.tell()) > 0 and (piece := file.read(min(left, CHUNK_BYTES))):
+        whole.write(piece)
+    return whole.getvalue()  # the same memory
 
-    def __init__(self, part: ContainerPart, selection: Selection, max_bytes: int, ignored: Counter[str]) -> None:
+
+def add_values(member: Member, values: tuple[str | None, ...]) -> Member:
+    """Return a member with the values of what is beside it."""
+    if member.held is not None:
+        member.held.charge(count_values(values))
+    return replace(member, item=replace(member.item, values=values))
+
+
+class PartReader:
+    """Choose the images of a container's part, name them, and read them within a limit; count the others.
+
+    The bytes of an image have to be granted by `budget` before they are read, and are held until whoever takes the
+    member releases them.
+    """
+
+    def __init__(
+        self,
+        part: ContainerPart,
+        selection: Selection,
+        max_bytes: int,
+        ignored: Counter[str],
+        budget: ByteBudget | None = None,
+    ) -> None:
+        self.budget = budget or ByteBudget(sys.maxsize)
         self.selection = selection
         self.ignored = ignored
         self._part = part
@@ -99,25 +131,49 @@ class PartReader:
         size_bytes: int,
         read: Callable[[], bytes],
         find: Callable[[str], bytes | None] | None = None,
+        held: Hold | None = None,
     ) -> Member | Failure | None:
         """Read a member; return None, and count it, if it has no extension and does not begin like an image.
 
-        `find` returns the bytes of another member, which may be beside it, or None where there is none.
+        `find` returns the bytes of another member, which may be beside it, or None where there is none. `held` has
+        those that `read` returns where they have been read already.
         """
-        if size_bytes > self.max_bytes:
-            return self.fail_size(own_id, size_bytes)
-        data = read()
-        if not self._globs and has_image_name(name) is None and not begins_like_image(data[:SNIFF_BYTES]):
+        outcome = self.take(own_id, size_bytes, read, held=held)
+        if isinstance(outcome, Failure):
+            return outcome
+        if not self._globs and has_image_name(name) is None and not begins_like_image(outcome.data[:SNIFF_BYTES]):
+            outcome.release()
             self.ignored["not an image"] += 1
             return None
-        values = read_values(name, find, self.selection.columns)[0] if find and self.takes_sidecars else ()
-        return self.make_member(own_id, data, values)
+        if find is None or not self.takes_sidecars:
+            return outcome
+        try:
+            return add_values(outcome, read_values(name, find, self.selection.columns)[0])
+        except BaseException:
+            outcome.release()
+            raise
 
-    def make_member(self, own_id: str, data: bytes, values: tuple[str | None, ...] = ()) -> Member | Failure:
-        """Return a member with its bytes; a Failure if they are more than allowed."""
-        if len(data) > self.max_bytes:
-            return self.fail_size(own_id, len(data))
-        return Member(Item(own_id, self._part.path, len(data), self._part.modified_ns, values), data)
+    def take(
+        self,
+        own_id: str,
+        size_bytes: int,
+        read: Callable[[], bytes],
+        values: tuple[str | None, ...] = (),
+        held: Hold | None = None,
+    ) -> Member | Failure:
+        """Read an image of a known size, when its bytes may be held; a Failure if they are more than allowed."""
+        fits = size_bytes <= self.max_bytes
+        held = held or self.budget.hold(size_bytes if fits else 0)
+        try:
+            if fits:
+                data = read()
+                held.charge(count_values(values))
+                return Member(Item(own_id, self._part.path, len(data), self._part.modified_ns, values), data, held)
+        except BaseException:
+            held.release()
+            raise
+        held.release()
+        return self.fail_size(own_id, size_bytes)
 
     def fail_size(self, own_id: str, size_bytes: int) -> Failure:
         """Return the failure of a member that is too large."""

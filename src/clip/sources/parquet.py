@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow.parquet as pq
 
-from .tables import DAMAGE, GroupedTable
+from .tables import BYTES_AT_A_TIME, DAMAGE, ROWS_AT_A_TIME, GroupedTable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -56,6 +56,20 @@ class _ParquetFile:
             return self.rows[group]
         return max(self.rows[group], self._groups[group].column(leaf).num_values)
 
-    def read(self, group: int, columns: list[str], rows_at_a_time: int) -> Iterator[pa.RecordBatch]:
-        """Read columns of a row group, in order."""
-        return self._table.iter_batches(rows_at_a_time, row_groups=[group], columns=columns)
+    def read(self, group: int, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+        """Read columns of a row group, in order.
+
+        A page, which its writer makes as large as it likes, and a row are held as a whole, whatever their size.
+        """
+        return self._table.iter_batches(self._choose_rows(group, max_rows), row_groups=[group], columns=columns)
+
+    def _choose_rows(self, group: int, max_rows: int) -> int:
+        """Return how many rows to read together.
+
+        The footer has the size of a group, not of its largest value: of images each is taken for as large as the group,
+        as a dictionary may even repeat its largest value; of the many names each for one of their mean size. The sizes
+        of columns are not asked for: pyarrow ends the process where a damaged footer lacks them.
+        """
+        size = max(1, self._groups[group].total_byte_size)
+        largest = size if max_rows <= ROWS_AT_A_TIME else -(-size // max(1, self.rows[group]))
+        return max(1, min(max_rows, BYTES_AT_A_TIME // largest))

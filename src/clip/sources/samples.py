@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..records import Failure, Member, id_hash
+from .members import add_values
 from .remote.client import make_size_error
 from .sidecars import MAX_BYTES, get_key, list_endings, read_values
 
@@ -55,6 +56,7 @@ class Samples:
         if isinstance(outcome, Member):
             self._held_bytes += len(outcome.data)
             if self._held_bytes > HELD_BYTES:
+                outcome.release()
                 self._held_bytes -= len(outcome.data)
                 found = f"its sample holds more than {HELD_BYTES:,} bytes"
                 outcome = self._reader.fail(outcome.id, InputError(outcome.id, found, "less", "Write smaller samples."))
@@ -64,7 +66,10 @@ class Samples:
         """Yield the images of the current sample, with what is beside them; the archive may be cut in it."""
         key = id_hash(self._key)
         for name, outcome in self._images:
-            yield outcome if isinstance(outcome, Failure) else self._complete(name, outcome, key, is_cut=is_cut)
+            completed = outcome if isinstance(outcome, Failure) else self._complete(name, outcome, key, is_cut=is_cut)
+            if isinstance(outcome, Member) and not isinstance(completed, Member):
+                outcome.release()
+            yield completed
         if self._beside and not self._images:
             self._without_image.add(key)
             if key in self._incomplete:
@@ -83,7 +88,7 @@ class Samples:
                 return self._reader.fail(member.id, EOFError("it is cut before what stands beside the image"))
             if key in self._without_image:
                 return self._reader.fail(member.id, _make_apart_error(member.id))
-        return self._reader.make_member(member.id, member.data, values)
+        return add_values(member, values)
 
     def _find(self, name: str) -> bytes | None:
         if name in self._beside and self._beside[name] is None:

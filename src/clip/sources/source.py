@@ -45,6 +45,8 @@ from .sidecars import KEY, MAX_BYTES, list_endings, read_values
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from ..budgets import ByteBudget
+
 
 @dataclass(frozen=True)
 class Source:
@@ -331,13 +333,17 @@ class Source:
         """Return the bytes of an image. Raises: OSError, and InputError for a file of more than `max_bytes`."""
         return read_file(self.locate(item.path), max_bytes)
 
-    def members(self, part: ContainerPart, max_bytes: int, ignored: Counter[str]) -> Iterator[Member | Failure | Item]:
+    def members(
+        self, part: ContainerPart, max_bytes: int, ignored: Counter[str], budget: ByteBudget | None = None
+    ) -> Iterator[Member | Failure | Item]:
         """Read the images of a part, in order; an Item for an image that is only named. Counts what is ignored.
+
+        The bytes of a member are held in `budget` from before they are read; who takes the member releases them.
 
         A part that is read to its end, with `part.members` known, has as many outcomes and ignored members together.
         Where a Failure with the part's id comes last, it stands for the rest, which cannot be read.
         """
-        reader = PartReader(part, self.selection, max_bytes, ignored)
+        reader = PartReader(part, self.selection, max_bytes, ignored, budget)
         here = replace(part, path=self.locate(part.path))
         container = find_container(here.path)
         if container is None:

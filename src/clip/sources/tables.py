@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 
     from ..jobs.options import Columns
 
-ROWS_AT_A_TIME = 64  # of images in the file
-NAMES_AT_A_TIME = 4096
+ROWS_AT_A_TIME = 64  # of images in the file, at most
+NAMES_AT_A_TIME = 4096  # likewise
+BYTES_AT_A_TIME = 32_000_000  # which rows read together should not exceed; a single row may
 MAX_LOST = 1_000_000  # rows of a group that become failure rows each; a damaged footer may promise any number
 DAMAGE = (OSError, pa.ArrowException, EOFError, ValueError)
 ONE, REMEDY = "one", "Leave it out."  # expected of a row, and the remedy
@@ -60,8 +61,11 @@ class TableFile(Protocol):
         """Return how many values a column of lists has in each group; an empty or missing list counts as one."""
         ...
 
-    def read(self, group: int, columns: list[str], rows_at_a_time: int) -> Iterator[pa.RecordBatch]:
-        """Read columns of a group, in order. Raises: one of DAMAGE where they cannot be read."""
+    def read(self, group: int, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+        """Read columns of a group, in order, some rows at a time, of BYTES_AT_A_TIME or one row.
+
+        Raises:  one of DAMAGE where they cannot be read.
+        """
         ...
 
 
@@ -233,15 +237,13 @@ def read_layout(path: str, table: TableFile, columns: Columns) -> Layout:
     return Layout(column, holds, struct, several, table.rows, images, types)
 
 
-def _read_rows(
-    table: TableFile, group: int, layout: Layout, columns: Columns, rows_at_a_time: int
-) -> Iterator[_Row | _Lost]:
+def _read_rows(table: TableFile, group: int, layout: Layout, columns: Columns, max_rows: int) -> Iterator[_Row | _Lost]:
     """Read the rows of a group; where it cannot be read to its end, the last outcome stands for those lost."""
     named = [layout.column, columns.id, *(name for name, _ in columns.taken)]
     names = list(dict.fromkeys(name for name in named if name))
     expected, taken = layout.rows[group], 0
     try:
-        for batch in table.read(group, names, rows_at_a_time):
+        for batch in table.read(group, names, max_rows):
             rows = _convert(batch, layout, columns)
             yield from rows
             taken += len(rows)
@@ -304,7 +306,7 @@ def _read_row(
             location = locate(name, reader.selection.root)
             yield Item(image_id, location, *stat_here(join_root(reader.selection.base, location)), row.values)
         elif data is not None:
-            yield reader.make_member(image_id, data, row.values)
+            yield reader.take(image_id, data.size, data.to_pybytes, row.values)
         else:
             found = f"its row has no image in column {layout.column!r}"
             yield reader.fail(image_id, InputError(image_id, found, ONE, REMEDY))

@@ -8,11 +8,11 @@ import io
 import lzma
 import tarfile
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..records import ContainerPart, Failure, Member
 from .files import CHUNK_BYTES, stat_file
-from .members import DAMAGE, PartReader, Selection, is_hidden
+from .members import DAMAGE, PartReader, Selection, is_hidden, read_whole
 from .samples import Samples
 from .sidecars import identify, is_sidecar
 
@@ -88,11 +88,22 @@ def _read_member(archive: tarfile.TarFile, header: tarfile.TarInfo, reader: Part
         return None
     if (own_id := reader.choose(header.name)) is None:
         return None
-    return reader.read(own_id, header.name, header.size, lambda: cast("BinaryIO", archive.extractfile(header)).read())
+    return reader.read(own_id, header.name, header.size, lambda: _read_bytes(archive, header))
+
+
+def _read_bytes(archive: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
+    data = read_whole(cast("BinaryIO", archive.extractfile(header)), header.size)
+    if len(data) < header.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return data
 
 
 def _make_header_class(ends: list[Exception]) -> type[tarfile.TarInfo]:
-    """Return a reader of headers that appends to `ends` the errors tarfile hides, and refuses enormous headers."""
+    """Return a reader of headers that appends to `ends` the errors tarfile hides, and refuses enormous headers.
+
+    tarfile reads the headers of one member, however many, into memory, and keeps those that hold for a whole archive.
+    """
+    before, of_all = 0, 0  # bytes of the headers that extend the next member, and all
 
     class Header(tarfile.TarInfo):
         @classmethod
@@ -104,11 +115,47 @@ def _make_header_class(ends: list[Exception]) -> type[tarfile.TarInfo]:
                 raise
 
         def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-            if self.type in EXTENDED_TYPES and self.size > MAX_HEADER_BYTES:
-                raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+            nonlocal before, of_all
+            before = before + self.size if self.type in EXTENDED_TYPES else 0
+            of_all += self.size if self.type == tarfile.XGLTYPE else 0
+            if max(before, of_all) > MAX_HEADER_BYTES:
+                raise tarfile.ReadError(f"headers of {max(before, of_all):,} bytes")
             return super()._proc_member(archive)  # type: ignore[misc]  # pyright: ignore
 
+        def _proc_sparse(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+            with _limit_reading(archive):
+                return super()._proc_sparse(archive)  # type: ignore[misc]  # pyright: ignore
+
+        def _proc_gnusparse_10(self, following: object, headers: object, archive: tarfile.TarFile) -> None:
+            with _limit_reading(archive):
+                super()._proc_gnusparse_10(following, headers, archive)  # type: ignore[misc]  # pyright: ignore
+
     return Header
+
+
+class _Limited:
+    """A file of which no more than a header's bytes are read: tarfile keeps a list of the holes of a sparse member."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = MAX_HEADER_BYTES
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise tarfile.ReadError(f"a list of holes of more than {MAX_HEADER_BYTES:,} bytes")
+        return self._file.read(size)
+
+
+@contextmanager
+def _limit_reading(archive: tarfile.TarFile) -> Generator[None]:
+    file = archive.fileobj
+    archive.fileobj = cast("Any", _Limited(file))
+    try:
+        yield
+    finally:
+        archive.fileobj = file
 
 
 @contextmanager

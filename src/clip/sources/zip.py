@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
 import zipfile
 import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ..errors import InputError
 from ..records import ContainerPart, Failure, Item, Member
 from .files import CHUNK_BYTES, open_file, stat_file
-from .members import CHANGED, DAMAGE, PartReader, Selection
+from .members import CHANGED, DAMAGE, PartReader, Selection, read_whole
 from .remote.client import make_size_error
 from .sidecars import MAX_BYTES, identify, is_sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+
+    from ..budgets import Hold
 
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # before a member: signature, version, flags, method, ..., sizes, lengths
@@ -115,7 +118,7 @@ def _read_member(
 def _read_bytes(archive: zipfile.ZipFile, header: zipfile.ZipInfo) -> bytes:
     """Return the bytes of a member, at most as many as its header says: zipfile would inflate all that there are."""
     with archive.open(header) as member:
-        return member.read(header.file_size)
+        return read_whole(cast("BinaryIO", member), header.file_size)
 
 
 def _salvage(file: BinaryIO, reader: PartReader, lost: Exception) -> Iterator[Member | Failure]:
@@ -136,43 +139,49 @@ def _salvage(file: BinaryIO, reader: PartReader, lost: Exception) -> Iterator[Me
             known = not flags & SIZES_FOLLOW and ZIP64_SIZE not in (packed, size)
             if flags & ENCRYPTED or not (known or method == zipfile.ZIP_DEFLATED):
                 break  # the place of the next member is unknown
-            data, end = _inflate(file, begin, packed if known else None, method, reader.max_bytes)
+            own_id = None if name.endswith("/") else reader.choose(name)
+            kept = 0 if own_id is None or reader.takes_sidecars else reader.max_bytes + 1
+            held = reader.budget.hold()
+            try:
+                data, end = _inflate(file, begin, packed if known else None, method, kept, held)
+            except DAMAGE:
+                held.release()
+                raise
             file.seek(end + (_measure_descriptor(file, end) if flags & SIZES_FOLLOW else 0))
-            if name.endswith("/") or (own_id := reader.choose(name)) is None:
+            if own_id is None:
                 continue
             if reader.takes_sidecars:
                 found = "what is beside it is not known, as the archive's list is gone"
                 yield reader.fail(own_id, InputError(own_id, found, remedy="Restore the archive."))
-            elif (outcome := reader.read(own_id, name, len(data), lambda: data)) is not None:  # noqa: B023  called at once
+            elif (outcome := reader.read(own_id, name, len(data), lambda: data, held=held)) is not None:  # noqa: B023  called at once
                 yield outcome
     except DAMAGE as exc:
         lost = exc
     yield reader.fail_rest(lost)
 
 
-def _inflate(file: BinaryIO, begin: int, packed: int | None, method: int, max_bytes: int) -> tuple[bytes, int]:
-    """Return the bytes of a member, at most one more than the limit, and the place where it ends."""
+def _inflate(file: BinaryIO, begin: int, packed: int | None, method: int, kept: int, held: Hold) -> tuple[bytes, int]:
+    """Return the first `kept` bytes of a member, and the place where it ends; `held` grows with them."""
     if method == zipfile.ZIP_STORED and packed is not None:
-        data = file.read(min(packed, max_bytes + 1))
-        if len(data) < min(packed, max_bytes + 1):
+        held.grow(min(packed, kept))
+        data = read_whole(file, min(packed, kept))
+        if len(data) < min(packed, kept):
             raise EOFError("a member is cut")
         return data, begin + packed
     if method != zipfile.ZIP_DEFLATED:
         raise NotImplementedError(f"compression method {method}")
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    parts: list[bytes] = []
-    taken = 0
+    whole = io.BytesIO()
     while not inflater.eof:
         chunk = file.read(CHUNK_BYTES)
         if not chunk:
             raise EOFError("a member is cut")
         while chunk and not inflater.eof:
-            part = inflater.decompress(chunk, CHUNK_BYTES)
-            if taken <= max_bytes:
-                parts.append(part)
-            taken += len(part)
+            part = inflater.decompress(chunk, CHUNK_BYTES)[: kept - whole.tell()]
+            held.grow(len(part))
+            whole.write(part)
             chunk = inflater.unconsumed_tail
-    return b"".join(parts), file.tell() - len(inflater.unused_data)
+    return whole.getvalue(), file.tell() - len(inflater.unused_data)
 
 
 def _measure_descriptor(file: BinaryIO, end: int) -> int:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..atomic_files import TEMPORARY, read_regular, remove_temporaries, translate_os_errors
-from ..errors import StoreBusyError, StoreError
+from ..errors import ResourceError, StoreBusyError, StoreError
+from ..parallel import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -46,18 +47,23 @@ class Lock:
         self._owner = secrets.token_hex(8)
         self._count = 0
         self._over = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="clip-lock", daemon=True)
+        self._heart: threading.Thread | None = None
 
     def acquire(self) -> None:
-        """Take the lock, and start its heartbeat. Raises: as `hold_lock`."""
+        """Take the lock, and start its heartbeat. Raises: as `hold_lock`; ResourceError where no thread starts."""
         with translate_os_errors(self._path.parent):
             self._take()
-        self._heart.start()
+        try:
+            self._heart = start_thread(self._beat, "clip-lock")
+        except ResourceError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Stop the heartbeat, and remove the record if it is still ours."""
         self._over.set()
-        self._heart.join()  # first, or a heartbeat in progress would write the record again
+        if self._heart is not None:
+            self._heart.join()  # first, or a heartbeat in progress would write the record again
         try:
             record = _read(self._path)
             if record is not None and record["owner"] == self._owner:

@@ -6,6 +6,7 @@ The decoder is a plugin of Pillow's, as a user may have one: tests/hostile.py.
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -142,6 +143,36 @@ def test_an_image_that_dies_of_an_earlier_one_is_tried_again(
         assert isinstance(decoder(item(photos, "00.png"))[0], Pixels)
     finally:
         decoder.close()
+
+
+def test_where_memory_is_short_the_system_is_to_end_the_decoder_and_not_the_job(photos: Path) -> None:
+    before = _find_children()
+    decoder = isolated(photos)
+    try:
+        decoder(item(photos, "00.png"))
+        (pid,) = _find_children() - before
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+        assert Path("/proc/self/oom_score_adj").read_text() != "1000\n"
+    finally:
+        decoder.close()
+
+
+def _find_children() -> set[str]:
+    """The processes that this thread has started."""
+    return set(Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split())
+
+
+def test_a_pause_of_all_of_a_job_is_not_counted_as_an_images_time(plugin: Path, photos: Path) -> None:
+    (photos / "pause.hostile").write_bytes(hostile.picture("pause4"))
+    ran = subprocess.run(
+        programs.command("decode_while_paused", photos / "pause.hostile", "3.5"),
+        env=hostile.environment(plugin),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "pixels\n")
 
 
 def test_a_process_whose_job_was_killed_ends_by_itself_even_if_it_hangs(plugin: Path, photos: Path) -> None:

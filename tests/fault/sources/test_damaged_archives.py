@@ -281,7 +281,36 @@ def test_an_enormous_header_is_refused(tmp_path: Path) -> None:
         file.write(bytes(1_000_000))
     found, (failure,), _ = members(path)
     assert found == {}
-    assert "a header of 2,000,000,000 bytes" in failure.message
+    assert "headers of 2,000,000,000 bytes" in failure.message
+
+
+def test_attributes_that_hold_for_all_of_an_archive_are_refused_where_they_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        for number in range(12):
+            file.write(tarfile.TarInfo.create_pax_global_header({f"note{number}": "x" * 100_000}))
+            file.write(tarfile.TarInfo(f"{number}.txt").tobuf())
+        file.write(make_tar(tmp_path / "b.tar").read_bytes())
+    found, (failure,), _ = members(path)
+    assert found == {}
+    assert "headers of 1," in failure.message
+
+
+def test_an_enormous_list_of_holes_is_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("sparse.png")
+    header.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    block[482] = 1  # the list goes on in blocks of their own
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    more = (b"0" * 11 + b" ") * 42
+    with gzip.open(tmp_path / "a.tar.gz", "wb", compresslevel=1) as file:
+        file.write(block)
+        for _ in range(4000):
+            file.write(more + b"\1" + bytes(7))
+    found, (failure,), _ = members(tmp_path / "a.tar.gz")
+    assert found == {}
+    assert "a list of holes of more than 1,000,000 bytes" in failure.message
 
 
 def test_a_run_over_damaged_archives_ends_with_all_of_it_told(tmp_path: Path) -> None:

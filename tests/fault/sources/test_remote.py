@@ -21,6 +21,7 @@ from kit.forms import ALL, BAD, NAMES, embedded
 from kit.jobs import embed_job
 
 import clip
+from clip.budgets import ByteBudget
 from clip.errors import InputError
 from clip.records import Failure, Item, Member
 from clip.sources.remote import client, schemes
@@ -341,11 +342,14 @@ def test_a_part_of_a_zip_whose_server_fails_never_gives_the_other_parts(cloud: C
 def test_what_is_read_ahead_is_bounded_and_in_order(cloud: Cloud) -> None:
     cloud.files = {f"/bucket/{n}.jpg": bytes([n]) * (5_000_000 if n == 3 else 1_000_000) for n in range(20)}
     items = [Item(str(n), f"{cloud.url}/bucket/{n}.jpg", 0) for n in range(20)]
-    found = prefetch(items, 10**7, 8, held_bytes=3_000_000)
+    found = prefetch(items, 10**7, 8, ByteBudget(3_000_000))
     taken = [next(found)]
     time.sleep(0.5)
     assert len(cloud.requests) <= 1 + 4 + 8, "what was taken, what is held, and readers that wait for their turn"
-    taken += found
+    for one in taken:  # it grows
+        assert isinstance(one, Member)
+        one.release()
+        taken += [following] if (following := next(found, None)) is not None else []
     assert [one.data[0] for one in taken if isinstance(one, Member)] == list(range(20))
 
 

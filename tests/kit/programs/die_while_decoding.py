@@ -14,7 +14,6 @@ from clip.network.records import PreprocessSettings
 from clip.records import Item
 from clip.sources.source import Source
 
-isolate.WORK = "from clip.batch import isolate; isolate.ORPHAN_S = 0.5; " + isolate.WORK
 image = Path(sys.argv[1])
 decoding = Decoding(Source((str(image.parent),)), PreprocessSettings(32), Limits(), DecodeOptions())
 decoder = isolate.IsolatedDecoder(decoding, 1.5)

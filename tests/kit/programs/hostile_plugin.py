@@ -38,6 +38,12 @@ class Hostile(ImageFile.ImageFile):
             ctypes.PyDLL(None).sleep(1000)
         elif self.deed == "eat":
             self.eaten = [b"x" * 50_000_000 for _ in range(40)]  # 2 GB, which this machine has
+        elif self.deed.startswith("pause"):  # of this process and its parent, as of the whole machine
+            pids = f"{os.getppid()} {os.getpid()}"
+            begin, seconds = time.monotonic(), float(self.deed.removeprefix("pause"))
+            os.posix_spawn("/bin/sh", ["sh", "-c", f"kill -STOP {pids}; sleep {seconds}; kill -CONT {pids}"], {})
+            while time.monotonic() - begin < seconds:
+                time.sleep(0.01)  # until it is stopped
         elif self.deed == "poison":  # no harm itself, but the next image in this process dies
             from clip.batch import decode as decoding
 

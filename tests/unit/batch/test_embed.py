@@ -26,6 +26,7 @@ import clip
 from clip.batch import embed as embed_module
 from clip.batch import run as run_module
 from clip.batch.verify import verify
+from clip.budgets import ByteBudget
 from clip.engine.devices import make_backend
 from clip.errors import (
     CheckpointError,
@@ -39,7 +40,6 @@ from clip.errors import (
 from clip.jobs.embed import EmbedJob, EmbedReport, Listing, Progress
 from clip.jobs.verify import VerifyJob
 from clip.network.records import PreprocessSettings
-from clip.parallel import ByteBudget
 from clip.records import Item, Shard
 from clip.sources import folders
 from clip.sources.source import Source
@@ -204,7 +204,7 @@ def test_each_picture_is_decoded_within_the_budget(
 
     class Budget(ByteBudget):
         def reserve(self, size_bytes: int) -> Any:
-            assert self.limit_bytes == 12345
+            assert self.limit_bytes == 12345  # not that of encoded bytes
             reserved.append(size_bytes)
             return super().reserve(size_bytes)
 

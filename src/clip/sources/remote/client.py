@@ -132,13 +132,12 @@ async def fetch(url: str, max_bytes: int, reserve: Callable[[int], Awaitable[Non
     held = 0
 
     async def attempt() -> bytes:
-        parts: list[bytes] = []
-        taken = 0
+        whole = io.BytesIO()  # joining parts would hold all of them twice
 
         async def take(announced: int, part: bytes) -> None:
-            nonlocal taken, held
-            parts.append(part)
-            taken += len(part)
+            nonlocal held
+            whole.write(part)
+            taken = whole.tell()
             if max(announced, taken) > max_bytes:
                 size = f"{announced:,}" if announced > max_bytes else f"more than {max_bytes:,}"
                 raise make_size_error(url, size, max_bytes)
@@ -147,7 +146,7 @@ async def fetch(url: str, max_bytes: int, reserve: Callable[[int], Awaitable[Non
                 await reserve(more)
 
         await _receive(await _await_answer(server.get(url, 0, None)), take)
-        return b"".join(parts)
+        return whole.getvalue()
 
     try:
         return await _retry(attempt)
