@@ -294,7 +294,7 @@ class _Tree:
         path, other = self.folder / first, self.folder / str(second)
         if what == "add":
             self.add(first, broken=second)
-        elif not path.exists() or path in other.parents:
+        elif not path.exists() or path == other or path in other.parents:
             return
         elif what == "remove":
             path.unlink()
