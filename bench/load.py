@@ -25,7 +25,7 @@ from clip.weights.checkpoints import draw_checkpoint
 
 CHILD = """
 import json, os, sys, time
-import torch, clip, clip.clip, clip.checkpoints
+import torch, clip, clip.clip, clip.weights.checkpoints
 from clip.weights.torch_file import ScriptState, read_torch_file
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """The same images in every form that an input can have, and what a run made of them."""
 
 import csv
+import io
 import json
 import tarfile
 import zipfile
@@ -111,4 +112,22 @@ def write_table(photos: Path | str, path: Path, kind: str, names: Sequence[str] 
         )
     table = pa.table({"image": column, "key": names, "caption": [f"image {name}" for name in names]})
     pq.write_table(table, path, row_group_size=5)
+    return path
+
+
+def pack_zip(path: Path, contents: dict[str, bytes]) -> Path:
+    """An archive of these files."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(zipfile.ZipInfo(name), data)  # of 1980, so that the bytes are the same each time
+    return path
+
+
+def pack_tar(path: Path, contents: dict[str, bytes]) -> Path:
+    """An archive of these files."""
+    with tarfile.open(path, "w") as archive:
+        for name, data in contents.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
     return path

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ..jobs.fields import field_docs
+from ..jobs.fields import field_docs, field_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ def job_option(job: type, field: str, *flags: str, **settings: Any) -> Callable[
     """Return the decorator of a flag that sets a field of a job, or of a record in it (`limits.max_bytes`)."""
     first, _, leaf = field.rpartition(".")
     record: type = type(getattr(job, first)) if first else job
-    hints = get_type_hints(record, localns={"Path": str, "Sequence": tuple})
+    hints = field_types(record)
     kinds = [kind for kind in get_args(hints[leaf]) if kind is not NoneType] or [hints[leaf]]
     default = getattr(record, leaf, None)
     if all(isinstance(kind, str) for kind in kinds):

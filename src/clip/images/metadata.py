@@ -12,6 +12,8 @@ from PIL import ExifTags
 
 from .adjust import UPRIGHT_BY, read_orientation
 from .heif import HEIF
+from .mend import EXIF_NAME
+from .raw import BYTE_ORDERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ORIENTATION_SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # in what Pillow reads of a file
-EXIF_NAME = b"Exif\0\0"
-BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 UPRIGHT_ENTRY = [3, 1, 1]  # of the orientation in EXIF data: a SHORT, one of them, 1
 UNKNOWN = -1
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
 
 Record = TypeVar("Record", bound=type)
 
@@ -38,6 +39,12 @@ def field_docs(record: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             docs[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
     return docs
+
+
+@cache
+def field_types(record: type) -> dict[str, Any]:
+    """Return the type of each field of a record, by its name; a path counts as a text."""
+    return get_type_hints(record, localns={"Path": str, "Sequence": tuple})
 
 
 def nest(job: type, options: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import InputError
 from ..own_files import explain_place
 from ..records import TEXT, Kind
-from .fields import documented
+from .fields import documented, field_types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -217,7 +217,7 @@ def check_counts(options: object, names: Sequence[str]) -> None:
 
 def check_words(options: Any) -> None:
     """Raise InputError where a field has a word that is not among those of its type."""
-    for name, kind in get_type_hints(type(options), localns={"Path": str, "Sequence": tuple}).items():
+    for name, kind in field_types(type(options)).items():
         words = get_args(kind)
         if words and all(isinstance(word, str) for word in words) and getattr(options, name) not in words:
             found = f"found {getattr(options, name)!r}"

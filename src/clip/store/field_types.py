@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def check_fields(record: Any) -> None:
     """Raise TypeError for the first field of a dataclass whose value is not of its declared type."""
-    for name, kind in get_type_hints(type(record), localns={"Path": Any}).items():
+    for name, kind in _types_of(type(record)).items():
         value = getattr(record, name)
         if not _fits(value, kind):
             raise TypeError(f"its {name} is {str(value)[:60]!r}")
+
+
+@cache
+def _types_of(record: type) -> dict[str, Any]:
+    return get_type_hints(record, localns={"Path": Any})
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -7,8 +7,6 @@ and `clip verify` find it with the same function.
 import io
 import json
 import os
-import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from kit import formula
+from kit.forms import pack_tar, pack_zip
 from kit.jobs import embed_job
 from kit.outputs import write_part
 
@@ -50,29 +49,13 @@ def contents() -> dict[str, bytes]:
     return {f"{n}.png": b"no image" if n == 3 else encode(n) for n in range(IMAGES)}
 
 
-def write_zip(path: Path, contents: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in contents.items():
-            archive.writestr(zipfile.ZipInfo(name), data)  # of 1980, so that the bytes are the same each time
-    return path
-
-
-def write_tar(path: Path, contents: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in contents.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return path
-
-
 def write_input(form: str, folder: Path, contents: dict[str, bytes]) -> tuple[Path, dict[str, Any]]:
     """An input of a form, and the options that it needs."""
     if form in ("zip", "frames in a zip"):
         more = {"5.png": encode(5, frames=3)} if form != "zip" else {}
-        return write_zip(folder / "a.zip", contents | more), {"frames": "all"} if more else {}
+        return pack_zip(folder / "a.zip", contents | more), {"frames": "all"} if more else {}
     if form == "tar":
-        return write_tar(folder / "a.tar", contents), {}
+        return pack_tar(folder / "a.tar", contents), {}
     if form == "parquet":
         pq.write_table(pa.table({"image": list(contents.values())}), folder / "a.parquet")
         return folder / "a.parquet", {}
@@ -285,7 +268,7 @@ def test_members_that_are_no_images_are_not_missing(
         "no extension": b"text",
     }
     contents = {**others, **{f"{n}.png": encode(n, frames=1 + n % 2) for n in range(4)}, "z.txt": b"", "y": encode(7)}
-    write = write_zip if form == "zip" else write_tar
+    write = pack_zip if form == "zip" else pack_tar
     job = embed_job(
         source=write(tmp_path / f"a.{form}", contents),
         output=tmp_path / "out",
@@ -373,7 +356,7 @@ def test_an_update_over_archives_counts_their_members(text_weights: Path, tmp_pa
     (photos / "x.png").write_bytes(encode(9))
     for counts in ((4, 2), (5, 2), (5, 7), (1, 1)):
         for name, count in zip("ab", counts, strict=True):
-            write_zip(photos / f"{name}.zip", {f"{n}.png": encode(n) for n in range(count)} | {"c.txt": b""})
+            pack_zip(photos / f"{name}.zip", {f"{n}.png": encode(n) for n in range(count)} | {"c.txt": b""})
         assert clip.embed(job).read == sum(counts) + 1
         assert verify(VerifyJob(output=tmp_path / "out")).problems == ()
     (photos / "a.zip").unlink()

@@ -2,9 +2,7 @@
 
 import io
 import random
-import tarfile
 import tracemalloc
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from kit.budgets import WatchedBudget
+from kit.forms import pack_tar, pack_zip
 from kit.jobs import change_job, embed_job
 from PIL import Image
 
@@ -47,30 +46,16 @@ def write_folder(path: Path, pictures: dict[str, bytes]) -> None:
         (path / name).write_bytes(data)
 
 
-def write_tar(path: Path, pictures: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in pictures.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-
-
-def write_zip(path: Path, pictures: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in pictures.items():
-            archive.writestr(name, data)
-
-
 def write_parquet(path: Path, pictures: dict[str, bytes]) -> None:
     pq.write_table(
         pa.table({"id": list(pictures), "image": list(pictures.values())}), path, compression="none", write_batch_size=1
     )
 
 
-FORMS: dict[str, Callable[[Path, dict[str, bytes]], None]] = {
+FORMS: dict[str, Callable[[Path, dict[str, bytes]], object]] = {
     "folder": write_folder,
-    "a.tar": write_tar,
-    "a.zip": write_zip,
+    "a.tar": pack_tar,
+    "a.zip": pack_zip,
     "a.parquet": write_parquet,
 }
 
