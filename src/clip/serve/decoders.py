@@ -1,0 +1,99 @@
+"""Decode images ahead of the batches: threads take them in order, each hands its own to a process.
+
+This is the one place of the room that knows how images are decoded: bytes in, `Pixels` or a `Failure` out.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from ..batch.decode import Decoding
+from ..batch.isolate import IsolatedDecoder
+from ..budgets import ByteBudget
+from ..errors import ResourceError
+from ..parallel import available_cores
+from ..records import Failure, Item, Member, Pixels
+from ..sources.source import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..jobs.serve import ServeJob
+    from ..network.records import PreprocessSettings
+
+
+class DecoderError(Exception):
+    """No process could be started to decode in."""
+
+
+class Decoders:
+    """Decodes images for the models of one size of input."""
+
+    def __init__(
+        self, job: ServeJob, settings: PreprocessSettings, observe: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """Start the threads; `observe` gets the seconds that each image took."""
+        self._observe = observe
+        self._decoding = Decoding(Source(()), settings, job.limits, job.decode)
+        self._budget = ByteBudget(job.decode_budget_bytes)
+        self._isolated = None
+        if job.decoders == "processes":
+            self._isolated = IsolatedDecoder(self._decoding, job.max_seconds, self._budget.reserve)
+        workers = job.workers or available_cores()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
+        self._lock = threading.Lock()
+        self.under_way = 0  # images that were handed in and are not done
+        self.error: str | None = None  # why the last image found no process
+        # Each thread starts its process before the first request needs it.
+        self._starting = [self._pool.submit(self.check) for _ in range(workers)]
+
+    def wait_started(self) -> None:
+        """Wait until images can be decoded. Raises: DecoderError."""
+        if not self._starting[0].result():
+            raise DecoderError(self.error or "a tiny image cannot be decoded")
+
+    def submit(self, name: str, data: bytes) -> Future[Pixels | Failure]:
+        """Return the future pixels of an encoded image. Cancelling it drops an image that no thread has begun."""
+        with self._lock:
+            self.under_way += 1
+        future = self._pool.submit(self._decode, name, data)
+        future.add_done_callback(self._count_down)
+        return future
+
+    def check(self) -> bool:
+        """Decode a tiny image, and return whether that works; where it did not, this may have repaired it."""
+        png = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(png, "PNG")
+        with suppress(DecoderError):
+            return isinstance(self._decode("check", png.getvalue()), Pixels)
+        return False
+
+    def close(self) -> None:
+        """Drop what waits, and end the processes at once."""
+        self._budget.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._isolated is not None:
+            self._isolated.close()
+
+    def _decode(self, name: str, data: bytes) -> Pixels | Failure:
+        started = time.monotonic()
+        member = Member(Item(name, name, len(data)), data)
+        try:
+            outcomes = self._isolated(member) if self._isolated else self._decoding(member, self._budget.reserve)
+        except (ResourceError, OSError) as exc:
+            self.error = str(exc)
+            raise DecoderError(str(exc)) from exc
+        self.error = None
+        self._observe(time.monotonic() - started)
+        return outcomes[0]
+
+    def _count_down(self, _: Future[Pixels | Failure]) -> None:
+        with self._lock:
+            self.under_way -= 1
