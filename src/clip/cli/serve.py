@@ -64,8 +64,8 @@ def serve(**options: Any) -> None:
     """Answer HTTP requests for the vectors of images and texts.
 
     POST /v1/embeddings is OpenAI's, and takes images too; /v2/embed is Cohere's, /predict Immich's. Many requests share
-    a batch. Each flag has an environment variable: CLIP_MAX_ITEMS is --max-items. SIGTERM and Ctrl-C stop it when the requests under
-    way are answered; exit code 0: it was stopped so; 1: it failed; 2: it did not begin.
+    a batch. Each flag has an environment variable: CLIP_MAX_ITEMS is --max-items. SIGTERM and Ctrl-C stop it when the
+    requests under way are answered; exit code 0: it was stopped so; 1: it failed; 2: it did not begin.
     """
     job = ServeJob(**nest(ServeJob, options))
     try:

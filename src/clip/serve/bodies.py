@@ -7,9 +7,8 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from starlette.datastructures import FormData, Headers
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
 from .request_error import RequestError
 
@@ -109,8 +108,8 @@ def parse_object(body: bytes | str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-async def parse_form(body: bytes, headers: Headers) -> FormData:
-    """Return the fields and files of a multipart body, which is in memory and stays there. Raises: RequestError."""
+async def parse_form(body: bytes, headers: Headers) -> list[tuple[str, str | bytes]]:
+    """Return the fields and the files of a multipart body by their names, in order. Raises: RequestError."""
 
     async def pieces() -> AsyncGenerator[bytes]:
         for start in range(0, len(body), CHUNK_BYTES):
@@ -118,20 +117,21 @@ async def parse_form(body: bytes, headers: Headers) -> FormData:
             await asyncio.sleep(0)
 
     parser = MultiPartParser(headers, pieces(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=len(body))
-    parser.spool_max_size = len(body) + 1
+    parser.spool_max_size = len(body) + 1  # no file goes to the disk
     try:
-        return await parser.parse()
+        form = await parser.parse()
     except (MultiPartException, KeyError) as exc:
         reason = exc.message if isinstance(exc, MultiPartException) else "it has no boundary"
-        raise RequestError(
-            400, f"the form cannot be read: {reason}. Send multipart/form-data.", "invalid_form"
-        ) from exc
+        message = f"the form cannot be read: {reason}. Send multipart/form-data."
+        raise RequestError(400, message, "invalid_form") from exc
+    try:
+        parts = form.multi_items()
+        return [(name, await part.read() if isinstance(part, UploadFile) else part) for name, part in parts]
+    finally:
+        await form.close()
 
 
 async def wait_gone(request: Request) -> None:
     """Return when the client of a request, whose body has been read, is gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-GONE = ClientDisconnect

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -98,9 +97,9 @@ async def _read_form(request: Request, body: bytes) -> tuple[Mapping[str, Any], 
     form = await parse_form(body, request.headers)
     fields: dict[str, Any] = dict(request.query_params)
     inputs: list[Input] = []
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            inputs.append(ImageInput(f"{name}[{len(inputs)}]", await value.read()))
+    for name, value in form:
+        if isinstance(value, bytes):
+            inputs.append(ImageInput(f"{name}[{len(inputs)}]", value))
         elif name in ("input", "text", "image"):
             place = f"{name}[{len(inputs)}]"
             is_image = name == "image" or value[:11].lower() == "data:image/"

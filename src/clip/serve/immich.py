@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from starlette.datastructures import UploadFile
 from starlette.responses import PlainTextResponse, Response
 
 from .answers import AnswerOptions, dump
@@ -42,9 +41,9 @@ class Immich:
         """Answer with the vector of an image or a text, as a list in JSON inside a JSON string."""
         with hold(self._service) as held:
             body = await read_body(request, self._service, held)
-            form = await parse_form(body, request.headers)
+            form = dict(await parse_form(body, request.headers))
             kind, name = _read_task(form.get("entries"))
-            item = await _read_item(kind, form.get("image"), form.get("text"))
+            item = _read_item(kind, form.get("image"), form.get("text"))
             model = await self._service.find_model(name)
             note_items(request, 1)
             # Immich's tokenizer cuts long texts.
@@ -73,10 +72,10 @@ def _read_task(entries: object) -> tuple[str, str]:
     return kind, name
 
 
-async def _read_item(kind: str, image: object, text: object) -> Input:
+def _read_item(kind: str, image: object, text: object) -> Input:
     if kind == "visual":
-        if isinstance(image, UploadFile):
-            return ImageInput("image", await image.read())
+        if isinstance(image, bytes):
+            return ImageInput("image", image)
         raise RequestError(400, "image: is missing, expected the file of an image", "missing_value", "image")
     if isinstance(text, str):
         return TextInput("text", text)
