@@ -28,6 +28,8 @@ _number, _seconds = partial(_option, metavar="N"), partial(_option, metavar="S")
 
 @click.command(short_help="Answer HTTP requests for vectors.")
 @_option("models", "-m", "--model", metavar="MODEL", multiple=True)
+@_option("index", "--index", metavar="OUT", multiple=True)
+@_option("root", "--root", metavar="DIR")
 @_option("model.untrained", "--untrained", metavar="SEED")
 @_option("model.architecture", "--architecture", metavar="NAME|FILE")
 @_option("model.device", "--device", metavar="DEVICE")

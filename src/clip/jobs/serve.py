@@ -58,8 +58,9 @@ class Traffic:
 class ServeJob:
     """What `clip serve` answers with, and whom."""
 
-    models: tuple[str, ...] = (ModelOptions.name,)
-    """A model's name or path, or NAME=PATH to give it a name. The first is loaded at once, others when asked for."""
+    models: tuple[str, ...] = ()
+    """A model's name or path, or NAME=PATH to name it; the first is loaded at once, others when they are asked for;
+    default: that of the index, else ViT-B/32."""
     model: ModelOptions = ModelOptions()  # noqa: RUF009  frozen, as are the next three
     """How the models run; the name in it is not used."""
     decode: DecodeOptions = DecodeOptions()  # noqa: RUF009
@@ -96,8 +97,6 @@ class ServeJob:
     def __post_init__(self) -> None:
         check_counts(self, ("workers", "decode_budget_bytes"))
         check_words(self)
-        if not self.models:
-            raise InputError("`models`", "found none", "at least one", "Pass a model's name.")
         if not 0 <= self.port <= MAX_PORT:
             raise InputError("`port`", f"found {self.port}", f"0 to {MAX_PORT:,}", "Pass another number.")
         if not self.max_seconds > 0:

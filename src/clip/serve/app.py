@@ -17,6 +17,7 @@ from .gate import Gate, guarded, make_response
 from .immich import Immich
 from .metrics import CONTENT_TYPE
 from .request_error import RequestError
+from .search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,7 +35,7 @@ EXPOSED = ["x-request-id", "retry-after", "retry-after-ms"]  # headers that page
 
 def make_app(service: Service, write: Callable[[str], None] = lambda _: None) -> ASGIApp:
     """Return the ASGI app of a service; `write` takes the lines of the access log."""
-    status, embeddings, immich = _Status(service), Embeddings(service), Immich(service)
+    status, embeddings, immich, search = _Status(service), Embeddings(service), Immich(service), Search(service)
     routes = [
         _route("/v1/embeddings", embeddings.openai, "POST"),
         _route("/embeddings", embeddings.openai, "POST"),
@@ -48,6 +49,12 @@ def make_app(service: Service, write: Callable[[str], None] = lambda _: None) ->
         _route("/health/ready", status.ready, "GET"),
         _route("/health", status.ready, "GET"),
         _route("/metrics", status.metrics, "GET"),
+        _route("/v1/search", search.search, "POST"),
+        _route("/v1/classify", search.classify, "POST"),
+        _route("/v1/indexes", search.indexes, "GET"),
+        _route("/v1/indexes/{index}/rows/{row:int}/tile", search.tile, "GET"),
+        _route("/", search.page, "GET"),
+        _route("/page/{name}", search.page_file, "GET"),
     ]
     middleware = []
     if service.job.cors_origins:

@@ -36,12 +36,9 @@ class DecoderError(Exception):
 class Decoders:
     """Decodes images for the models of one size of input."""
 
-    def __init__(
-        self, job: ServeJob, settings: PreprocessSettings, observe: Callable[[float], None] = lambda _: None
-    ) -> None:
+    def __init__(self, job: ServeJob, decoding: Decoding, observe: Callable[[float], None] = lambda _: None) -> None:
         """Start the threads; `observe` gets the seconds that each image took."""
-        self._observe = observe
-        self._decoding = Decoding(Source(()), settings, job.limits, job.decode)
+        self._observe, self._decoding = observe, decoding
         self._budget = ByteBudget(job.decode_budget_bytes)
         self._isolated = None
         if job.decoders == "processes":
@@ -59,11 +56,11 @@ class Decoders:
         if not self._starting[0].result():
             raise DecoderError(self.error or "a tiny image cannot be decoded")
 
-    def submit(self, name: str, data: bytes) -> Future[Pixels | Failure]:
-        """Return the future pixels of an encoded image. Cancelling it drops an image that no thread has begun."""
+    def submit(self, entry: Item | Member) -> Future[list[Pixels | Failure]]:
+        """Return the future outcomes of an image. Cancelling it drops an image that no thread has begun."""
         with self._lock:
             self.under_way += 1
-        future = self._pool.submit(self._decode, name, data)
+        future = self._pool.submit(self._decode, entry)
         future.add_done_callback(self._count_down)
         return future
 
@@ -72,7 +69,7 @@ class Decoders:
         png = io.BytesIO()
         Image.new("RGB", (8, 8)).save(png, "PNG")
         with suppress(DecoderError):
-            return isinstance(self._decode("check", png.getvalue()), Pixels)
+            return isinstance(self._decode(make_member("check", png.getvalue()))[0], Pixels)
         return False
 
     def close(self) -> None:
@@ -82,18 +79,27 @@ class Decoders:
         if self._isolated is not None:
             self._isolated.close()
 
-    def _decode(self, name: str, data: bytes) -> Pixels | Failure:
+    def _decode(self, entry: Item | Member) -> list[Pixels | Failure]:
         started = time.monotonic()
-        member = Member(Item(name, name, len(data)), data)
         try:
-            outcomes = self._isolated(member) if self._isolated else self._decoding(member, self._budget.reserve)
+            outcomes = self._isolated(entry) if self._isolated else self._decoding(entry, self._budget.reserve)
         except (ResourceError, OSError) as exc:
             self.error = str(exc)
             raise DecoderError(str(exc)) from exc
         self.error = None
         self._observe(time.monotonic() - started)
-        return outcomes[0]
+        return outcomes
 
-    def _count_down(self, _: Future[Pixels | Failure]) -> None:
+    def _count_down(self, _: object) -> None:
         with self._lock:
             self.under_way -= 1
+
+
+def make_decoding(job: ServeJob, settings: PreprocessSettings) -> Decoding:
+    """Return how the images of requests are decoded."""
+    return Decoding(Source(()), settings, job.limits, job.decode)
+
+
+def make_member(name: str, data: bytes) -> Member:
+    """Return an encoded image as decoders take it."""
+    return Member(Item(name, name, len(data)), data)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -59,7 +59,7 @@ class Embeddings:
             model = await self._service.find_model(fields.get("model"))
             kinds = _read_cohere_types(fields, model.encoder.dim)
             truncate = _read_cohere_truncate(fields)
-            inputs = await _in_thread(len(body), _read_cohere_inputs, fields)
+            inputs = await read_in_thread(len(body), _read_cohere_inputs, fields)
             note_items(request, len(inputs))
             results = await drop_with_client(request, self._service.embed(model, inputs, truncate=truncate))
         good = [result for result in results if isinstance(result, Embedded)]
@@ -89,7 +89,7 @@ class Embeddings:
         if kind == "multipart/form-data":
             return await _read_form(request, body)
         fields = await parse_json(body)
-        return fields, await _in_thread(len(body), read_inputs, fields)
+        return fields, await read_in_thread(len(body), read_inputs, fields)
 
 
 async def _read_form(request: Request, body: bytes) -> tuple[Mapping[str, Any], Sequence[Input]]:
@@ -111,7 +111,8 @@ async def _read_form(request: Request, body: bytes) -> tuple[Mapping[str, Any], 
     return fields, inputs
 
 
-async def _in_thread(size_bytes: int, function: Any, fields: Mapping[str, Any]) -> list[Input]:
+async def read_in_thread(size_bytes: int, function: Callable[[Mapping[str, Any]], T], fields: Mapping[str, Any]) -> T:
+    """Return what a function makes of the fields of a body; of a large one in a thread."""
     if size_bytes < LARGE_BYTES:
         return function(fields)
     return await asyncio.to_thread(function, fields)

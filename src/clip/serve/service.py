@@ -18,6 +18,8 @@ from ..errors import ClipError, ImageError, TextTooLongError
 from ..parallel import start_thread
 from ..records import Failure
 from .batcher import Batcher
+from .decoders import make_member
+from .gallery import Galleries
 from .inputs import AddressInput, ImageInput, TextInput
 from .metrics import Metrics
 from .models import Models
@@ -60,6 +62,7 @@ class Service:
         self.metrics = Metrics()
         self.models = Models(job, self.metrics.observe_decode)
         self.batcher = Batcher(job.traffic.wait_ms / 1000, self.metrics.observe_batch)
+        self.galleries = Galleries(job, self.models)
         self.is_draining = False
         self.waiting = 0  # items that wait or are worked on
         self.requests = 0  # that are being answered
@@ -67,18 +70,26 @@ class Service:
         self.started = time.time()
         self.load_error: Exception | None = None
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the first model is loaded, and the indexes are open."""
+        return self.models.first.is_loaded and self.galleries.is_open
+
     def begin(self) -> None:
         """Load the first model in a thread of its own."""
         start_thread(self._load_first, "clip-load")
 
     def _load_first(self) -> None:
         try:
-            self.models.load(self.models.first)
+            for model in (self.models.first, *self.models.of_index):
+                self.models.load(model)
+            self.galleries.open()
         except Exception as exc:  # noqa: BLE001  the server raises it again, and ends
             self.load_error = exc
 
     def close(self, wait_s: float = 0.0) -> bool:
         """End threads and processes; return whether no batch runs any more."""
+        self.galleries.close()
         self.models.close()
         return self.batcher.close(wait_s)
 
@@ -94,7 +105,7 @@ class Service:
             return "the server is shutting down"
         if self.load_error is not None:
             return f"the model cannot be loaded: {self.load_error}"
-        if not self.models.first.is_loaded:
+        if not self.is_loaded:
             return "the model is being loaded"
         if not self.batcher.is_alive:
             return "the thread of the model has ended"
@@ -172,7 +183,7 @@ class Service:
             return await self._embed_text(model, item, truncate=truncate)
         if isinstance(item, AddressInput):
             item = await self._fetch(item)
-        outcome = await asyncio.wrap_future(model.decoders.submit(item.place, item.data))
+        outcome, *_ = await asyncio.wrap_future(model.decoders.submit(make_member(item.place, item.data)))
         if isinstance(outcome, Failure):
             self.metrics.count_item("images", "failed")
             raise ImageError(item.place, outcome.message)
