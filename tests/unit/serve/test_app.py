@@ -1,7 +1,6 @@
 """The server's answers, in this process: what clients of each kind get for what they send."""
 
 import base64
-import io
 import json
 import threading
 from collections.abc import Iterator
@@ -23,9 +22,7 @@ QUEUE = 40
 
 def png(number: int) -> bytes:
     """An image that no other number has."""
-    whole = io.BytesIO()
-    draws.picture(number, 20 + number % 30, 40).save(whole, "PNG")
-    return whole.getvalue()
+    return draws.png(number, 20 + number % 30, 40)
 
 
 def uri(data: bytes) -> str:
