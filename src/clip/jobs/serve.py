@@ -81,8 +81,6 @@ class ServeJob:
     """Key that requests must carry, as Authorization: Bearer KEY; default: none is asked for."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser; * is all."""
-    allow_urls: bool = False
-    """Fetch images from URLs in requests; never from addresses that are not public."""
     decoders: Decoders = "processes"
     """Where images are decoded: in processes, which may crash or hang without harm to the server, or in threads."""
     workers: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -53,7 +54,7 @@ class Gate:
             return
         started = time.monotonic()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        answer = _Answer(send, headers)
+        answer = _Answer(send, headers, self._service.job.traffic.body_seconds)
         scope["clip.answer"] = answer
         self._service.requests += 1
         try:
@@ -82,8 +83,8 @@ class Gate:
 class _Answer:
     """Sends what the app answers, with the headers that each answer has, and notes what it was."""
 
-    def __init__(self, send: Send, headers: dict[str, str]) -> None:
-        self._send = send
+    def __init__(self, send: Send, headers: dict[str, str], send_seconds: float) -> None:
+        self._send, self._send_seconds = send, send_seconds
         given = headers.get("x-request-id", "")
         self.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         given = headers.get("traceparent", "")
@@ -101,7 +102,8 @@ class _Answer:
             message = {**message, "headers": [*message.get("headers", []), *own]}
         elif message["type"] == "http.response.body":
             self.size_bytes += len(message.get("body", b""))
-        await self._send(message)
+        async with asyncio.timeout(self._send_seconds):  # a client that does not read ends its connection by that
+            await self._send(message)
 
 
 def _name_route(scope: Scope) -> str:

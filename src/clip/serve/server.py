@@ -190,7 +190,14 @@ class _Protocol(H11Protocol):
 
     def _expect_header(self) -> None:
         self._stop_timer()
-        self._timer = self.loop.call_later(self.limits.header_seconds, self.transport.abort)
+        self._timer = self.loop.call_later(self.limits.header_seconds, self._end)
+
+    def _end(self) -> None:
+        """Close the connection; one whose client does not even read what it was sent at once."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()  # after an abort the client's system may drop what it has not read yet
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -200,7 +207,7 @@ class _Protocol(H11Protocol):
     def _end_silent_one(self) -> bool:
         """End the connection that has waited longest for a header; return whether there was one."""
         others = [each for each in self.connections if isinstance(each, _Protocol) and each is not self]
-        silent = [each for each in others if each._is_between_requests() and not each.transport.is_closing()]
+        silent = [each for each in others if each._is_between_requests() or each.transport.is_closing()]
         if not silent:
             return False
         first = min(silent, key=lambda each: each._timer.when() if each._timer else float("inf"))

@@ -115,7 +115,10 @@ def test_headers_that_do_not_come_end_their_connections(server: Command) -> None
     slow = [server.connect() for _ in range(3)]
     slow[1].sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nX-")
     slow[2].sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\nGET /health")  # and half of another
-    assert [read_all(each).partition(b"\r\n")[0] for each in slow] == [b"", b"", b"HTTP/1.1 200 OK"]
+    answers = [read_all(each).partition(b"\r\n")[0] for each in slow]
+    for each in slow:
+        each.close()
+    assert answers == [b"", b"", b"HTTP/1.1 200 OK"]
 
 
 def test_more_silent_connections_than_may_be_open_keep_nobody_out(server: Command) -> None:
@@ -153,7 +156,7 @@ def test_a_body_that_does_not_come_or_does_not_end_is_refused(server: Command) -
 
 
 def test_what_is_no_http_gets_an_error_in_our_shape(server: Command) -> None:
-    for junk in (b"\x16\x03\x01\x02\0\1\0\1\xfc\3\3", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100_000):
+    for junk in (b"\x16\x03\x01\x02\0\1\0\1\xfc\3\3", b"GET / and more HTTP/1.1\r\n\r\n", b"GET /" + b"a" * 100_000):
         with server.connect() as connection:
             connection.sendall(junk)
             connection.shutdown(socket.SHUT_WR)
@@ -176,7 +179,7 @@ def test_hostile_images_fail_by_themselves_and_never_keep_the_probe_waiting(
     ]
     expected = Encoder(text_weights).embed_images([good])[0]
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(server.embed, uri(data)) for data in bad for _ in range(2)]
+        asked = [pool.submit(server.embed, uri(data)) for data in bad]
         among = [pool.submit(server.embed, uri(good)) for _ in range(4)]
         while not all(each.done() for each in asked):
             assert server.ask("GET", "/health/live")[0].status == 200
