@@ -81,6 +81,10 @@ class ServeJob:
     """Key that requests must carry, as Authorization: Bearer KEY; default: none is asked for."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser; * is all."""
+    allow_urls: bool = False
+    """Fetch images from URLs in requests; never from addresses that are not public."""
+    fetch_seconds: float = 10.0
+    """Seconds that fetching an image may take, with allow_urls."""
     decoders: Decoders = "processes"
     """Where images are decoded: in processes, which may crash or hang without harm to the server, or in threads."""
     workers: int | None = None
@@ -97,7 +101,8 @@ class ServeJob:
         check_words(self)
         if not 0 <= self.port <= MAX_PORT:
             raise InputError("`port`", f"found {self.port}", f"0 to {MAX_PORT:,}", "Pass another number.")
-        if not self.max_seconds > 0:
-            raise InputError("`max_seconds`", f"found {self.max_seconds}", "more than 0", "Pass a larger number.")
+        for name in ("max_seconds", "fetch_seconds"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"`{name}`", f"found {getattr(self, name)}", "more than 0", "Pass a larger number.")
         if self.api_key is not None and not self.api_key:
             raise InputError("`api_key`", "found an empty one", "a key", "Leave it out to ask for none.")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +21,7 @@ from ..parallel import start_thread
 from ..records import Failure
 from .batcher import Batcher
 from .decoders import make_member
+from .fetch import fetch
 from .gallery import Galleries
 from .inputs import AddressInput, ImageInput, TextInput
 from .metrics import Metrics
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from .inputs import Input
     from .models import ServedModel
 
+FETCHERS = 8  # images that are fetched at the same time
 STUCK_S = 120.0  # a batch that takes longer never ends
 RETRY_S = 1.0  # when to try again after a refusal for want of room
 LOADING_RETRY_S = 5.0
@@ -63,6 +67,7 @@ class Service:
         self.models = Models(job, self.metrics.observe_decode)
         self.batcher = Batcher(job.traffic.wait_ms / 1000, self.metrics.observe_batch)
         self.galleries = Galleries(job, self.models)
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="clip-fetch")
         self.is_draining = False
         self.waiting = 0  # items that wait or are worked on
         self.requests = 0  # that are being answered
@@ -89,6 +94,7 @@ class Service:
 
     def close(self, wait_s: float = 0.0) -> bool:
         """End threads and processes; return whether no batch runs any more."""
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
         self.galleries.close()
         self.models.close()
         return self.batcher.close(wait_s)
@@ -205,8 +211,16 @@ class Service:
         return Embedded(features, int(tokens.argmax()) + 1)
 
     async def _fetch(self, item: AddressInput) -> ImageInput:
-        message = f"{item.place}: found a URL, expected the image itself: this server fetches none. Send a data URI."
-        raise RequestError(400, message, "url_not_allowed", item.place)
+        """Return the image of a URL, where that is allowed."""
+        if not self.job.allow_urls:
+            message = (
+                f"{item.place}: found a URL, expected the image itself: this server fetches none. Send a data URI."
+            )
+            raise RequestError(400, message, "url_not_allowed", item.place)
+        limits = {"max_bytes": self.job.traffic.max_body_bytes, "seconds": self.job.fetch_seconds}
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(self._fetchers, partial(fetch, item.url, item.place, **limits))
+        return ImageInput(item.place, data)
 
 
 async def _keep_failure(task: asyncio.Future[Embedded]) -> Embedded | ClipError:
