@@ -2,7 +2,8 @@
 
 A batch is as large as the model's, or as large as what waits when the thread is free; with images still being decoded
 it waits a few milliseconds more. So an idle server answers at once, and a busy one fills its batches by itself: they
-gather while the batch before runs.
+gather while the batch before runs. Sizes are powers of four, or the model's: for each other size OpenVINO would keep
+weights packed for it, 216 MB of ViT-B/32 (LOG 2026-11-28).
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class Batcher:
                 if not self._wait_for_more(tower):
                     continue
                 queue, batch = self._queues[tower], list[_Waiting]()
-                while queue and len(batch) < tower.batch_size():
+                size = choose_size(len(queue), tower.batch_size())
+                while queue and len(batch) < size:
                     each = queue.popleft()
                     if each.future.set_running_or_notify_cancel():
                         batch.append(each)
@@ -161,6 +163,11 @@ class Batcher:
             return
         self._observe(tower.kind, len(batch), time.monotonic() - started)
         _hand_out(batch, vectors)
+
+
+def choose_size(waiting: int, batch_size: int) -> int:
+    """Return how many of the inputs that wait to run at once."""
+    return batch_size if waiting >= batch_size else 1 << (waiting.bit_length() - 1 & ~1)
 
 
 def _hand_out(batch: list[_Waiting], vectors: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import draws
+from kit import draws, loopback
 from kit.served import NEVER, PATIENCE_S, Answer, Served, serving
 
 from clip import Encoder
@@ -401,3 +401,18 @@ def test_with_a_key_only_health_is_open(text_weights: Path) -> None:
         assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (200, "https://a.example")
         other = served.ask("OPTIONS", "/v1/embeddings", **asked | {"origin": "https://b.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+def test_urls_are_fetched_where_that_is_allowed_and_only_from_public_addresses(
+    text_weights: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(job(text_weights, allow_urls=True)) as served, loopback.serving(png(4)) as other:
+        body = {"input": ["a", {"image_url": {"url": f"{other.url}/a.png"}}]}
+        refused = served.post("/v1/embeddings", body)
+        assert (refused.status, refused.error["param"]) == (400, "input[1].image_url.url")
+        assert "not public" in refused.error["message"]
+        assert other.requests == []
+        monkeypatch.setattr("clip.serve.fetch.is_public", lambda _: True)
+        np.testing.assert_allclose(
+            vectors(served.post("/v1/embeddings", body))[1], encoder.embed_images([png(4)])[0], atol=1e-6
+        )

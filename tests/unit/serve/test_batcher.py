@@ -6,7 +6,7 @@ from concurrent.futures import wait
 import numpy as np
 import pytest
 
-from clip.serve.batcher import Batcher, EngineError, Tower
+from clip.serve.batcher import Batcher, EngineError, Tower, choose_size
 
 PATIENCE_S = 120
 
@@ -38,8 +38,17 @@ def test_inputs_gather_while_a_batch_runs_and_each_gets_its_own_row() -> None:
     futures = [first, *(batcher.submit(tower, np.array([number])) for number in range(1, 20))]
     model.go.set()
     assert [future.result(PATIENCE_S)[0] for future in futures] == list(range(20))
-    assert model.sizes == [1, 8, 8, 3]
+    assert model.sizes == [1, 8, 8, 1, 1, 1]
     assert batcher.close(PATIENCE_S)
+
+
+def test_batches_have_few_sizes() -> None:
+    """OpenVINO keeps packed weights for each."""
+    for batch_size in (1, 12, 16, 48):
+        sizes = {choose_size(waiting, batch_size) for waiting in range(1, 200)}
+        assert max(sizes) == batch_size
+        assert sizes <= {1, 4, 16, batch_size}
+        assert all(choose_size(waiting, batch_size) <= waiting for waiting in range(1, 200))
 
 
 def test_a_batch_waits_for_what_is_being_decoded_and_for_nothing_else() -> None:
