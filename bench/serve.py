@@ -240,8 +240,11 @@ def main() -> None:
         os.nice(10)
         measure_rate(server, images[:64], options.clients, expected)
         served = measure_rate(server, images, options.clients, expected)
+        print(json.dumps({"encoder": before, "served": served}), file=sys.stderr, flush=True)
         idle = measure_idle(server, images)
+        print(json.dumps({"idle_s": idle, "resident_bytes": server.resident()}), file=sys.stderr, flush=True)
         overload = measure_overload(server, images, 5 * served["rate"], options.overload_seconds)
+        print(json.dumps(overload), file=sys.stderr, flush=True)
         server.process.send_signal(signal.SIGTERM)
         code = server.process.wait(60)
         os.nice(-10) if os.geteuid() == 0 else None
