@@ -156,11 +156,6 @@ class Member:
         """The item's."""
         return self.item.path
 
-    def pass_on(self) -> None:
-        """Say that its bytes are with those who decode them."""
-        if self.held is not None:
-            self.held.pass_on()
-
     def release(self) -> None:
         """Say that its bytes are held no more."""
         if self.held is not None:

@@ -1,0 +1,79 @@
+"""Memory for decoded crops, which decoding processes write and the model reads where they lie."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from typing import IO
+
+
+class CropRing:
+    """A ring of crops: ranges are taken at its head, and given back at its tail in the same order.
+
+    The memory is a file without a name, so that processes can share it by its descriptor and nothing of it is left
+    behind, however they end.
+    """
+
+    def __init__(self, crops: int, resolution_px: int) -> None:
+        """Make room for `crops` of (R, R, 3) bytes. The system gives the memory when it is first written."""
+        self._file = _open_unnamed_file()
+        self._file.truncate(max(1, crops * resolution_px**2 * 3))
+        self.crops = map_crops(self._file.fileno(), resolution_px)  # uint8 (crops, R, R, 3)
+        self._head = 0
+        self._skipped = 0  # crops before the head that the next range is to give back too
+        self._taken: deque[int] = deque()  # crops of each range, those skipped before it included
+        self._free = crops
+
+    @property
+    def descriptor(self) -> int:
+        """The file's, to hand on to a process."""
+        return self._file.fileno()
+
+    def align(self, size: int) -> None:
+        """Go on at a multiple of `size`, which divides the ring: so many crops from there on are in one piece."""
+        skipped = -self._head % size
+        self._skipped += skipped
+        self._head += skipped
+
+    def take(self, count: int) -> int:
+        """Take the next `count` crops in a row; return the first.
+
+        Raises:  BufferError where they are not free: the ring is too small for what its user holds.
+        """
+        if self._head + count > len(self.crops):
+            self._skipped += len(self.crops) - self._head
+            self._head = 0
+        taken = self._skipped + count
+        if taken > self._free:
+            raise BufferError(f"{count} crops, found {self._free} free of {len(self.crops)}, expected enough")
+        start = self._head
+        self._head += count
+        self._skipped = 0
+        self._free -= taken
+        self._taken.append(taken)
+        return start
+
+    def give_back(self) -> None:
+        """Give back the oldest range that was taken."""
+        self._free += self._taken.popleft()
+
+
+def map_crops(descriptor: int, resolution_px: int) -> np.ndarray:
+    """Return the memory of a ring by its descriptor. Shapes: uint8 (crops, R, R, 3)."""
+    size_bytes = os.fstat(descriptor).st_size
+    memory = np.frombuffer(mmap.mmap(descriptor, size_bytes), np.uint8)
+    crop_bytes = resolution_px**2 * 3
+    return memory[: size_bytes // crop_bytes * crop_bytes].reshape(-1, resolution_px, resolution_px, 3)
+
+
+def _open_unnamed_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("clip-crops", os.MFD_CLOEXEC), "r+b")
+    return tempfile.TemporaryFile()  # macOS has no file in memory; this one is unlinked at once
