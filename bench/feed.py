@@ -1,4 +1,4 @@
-"""What the process that feeds the model spends on an image, and the rate that this allows, with a model that does nothing.
+"""What the process that feeds the model spends on an image, and the rate that allows; the model does nothing.
 
 Usage: python bench/feed.py [--images 20000] [--workers 2] [--sleep MS] [--decoders processes] [--turns 3]
 
@@ -45,7 +45,9 @@ class SleepingDecoding(Decoding):
 
     sleep_s: float = 0.0
 
-    def decode_chunk(self, chunk: Chunk, reserve: Any = None) -> Answer:
+    def decode_chunk(self, chunk: Chunk, reserve: object = None) -> Answer:
+        """Do as the class says; nothing is reserved."""
+        del reserve
         time.sleep(self.sleep_s * len(chunk.entries))
         chunk.crops[:] = 128
         rows = [Row(entry.id, entry.path, 1, 1, "JPEG", 1) for entry in chunk.entries]
@@ -56,6 +58,7 @@ class IdleEncoder(clip.Encoder):
     """A model that takes no time: its vectors are all the same."""
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Return ones. Shapes: uint8 (N, R, R, 3) -> float32 (N, D)."""
         return np.ones((len(pixels), self.dim), np.float32)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -69,10 +69,14 @@ class Batches:
     def add(self, block: Block, place: int) -> None:
         """Take the rows of a block, whose first outcome has this place in its shard."""
         before = len(self._rows)
-        for number, outcome in enumerate(block.outcomes, place):
-            if not isinstance(outcome, Failure):
-                self._rows.append(outcome)
-                self._places.append(number)
+        if block.has_failures:
+            for number, outcome in enumerate(block.outcomes, place):
+                if not isinstance(outcome, Failure):
+                    self._rows.append(outcome)
+                    self._places.append(number)
+        else:
+            self._rows += cast("list[Row]", block.outcomes)
+            self._places += range(place, place + len(block.outcomes))
         self._pieces.append(_Piece(len(self._rows) - before, block.crops, block.tokens, block.start, block.taken))
         self._held += block.taken
         self._drop_empty()

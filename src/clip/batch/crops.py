@@ -6,12 +6,8 @@ import mmap
 import os
 import tempfile
 from collections import deque
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from typing import IO
 
 
 class CropRing:
@@ -23,24 +19,27 @@ class CropRing:
 
     def __init__(self, crops: int, resolution_px: int) -> None:
         """Make room for `crops` of (R, R, 3) bytes. The system gives the memory when it is first written."""
-        self._file = _open_unnamed_file()
-        self._file.truncate(max(1, crops * resolution_px**2 * 3))
-        self.crops = map_crops(self._file.fileno(), resolution_px)  # uint8 (crops, R, R, 3)
+        self.descriptor = _open_unnamed_file()  # to hand on to a process
+        os.truncate(self.descriptor, max(1, crops * resolution_px**2 * 3))
+        self.crops = map_crops(self.descriptor, resolution_px)  # uint8 (crops, R, R, 3)
         self._head = 0
         self._skipped = 0  # crops before the head that the next range is to give back too
-        self._taken: deque[int] = deque()  # crops of each range, those skipped before it included
+        self._taken: deque[tuple[int, int]] = deque()  # crops of each range, and those skipped before it
+        self._idle = 0  # crops that were skipped, and not given back
         self._free = crops
 
-    @property
-    def descriptor(self) -> int:
-        """The file's, to hand on to a process."""
-        return self._file.fileno()
+    def close(self) -> None:
+        """Close the file. The crops can be read on, until nobody refers to them."""
+        os.close(self.descriptor)
 
-    def align(self, size: int) -> None:
-        """Go on at a multiple of `size`, which divides the ring: so many crops from there on are in one piece."""
+    def align(self, size: int, spare: int) -> None:
+        """Go on at a multiple of `size`, which divides the ring: so many crops from there on are in one piece.
+
+        Where more than `spare` crops would be idle at once, nothing is skipped.
+        """
         skipped = -self._head % size
-        self._skipped += skipped
-        self._head += skipped
+        if self._idle + skipped <= spare:
+            self._skip(skipped)
 
     def take(self, count: int) -> int:
         """Take the next `count` crops in a row; return the first.
@@ -48,21 +47,27 @@ class CropRing:
         Raises:  BufferError where they are not free: the ring is too small for what its user holds.
         """
         if self._head + count > len(self.crops):
-            self._skipped += len(self.crops) - self._head
+            self._skip(len(self.crops) - self._head)
             self._head = 0
-        taken = self._skipped + count
-        if taken > self._free:
+        if self._skipped + count > self._free:
             raise BufferError(f"{count} crops, found {self._free} free of {len(self.crops)}, expected enough")
         start = self._head
         self._head += count
+        self._free -= self._skipped + count
+        self._taken.append((count, self._skipped))
         self._skipped = 0
-        self._free -= taken
-        self._taken.append(taken)
         return start
 
     def give_back(self) -> None:
         """Give back the oldest range that was taken."""
-        self._free += self._taken.popleft()
+        count, skipped = self._taken.popleft()
+        self._free += count + skipped
+        self._idle -= skipped
+
+    def _skip(self, count: int) -> None:
+        self._head += count
+        self._skipped += count
+        self._idle += count
 
 
 def map_crops(descriptor: int, resolution_px: int) -> np.ndarray:
@@ -73,7 +78,8 @@ def map_crops(descriptor: int, resolution_px: int) -> np.ndarray:
     return memory[: size_bytes // crop_bytes * crop_bytes].reshape(-1, resolution_px, resolution_px, 3)
 
 
-def _open_unnamed_file() -> IO[bytes]:
+def _open_unnamed_file() -> int:
     if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("clip-crops", os.MFD_CLOEXEC), "r+b")
-    return tempfile.TemporaryFile()  # macOS has no file in memory; this one is unlinked at once
+        return os.memfd_create("clip-crops", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:  # macOS has no file in memory; this one is unlinked at once
+        return os.dup(file.fileno())

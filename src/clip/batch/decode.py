@@ -71,7 +71,7 @@ class Decoding:
             return outcomes
         sha256 = hashlib.sha256(data).hexdigest()
         return [
-            replace(outcome, row=replace(outcome.row, sha256=sha256)) if isinstance(outcome, Pixels) else outcome
+            replace(outcome, row=outcome.row._replace(sha256=sha256)) if isinstance(outcome, Pixels) else outcome
             for outcome in outcomes
         ]
 

@@ -7,6 +7,7 @@ threads or processes, write their crops into a ring of memory where the model re
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from ..budgets import ByteBudget, Hold
+    from ..budgets import ByteBudget
     from ..records import Row
     from .crops import CropRing
 
@@ -40,6 +41,11 @@ class Block:
     taken: int = 0  # crops of the ring that the block holds until they are given back
     warned: int = 0  # rows with a warning
     stored_turned: int = 0  # rows of images that are stored turned
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether not all outcomes are rows."""
+        return Failure in map(type, self.outcomes)
 
 
 @dataclass(frozen=True)
@@ -65,36 +71,47 @@ class Pace:
         return self.batch + 2 * self.chunk
 
     @property
+    def spare(self) -> int:
+        """Crops of the ring that may be idle so that batches begin where one can be read in one piece."""
+        return 2 * self.batch
+
+    @property
     def ring(self) -> int:
         """Crops that are enough, in whole batches, as one that the ring's end cuts has to be copied.
 
-        Beside the chunks ahead there are the one that is handed over, the one that is added to those that wait, what is
-        left over at the ring's end, and what is skipped there and at the end of a shard.
+        Beside the chunks ahead there are the one that is handed over, the one that is added to those that wait, and
+        what is left over at the ring's end.
         """
-        return math.ceil(((self.ahead + 3) * self.chunk + self.most_held) / self.batch + 2) * self.batch
+        return math.ceil(((self.ahead + 4) * self.chunk + self.most_held + self.spare) / self.batch) * self.batch
 
 
 class Feed:
     """Workers that turn chunks of entries into blocks."""
 
-    def __init__(self, pace: Pace, ring: CropRing | None, workers: int, budget: ByteBudget) -> None:
-        """Write crops into `ring`, of at least `pace.ring`; None for texts. Bytes of entries are held in `budget`."""
+    def __init__(
+        self, pace: Pace, ring: CropRing | None, workers: int, budget: ByteBudget, max_bytes: int = sys.maxsize
+    ) -> None:
+        """Write crops into `ring`, of at least `pace.ring`; None for texts. Bytes of entries are held in `budget`.
+
+        Files of more than `max_bytes` are not read.
+        """
         self._pace = pace
+        self._max_bytes = max_bytes
         self._ring = ring
         self._workers = workers
         self._budget = budget
 
     def blocks(
         self,
-        entries: Iterable[tuple[Item | Member | Failure | Mark, Hold | None]],
+        entries: Iterable[Item | Member | Failure | Mark],
         work: Callable[[Chunk], Answer],
         stop: Callable[[], None] = lambda: None,
     ) -> Generator[Block | Mark]:
         """Yield a block for each chunk of the entries, and the marks at their places.
 
-        An entry comes with what holds its bytes, which is released when its chunk is decoded. Whoever takes a block
-        gives its crops back to the ring, in the order of the blocks. Closing the generator ends the workers; `stop` is
-        called first, to shorten that.
+        The bytes of a chunk are held in the budget until it is decoded: a member's came with it, those of files are
+        waited for. Whoever takes a block gives its crops back to the ring, in the order of the blocks. Closing the
+        generator ends the workers; `stop` is called first, to shorten that.
         """
 
         def process(chunk: Chunk | Mark) -> Block | Mark:
@@ -110,30 +127,39 @@ class Feed:
         with closing(ahead) as blocks:
             yield from blocks
 
-    def _chunks(self, entries: Iterable[tuple[Item | Member | Failure | Mark, Hold | None]]) -> Generator[Chunk | Mark]:
+    def _chunks(self, entries: Iterable[Item | Member | Failure | Mark]) -> Generator[Chunk | Mark]:
         waiting: list[Item | Member | Failure] = []
-        holds: list[Hold] = []
-        for entry, hold in entries:
-            is_mark = not isinstance(entry, (Item, Member, Failure))
-            if not is_mark:
+        file_bytes = member_bytes = 0
+        for entry in entries:
+            if isinstance(entry, Item):
+                size = entry.size_bytes if self._ring is not None and entry.size_bytes <= self._max_bytes else 0
+                if waiting and file_bytes + size > CHUNK_BYTES:  # so that a large file is held alone
+                    yield self._make_chunk(waiting, file_bytes)
+                    waiting, file_bytes, member_bytes = [], 0, 0
+                file_bytes += size
                 waiting.append(entry)
-                holds += [hold] if hold is not None else []
-            if waiting and (is_mark or len(waiting) == self._pace.chunk or self._is_enough(holds)):
-                yield self._make_chunk(waiting, holds)
-                waiting, holds = [], []
-            if is_mark:
+            elif isinstance(entry, (Member, Failure)):
+                member_bytes += len(entry.data) if isinstance(entry, Member) else 0
+                waiting.append(entry)
+            else:
+                if waiting:
+                    yield self._make_chunk(waiting, file_bytes)
+                    waiting, file_bytes, member_bytes = [], 0, 0
                 if self._ring is not None:
-                    self._ring.align(self._pace.batch)
+                    self._ring.align(self._pace.batch, self._pace.spare)
                 yield entry
+                continue
+            is_full = len(waiting) == self._pace.chunk or file_bytes + member_bytes > CHUNK_BYTES
+            if is_full or self._budget.is_over():  # so many bytes are to be decoded, however few images they are
+                yield self._make_chunk(waiting, file_bytes)
+                waiting, file_bytes, member_bytes = [], 0, 0
         if waiting:
-            yield self._make_chunk(waiting, holds)
+            yield self._make_chunk(waiting, file_bytes)
 
-    def _is_enough(self, holds: list[Hold]) -> bool:
-        """Whether so many bytes wait that they are to be decoded, however few images they are."""
-        return self._budget.is_over() or sum(hold.size_bytes for hold in holds) > CHUNK_BYTES
-
-    def _make_chunk(self, entries: list[Item | Member | Failure], holds: list[Hold]) -> Chunk:
-        for hold in holds:
+    def _make_chunk(self, entries: list[Item | Member | Failure], file_bytes: int) -> Chunk:
+        holds = [self._budget.hold_waited(file_bytes)] if file_bytes else []
+        holds += [entry.held for entry in entries if isinstance(entry, Member) and entry.held is not None]
+        for hold in holds:  # now, as the budget grants what is waited for once decoders hold nothing
             hold.pass_on()
         if self._ring is None:
             return Chunk(entries, NO_CROPS, holds=holds)
@@ -142,10 +168,10 @@ class Feed:
 
 
 def _make_block(chunk: Chunk, answer: Answer) -> Block:
-    frames = sum(max(0, count - 1) for count in answer.counts)
+    frames = len(answer.outcomes) - len(chunk.entries)
     if chunk.crops is NO_CROPS:
         return Block(answer.outcomes, frames, None, answer.tokens)
-    rows = sum(not isinstance(outcome, Failure) for outcome in answer.outcomes)
+    rows = len(answer.outcomes) - list(map(type, answer.outcomes)).count(Failure)
     crops, start = (chunk.crops[:rows], chunk.start) if answer.overflow is None else (answer.overflow, None)
     return Block(
         answer.outcomes,

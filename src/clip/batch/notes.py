@@ -25,7 +25,7 @@ class Notes:
         """Count the outcomes of a block."""
         self.warned += block.warned
         self.stored_turned += block.stored_turned
-        for outcome in block.outcomes:
+        for outcome in block.outcomes if block.has_failures else ():
             if isinstance(outcome, Failure) and outcome.stage == "open":
                 kind = get_unread_kind(outcome.id) or get_unread_kind(outcome.path)
                 if kind is not None:

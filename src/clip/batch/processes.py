@@ -152,6 +152,7 @@ def isolate(
         yield lambda entry: prepare_entry(entry, processes)
     finally:
         processes.close()
+        ring.close()
 
 
 class _Process:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..budgets import ByteBudget, Hold
+from ..budgets import ByteBudget
 from ..encoder import Encoder
 from ..errors import TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
@@ -94,7 +94,9 @@ class Run:
         if missing:
             self._store.reopen()
         part: _Part | None = None
-        with closing(self._blocks(missing)) as blocks, ExitStack() as files:
+        with ExitStack() as all_files, closing(self._blocks(missing)) as blocks, ExitStack() as files:
+            if self._ring is not None:
+                all_files.callback(self._ring.close)  # after the processes that write into it
             for block in blocks:
                 if isinstance(block, Shard):
                     part = self._begin(block, files)
@@ -171,13 +173,13 @@ class Run:
         entries: Generator[_Listed] = (
             local if job.kind == "texts" else prefetch(local, job.limits.max_bytes, job.readers, held)
         )
-        feed = Feed(self._pace, self._ring, self._workers, held)
+        feed = Feed(self._pace, self._ring, self._workers, held, job.limits.max_bytes)
         stop = processes.close if processes else (lambda: None)
         frames = 0
         with (
             closing(entries),
             closing(held),  # before the entries are, as their threads may be waiting for it
-            closing(feed.blocks(self._admit(entries, held), preparing, stop)) as blocks,
+            closing(feed.blocks(entries, preparing, stop)) as blocks,
         ):
             for block in blocks:
                 if isinstance(block, _End):
@@ -185,17 +187,6 @@ class Run:
                 elif isinstance(block, Block):
                     frames += block.frames
                 yield block
-
-    def _admit(self, entries: Iterable[_Listed], budget: ByteBudget) -> Generator[tuple[_Listed, Hold | None]]:
-        """Yield the same entries, each with what holds its bytes; of a file on this machine when they may be read."""
-        max_bytes = self._job.limits.max_bytes
-        for entry in entries:
-            if isinstance(entry, Member):
-                yield entry, entry.held
-            elif isinstance(entry, Item) and self._job.kind != "texts":
-                yield entry, budget.hold_waited(entry.size_bytes if entry.size_bytes <= max_bytes else 0)
-            else:
-                yield entry, None
 
     def _entries(self, indices: Iterable[int], budget: ByteBudget) -> Generator[_Listed]:
         """Yield each shard, its entries as the source gives them, and its end, with the reader's count."""
@@ -255,10 +246,12 @@ class _Part:
 
     def add(self, block: Block) -> None:
         """Take what became of a chunk; encode a full batch, write a full row group."""
-        for place, outcome in enumerate(block.outcomes, self._taken):
+        first = block.outcomes[0] if block.outcomes else None
+        are_plain = isinstance(first, Row) and not first.values and not block.has_failures  # if one has values, all do
+        for place, outcome in enumerate(() if are_plain else block.outcomes, self._taken):
             if isinstance(outcome, Failure):
                 self._fail(place, outcome)
-            elif outcome.values:
+            else:
                 self._value_bytes += count_values(outcome.values)
         self._waiting.add(block, self._taken)
         self._taken += len(block.outcomes)

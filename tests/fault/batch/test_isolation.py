@@ -158,6 +158,7 @@ def test_an_image_that_kills_a_process_costs_its_chunk_nothing_else(
         answer = processes(chunk)
     finally:
         processes.close()
+        ring.close()
     [killer] = [outcome for outcome in answer.outcomes if outcome.id == "05a.hostile"]
     assert isinstance(killer, Failure)
     assert killer.error == "ChildProcessError"

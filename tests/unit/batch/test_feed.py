@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clip.batch.batches import Batches
@@ -54,6 +54,7 @@ def decode(chunk: Chunk) -> Answer:
     workers=st.integers(1, 3),
     most=st.integers(1, 5),
 )
+@example(frames=[1] * 60, marks=set(range(60)), large=set(), batch=8, workers=3, most=1)  # each shard wastes room
 def test_every_row_has_its_own_crop_in_the_order_of_the_entries(
     frames: list[int], marks: set[int], large: set[int], batch: int, workers: int, most: int
 ) -> None:
@@ -88,6 +89,7 @@ def test_every_row_has_its_own_crop_in_the_order_of_the_entries(
             take()
     while len(batches):
         take()
+    ring.close()
     assert found == [(str(number), frame) for number, count in enumerate(frames) for frame in range(count)]
     assert failed == [str(number) for number, count in enumerate(frames) if not count]
     assert budget.held_bytes == 0
@@ -113,6 +115,7 @@ def test_batches_are_read_where_their_crops_lie(shard: int) -> None:
             assert crops is not None
             assert np.shares_memory(crops, ring.crops)
             batches.give_back()
+    ring.close()
 
 
 def test_a_ring_that_is_full_says_so_and_one_given_back_is_taken_again() -> None:
@@ -126,11 +129,15 @@ def test_a_ring_that_is_full_says_so_and_one_given_back_is_taken_again() -> None
     ring.give_back()
     assert ring.take(6) == 4
     ring.give_back()
-    ring.align(5)
+    ring.align(5, spare=4)
     assert ring.take(5) == 0
+    ring.align(3, spare=0)
+    assert ring.take(1) == 5, "nothing may be idle"
+    ring.close()
 
 
 def test_another_mapping_of_a_ring_is_the_same_memory() -> None:
     ring = CropRing(3, SIDE)
     map_crops(ring.descriptor, SIDE)[1] = 9
+    ring.close()
     assert ring.crops.sum(axis=(1, 2, 3)).tolist() == [0, 9 * SIDE**2 * 3, 0]
