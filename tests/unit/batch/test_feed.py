@@ -11,16 +11,16 @@ from clip.batch.batches import Batches
 from clip.batch.crops import CropRing, map_crops
 from clip.batch.decode import Answer, Chunk
 from clip.batch.feed import Block, Feed, Pace
-from clip.budgets import ByteBudget, Hold
-from clip.records import Failure, Item, Row
+from clip.budgets import ByteBudget
+from clip.records import Failure, Item, Member, Row
 
 SIDE = 2
 MARK = "end of a shard"
 LARGE = 3_000_000  # bytes of an entry, of which a chunk holds few
 
 
-def make_item(number: int, frames: int) -> Item:
-    return Item(str(number), f"{frames}", 1)  # no frames: it fails
+def make_item(number: int, frames: int, size_bytes: int = 1) -> Item:
+    return Item(str(number), f"{frames}", size_bytes)  # no frames: it fails
 
 
 def make_crop(number: int, frame: int) -> np.ndarray:
@@ -34,6 +34,7 @@ def decode(chunk: Chunk) -> Answer:
     counts: list[int] = []
     for entry in chunk.entries:
         frames = int(entry.path)
+        assert chunk.holds, "its bytes are held while it is decoded"
         counts.append(max(1, frames))
         crops += [make_crop(int(entry.id), frame) for frame in range(frames)]
         outcomes += [Row(entry.id, "", 1, 1, "PNG", frame) for frame in range(frames)]
@@ -50,25 +51,30 @@ def decode(chunk: Chunk) -> Answer:
     frames=st.lists(st.sampled_from([1, 1, 1, 1, 0, 3]), max_size=60),
     marks=st.sets(st.integers(0, 60)),
     large=st.sets(st.integers(0, 60)),
+    members=st.sets(st.integers(0, 60)),
     batch=st.integers(1, 9),
     workers=st.integers(1, 3),
     most=st.integers(1, 5),
+    limit_bytes=st.sampled_from([1, LARGE, 10 * LARGE]),
 )
-@example(frames=[1] * 60, marks=set(range(60)), large=set(), batch=8, workers=3, most=1)  # each shard wastes room
+@example(
+    frames=[1] * 60, marks=set(range(60)), large=set(), members=set(), batch=8, workers=3, most=1, limit_bytes=1
+)  # each shard wastes room
 def test_every_row_has_its_own_crop_in_the_order_of_the_entries(
-    frames: list[int], marks: set[int], large: set[int], batch: int, workers: int, most: int
+    frames: list[int], marks: set[int], large: set[int], members: set[int], batch: int, workers: int, most: int, limit_bytes: int
 ) -> None:
     pace = Pace.of(batch, workers, most=most)
-    ring, budget = CropRing(pace.ring, SIDE), ByteBudget(10 * LARGE)
+    ring, budget = CropRing(pace.ring, SIDE), ByteBudget(limit_bytes)
     batches = Batches(ring, pace.most_held)
     found: list[tuple[str, int]] = []
     failed: list[str] = []
 
-    def entries() -> Iterator[tuple[Item | str, Hold | None]]:
+    def entries() -> Iterator[Item | Member | str]:
         for number, count in enumerate(frames):
-            yield make_item(number, count), budget.hold_waited(LARGE if number in large else 1)
+            item = make_item(number, count, LARGE if number in large else 1)
+            yield Member(item, b"1", budget.hold_waited(item.size_bytes)) if number in members else item
             if number in marks:
-                yield MARK, None
+                yield MARK
 
     def take() -> None:
         taken = batches.take(batch)
@@ -101,11 +107,11 @@ def test_batches_are_read_where_their_crops_lie(shard: int) -> None:
     ring, budget = CropRing(pace.ring, SIDE), ByteBudget(100)
     batches = Batches(ring, pace.most_held)
 
-    def entries() -> Iterator[tuple[Item | str, None]]:
+    def entries() -> Iterator[Item | str]:
         for number in range(960):
-            yield make_item(number, 1), None
+            yield make_item(number, 1)
             if number % shard == shard - 1:
-                yield MARK, None
+                yield MARK
 
     for block in Feed(pace, ring, 2, budget).blocks(entries(), decode):
         if isinstance(block, Block):
