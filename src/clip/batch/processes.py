@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from ..budgets import Allowance, ByteBudget
 from ..errors import InputError, ResourceError
-from ..records import Failure, Member, Row
+from ..records import Failure, Item, Member, Row
 from .crops import CropRing, map_crops
 from .decode import Answer, Chunk, Decoding
 from .prepare import prepare_entry
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from ..records import Item, Pixels, Tokens
+    from ..records import Pixels, Tokens
 
 START_S = 120.0  # for a process to start, on a machine that is busy or swaps
 PIECE_BYTES = 1_000_000  # of an image's file, as it is sent
@@ -290,7 +290,7 @@ def work(socket_descriptor: int, ring_descriptor: int) -> None:
 def _receive(connection: Connection, crops: np.ndarray) -> Chunk:
     """Take a chunk from the parent; a Failure stands for a member for whose bytes this process has no memory."""
     listed, start, count = connection.recv()
-    entries = [_receive_member(connection, *entry) if isinstance(entry, tuple) else entry for entry in listed]
+    entries = [entry if isinstance(entry, (Item, Failure)) else _receive_member(connection, *entry) for entry in listed]
     return Chunk(entries, crops[start : start + count], start)
 
 

@@ -61,7 +61,14 @@ def decode(chunk: Chunk) -> Answer:
     frames=[1] * 60, marks=set(range(60)), large=set(), members=set(), batch=8, workers=3, most=1, limit_bytes=1
 )  # each shard wastes room
 def test_every_row_has_its_own_crop_in_the_order_of_the_entries(
-    frames: list[int], marks: set[int], large: set[int], members: set[int], batch: int, workers: int, most: int, limit_bytes: int
+    frames: list[int],
+    marks: set[int],
+    large: set[int],
+    members: set[int],
+    batch: int,
+    workers: int,
+    most: int,
+    limit_bytes: int,
 ) -> None:
     pace = Pace.of(batch, workers, most=most)
     ring, budget = CropRing(pace.ring, SIDE), ByteBudget(limit_bytes)
