@@ -168,7 +168,7 @@ class Feed:
 
 
 def _make_block(chunk: Chunk, answer: Answer) -> Block:
-    frames = len(answer.outcomes) - len(chunk.entries)
+    frames = sum(answer.counts) - len(answer.counts)
     if chunk.crops is NO_CROPS:
         return Block(answer.outcomes, frames, None, answer.tokens)
     rows = len(answer.outcomes) - list(map(type, answer.outcomes)).count(Failure)
