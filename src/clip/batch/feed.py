@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .crops import CropRing
 
 Mark = TypeVar("Mark")  # what passes between entries, as the begin and the end of a shard do
-CHUNK_BYTES = 4_000_000  # of encoded images: a chunk of large ones is short
+CHUNK_BYTES = 4_000_000  # of encoded images: a chunk of large ones is short, and of less where the budget is small
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,7 @@ class Feed:
         """
         self._pace = pace
         self._max_bytes = max_bytes
+        self._chunk_bytes = min(CHUNK_BYTES, budget.limit_bytes // (2 * workers))
         self._ring = ring
         self._workers = workers
         self._budget = budget
@@ -133,7 +134,7 @@ class Feed:
         for entry in entries:
             if isinstance(entry, Item):
                 size = entry.size_bytes if self._ring is not None and entry.size_bytes <= self._max_bytes else 0
-                if waiting and file_bytes + size > CHUNK_BYTES:  # so that a large file is held alone
+                if waiting and file_bytes + size > self._chunk_bytes:  # so that a large file is held alone
                     yield self._make_chunk(waiting, file_bytes)
                     waiting, file_bytes, member_bytes = [], 0, 0
                 file_bytes += size
@@ -149,7 +150,7 @@ class Feed:
                     self._ring.align(self._pace.batch, self._pace.spare)
                 yield entry
                 continue
-            is_full = len(waiting) == self._pace.chunk or file_bytes + member_bytes > CHUNK_BYTES
+            is_full = len(waiting) == self._pace.chunk or file_bytes + member_bytes > self._chunk_bytes
             if is_full or self._budget.is_over():  # so many bytes are to be decoded, however few images they are
                 yield self._make_chunk(waiting, file_bytes)
                 waiting, file_bytes, member_bytes = [], 0, 0
