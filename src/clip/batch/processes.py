@@ -125,7 +125,10 @@ class DecoderProcesses:
     def _process(self) -> _Process:
         process: _Process | None = getattr(self._own, "process", None)
         if process is None or not process.alive:
-            process = _Process(self._setting, self._ring)
+            try:
+                process = _Process(self._setting, self._ring)
+            except ChildProcessError:  # as where it is the first to go when memory is short; twice has another reason
+                process = _Process(self._setting, self._ring)
             with self._starting:
                 self._processes.add(process)
                 if self._closed:
