@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..images.kinds import REMEDIES, get_unread_kind
-from ..records import Failure, Pixels
+from ..records import Failure
+
+if TYPE_CHECKING:
+    from .feed import Block
 
 
 @dataclass
@@ -17,15 +21,15 @@ class Notes:
     stored_turned: int = 0
     unread: Counter[str] = field(default_factory=Counter[str])  # failures that are HEIC, RAW or videos, by kind
 
-    def add(self, outcome: object) -> None:
-        """Count an outcome."""
-        if isinstance(outcome, Pixels):
-            self.warned += outcome.row.warning is not None
-            self.stored_turned += outcome.stored_turned
-        elif isinstance(outcome, Failure) and outcome.stage == "open":
-            kind = get_unread_kind(outcome.id) or get_unread_kind(outcome.path)
-            if kind is not None:
-                self.unread[kind] += 1
+    def add(self, block: Block) -> None:
+        """Count the outcomes of a block."""
+        self.warned += block.warned
+        self.stored_turned += block.stored_turned
+        for outcome in block.outcomes if block.has_failures else ():
+            if isinstance(outcome, Failure) and outcome.stage == "open":
+                kind = get_unread_kind(outcome.id) or get_unread_kind(outcome.path)
+                if kind is not None:
+                    self.unread[kind] += 1
 
     def count_unread(self, ignored: dict[str, int]) -> dict[str, int]:
         """Return the files of each kind that is not read, those passed over in folders and archives included."""

@@ -260,11 +260,11 @@ def _is_animated(image: Image.Image) -> bool:
 def _with_id(outcome: Pixels | Failure, frame_id: str) -> Pixels | Failure:
     if isinstance(outcome, Failure):
         return replace(outcome, id=frame_id)
-    return replace(outcome, row=replace(outcome.row, id=frame_id))
+    return replace(outcome, row=outcome.row._replace(id=frame_id))
 
 
 def _with_warnings(outcome: Pixels | Failure, warnings: list[str]) -> Pixels | Failure:
     if isinstance(outcome, Failure):
         return outcome
     own = [outcome.row.warning] if outcome.row.warning else []
-    return replace(outcome, row=replace(outcome.row, warning="; ".join([*warnings, *own])))
+    return replace(outcome, row=outcome.row._replace(warning="; ".join([*warnings, *own])))

@@ -30,6 +30,7 @@ Precision = Literal["reference", "fp32", "fp16", "bf16", "int8", "fp8"]
 CALIBRATED_PRECISIONS: frozenset[Precision] = frozenset({"int8"})  # those that are quantised by some of the images
 VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
+Decoders = Literal["auto", "threads", "processes"]
 Quoting = Literal["auto", "standard", "none"]
 DuplicateIds = Literal["error", "keep"]
 ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]

@@ -64,7 +64,7 @@ def add_values(member: Member, values: tuple[str | None, ...]) -> Member:
     """Return a member with the values of what is beside it."""
     if member.held is not None:
         member.held.charge(count_values(values))
-    return replace(member, item=replace(member.item, values=values))
+    return replace(member, item=member.item._replace(values=values))
 
 
 class PartReader:

@@ -267,7 +267,7 @@ class Source:
                 self._check_place(Item(own_id, path, 0))
         here = self.locate(path)
         parts = container.parts(here, own_id, shard_size, self.selection)
-        return (replace(entry, path=path) if entry.path == here else entry for entry in parts) if self.base else parts
+        return (_move(entry, path) if entry.path == here else entry for entry in parts) if self.base else parts
 
     def _add_values(self, name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
         """Yield the entries of an input, images with what the files beside them say of the columns.
@@ -302,7 +302,7 @@ class Source:
             values, found = read_values(item.path, read, self.columns)
         except (OSError, InputError) as exc:
             return Failure.of(item, "read", exc), set(list_endings(self.columns))
-        return replace(item, values=values), found
+        return item._replace(values=values), found
 
     def _check_place(self, entry: Item) -> None:
         if self.columns.kind == "texts" or is_remote(entry.path):
@@ -367,3 +367,7 @@ def _limit(entries: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
             limit -= 1 if not isinstance(entry, ContainerPart) else limit if entry.members is None else entry.members
         else:
             return
+
+
+def _move(entry: Entry, path: str) -> Entry:
+    return entry._replace(path=path) if isinstance(entry, Item) else replace(entry, path=path)

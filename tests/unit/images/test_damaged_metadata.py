@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 import clip
 from clip.batch.decode import Decoding
-from clip.batch.isolate import IsolatedDecoder
+from clip.batch.processes import isolate
 from clip.errors import ImageError
 from clip.images import bomb_check
 from clip.images.decode import decode, read_pixels
@@ -192,17 +192,14 @@ def test_threads_and_processes_and_the_encoder_give_the_same(tmp_path: Path) -> 
         path.write_bytes(data)
         items.append(Item(path.name, str(path), len(data)))
     decoding = Decoding(Source((str(tmp_path),)), SETTINGS, Limits(), DecodeOptions())
-    isolated = IsolatedDecoder(decoding, 60.0)
-    try:
+    with isolate(decoding, 60.0, 100_000_000) as decode:
         for item in items:
-            [here], [there] = decoding(item), isolated(item)
+            [here], [there] = decoding(item), decode(item)
             if isinstance(here, Pixels):
                 assert isinstance(there, Pixels)
                 assert (here.row, here.array.tolist()) == (there.row, there.array.tolist())
             else:
                 assert here == there
-    finally:
-        isolated.close()
     encoder = clip.Encoder("sketch")
     paths = [item.path for item in items]
     by_path, failures = encoder.embed_images(paths, on_error="none")
