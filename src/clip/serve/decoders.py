@@ -9,17 +9,17 @@ import io
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from ..batch.decode import Decoding
-from ..batch.isolate import IsolatedDecoder
+from ..batch.processes import isolate
 from ..budgets import ByteBudget
 from ..errors import ResourceError
 from ..parallel import available_cores
-from ..records import Failure, Item, Member, Pixels
+from ..records import Failure, Item, Member, Pixels, Tokens
 from ..sources.source import Source
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ class Decoders:
         """Start the threads; `observe` gets the seconds that each image took."""
         self._observe, self._decoding = observe, decoding
         self._budget = ByteBudget(job.decode_budget_bytes)
+        self._processes = ExitStack()
         self._isolated = None
         if job.decoders == "processes":
-            self._isolated = IsolatedDecoder(self._decoding, job.max_seconds, self._budget.reserve)
+            isolated = isolate(self._decoding, job.max_seconds, job.decode_budget_bytes)
+            self._isolated = self._processes.enter_context(isolated)
         workers = job.workers or available_cores()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="clip-decode")
         self._lock = threading.Lock()
@@ -76,19 +78,19 @@ class Decoders:
         """Drop what waits, and end the processes at once."""
         self._budget.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._isolated is not None:
-            self._isolated.close()
+        self._processes.close()
 
     def _decode(self, entry: Item | Member) -> list[Pixels | Failure]:
         started = time.monotonic()
         try:
             outcomes = self._isolated(entry) if self._isolated else self._decoding(entry, self._budget.reserve)
+            images = [outcome for outcome in outcomes if not isinstance(outcome, Tokens)]
         except (ResourceError, OSError) as exc:
             self.error = str(exc)
             raise DecoderError(str(exc)) from exc
         self.error = None
         self._observe(time.monotonic() - started)
-        return outcomes
+        return images
 
     def _count_down(self, _: object) -> None:
         with self._lock:
