@@ -40,6 +40,7 @@ from ..store.update import count_changes, update_plan
 from ..store.writer import StoreWriter, check_room
 from .count import count_expected, count_shard
 from .decode import Decoding
+from .given_columns import check_ids, find_empty
 from .notes import advise
 from .run import Run
 from .sample import draw_calibration
@@ -96,6 +97,9 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             run = Run(job, encoder, source, plan, store, lock, progress)
             resumed = run.write()
             counts = _check_counts(store.parts, plan, job.decode.frames)
+            if job.columns.id and plan.containers and job.duplicate_ids == "error":
+                check_ids(store.parts, plan.shards)  # those of lists and folders were compared when they were listed
+            empty = find_empty(store.parts, plan.shards, source.columns)
             lock.check()
             ignored = dict(Counter(plan.ignored) + store.ignored(range(plan.shards)))
             store.finish({**counts, "ignored": ignored})
@@ -112,7 +116,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         warned=notes.warned,
         stored_turned=notes.stored_turned,
         unread=unread,
-        advice=advise(unread, notes.stored_turned),
+        advice=advise(unread, notes.stored_turned, empty),
     )
 
 
