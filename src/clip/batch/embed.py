@@ -338,6 +338,7 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         dtype=job.policy.dtype,
         hashes=job.policy.hashes,
         long_text=None if job.kind == "images" else job.long_text,
+        text_warnings=job.kind == "texts" and job.long_text == "cut",
         dim=encoder.dim,
         device=str(encoder.device),
         versions={"clip-turbo": __version__, **versions},

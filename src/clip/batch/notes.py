@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..images.kinds import REMEDIES, get_unread_kind
-from ..records import Failure, Pixels
+from ..records import Failure, Pixels, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +23,9 @@ class Notes:
 
     def add(self, outcome: object) -> None:
         """Count an outcome."""
-        if isinstance(outcome, Pixels):
+        if isinstance(outcome, (Pixels, Tokens)):
             self.warned += outcome.row.warning is not None
+        if isinstance(outcome, Pixels):
             self.stored_turned += outcome.stored_turned
         elif isinstance(outcome, Failure) and outcome.stage == "open":
             kind = get_unread_kind(outcome.id) or get_unread_kind(outcome.path)

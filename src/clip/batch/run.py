@@ -19,7 +19,19 @@ from ..encoder import Encoder
 from ..errors import TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
 from ..parallel import available_cores, map_ahead, read_ahead
-from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens, count_bytes, count_values
+from ..records import (
+    ContainerPart,
+    Failure,
+    Item,
+    Member,
+    Pixels,
+    Row,
+    Shard,
+    Tokens,
+    add_warning,
+    count_bytes,
+    count_values,
+)
 from ..sources.remote.prefetch import prefetch
 from ..store.part_writer import PartWriter
 from ..store.parts import EMBEDDING, FAILURES, TEXT_EMBEDDING
@@ -312,8 +324,14 @@ def prepare_entry(
     if isinstance(tokens, Failure):
         return [tokens]
     if tokenizing.kind == "texts":
-        return [Tokens(Row(item.id, item.path, 0, 0, "", item.size_bytes, values=item.values), tokens)]
-    return [replace(outcome, tokens=tokens) if isinstance(outcome, Pixels) else outcome for outcome in decode(entry)]
+        row = Row(item.id, item.path, 0, 0, "", item.size_bytes, warning=tokens.warning, values=item.values)
+        return [Tokens(row, tokens.ids)]
+    return [
+        replace(outcome, row=add_warning(outcome.row, tokens.warning), tokens=tokens.ids)
+        if isinstance(outcome, Pixels)
+        else outcome
+        for outcome in decode(entry)
+    ]
 
 
 def encode_outcomes(outcomes: Sequence[Pixels | Tokens], encoder: Encoder) -> dict[str, np.ndarray]:

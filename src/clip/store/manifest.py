@@ -87,6 +87,7 @@ class Manifest:
     input_fingerprint: str | None = None  # None until the input is listed
     counts: dict[str, Any] | None = None  # None until the run is over
     warnings: bool = True  # whether rows have a column for them; those of version 0.1.0 have none
+    text_warnings: bool = False  # likewise for rows of texts, where a text that is too long is cut
     run: str = ""  # goes into the checksums of the parts; empty where they carry none, as those of version 0.1.0
 
     @property
@@ -142,7 +143,8 @@ class Manifest:
             "counts": self.counts,
         }
         # unknown to version 0.1.0
-        rare = {"stated_architecture": self.stated_architecture, "warnings": self.warnings, "run": self.run}
+        names = ("stated_architecture", "warnings", "text_warnings", "run")
+        rare: dict[str, Any] = {name: getattr(self, name) for name in names}
         content |= {key: value for key, value in rare.items() if value}
         content |= {} if self.base is None else {"base": self.base}  # likewise
         return json.loads(json.dumps(content))  # lists for tuples, as when it is read

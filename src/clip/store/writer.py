@@ -77,7 +77,9 @@ class StoreWriter:
             if self._earlier and (difference := self._earlier.first_difference(manifest)):
                 raise self._mismatch(*difference)
         if self._earlier:  # whose parts carry its name, and have its columns
-            self.manifest = replace(manifest, run=self._earlier.run, warnings=self._earlier.warnings)
+            earlier = self._earlier
+            names = ("run", "warnings", "text_warnings")
+            self.manifest = replace(manifest, **{name: getattr(earlier, name) for name in names})
         else:
             self.manifest = replace(manifest, run=manifest.identify())
         self.schema = embedding_schema(self.manifest)
