@@ -1,7 +1,7 @@
 """The manifest of an output: everything its vectors depend on, its input, and its counts.
 
 The JSON keys are those of version 0.1.0, some of which are older words than the fields: `policies` and `decode` are
-DecodeOptions, `guards` are Limits, `keep`, `column`, `id_column` and `text_column` are Columns.
+DecodeOptions, `guards` are Limits, `keep`, `column`, `id_column`, `text_column`, `delimiter` and `quoting` are Columns.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ KINDS: dict[Kind, str] = {"images": "pictures", "texts": "texts", "pairs": "pair
 COMPARED_KEYS = (
     *("weights_sha256", "architecture", "preprocess", "preprocess_settings", "precision", "computed_in", "calibration"),
     *("decode", "policies", "guards", "normalised", "dtype", "dim", "hashes", "kind", "long_text", "keep"),
-    "shard_size",
+    *("delimiter", "quoting", "shard_size"),
 )
+# What else decides which entries an input gives: where the listing is another one, and one of these is, that is why.
+READING_KEYS = ("column", "id_column", "text_column", "globs", "limit")
+READING_DEFAULTS: dict[str, Any] = {"delimiter": "", "quoting": "auto"}  # as which these keys are left out
 # Of something that is no file of ours: nothing there, a file for a folder, a pipe, a link to itself, a file too large.
 NO_MANIFEST = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EFBIG, errno.ENAMETOOLONG)
 COUNTED = ("read", "written", "failed")  # in `counts`
@@ -147,11 +150,13 @@ class Manifest:
         rare: dict[str, Any] = {name: getattr(self, name) for name in names}
         content |= {key: value for key, value in rare.items() if value}
         content |= {} if self.base is None else {"base": self.base}  # likewise
+        reading = {"delimiter": columns.delimiter_character, "quoting": columns.quoting}
+        content |= {key: value for key, value in reading.items() if value != READING_DEFAULTS[key]}  # likewise
         return json.loads(json.dumps(content))  # lists for tuples, as when it is read
 
     def identify(self) -> str:
         """Return what distinguishes the parts of this run from those of another: a hash of what vectors depend on."""
-        content = self.to_json()
+        content = READING_DEFAULTS | self.to_json()
         values = [content[key] for key in (*self._own_keys, *COMPARED_KEYS)]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
@@ -164,7 +169,8 @@ class Manifest:
         values: dict[str, Any] = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         keep, types = zip(*content["keep"], strict=True) if content.get("keep") else ((), ())
         entry, own_id, text = (content.get(name) for name in ("column", "id_column", "text_column"))
-        values["columns"] = Columns(entry, own_id, content.get("kind") == KINDS["texts"], text, keep, types)
+        reading = {name: content[name] for name in ("delimiter", "quoting") if name in content}
+        values["columns"] = Columns(entry, own_id, content.get("kind") == KINDS["texts"], text, keep, types, **reading)
         values["decode"] = DecodeOptions(content.get("decode", "exact"), **content.get("policies", {}))
         values["limits"] = Limits(**content.get("guards", {}))
         values |= {name: tuple(content.get(name, ())) for name in ("source", "globs")}
@@ -175,16 +181,14 @@ class Manifest:
     def _own_keys(self) -> tuple[str, ...]:
         return () if self.weights_sha256 else ("weights_source",)
 
-    def first_difference(self, other: Manifest) -> tuple[str, Any, Any] | None:
-        """Return the first key of COMPARED_KEYS in which two manifests differ, and both values; None if they agree.
+    def first_difference(self, other: Manifest, keys: tuple[str, ...] = COMPARED_KEYS) -> tuple[str, Any, Any] | None:
+        """Return the first of some keys in which two manifests differ, and both values; None if they agree.
 
         Weights without a hash were drawn at random, and are compared by their seed.
         """
-        mine, theirs = self.to_json(), other.to_json()
-        return next(
-            ((key, mine[key], theirs[key]) for key in (*self._own_keys, *COMPARED_KEYS) if mine[key] != theirs[key]),
-            None,
-        )
+        mine, theirs = (READING_DEFAULTS | manifest.to_json() for manifest in (self, other))
+        keys = (*self._own_keys, *keys)
+        return next(((key, mine[key], theirs[key]) for key in keys if mine[key] != theirs[key]), None)
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..atomic_files import make_folder, remove_temporaries, translate_os_errors
 from ..errors import StoreMismatchError
-from .manifest import CALIBRATION, INDEX, MANIFEST, Manifest, read_manifest, write_manifest
+from .manifest import CALIBRATION, INDEX, MANIFEST, READING_KEYS, Manifest, read_manifest, write_manifest
 from .part_writer import PartWriter
 from .parts import EMBEDDING, EMBEDDINGS, FAILURES, Parts, embedding_schema, shard_number
 from .plan import PLAN_FOLDERS
@@ -56,6 +56,10 @@ def check_room(path: Path) -> None:
         found = f"holds {existing[0]!r} and no {MANIFEST}"
         remedy = "Choose another output, or move it away."
         raise StoreMismatchError(path, found, "an empty folder or one of ours", remedy)
+
+
+def _show(value: object) -> str:
+    return json.dumps(value)[:MAX_SHOWN]
 
 
 class StoreWriter:
@@ -128,7 +132,7 @@ class StoreWriter:
                 remove_temporaries(self.path / folder, "part-")
 
     def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:
-        earlier, wanted = (json.dumps(value)[:MAX_SHOWN] for value in values)
+        earlier, wanted = map(_show, values)
         found = f"holds a run whose {key} is {earlier}"
         expected = f"{wanted} to resume it"
         remedy = "Pass `overwrite=True` to replace it, or choose another output."
@@ -137,6 +141,10 @@ class StoreWriter:
     def make_input_error(self, changes: str = "") -> StoreMismatchError:
         """Return the error for an input that is another one than that of the run, with the changes in words."""
         found = changes or "its input changed since"
+        if self._earlier and (difference := self._earlier.first_difference(self.manifest, READING_KEYS)):
+            key, *values = difference
+            earlier, wanted = map(_show, values)
+            found += f", as its {key} was {earlier} and is {wanted}"
         remedy = "Add `update=True` to bring it up to date, or choose another output."
         return StoreMismatchError(self.path, found, remedy=remedy)
 
