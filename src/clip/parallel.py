@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-# The most beside the main thread, in /proc/PID/task every 2 ms (LOG 2026-11-28): on one core 9 of `clip embed --fast` and
+# The most beside the main thread, by /proc/PID/task every 2 ms (LOG.md): on one core 9 of `clip embed --fast` and
 # 11 of `clip search --where`, on two 15 and 12; the further core brought six, of decoders, OpenVINO, torch and pyarrow.
 THREADS_PER_CORE, OTHER_THREADS = 6, 5
 ADDRESS_SPACE_BYTES = 4_000_000_000  # VmPeak of `clip embed --model sketch` on two cores, rounded up
