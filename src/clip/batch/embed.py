@@ -149,7 +149,7 @@ def open_source(job: EmbedJob) -> Source:
         return source.with_base()
     if earlier.base is None:
         return source
-    kept, lists = join_root(earlier.base, earlier.root), source.list_places()
+    kept, lists = join_root(earlier.find_base(Path(job.output)), earlier.root), source.list_places()
     is_there = is_remote(kept) or os.path.isdir(kept)  # noqa: PTH112
     if not job.root and is_there and earlier.source == lists and STDIN not in lists:  # of which each is another list
         source = replace(source, root=kept)
@@ -312,6 +312,14 @@ def _hash_content(source: Source, item: Item, max_bytes: int) -> str | None:
         return None  # it is embedded again, and the error becomes its failure row
 
 
+def _make_relative(base: str, output: str | Path) -> str:
+    """Return where a folder is from an output; empty where it is on another drive."""
+    try:
+        return os.path.relpath(base, os.path.abspath(output))  # noqa: PTH100
+    except ValueError:
+        return ""
+
+
 def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, Any] | None) -> Manifest:
     """Return the manifest: all that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
@@ -346,6 +354,7 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         globs=job.globs,
         root=job.root if source.base is None else source.root,
         base=source.base,
+        base_from_output=_make_relative(source.base, job.output) if source.base else "",
         duplicate_ids=job.duplicate_ids,
         limit=job.limit,
         shard_size=job.policy.shard_size,

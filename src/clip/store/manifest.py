@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,6 +85,7 @@ class Manifest:
     globs: tuple[str, ...] = ()
     root: str = ""  # where relative paths in lists start, itself relative to `base`
     base: str | None = None  # where ids and paths start, an absolute path; None in outputs of version 0.1.0
+    base_from_output: str = ""  # the same from the output, as both may move together
     duplicate_ids: str = "error"
     limit: int | None = None
     shard_size: int = 10_000
@@ -146,13 +148,21 @@ class Manifest:
             "counts": self.counts,
         }
         # unknown to version 0.1.0
-        names = ("stated_architecture", "warnings", "text_warnings", "run")
+        names = ("stated_architecture", "warnings", "text_warnings", "run", "base_from_output")
         rare: dict[str, Any] = {name: getattr(self, name) for name in names}
         content |= {key: value for key, value in rare.items() if value}
         content |= {} if self.base is None else {"base": self.base}  # likewise
         reading = {"delimiter": columns.delimiter_character, "quoting": columns.quoting}
         content |= {key: value for key, value in reading.items() if value != READING_DEFAULTS[key]}  # likewise
         return json.loads(json.dumps(content))  # lists for tuples, as when it is read
+
+    def find_base(self, output: Path) -> str:
+        """Return the folder to which paths are relative; where it is gone, the one at its place from the output."""
+        base = self.base or ""
+        if not base or not self.base_from_output or os.path.isdir(base):  # noqa: PTH112  texts
+            return base
+        moved = os.path.normpath(os.path.join(os.path.abspath(output), self.base_from_output))  # noqa: PTH100, PTH118
+        return moved if os.path.isdir(moved) else base  # noqa: PTH112
 
     def identify(self) -> str:
         """Return what distinguishes the parts of this run from those of another: a hash of what vectors depend on."""
@@ -231,6 +241,8 @@ def check_manifest(manifest: Manifest) -> Manifest:
         raise ValueError(f"its dim is {manifest.dim}")
     if manifest.base and not Path(manifest.base).is_absolute():  # a URL would have a server asked
         raise ValueError(f"its base is {manifest.base!r}")
+    if os.path.isabs(manifest.base_from_output) or "://" in manifest.base_from_output:  # noqa: PTH117
+        raise ValueError(f"its base_from_output is {manifest.base_from_output!r}")
     for _, kind in manifest.columns.kept:
         if not isinstance(pa.type_for_alias(kind), pa.DataType):
             raise TypeError(f"it keeps a column of {kind!r}")

@@ -112,9 +112,9 @@ class StoreWriter:
             self._earlier = None  # the manifest is written anew, the parts stay
         if self._earlier is not None:
             # The same images may be elsewhere by now.
-            source, root, base = self.manifest.source, self.manifest.root, self.manifest.base
-            has_moved = (source, root, base) != (self._earlier.source, self._earlier.root, self._earlier.base)
-            self.manifest = replace(self._earlier, source=source, root=root, base=base)
+            places = {name: getattr(self.manifest, name) for name in ("source", "root", "base", "base_from_output")}
+            self.manifest = replace(self._earlier, **places)
+            has_moved = self.manifest != self._earlier
         with translate_os_errors(self.path):
             if self._overwrite:
                 for folder in (EMBEDDINGS, FAILURES):

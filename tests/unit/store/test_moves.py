@@ -63,6 +63,45 @@ def test_a_folder_that_moved_is_nothing_to_do_and_its_rows_follow(album: Path, w
     assert (read_manifest(out)["base"], read_manifest(out)["source"]) == (str(moved), [str(moved)])
 
 
+@pytest.mark.parametrize("place", ["out", "album/out", "other/place/out"])
+def test_an_output_that_moved_together_with_its_images_finds_them(weights: Path, tmp_path: Path, place: str) -> None:
+    project = tmp_path / "project"
+    draw_photos(project / "album" / "sub", [f"{n}.png" for n in range(3)])
+    clip.embed(make_job(project / "album", project / place, weights))
+    moved = project.rename(tmp_path / "elsewhere")
+    out = moved / place
+    assert find_paths(out) == [str(moved / "album/sub" / f"{n}.png") for n in range(3)]
+    assert clip.verify(VerifyJob(output=out, sample=3)).min_cosine == pytest.approx(1)
+    report = clip.embed(make_job(moved / "album", out, weights))
+    assert count_new(report) == 0
+    assert read_manifest(out)["base"] == str(moved / "album")
+    (moved / "album/sub").rename(tmp_path / "kept")
+    (tmp_path / "photos").mkdir()
+    out = shutil.move(out, tmp_path / "photos" / "out")
+    if place == "out":  # alone, the place beside it is another one, and not there
+        shutil.rmtree(moved)
+        with pytest.raises(InputError, match="album: is not there"):
+            clip.verify(VerifyJob(output=out, sample=1))
+
+
+def test_where_the_images_still_are_counts_before_where_they_would_be(weights: Path, tmp_path: Path) -> None:
+    draw_photos(tmp_path / "a" / "album", ["0.png"])
+    clip.embed(make_job(tmp_path / "a/album", tmp_path / "a/out", weights))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert find_paths(tmp_path / "b/out") == [str(tmp_path / "a/album/0.png")]
+
+
+def test_an_output_without_the_place_of_its_images_from_it_is_read_as_ever(weights: Path, tmp_path: Path) -> None:
+    draw_photos(tmp_path / "a" / "album", ["0.png"])
+    clip.embed(make_job(tmp_path / "a/album", tmp_path / "a/out", weights))
+    change_manifest(tmp_path / "a/out", base_from_output="")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert find_paths(tmp_path / "b/out") == [str(tmp_path / "a/album/0.png")]
+    change_manifest(tmp_path / "b/out", base_from_output="http://host/")
+    with pytest.raises(StoreError, match="its base_from_output is"):
+        find_paths(tmp_path / "b/out")
+
+
 def test_an_output_is_the_same_from_every_folder(
     album: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
