@@ -36,6 +36,7 @@ from ..store.lock import Lock, hold_lock
 from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
 from ..store.parts import EMBEDDINGS, Parts
 from ..store.plan import Plan, collect_id_hashes, count_members, read_plan, recover_listing, remove_plan, write_plan
+from ..store.renamed_containers import rename_containers
 from ..store.update import count_changes, update_plan
 from ..store.writer import StoreWriter, check_room
 from .count import count_expected, count_shard
@@ -212,6 +213,7 @@ def _plan_run(
         remove_plan(store.path)  # first, as no listing of another run may describe the parts of this one
     store.begin(plan.fingerprint, update=job.policy.update)
     plan = plan.adopt()
+    rename_containers(store, plan)
     store.remove_beyond(plan.shards)
     return plan, removed, renamed
 

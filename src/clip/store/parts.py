@@ -28,7 +28,7 @@ from ..errors import ClipError, StoreError, quote
 from .checksums import check_footer, check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from .manifest import Manifest
@@ -144,6 +144,16 @@ class Parts:
             table = file.read(columns=None if names is None else list(names))
             self._check_values(path, table, file.metadata.num_rows)
         return table.replace_schema_metadata() if names is None else table.select(list(names)).replace_schema_metadata()
+
+    def read_groups(self, path: Path) -> Iterator[pa.Table]:
+        """Read the columns of the run, a group of rows at a time. Raises: as `read`."""
+        names = self._expected(path).names
+        with self._open(path) as file:
+            self._check_columns(path, file, names)
+            for number in range(file.num_row_groups):
+                table = file.read_row_group(number, columns=names)
+                self._check_values(path, table, file.metadata.row_group(number).num_rows)
+                yield table.select(names).replace_schema_metadata()
 
     def read_or_empty(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a file as `read` does; where there is none, return an empty table with these columns."""
