@@ -309,10 +309,16 @@ class Source:
         return replace(item, id=own_id, values=beside.values), beside.endings
 
     def _check_place(self, entry: Item) -> None:
-        if self.columns.kind == "texts" or is_remote(entry.path):
-            wanted = "texts" if self.columns.kind == "texts" else f"column {self.columns.beside[0]!r}"
+        if self.columns.kind == "texts":
             remedy = "Leave it out, or pass the list or table that names it."
-            raise InputError(entry.path, "found neither a list nor a table", f"{wanted} in one", remedy)
+            raise InputError(entry.path, "found neither a list nor a table", "texts in one", remedy)
+        if is_remote(entry.path) and list_endings(self.columns):  # each file would take a request of its own
+            column = next(column for column in self.columns.beside if column != KEY)
+            found = f"is on a server, where no files beside an image are read for column {column!r}"
+            remedy = (
+                "Pack the images with their files into tars, as WebDataset does, or list their URLs with the column."
+            )
+            raise InputError(entry.path, found, "an archive, a list or a table", remedy)
 
     def _check_types(self, path: str) -> None:
         """Raise InputError for columns that are to have other types than text in what has texts alone."""

@@ -340,3 +340,27 @@ def test_a_copied_column_that_no_image_has_is_named_at_the_end(tmp_path: Path, t
     )
     assert clip.embed(embed_job(**options)).advice == told
     assert clip.embed(embed_job(**options)).advice == told, "of a run that did nothing"
+
+
+def test_on_a_server_files_beside_images_are_refused_and_archives_and_keys_are_not(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for name, data in {"a.png": PNG, "a.txt": b"text", "b.png": PNG}.items():
+        memory.pipe(f"/beside/{name}", data)
+    memory.pipe("/beside.tar", write(tmp_path / "a.tar", {"a.png": PNG, "a.txt": b"text"}).read_bytes())
+
+    def entries(name: str, **columns: Any) -> list[Any]:
+        source = Source((name,), columns=Columns(**columns))
+        return [entry for shard in source.shards(5, Counter()) for entry in shard.entries]
+
+    for columns in ({"text": "txt"}, {"keep": ("key", "url")}, {"id": "uid"}):
+        for name in ("memory://beside/", "memory://beside/*.png", "memory://beside/a.png"):
+            with pytest.raises(InputError, match=r"is on a server, where no files beside an image .* Pack the images"):
+                entries(name, **columns)
+    assert [(one.id, one.values) for one in entries("memory://beside/", id="key", keep=("key",))] == [
+        ("a", ("a",)),
+        ("b", ("b",)),
+    ]
+    [part] = entries("memory://beside.tar", text="txt", id="key")
+    source = Source(("memory://beside.tar",), columns=Columns(text="txt", id="key"))
+    assert [(one.item.id, one.item.values) for one in source.members(part, 10**6, Counter())] == [("a", ("text",))]  # type: ignore[union-attr]  # pyright: ignore
