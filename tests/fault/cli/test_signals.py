@@ -146,5 +146,12 @@ def test_a_signal_in_the_last_import_ends_the_command_once() -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "143\n", "")
 
 
+@pytest.mark.parametrize("where", ["finalizer", "property"])
+def test_a_signal_whose_exception_is_lost_ends_the_command_nevertheless(where: str) -> None:
+    command = [*programs.command("signal_in_finalizer"), where]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "143\n", "")
+
+
 def _reset() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
