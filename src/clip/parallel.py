@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 # The most beside the main thread, by /proc/PID/task every 2 ms (LOG.md): on one core 9 of `clip embed --fast` and
-# 11 of `clip search --where`, on two 15 and 12; the further core brought six, of decoders, OpenVINO, torch and pyarrow.
+# 11 of `clip search --where`, on two 15 and 12: six more for the second core.
 THREADS_PER_CORE, OTHER_THREADS = 6, 5
 ADDRESS_SPACE_BYTES = 4_000_000_000  # VmPeak of `clip embed --model sketch` on two cores, rounded up
 LAST_ITEM_S = 2.0  # to wait at the end for the item that a reading thread is at
