@@ -94,10 +94,9 @@ class ByteBudget:
         hold.grow(size_bytes)
         return hold
 
-    def hold_passed(self, size_bytes: int) -> Hold:
-        """Do the same in the consumer's thread, for an entry that it passes on at once."""
+    def hold_waited(self, size_bytes: int) -> Hold:
+        """Do the same in the consumer's thread, which can do nothing until it is granted."""
         hold = Hold(self)
-        hold.is_passed = True
         if (granted := self.ask(hold, size_bytes)) is not None:
             with self.waiting_for(hold):
                 granted.result()

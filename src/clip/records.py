@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .errors import ClipError
 
@@ -57,8 +57,7 @@ def id_hash(own_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(own_id.encode(), digest_size=8).digest(), "little")
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):  # its pickle and its making take half of a dataclass's time, and there are millions
     """One image of a source, not yet read."""
 
     id: str  # stable name, valid UTF-8; in a folder the path relative to it, with forward slashes
@@ -68,8 +67,7 @@ class Item:
     values: tuple[str | None, ...] = ()  # of the copied columns, as texts; a text that is embedded comes first
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """What is stored of an image beside its vector."""
 
     id: str
@@ -79,7 +77,7 @@ class Row:
     format: str  # Pillow's name: "JPEG", "PNG"
     size_bytes: int  # encoded
     sha256: str | None = None  # of the encoded image, where a job asks for it
-    warning: str | None = None  # what was wrong beside the pixels
+    warning: str | None = None  # what was wrong beside the pixels, or that a text's tail is left out
     values: tuple[str | None, ...] = ()  # the item's
 
 
@@ -156,15 +154,15 @@ class Member:
         """The item's."""
         return self.item.path
 
-    def pass_on(self) -> None:
-        """Say that its bytes are with those who decode them."""
-        if self.held is not None:
-            self.held.pass_on()
-
     def release(self) -> None:
         """Say that its bytes are held no more."""
         if self.held is not None:
             self.held.release()
+
+
+def add_warning(row: Row, warning: str | None) -> Row:
+    """Return a row with one more thing that was wrong, if there is one."""
+    return row._replace(warning="; ".join(filter(None, (row.warning, warning)))) if warning else row
 
 
 def count_values(values: Iterable[str | None]) -> int:

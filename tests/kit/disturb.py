@@ -30,14 +30,18 @@ def meet(together: float) -> None:
 
 
 def at(moment: int, deed: str, *arguments: Any) -> None:
-    """Do another of these when so many images are read."""
+    """Do another of these, once, when so many images are read, or as many more as are told together."""
     from clip.batch import embed as module
 
     embed = module.embed
 
     def disturbed(job: Any, progress: Any) -> Any:
+        is_done = False
+
         def disturb(now: Any) -> None:
-            if now.read == moment:
+            nonlocal is_done
+            if now.read >= moment and not is_done:
+                is_done = True
                 globals()[deed](*arguments)
             progress(now)
 

@@ -57,7 +57,10 @@ def admit(budget: ByteBudget, blocks: list[Block]) -> Iterator[Hold]:
                 hold.pass_on()
                 yield hold
         else:
-            yield from (budget.hold_passed(sum(pieces)) for pieces in entries)
+            for pieces in entries:
+                hold = budget.hold_waited(sum(pieces))
+                hold.pass_on()
+                yield hold
 
 
 @settings(max_examples=60, deadline=None)

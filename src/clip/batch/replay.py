@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from ..encoder import Encoder
@@ -121,7 +121,7 @@ def replay_entries(
             continue
         if isinstance(entry, Item) and is_remote(entry.path) and not fetch:
             here = {own_id for own_id in missing if entry.id in (own_id, own_id.rpartition("#")[0])}
-            yield from (_refuse(replace(entry, id=own_id)) for own_id in sorted(here))
+            yield from (_refuse(entry._replace(id=own_id)) for own_id in sorted(here))
             missing -= here
             continue
         for outcome in [entry] if isinstance(entry, Failure) else prepare(entry):

@@ -1,33 +1,40 @@
 """Write the shards of a plan that are not written yet: read, decode, encode, write.
 
-Threads read and decode ahead of the model; a look-ahead, a budget of encoded and one of decoded bytes bound what they
-hold. Each entry of a shard becomes a row or a failure row. The reader counts entries, the writer rows, and count.py
-compares the two.
+Workers read and decode ahead of the model (feed.py); a look-ahead, a budget of encoded bytes and one of decoded bytes
+bound what they hold. Each entry of a shard becomes a row or a failure row. The reader counts entries, the writer rows,
+and count.py compares the two.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..budgets import ByteBudget, Hold
+from ..budgets import ByteBudget
 from ..encoder import Encoder
 from ..errors import TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
 from ..parallel import available_cores, map_ahead, read_ahead
-from ..records import ContainerPart, Failure, Item, Member, Pixels, Row, Shard, Tokens, count_bytes, count_values
+from ..records import ContainerPart, Failure, Item, Member, Row, Shard, count_bytes, count_values
 from ..sources.remote.prefetch import prefetch
 from ..store.part_writer import PartWriter
 from ..store.parts import EMBEDDING, FAILURES, TEXT_EMBEDDING
 from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
+from .batches import Batches
+from .crops import CropRing
 from .decode import Decoding
-from .isolate import IsolatedDecoder
+from .feed import Block, Feed, Pace
 from .notes import Notes
+from .prepare import Preparing
+from .processes import DecoderProcesses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -40,6 +47,9 @@ if TYPE_CHECKING:
 ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
 ROW_GROUP_BYTES = 64_000_000  # of copied values, captions say, in rows that wait to be written
 READ_AHEAD_BYTES = 100_000_000  # of images and copied values, read of an archive or a table before their turn
+IMAGES_IN_CHUNK, TEXTS_IN_CHUNK = 16, 64
+THREADS_ENOUGH = 4  # threads that Python's lock does not hold up: 16 decoded 1.6 times as much as 4, 16 processes 4.5
+IMAGES_A_PROCESS = 64  # fewer are decoded in threads before a process has started
 TEXTS_AT_A_TIME = 1024  # of which the engine runs those of similar lengths together
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 
@@ -61,6 +71,13 @@ class Run:
         self._encoder = encoder
         self._decoding = Decoding(source, encoder.settings, job.limits, job.decode, job.policy.hashes)
         self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text, encoder.tokenizer)
+        self._workers = job.workers or available_cores()
+        self._in_processes = _choose_processes(job, self._workers, plan.total, encoder.device.type)
+        texts, batch = job.kind == "texts", TEXTS_AT_A_TIME if job.kind == "texts" else encoder.batch_size
+        most = 1 if job.isolate else TEXTS_IN_CHUNK if texts else IMAGES_IN_CHUNK
+        self._pace = Pace.of(batch, self._workers, most=most, many_frames=job.decode.frames == "all")
+        self._ring = None if texts else CropRing(self._pace.ring, encoder.resolution_px)
+        self._waiting = Batches(self._ring, self._pace.most_held)  # empty between shards
         self._plan = plan
         self._store = store
         self._lock = lock
@@ -77,23 +94,25 @@ class Run:
         if missing:
             self._store.reopen()
         part: _Part | None = None
-        with closing(self._outcomes(missing)) as outcomes, ExitStack() as files:
-            for outcome in outcomes:
-                if isinstance(outcome, Shard):
-                    part = self._begin(outcome, files)
+        with ExitStack() as all_files, closing(self._blocks(missing)) as blocks, ExitStack() as files:
+            if self._ring is not None:
+                all_files.callback(self._ring.close)  # after the processes that write into it
+            for block in blocks:
+                if isinstance(block, Shard):
+                    part = self._begin(block, files)
                 elif part is None:
                     raise AssertionError("a shard comes before its entries")
-                elif isinstance(outcome, _End):
-                    part.finish(outcome)
+                elif isinstance(block, _End):
+                    part.finish(block)
                     self._check_failures(failed, part, read)
                     self._lock.check()
                     files.close()
                     done.add(part.shard.index)
                     failed += part.failed
                 else:
-                    part.add(outcome)
-                    self.notes.add(outcome)
-                    read += 1
+                    part.add(block)
+                    self.notes.add(block)
+                    read += len(block.outcomes)
                     if self._plan.total is not None:
                         self._check_failures(failed, part, self._plan.total)
                     if self._progress:
@@ -109,7 +128,7 @@ class Run:
         return {index for index, is_done in enumerate(found) if is_done}
 
     def _begin(self, shard: Shard, files: ExitStack) -> _Part:
-        part = _Part(self._encoder, self._job, files.enter_context(self._store.part(shard)), shard)
+        part = _Part(self._encoder, self._job, files.enter_context(self._store.part(shard)), shard, self._waiting)
         if shard.carried_over:
             path = self._store.parts.path(FAILURES, shard.index)
             ids = self._store.parts.read_or_empty(path, ["id"])["id"].to_pylist()
@@ -132,62 +151,42 @@ class Run:
             "Repair them, or raise `max_failures` and run again: finished parts are kept.",
         )
 
-    def _outcomes(self, indices: Iterable[int]) -> Generator[_Outcome]:
-        """Yield each shard, the outcomes of its entries in order, and its end.
+    def _blocks(self, indices: Iterable[int]) -> Generator[Block | Shard | _End]:
+        """Yield each shard, what became of its entries in order, and its end.
 
-        Threads run ahead across the borders of shards.
+        Workers run ahead across the borders of shards.
         """
-        job, seconds = self._job, self._job.isolated_s
+        job = self._job
         held, budget = ByteBudget(job.read_budget_bytes), ByteBudget(job.decode_budget_bytes)
-        workers = job.workers or available_cores()
-        isolated = None if seconds is None else IsolatedDecoder(self._decoding, seconds, budget.reserve)
-
-        def decode(entry: Item | Member) -> Sequence[Pixels | Failure]:
-            return isolated(entry) if isolated else self._decoding(entry, budget.reserve)
-
-        def prepare(admitted: tuple[_Listed, Hold | None]) -> Sequence[_Outcome]:
-            entry, hold = admitted
-            if not isinstance(entry, (Item, Member)):
-                return [entry]
-            try:
-                return prepare_entry(entry, decode, self._tokenizing)
-            finally:
-                if hold is not None:
-                    hold.release()
-
-        stop = isolated.close if isolated else (lambda: None)
-        all_frames = job.decode.frames == "all"
-        # A file may have many frames, so no more files are ahead than are being decoded.
-        batch = TEXTS_AT_A_TIME if job.kind == "texts" else self._encoder.batch_size
-        ahead = workers if all_frames else 2 * batch + workers
+        processes = None
+        if self._in_processes and self._ring is not None:
+            processes = DecoderProcesses(
+                self._decoding,
+                self._ring,
+                workers=self._workers,
+                budget_bytes=job.decode_budget_bytes,
+                max_seconds=job.isolated_s,
+            )
+        threads = partial(self._decoding.decode_chunk, reserve=budget.reserve)
+        preparing = Preparing(self._tokenizing, processes or threads)
         local = self._entries(indices, held)
         entries: Generator[_Listed] = (
             local if job.kind == "texts" else prefetch(local, job.limits.max_bytes, job.readers, held)
         )
-        admitted = self._admit(entries, held)
+        feed = Feed(self._pace, self._ring, self._workers, held, job.limits.max_bytes)
+        stop = processes.close if processes else (lambda: None)
         frames = 0
         with (
             closing(entries),
             closing(held),  # before the entries are, as their threads may be waiting for it
-            closing(map_ahead(prepare, admitted, workers=workers, ahead=ahead, stop=stop)) as results,
+            closing(feed.blocks(entries, preparing, stop)) as blocks,
         ):
-            for outcomes in results:
-                for outcome in outcomes:
-                    if isinstance(outcome, _End):
-                        outcome.frames, frames = frames, 0
-                    yield outcome
-                frames += max(0, len(outcomes) - 1) if all_frames else 0
-
-    def _admit(self, entries: Iterable[_Listed], budget: ByteBudget) -> Generator[tuple[_Listed, Hold | None]]:
-        """Yield the same entries, each with what holds its bytes; of a file on this machine when they may be read."""
-        max_bytes = self._job.limits.max_bytes
-        for entry in entries:
-            if isinstance(entry, Member):
-                yield entry, entry.held
-            elif isinstance(entry, Item) and self._job.kind != "texts":
-                yield entry, budget.hold_passed(entry.size_bytes if entry.size_bytes <= max_bytes else 0)
-            else:
-                yield entry, None
+            for block in blocks:
+                if isinstance(block, _End):
+                    block.frames, frames = frames, 0
+                elif isinstance(block, Block):
+                    frames += block.frames
+                yield block
 
     def _entries(self, indices: Iterable[int], budget: ByteBudget) -> Generator[_Listed]:
         """Yield each shard, its entries as the source gives them, and its end, with the reader's count."""
@@ -221,13 +220,12 @@ class _End:
 
 _Entry = Item | Member | Failure
 _Listed = _Entry | Shard | _End
-_Outcome = Pixels | Tokens | Failure | Shard | _End
 
 
 class _Part:
     """A shard that is being written: decoded images wait for a full batch, vectors for a full row group."""
 
-    def __init__(self, encoder: Encoder, job: EmbedJob, writer: PartWriter, shard: Shard) -> None:
+    def __init__(self, encoder: Encoder, job: EmbedJob, writer: PartWriter, shard: Shard, waiting: Batches) -> None:
         self.shard = shard
         self.failed = 0
         self.last_failure: Failure | None = None
@@ -235,7 +233,8 @@ class _Part:
         self._job = job
         self._writer = writer
         self._taken = 0
-        self._waiting: list[tuple[int, Pixels | Tokens]] = []  # with their places in the shard
+        self._batch_size = TEXTS_AT_A_TIME if job.kind == "texts" else encoder.batch_size
+        self._waiting = waiting
         self._clear()
 
     def _clear(self) -> None:
@@ -245,15 +244,18 @@ class _Part:
         names = [EMBEDDING, TEXT_EMBEDDING] if self._job.kind == "pairs" else [EMBEDDING]
         self._vectors = {name: [np.empty((0, self._encoder.dim), np.float32)] for name in names}
 
-    def add(self, outcome: Pixels | Tokens | Failure) -> None:
-        """Take the outcome of an entry; encode a full batch, write a full row group."""
-        if isinstance(outcome, Failure):
-            self._fail(self._taken, outcome)
-        else:
-            self._waiting.append((self._taken, outcome))
-            self._value_bytes += count_values(outcome.row.values)
-        self._taken += 1
-        if len(self._waiting) >= (TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoder.batch_size):
+    def add(self, block: Block) -> None:
+        """Take what became of a chunk; encode a full batch, write a full row group."""
+        first = block.outcomes[0] if block.outcomes else None
+        are_plain = isinstance(first, Row) and not first.values and not block.has_failures  # if one has values, all do
+        for place, outcome in enumerate(() if are_plain else block.outcomes, self._taken):
+            if isinstance(outcome, Failure):
+                self._fail(place, outcome)
+            else:
+                self._value_bytes += count_values(outcome.values)
+        self._waiting.add(block, self._taken)
+        self._taken += len(block.outcomes)
+        while len(self._waiting) >= self._batch_size:
             self._encode()
         # Rows that an update carries over are put in their places at the end.
         is_full = len(self._rows) + len(self._failures) >= ROW_GROUP or self._value_bytes > ROW_GROUP_BYTES
@@ -271,58 +273,50 @@ class _Part:
         self.last_failure = failure
 
     def _write(self) -> None:
-        self._encode()
+        while len(self._waiting):
+            self._encode()
+        self._waiting.give_back()
         failures = [failure for _, failure in sorted(self._failures, key=lambda placed: placed[0])]
         vectors = {name: np.concatenate(blocks) for name, blocks in self._vectors.items()}  # (N, D) each
         self._writer.add(self._rows, vectors, failures)
         self._clear()
 
     def _encode(self) -> None:
-        if not self._waiting:
-            return
-        features = encode_outcomes([outcome for _, outcome in self._waiting], self._encoder)  # (B, D) each
-        usable = np.ones(len(self._waiting), np.bool_)
+        batch = self._waiting.take(self._batch_size)
+        features = encode_batch(batch.crops, batch.tokens, self._encoder)  # (B, D) each
+        self._waiting.give_back()
+        usable = np.ones(len(batch.rows), np.bool_)
         norms: dict[str, np.ndarray] = {}
         for name, block in features.items():
             with np.errstate(over="ignore"):  # an overflow gives an infinity, which the next line finds
                 norms[name] = np.linalg.norm(block, axis=1)  # (B,)
                 stored = block if self._job.policy.normalize else block.astype(self._job.policy.dtype)  # (B, D)
             usable &= np.isfinite(norms[name]) & (norms[name] > 0) & np.isfinite(stored).all(axis=1)
-        for number, (place, outcome) in enumerate(self._waiting):
-            if usable[number]:
-                self._rows.append(outcome.row)
-            else:
-                norm = " and ".join(str(values[number]) for values in norms.values())
-                expected = f"expected one above 0 that {self._job.policy.dtype} can hold"
-                error = ValueError(f"the model gave a vector of norm {norm}, {expected}. Check the weights.")
-                self._fail(place, Failure.of(Item(outcome.row.id, outcome.row.path, 0), "encode", error))
+        for number in np.flatnonzero(~usable).tolist():
+            norm = " and ".join(str(values[number]) for values in norms.values())
+            expected = f"expected one above 0 that {self._job.policy.dtype} can hold"
+            error = ValueError(f"the model gave a vector of norm {norm}, {expected}. Check the weights.")
+            row = batch.rows[number]
+            self._fail(batch.places[number], Failure.of(Item(row.id, row.path, 0), "encode", error))
+        self._rows += compress(batch.rows, usable)
         for name, block in features.items():
             self._vectors[name].append(unit_vectors(block[usable]) if self._job.policy.normalize else block[usable])
-        self._waiting = []
 
 
-def prepare_entry(
-    entry: Item | Member, decode: Callable[[Item | Member], Sequence[Pixels | Failure]], tokenizing: Tokenizing
-) -> Sequence[Pixels | Tokens | Failure]:
-    """Return what the model reads of an entry: its image, its text, or both; or the reason why there is nothing."""
-    if tokenizing.kind == "images":
-        return decode(entry)
-    item = entry.item if isinstance(entry, Member) else entry
-    tokens = tokenizing(item)
-    if isinstance(tokens, Failure):
-        return [tokens]
-    if tokenizing.kind == "texts":
-        return [Tokens(Row(item.id, item.path, 0, 0, "", item.size_bytes, values=item.values), tokens)]
-    return [replace(outcome, tokens=tokens) if isinstance(outcome, Pixels) else outcome for outcome in decode(entry)]
+def _choose_processes(job: EmbedJob, workers: int, images: int | None, device: str) -> bool:
+    """Decide whether processes decode, not threads."""
+    if job.kind == "texts" or (job.decoders != "auto" and not job.isolate):
+        return job.decoders == "processes" and job.kind != "texts"
+    starved = workers > THREADS_ENOUGH or device == "cuda"
+    many = images is None or images >= IMAGES_A_PROCESS * workers
+    return job.isolate or (starved and many and os.name != "nt")
 
 
-def encode_outcomes(outcomes: Sequence[Pixels | Tokens], encoder: Encoder) -> dict[str, np.ndarray]:
-    """Encode a batch. Shapes: float32 (B, D) for each column of vectors."""
-    pixels = [outcome.array for outcome in outcomes if isinstance(outcome, Pixels)]
-    tokens = [outcome.tokens for outcome in outcomes if outcome.tokens is not None]
+def encode_batch(crops: np.ndarray | None, tokens: np.ndarray | None, encoder: Encoder) -> dict[str, np.ndarray]:
+    """Encode a batch. Shapes: uint8 (B, R, R, 3), int32 (B, L) -> float32 (B, D) for each column of vectors."""
     features: dict[str, np.ndarray] = {}
-    if pixels:
-        features[EMBEDDING] = encoder.encode_pixels(np.stack(pixels))
-    if tokens:
-        features[TEXT_EMBEDDING if pixels else EMBEDDING] = encoder.encode_tokens(np.stack(tokens))
+    if crops is not None:
+        features[EMBEDDING] = encoder.encode_pixels(crops)
+    if tokens is not None:
+        features[EMBEDDING if crops is None else TEXT_EMBEDDING] = encoder.encode_tokens(tokens)
     return features

@@ -15,12 +15,12 @@ from ..engine.quantize import Calibration
 from ..errors import InputError
 from ..jobs.embed import EmbedJob
 from ..jobs.tune import MIN_SAMPLE
-from ..records import ContainerPart, Failure, Item, Member, Pixels, count_bytes
+from ..records import ContainerPart, Failure, Item, Member, Pixels, Tokens, count_bytes
 from ..sources.remote.prefetch import prefetch
-from .isolate import IsolatedDecoder
+from .processes import isolate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from .decode import Decoding
 
@@ -104,15 +104,12 @@ def _hold(entries: Iterable[Item | Member]) -> Iterator[Item | Member]:
 @contextmanager
 def _open_decoder(
     decoding: Decoding, isolated_s: float | None
-) -> Generator[Callable[[Item | Member], list[Pixels | Failure]]]:
+) -> Generator[Callable[[Item | Member], Sequence[Pixels | Tokens | Failure]]]:
     if isolated_s is None:
         yield decoding
         return
-    isolated = IsolatedDecoder(decoding, isolated_s)
-    try:
-        yield isolated
-    finally:
-        isolated.close()
+    with isolate(decoding, isolated_s, EmbedJob.decode_budget_bytes) as decode:
+        yield decode
 
 
 def _list_images(decoding: Decoding) -> Iterator[Item | Member]:

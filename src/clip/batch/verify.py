@@ -18,7 +18,7 @@ import pyarrow as pa
 from ..engine.quantize import Calibration
 from ..errors import InputError, StoreError
 from ..jobs.verify import Problem, VerifyJob, VerifyReport
-from ..records import Failure, Shard, id_hash, listed_id
+from ..records import Failure, Pixels, Shard, id_hash, listed_id
 from ..store.derived import check_derived, find_foreign
 from ..store.manifest import CALIBRATION, MANIFEST, read_calibration
 from ..store.parts import EMBEDDINGS, FAILURES, PART, vector_columns
@@ -27,8 +27,9 @@ from ..store.reader import Store, stack_vectors
 from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
 from .count import Expected, count_shard
+from .prepare import Preparing, prepare_entry
 from .replay import NotAsked, load_run_encoder, open_run_source, replay_entries
-from .run import encode_outcomes, prepare_entry
+from .run import encode_batch
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -210,6 +211,7 @@ def _check_sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float 
     decoding = open_run_source(store, encoder.settings)
     long_text = cast("LongText", store.manifest.long_text or "fail")
     tokenizing = Tokenizing(store.manifest.kind, encoder.context_length, long_text, encoder.tokenizer)
+    preparing = Preparing(tokenizing, decoding.decode_chunk)
     files = store.files
     parts = [[files.path(folder, index) for folder in (EMBEDDINGS, FAILURES)] for index in range(plan.shards)]
     starts = [0, *accumulate(sum(files.summarise(path).rows for path in pair) for pair in parts)]
@@ -225,11 +227,7 @@ def _check_sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float 
         ids += files.read(parts[index][1], ["id"]).column("id").to_pylist()
         wanted = {ids[number - starts[index]] for number in numbers}
         replayed = replay_entries(
-            plan.shard(index),
-            wanted,
-            decoding,
-            lambda entry: prepare_entry(entry, decoding, tokenizing),
-            fetch=job.fetch,
+            plan.shard(index), wanted, decoding, lambda entry: prepare_entry(entry, preparing), fetch=job.fetch
         )
         for again in replayed:
             if isinstance(again, NotAsked):
@@ -242,7 +240,8 @@ def _check_sample(job: VerifyJob, store: Store, plan: Plan) -> tuple[int, float 
             if again.row.id not in places:
                 problems.append(Problem(again.row.id, f"failed in the run, and is decoded now. {CHANGED}"))
                 continue
-            features = encode_outcomes([again], encoder)
+            crops = again.array[None] if isinstance(again, Pixels) else None
+            features = encode_batch(crops, None if again.tokens is None else again.tokens[None], encoder)
             cosine = max(_cosine(rows.slice(place, 1), features, store) for place in places[again.row.id])
             cosines.append(cosine)
             if not cosine >= SAME_COSINE:

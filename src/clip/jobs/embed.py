@@ -13,6 +13,7 @@ from .options import (
     CALIBRATED_PRECISIONS,
     Columns,
     DecodeOptions,
+    Decoders,
     DuplicateIds,
     Limits,
     LongText,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IMAGES_ONLY = (
-    *("model.batch_size", "policy.hashes", "columns.text", "limits", "decode", "root", "isolate", "max_seconds"),
-    *("read_budget_bytes", "decode_budget_bytes", "min_cosine", "calibration"),
+    *("model.batch_size", "policy.hashes", "columns.text", "limits", "decode", "root", "decoders", "isolate"),
+    *("max_seconds", "read_budget_bytes", "decode_budget_bytes", "min_cosine", "calibration"),
 )
 DECODE_SECONDS = 60.0  # for one image in a separate process
 MAX_SECONDS = 86_400  # a day
@@ -74,7 +75,9 @@ class EmbedJob:
     calibration: str | Path | None = None
     """Folder of images to quantise int8 by; default: the first images of the input."""
     workers: int | None = None
-    """Threads that decode; default: one per core."""
+    """Threads or processes that decode; default: one per core."""
+    decoders: Decoders = "auto"
+    """What decodes: threads, processes, or (auto) processes on a GPU or more than 4 cores, where threads hold it up."""
     readers: int = 32
     """Images to request from servers at the same time, at most 100."""
     read_budget_bytes: int = 256_000_000
@@ -100,6 +103,8 @@ class EmbedJob:
         if self.policy.update and (self.policy.overwrite or self.duplicate_ids == "keep"):
             other = "overwrite" if self.policy.overwrite else "duplicate_ids"
             raise InputError("`update`", f"found {other} too", "one of them", f"Leave out `{other}`.")
+        if self.isolate and self.decoders == "threads":
+            raise InputError("`isolate`", "found decoders='threads' too", "processes", "Leave out `decoders`.")
         self._check_columns()
         self._check_speed()
         check_counts(self, ("workers", "readers", "limit", "read_budget_bytes", "decode_budget_bytes"))
@@ -251,7 +256,7 @@ class EmbedReport:
     renamed: int = 0
     """Rows that an update kept under another id, as their images were renamed."""
     warned: int = 0
-    """Rows that this run wrote with a warning: their metadata is damaged, or something follows the image."""
+    """Rows that this run wrote with a warning: metadata is damaged, something follows the image, a text is cut."""
     stored_turned: int = 0
     """Images that this run embedded as they are stored, though their files say that they are to be turned."""
     unread: dict[str, int] = field(default_factory=dict[str, int])

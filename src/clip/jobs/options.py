@@ -30,6 +30,7 @@ Precision = Literal["reference", "fp32", "fp16", "bf16", "int8", "fp8"]
 CALIBRATED_PRECISIONS: frozenset[Precision] = frozenset({"int8"})  # those that are quantised by some of the images
 VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
+Decoders = Literal["auto", "threads", "processes"]
 Quoting = Literal["auto", "standard", "none"]
 DuplicateIds = Literal["error", "keep"]
 ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
@@ -153,6 +154,11 @@ class Columns:
     def named(self) -> list[str]:
         """The columns that the user named."""
         return [name for name in (self.entry, self.id, self.text, *self.keep) if name]
+
+    @property
+    def beside(self) -> list[str]:
+        """The columns that are asked for besides that of the images or texts."""
+        return [name for name in (self.id, self.text, *self.keep) if name]
 
     @property
     def kept(self) -> list[tuple[str, str]]:

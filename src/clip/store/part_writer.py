@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,12 +57,16 @@ class PartWriter:
         Shapes:  vectors float (N, D) for each of their columns.
         Raises:  StoreError where they cannot be written, or the earlier part changed.
         """
-        for folder, path in self._paths.items() if not self._writers else ():
-            with translate_os_errors(path):
-                self._writers[folder] = self._open_file(folder)
         tables = _make_tables(self._schema, rows, vectors, failures)
         if self._shard.carried_over:
             tables = self._merge_carried_over(tables)
+        self.add_tables(tables)
+
+    def add_tables(self, tables: Mapping[str, pa.Table]) -> None:
+        """Write rows of the embeddings, and of the failures, as they are. Raises: StoreError as `add`."""
+        for folder, path in self._paths.items() if not self._writers else ():
+            with translate_os_errors(path):
+                self._writers[folder] = self._open_file(folder)
         for folder, table in tables.items():
             if table.num_rows:
                 with translate_os_errors(self._paths[folder]):
@@ -136,11 +139,11 @@ def _make_tables(
 ) -> dict[str, pa.Table]:
     failed = [(f.id, utf8_path(f.path), f.stage, f.error, f.message) for f in failures]
     columns: dict[str, Any] = {name: _make_vector_column(vectors[name], schema.field(name).type) for name in vectors}
-    values = list(zip(*(row.values for row in rows), strict=True))
+    of_rows = dict(zip(Row._fields, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(Row._fields, ())
+    values = list(zip(*of_rows["values"], strict=True))
     first = len(schema.names) - len(values)  # the columns of values are the last ones
-    own = {field.name for field in dataclass_fields(Row)}.intersection(schema.names[:first])
-    columns |= {name: [getattr(row, name) for row in rows] for name in own}
-    columns["path"] = [utf8_path(row.path) for row in rows]
+    columns |= {name: list(of_rows[name]) for name in Row._fields if name in schema.names[:first]}
+    columns["path"] = [utf8_path(path) for path in of_rows["path"]]
     others = [name for name in schema.names if name not in columns]
     values = values or [()] * len(others)
     for name, column in zip(others, values, strict=True):

@@ -8,20 +8,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit import formula, hostile, programs
 from kit.inputs import draw_photos, number_names
 from kit.outputs import read_rows, read_rows_by_id
 
-from clip.batch.decode import Decoding
-from clip.batch.isolate import IsolatedDecoder
+from clip.batch.crops import CropRing
+from clip.batch.decode import Chunk, Decoding
+from clip.batch.processes import DecoderProcesses, isolate
+from clip.budgets import ByteBudget
 from clip.jobs.options import DecodeOptions, Limits
 from clip.network.records import PreprocessSettings
-from clip.records import Item, Pixels
+from clip.records import Failure, Item, Pixels, Row
 from clip.sources.source import Source
 
 DEEDS = {
@@ -76,60 +79,56 @@ def photos(tmp_path: Path) -> Path:
     return draw_photos(tmp_path / "photos", number_names(IMAGES))
 
 
-def isolated(photos: Path, max_seconds: float = 20.0) -> IsolatedDecoder:
-    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Limits(), DecodeOptions(), hashes=True)
-    return IsolatedDecoder(decoding, max_seconds)
+BUDGET_BYTES = 100_000_000
+
+
+def make_decoding(photos: Path, **options: Any) -> Decoding:
+    return Decoding(Source((str(photos),)), PreprocessSettings(32), Limits(), DecodeOptions(**options), hashes=True)
 
 
 def item(photos: Path, name: str) -> Item:
     return Item(name, str(photos / name), 1)
 
 
+def assert_same(found: Sequence[Any], expected: Sequence[Pixels | Failure]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(other, Failure):
+            assert one == other
+        else:
+            assert one.row == other.row
+            assert (one.array == other.array).all()
+
+
 def test_pixels_and_failures_are_those_of_the_thread_itself(photos: Path) -> None:
     (photos / "broken.png").write_bytes(b"no image")
-    decoding = Decoding(Source((str(photos),)), PreprocessSettings(32), Limits(), DecodeOptions(), hashes=True)
-    decoder = isolated(photos)
-    try:
+    decoding = make_decoding(photos)
+    with isolate(decoding, 20.0, BUDGET_BYTES) as decode:
         for name in ("00.png", "broken.png", "missing.png", "01.png"):
-            [found], [expected] = decoder(item(photos, name)), decoding(item(photos, name))
-            if isinstance(expected, Pixels):
-                assert isinstance(found, Pixels)
-                assert found.row == expected.row
-                assert (found.array == expected.array).all()
-            else:
-                assert found == expected
-    finally:
-        decoder.close()
+            assert_same(decode(item(photos, name)), decoding(item(photos, name)))
 
 
-def test_frames_come_from_a_process_one_at_a_time_and_are_those_of_the_thread_itself(photos: Path) -> None:
+def test_frames_come_from_a_process_one_at_a_time_and_are_those_of_the_thread_itself(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pages = [formula.picture(n, 40, 30) for n in range(3)]
     pages[0].save(photos / "pages.tiff", save_all=True, append_images=pages[1:])
     held: list[int] = []
     most: list[int] = []
 
     @contextmanager
-    def reserve(size_bytes: int) -> Generator[None]:
+    def reserve(_budget: ByteBudget, size_bytes: int) -> Generator[None]:
         held.append(size_bytes)
         most.append(len(held))
         yield
         held.pop()
 
-    decoding = Decoding(
-        Source((str(photos),)), PreprocessSettings(32), Limits(), DecodeOptions(frames="all"), hashes=True
-    )
-    decoder = IsolatedDecoder(decoding, 20.0, reserve)
-    try:
-        found, expected = decoder(item(photos, "pages.tiff")), decoding(item(photos, "pages.tiff"))
-    finally:
-        decoder.close()
+    monkeypatch.setattr(ByteBudget, "reserve", reserve)
+    decoding = make_decoding(photos, frames="all")
+    with isolate(decoding, 20.0, BUDGET_BYTES) as decode:
+        found = decode(item(photos, "pages.tiff"))
     assert most == [1, 1, 1], "a budget that holds one frame would be waited for for ever"
     assert held == []
-    for one, other in zip(found, expected, strict=True):
-        assert isinstance(one, Pixels)
-        assert isinstance(other, Pixels)
-        assert one.row == other.row
-        assert (one.array == other.array).all()
+    assert_same(found, decoding(item(photos, "pages.tiff")))
 
 
 def test_an_image_that_dies_of_an_earlier_one_is_tried_again(
@@ -137,24 +136,45 @@ def test_an_image_that_dies_of_an_earlier_one_is_tried_again(
 ) -> None:
     (photos / "poison.hostile").write_bytes(hostile.picture("poison"))
     monkeypatch.setattr(sys, "path", [str(plugin), *sys.path])
-    decoder = isolated(photos)
+    with isolate(make_decoding(photos), 20.0, BUDGET_BYTES) as decode:
+        assert isinstance(decode(item(photos, "poison.hostile"))[0], Pixels)
+        assert isinstance(decode(item(photos, "00.png"))[0], Pixels)
+
+
+@pytest.mark.parametrize("deed", ["crash", "leave"])
+def test_an_image_that_kills_a_process_costs_its_chunk_nothing_else(
+    deed: str, plugin: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "05a.hostile").write_bytes(hostile.picture(deed, "load"))
+    (photos / "07a.png").write_bytes(b"no image")
+    monkeypatch.setattr(sys, "path", [str(plugin), *sys.path])
+    decoding = make_decoding(photos)
+    names = sorted(path.name for path in photos.iterdir())
+    ring = CropRing(32, 32)
+    start = ring.take(len(names))
+    chunk = Chunk([item(photos, name) for name in names], ring.crops[start : start + len(names)], start)
+    processes = DecoderProcesses(decoding, ring, workers=1, budget_bytes=BUDGET_BYTES)
     try:
-        assert isinstance(decoder(item(photos, "poison.hostile"))[0], Pixels)
-        assert isinstance(decoder(item(photos, "00.png"))[0], Pixels)
+        answer = processes(chunk)
     finally:
-        decoder.close()
+        processes.close()
+        ring.close()
+    [killer] = [outcome for outcome in answer.outcomes if outcome.id == "05a.hostile"]
+    assert isinstance(killer, Failure)
+    assert killer.error == "ChildProcessError"
+    others = [decoding(entry)[0] for entry in chunk.entries if entry.id != "05a.hostile"]
+    found = iter(chunk.crops)
+    outcomes = [outcome for outcome in answer.outcomes if outcome is not killer]
+    assert_same([Pixels(o, next(found)) if isinstance(o, Row) else o for o in outcomes], others)
 
 
 def test_where_memory_is_short_the_system_is_to_end_the_decoder_and_not_the_job(photos: Path) -> None:
     before = _find_children()
-    decoder = isolated(photos)
-    try:
-        decoder(item(photos, "00.png"))
+    with isolate(make_decoding(photos), 20.0, BUDGET_BYTES) as decode:
+        decode(item(photos, "00.png"))
         (pid,) = _find_children() - before
         assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
         assert Path("/proc/self/oom_score_adj").read_text() != "1000\n"
-    finally:
-        decoder.close()
 
 
 def _find_children() -> set[str]:

@@ -1,4 +1,4 @@
-"""Decode an image that hangs in an isolated process, print that process's id, and die of SIGKILL."""
+"""Decode an image that hangs in another process, print that process's id, and die of SIGKILL."""
 
 import os
 import signal
@@ -7,8 +7,9 @@ import threading
 import time
 from pathlib import Path
 
-from clip.batch import isolate
-from clip.batch.decode import Decoding
+from clip.batch.crops import CropRing
+from clip.batch.decode import Chunk, Decoding
+from clip.batch.processes import DecoderProcesses
 from clip.jobs import DecodeOptions, Limits
 from clip.network.records import PreprocessSettings
 from clip.records import Item
@@ -16,7 +17,8 @@ from clip.sources.source import Source
 
 image = Path(sys.argv[1])
 decoding = Decoding(Source((str(image.parent),)), PreprocessSettings(32), Limits(), DecodeOptions())
-decoder = isolate.IsolatedDecoder(decoding, 1.5)
+ring = CropRing(1, 32)
+decoder = DecoderProcesses(decoding, ring, workers=1, budget_bytes=10_000_000)
 
 
 def report_and_die() -> None:
@@ -28,4 +30,4 @@ def report_and_die() -> None:
 
 
 threading.Thread(target=report_and_die).start()
-decoder(Item(image.name, str(image), 1))
+decoder(Chunk([Item(image.name, str(image), 1)], ring.crops))

@@ -9,9 +9,11 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,10 +25,13 @@ from kit.outputs import write_part
 import clip
 from clip.batch import run as run_module
 from clip.batch.count import Count, Expected
+from clip.batch.decode import Answer, Chunk
+from clip.batch.feed import Block
+from clip.batch.prepare import Preparing
 from clip.batch.verify import verify
 from clip.errors import InputError, StoreError
 from clip.jobs.verify import VerifyJob
-from clip.records import Failure, Pixels
+from clip.records import Row
 
 IMAGES = 7
 PART = "embeddings/part-00000.parquet"
@@ -104,20 +109,21 @@ def test_what_is_whole_is_right(form: str, embedded: Callable[..., clip.EmbedRep
 
 def lose_in_decoder(patch: pytest.MonkeyPatch) -> None:
     """An entry becomes nothing, between the reader and the part."""
-    prepare = run_module.prepare_entry
-    patch.setattr(
-        run_module, "prepare_entry", lambda entry, *others: [] if "5" in entry.id else prepare(entry, *others)
-    )
+    prepare = Preparing.__call__
+
+    def lose(self: Preparing, chunk: Chunk) -> Answer:
+        return prepare(self, replace(chunk, entries=[entry for entry in chunk.entries if "5" not in entry.id]))
+
+    patch.setattr(Preparing, "__call__", lose)
 
 
 def lose_in_part(patch: pytest.MonkeyPatch) -> None:
     """An outcome, of a file with three frames the second one, does not reach its part."""
     add = run_module._Part.add
 
-    def lose(self: Any, outcome: Any) -> None:
-        own_id = outcome.id if isinstance(outcome, Failure) else outcome.row.id
-        if not own_id.endswith(("5.png", "5", "5.png#1")):
-            add(self, outcome)
+    def lose(self: Any, block: Block) -> None:
+        kept = [outcome for outcome in block.outcomes if not outcome.id.endswith(("5.png", "5", "5.png#1"))]
+        add(self, replace(block, outcomes=kept))
 
     patch.setattr(run_module._Part, "add", lose)
 
@@ -135,9 +141,10 @@ def lose_rows_in_writer(patch: pytest.MonkeyPatch) -> None:
 def double_in_part(patch: pytest.MonkeyPatch) -> None:
     add = run_module._Part.add
 
-    def double(self: Any, outcome: Any) -> None:
-        for _ in range(1 + (isinstance(outcome, Pixels) and "5" in outcome.row.id)):
-            add(self, outcome)
+    def double(self: Any, block: Block) -> None:
+        outcomes = [o for o in block.outcomes for _ in range(1 + (isinstance(o, Row) and "5" in o.id))]
+        crops = None if block.crops is None else np.concatenate([block.crops, block.crops])
+        add(self, replace(block, outcomes=outcomes, crops=crops, start=None))
 
     patch.setattr(run_module._Part, "add", double)
 

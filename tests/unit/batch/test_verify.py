@@ -163,13 +163,13 @@ def test_a_sample_finds_pictures_that_changed_since(folder: Path, tmp_path: Path
 def test_a_sample_compares_what_has_the_same_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = Decoding.__call__
 
-    def with_another_first(self: Decoding, item: Item) -> list[Pixels | Failure]:
+    def with_another_first(self: Decoding, item: Item, *_: object) -> list[Pixels | Failure]:
         other = Item("another", str(folder / "photos/00.png"), 1)
         return [*decode(self, other), *decode(self, item)]
 
     monkeypatch.setattr(Decoding, "__call__", with_another_first)
     assert verify(VerifyJob(output=folder / "out", sample=8, device="cpu")).problems == ()
-    monkeypatch.setattr(Decoding, "__call__", lambda self, item: with_another_first(self, item)[:1])
+    monkeypatch.setattr(Decoding, "__call__", lambda self, item, *_: with_another_first(self, item)[:1])
     problems = verify(VerifyJob(output=folder / "out", sample=8, device="cpu")).problems
     assert [problem.where for problem in problems] == GOOD
     assert all("is not there any more" in problem.what for problem in problems)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import clip
 from clip.batch.decode import Decoding
-from clip.batch.isolate import IsolatedDecoder
+from clip.batch.processes import isolate
 from clip.batch.verify import verify
 from clip.errors import ImageError, InputError, StoreMismatchError
 from clip.images import decode as decode_module
@@ -296,11 +296,8 @@ def test_a_process_that_decodes_gives_the_same_fast_pixels() -> None:
     decoding = Decoding(Source((str(PHOTOS),)), SMALL, Limits(), DecodeOptions("fast"))
     retina = PHOTOS / "retina.jpg"
     item = Item("retina.jpg", str(retina), retina.stat().st_size)
-    isolated = IsolatedDecoder(decoding, 60.0)
-    try:
-        [outcome] = isolated(item)
-    finally:
-        isolated.close()
+    with isolate(decoding, 60.0, 100_000_000) as decode:
+        [outcome] = decode(item)
     assert isinstance(outcome, Pixels)
     assert np.array_equal(outcome.array, read_pixels(retina, SMALL, "fast"))
     assert (outcome.row.width, outcome.row.height) == (1411, 1411)

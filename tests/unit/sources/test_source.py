@@ -5,7 +5,6 @@ import socket
 import tempfile
 import unicodedata
 from collections import Counter
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def plant(root: Path, *names: str) -> None:
 def walk(root: Path, *globs: str) -> tuple[list[Item | Failure], dict[str, int]]:
     ignored: Counter[str] = Counter()
     entries = walk_folder(str(root), [split_glob(glob) for glob in globs], ignored)
-    timeless = [replace(entry, modified_ns=0) if isinstance(entry, Item) else entry for entry in entries]
+    timeless = [entry._replace(modified_ns=0) if isinstance(entry, Item) else entry for entry in entries]
     return timeless, dict(ignored)
 
 
@@ -378,7 +377,7 @@ def test_what_an_earlier_walk_found_is_not_requested_again(tmp_path: Path, monke
     monkeypatch.setattr(folders, "stat_here", counted)
     assert again(before[:-2]) == fresh
     assert asked == ["000.new.jpg", "f1/a\n.jpg", "f1/new.jpg", "f2\n/a.jpg", "f9/new.jpg"]
-    moved = [replace(item, size_bytes=5, modified_ns=7, path="elsewhere") for item in before]
+    moved = [item._replace(size_bytes=5, modified_ns=7, path="elsewhere") for item in before]
     item = again(moved)[0]
     assert item == Item("000.jpg", str(tmp_path / "000.jpg"), 5, 7), "sizes and times are believed, paths are not"
 

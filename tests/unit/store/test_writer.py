@@ -90,7 +90,7 @@ def test_an_output_without_a_column_of_warnings_is_resumed_without(tmp_path: Pat
     writer(tmp_path, warnings=False, columns=Columns(keep=keep)).commit(Shard(0, [], "a"), [], vectors(0), [])
     resumed = writer(tmp_path, columns=Columns(keep=keep))
     assert not resumed.is_new
-    given = [replace(row, warning="ours", values=("theirs",) * len(keep)) for row in rows(2)]
+    given = [row._replace(warning="ours", values=("theirs",) * len(keep)) for row in rows(2)]
     resumed.commit(Shard(1, [], "b"), given, vectors(2), [])
     store = Store(tmp_path)
     assert store.table().column_names[-1 - len(keep) :] == ["size_bytes", *keep]
@@ -283,7 +283,7 @@ RECORDED = Manifest(
     preprocess="x",
     preprocess_settings={"resolution_px": 224},
     computed_in="fp32",
-    columns=Columns(keep=("price",), types=("double",)),
+    columns=Columns(keep=("price",), types=("double",), delimiter=",", quoting="standard"),
     dim=DIM,
 )
 OTHERS: list[tuple[str, dict[str, Any]]] = [
@@ -312,6 +312,10 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("long_text", {"long_text": "fail"}),
     ("keep", {"columns": Columns(keep=("price",), types=("string",))}),
     ("keep", {"columns": Columns(keep=("cost",), types=("double",))}),
+    ("delimiter", {"columns": Columns(keep=("price",), types=("double",), delimiter=";", quoting="standard")}),
+    ("delimiter", {"columns": Columns(keep=("price",), types=("double",), quoting="standard")}),
+    ("quoting", {"columns": Columns(keep=("price",), types=("double",), delimiter=",", quoting="none")}),
+    ("quoting", {"columns": Columns(keep=("price",), types=("double",), delimiter=",")}),
     ("shard_size", {"shard_size": 1}),
 ]
 

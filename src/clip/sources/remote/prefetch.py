@@ -32,8 +32,7 @@ def prefetch(
 ) -> Generator[Item | Member | Failure | T]:
     """Yield the entries in order; an item on a server becomes a member, with its bytes, or a failure.
 
-    A member's bytes are held in `budget` from before they come, and are passed on when it is yielded. Closing the
-    iterator ends the running requests.
+    A member's bytes are held in `budget` from before they come. Closing the iterator ends the running requests.
     """
     waiting: deque[tuple[Item | T, _Request | None]] = deque()
     requests = _Requests(max_bytes, readers, budget or ByteBudget(sys.maxsize))
@@ -82,8 +81,6 @@ class _Requests:
     def take(self, entry: Item | T, request: _Request | None) -> Item | Member | Failure | T:
         """Wait for the oldest request, and return its outcome; an entry without a request passes."""
         if request is None or not isinstance(entry, Item):
-            if isinstance(entry, Member):
-                entry.pass_on()
             return entry
         try:
             with self.budget.waiting_for(request.held):
@@ -93,6 +90,5 @@ class _Requests:
         if error is not None:  # of any type: a single image never ends a run
             request.held.release()
             return Failure.of(entry, "read", error)
-        request.held.pass_on()
         request.held.charge(count_values(entry.values))
         return Member(entry, request.answer.result(), request.held)

@@ -1,8 +1,12 @@
-"""Decode images in separate processes, which may crash, hang or use up memory without harm to the job.
+"""Decode in separate processes, which write crops where the model reads them; they may crash without harm to the job.
 
-A process decodes one image at a time, so the image that kills it is known; the socket costs 0.3 ms an image. If the
-process had decoded others before, the image is tried once more in a fresh one, as an earlier image may have damaged the
-first. Exact pixels need no torch.
+A thread of the job drives each process: it sends a chunk of entries, waits, and gets rows and failures back. A process
+that dies costs its chunk one more try, image by image in a fresh process; an image that kills that too is a failure
+row. With a time limit images are isolated: a process decodes one at a time within limits of time and memory; asking the
+parent costs 0.3 ms an image. Exact pixels need no torch.
+
+Processes are started anew, not forked, as the job has threads. The system ends them with the job, however that ends,
+and before it where memory is short.
 """
 
 from __future__ import annotations
@@ -15,69 +19,99 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..budgets import Allowance
+from ..budgets import Allowance, ByteBudget
 from ..errors import InputError, ResourceError
-from ..records import Failure, Item, Member, Pixels
-from .decode import Decoding
+from ..records import Failure, Item, Member, Row
+from .crops import CropRing, map_crops
+from .decode import Answer, Chunk, Decoding
+from .prepare import prepare_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextlib import AbstractContextManager
 
+    import numpy as np
+
+    from ..records import Pixels, Tokens
 
 START_S = 120.0  # for a process to start, on a machine that is busy or swaps
 PIECE_BYTES = 1_000_000  # of an image's file, as it is sent
 END_S = 5.0  # for a killed process to end
+SHARED = 4  # one part in so many of the byte budget is shared out, for small images to be decoded without asking
 # Pillow holds up to four bytes a pixel, twice while it resizes; a progressive JPEG's coefficients take six.
 MEMORY_PER_PIXEL, MEMORY_BASE = 16, 512_000_000
-WORK = f"import sys; from {__name__} import work; work(int(sys.argv[1]))"
+WORK = f"import sys; from {__name__} import work; work(*map(int, sys.argv[1:]))"
 
 
-class IsolatedDecoder:
+@dataclass(frozen=True)
+class _Setting:
+    """What a process has to know before it decodes."""
+
+    decoding: Decoding
+    max_seconds: float | None  # which an image may take; None where images are not isolated
+    share_bytes: int  # which an image may take without asking
+
+
+class DecoderProcesses:
     """Decodes in processes, one for each thread that calls it."""
 
     def __init__(
-        self,
-        decoding: Decoding,
-        max_seconds: float,
-        reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
+        self, decoding: Decoding, ring: CropRing, *, workers: int, budget_bytes: int, max_seconds: float | None = None
     ) -> None:
-        """Allow `max_seconds` to open an image, and again to decode each frame; waiting in `reserve` does not count.
+        """Write crops into `ring`; the images that all processes decode hold `budget_bytes` together.
+
+        With `max_seconds` an image may take so long to open, and again to decode each frame; waiting for the budget
+        does not count.
 
         Raises:  InputError on Windows.
         """
+        isolated = max_seconds is not None
         if os.name == "nt":
-            raise InputError("`isolate`", "found Windows", "Linux or macOS", "Leave it out, to decode in threads.")
-        self._decoding = decoding
-        self._max_seconds = max_seconds
-        self._reserve = reserve
+            item = "`isolate`" if isolated else "`decoders`"
+            raise InputError(item, "found Windows", "Linux or macOS", "Leave it out, to decode in threads.")
+        share = 0 if isolated else budget_bytes // (SHARED * workers)
+        self._setting = _Setting(decoding, max_seconds, share)
+        self._budget = ByteBudget(budget_bytes - share * workers)
+        self._ring = ring
         self._own = threading.local()
         self._processes: set[_Process] = set()
         self._starting = threading.Lock()
         self._closed = False
 
-    def __call__(self, entry: Item | Member) -> list[Pixels | Failure]:
-        """Return what `Decoding` makes of an entry; one failure, whatever its frames, if it kills its process.
+    def __call__(self, chunk: Chunk) -> Answer:
+        """Return what `Decoding.decode_chunk` makes of a chunk; an image that kills its process is one failure.
 
         Raises:  ResourceError where no process can be started, OSError for one that ends before it is ready.
         """
         while True:
             process = self._process()
             fresh = process.decoded == 0
-            outcomes = process.decode(entry, self._max_seconds, self._reserve)
-            if not process.alive:
-                ending = self._drop(process)
-                if outcomes is None and (fresh or self._closed):
-                    message = f"the process that decodes it {ending}, expected pixels. Leave it out, or repair it."
-                    return [Failure.of(entry, "decode", ChildProcessError(message))]
-            if outcomes is not None:
-                return outcomes
+            answer = process.decode(chunk, self._budget.reserve)
+            ending = "" if process.alive else self._drop(process)
+            if answer is not None:
+                return answer
+            if self._closed or (fresh and len(chunk.entries) == 1):
+                message = f"the process that decodes it {ending}, expected pixels. Leave it out, or repair it."
+                return _fail(chunk, ChildProcessError(message))
+            if len(chunk.entries) > 1:
+                return self._decode_each(chunk)
+
+    def _decode_each(self, chunk: Chunk) -> Answer:
+        """Decode the entries of a chunk one by one, as one of them may have killed the process."""
+        outcomes: list[Row | Failure] = []
+        warned = stored_turned = 0
+        for entry in chunk.entries:
+            rows = sum(isinstance(outcome, Row) for outcome in outcomes)
+            answer = self(Chunk([entry], chunk.crops[rows : rows + 1], chunk.start + rows))
+            outcomes += answer.outcomes
+            warned, stored_turned = warned + answer.warned, stored_turned + answer.stored_turned
+        return Answer(outcomes, [1] * len(outcomes), warned=warned, stored_turned=stored_turned)
 
     def close(self) -> None:
         """End all processes at once; calls that are waiting for one return."""
@@ -91,7 +125,10 @@ class IsolatedDecoder:
     def _process(self) -> _Process:
         process: _Process | None = getattr(self._own, "process", None)
         if process is None or not process.alive:
-            process = _Process(self._decoding)
+            try:
+                process = _Process(self._setting, self._ring)
+            except ChildProcessError:  # as where it is the first to go when memory is short; twice has another reason
+                process = _Process(self._setting, self._ring)
             with self._starting:
                 self._processes.add(process)
                 if self._closed:
@@ -107,19 +144,33 @@ class IsolatedDecoder:
         return process.end()
 
 
+@contextmanager
+def isolate(
+    decoding: Decoding, max_seconds: float, budget_bytes: int
+) -> Generator[Callable[[Item | Member], list[Pixels | Tokens | Failure]]]:
+    """Give a function that decodes one entry at a time in a process of its own, as DecoderProcesses does."""
+    ring = CropRing(1, decoding.settings.resolution_px)
+    processes = DecoderProcesses(decoding, ring, workers=1, budget_bytes=budget_bytes, max_seconds=max_seconds)
+    try:
+        yield lambda entry: prepare_entry(entry, processes)
+    finally:
+        processes.close()
+        ring.close()
+
+
 class _Process:
     """A process that decodes, as its parent sees it."""
 
-    def __init__(self, decoding: Decoding) -> None:
+    def __init__(self, setting: _Setting, ring: CropRing) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-P", "-c", WORK, str(theirs.fileno())]
+            handed = (theirs.fileno(), ring.descriptor)
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
             try:
                 self._process = subprocess.Popen(
-                    command,
+                    [sys.executable, "-P", "-c", WORK, *map(str, handed)],
                     env=environment,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=handed,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,  # libraries print there what the failure row says
@@ -127,13 +178,15 @@ class _Process:
                 )
             except OSError as exc:
                 ours.close()
-                remedy = "Raise the limit on processes (ulimit -u, or the container's pids), or leave `isolate` out."
+                limit = "Raise the limit on processes (ulimit -u, or the container's pids)"
+                remedy = f'{limit}, or pass `decoders="threads"`, without `isolate`.'
                 raise ResourceError("a process to decode in", f"cannot be started ({exc})", remedy=remedy) from exc
+        self._max_seconds = setting.max_seconds
         self._connection = Connection(ours.detach())
         self.decoded = 0
         self.alive = True
         try:
-            self._connection.send(decoding)
+            self._connection.send(setting)
             if not self._wait(START_S):
                 raise TimeoutError
             self._connection.recv()
@@ -141,22 +194,20 @@ class _Process:
             self.kill()
             raise ChildProcessError(
                 f"a process to decode in: {self.end()} before it was ready, expected it to start. "
-                f'Run `python -c "import {__name__}"` to see why, or leave out isolate.'
+                f'Run `python -c "import {__name__}"` to see why, or decode in threads.'
             ) from exc
 
-    def decode(
-        self, entry: Item | Member, max_seconds: float, reserve: Callable[[int], AbstractContextManager[None]]
-    ) -> list[Pixels | Failure] | None:
-        """Return the outcomes of an image; None if the process died of it. After a time-out it is not alive."""
+    def decode(self, chunk: Chunk, reserve: Callable[[int], AbstractContextManager[None]]) -> Answer | None:
+        """Return what became of a chunk; None if the process died of it. After a time-out it is not alive."""
         try:
             with ExitStack() as reserved:
-                self._send(entry)
-                while self._wait(max_seconds):
+                self._send(chunk)
+                while self._max_seconds is None or self._wait(self._max_seconds):
                     answer = self._connection.recv()
                     if not isinstance(answer, int):
                         self.decoded += 1
                         return answer
-                    reserved.close()  # the frame before is done
+                    reserved.close()  # the image before is done
                     reserved.enter_context(reserve(answer))
                     self._connection.send(None)
         except (OSError, EOFError):
@@ -165,8 +216,8 @@ class _Process:
                 self._process.wait(END_S)  # before anyone kills it, so that its exit code is from the crash
             return None
         self.alive = False
-        message = f"not decoded after {max_seconds:g} s, expected less. Leave it out, or raise max_seconds."
-        return [Failure.of(entry, "decode", TimeoutError(message))]
+        message = f"not decoded after {self._max_seconds:g} s, expected less. Leave it out, or raise max_seconds."
+        return _fail(chunk, TimeoutError(message))
 
     def _wait(self, max_seconds: float) -> bool:
         """Wait for an answer. Returns whether there is one in that time, in which a pause of the machine is none."""
@@ -176,12 +227,14 @@ class _Process:
                 return False
         return True
 
-    def _send(self, entry: Item | Member) -> None:
-        """Send an item, and the bytes of a member in pieces, as a pickle would hold them once more."""
-        data = memoryview(entry.data if isinstance(entry, Member) else b"")
-        self._connection.send((entry.item, len(data)) if isinstance(entry, Member) else (entry, None))
-        for start in range(0, len(data), PIECE_BYTES):
-            self._connection.send_bytes(data[start : start + PIECE_BYTES])
+    def _send(self, chunk: Chunk) -> None:
+        """Send items and failures, and the bytes of members in pieces, as a pickle would hold them once more."""
+        entries = [(entry.item, len(entry.data)) if isinstance(entry, Member) else entry for entry in chunk.entries]
+        self._connection.send((entries, chunk.start, len(chunk.crops)))
+        for entry in chunk.entries:
+            data = memoryview(entry.data if isinstance(entry, Member) else b"")
+            for start in range(0, len(data), PIECE_BYTES):
+                self._connection.send_bytes(data[start : start + PIECE_BYTES])
 
     def kill(self) -> None:
         self.alive = False
@@ -199,39 +252,52 @@ class _Process:
         return "does not end"
 
 
-def work(descriptor: int) -> None:
-    """Run in a separate process: take entries from the parent, send back pixels or failures, until it is gone."""
+def _fail(chunk: Chunk, error: OSError) -> Answer:
+    failed = [entry if isinstance(entry, Failure) else Failure.of(entry, "decode", error) for entry in chunk.entries]
+    return Answer(list(failed), [1] * len(failed))
+
+
+def work(socket_descriptor: int, ring_descriptor: int) -> None:
+    """Run in a separate process: take chunks from the parent, decode them into its ring, until it is gone."""
     _volunteer_to_be_killed()
     if sys.platform != "linux":  # elsewhere SIGIO is ignored by default
         signal.signal(signal.SIGIO, lambda *_: os._exit(1))
-    connection = Connection(descriptor)
-    decoding = connection.recv()
+    connection = Connection(socket_descriptor)
+    setting: _Setting = connection.recv()
+    decoding = setting.decoding
+    crops = map_crops(ring_descriptor, decoding.settings.resolution_px)
     limit_bytes = MEMORY_BASE + MEMORY_PER_PIXEL * decoding.limits.max_pixels
     if decoding.options.pixels == "fast":
         importlib.import_module("torch")  # before the limit, as its libraries map some gigabytes
-    _limit_memory(limit_bytes)
+    if setting.max_seconds is not None:
+        _limit_memory(limit_bytes)
 
     @contextmanager
     def reserve(size_bytes: int) -> Generator[None]:
-        with _ending_with_parent(connection, on=False):
-            connection.send(size_bytes)
-            connection.recv()
+        if size_bytes > setting.share_bytes:
+            with _ending_with_parent(connection, on=False):
+                connection.send(size_bytes)
+                connection.recv()
         yield
 
     connection.send(None)
     with suppress(EOFError, OSError):
         while True:
-            entry = _receive(connection)
+            chunk = _receive(connection, crops)
             with _ending_with_parent(connection):
-                outcomes = [entry] if isinstance(entry, Failure) else decoding(entry, reserve)
-            connection.send([_name_limit(outcome, limit_bytes) for outcome in outcomes])
+                answer = decoding.decode_chunk(chunk, reserve)
+            outcomes = [_name_limit(outcome, limit_bytes) for outcome in answer.outcomes]
+            connection.send(replace(answer, outcomes=outcomes))
 
 
-def _receive(connection: Connection) -> Item | Member | Failure:
-    """Take an entry from the parent; a Failure where this process has no memory for its bytes."""
-    item, size_bytes = connection.recv()
-    if size_bytes is None:
-        return item
+def _receive(connection: Connection, crops: np.ndarray) -> Chunk:
+    """Take a chunk from the parent; a Failure stands for a member for whose bytes this process has no memory."""
+    listed, start, count = connection.recv()
+    entries = [entry if isinstance(entry, (Item, Failure)) else _receive_member(connection, *entry) for entry in listed]
+    return Chunk(entries, crops[start : start + count], start)
+
+
+def _receive_member(connection: Connection, item: Item, size_bytes: int) -> Member | Failure:
     whole = io.BytesIO()
     error = None
     for _ in range(0, size_bytes, PIECE_BYTES):
@@ -274,7 +340,7 @@ def _volunteer_to_be_killed() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _name_limit(outcome: Pixels | Failure, limit_bytes: int) -> Pixels | Failure:
+def _name_limit(outcome: Row | Failure, limit_bytes: int) -> Row | Failure:
     if not isinstance(outcome, Failure) or outcome.error != MemoryError.__name__:
         return outcome
     message = f"needs more than {limit_bytes:,} bytes of memory, expected less. Leave it out, or shrink it."

@@ -1,0 +1,130 @@
+"""Gather the rows of blocks into full batches; crops that lie in one piece are not moved."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from ..records import Failure
+
+if TYPE_CHECKING:
+    from ..records import Row
+    from .crops import CropRing
+    from .feed import Block
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows that the model reads together."""
+
+    rows: list[Row]
+    places: list[int]  # of each in its shard
+    crops: np.ndarray | None  # uint8 (B, R, R, 3), until `Batches.give_back`; None for texts
+    tokens: np.ndarray | None  # int32 (B, L); None for images without texts
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Rows of one block that are in no batch yet."""
+
+    rows: int
+    crops: np.ndarray | None
+    tokens: np.ndarray | None
+    start: int | None  # the first crop's place in the ring; None where they are elsewhere
+    taken: int  # crops of the ring to give back after the last row
+
+    def cut(self, rows: int) -> _Piece:
+        """Take the first rows away, and return them."""
+        crops, tokens, start = self.crops, self.tokens, self.start
+        first = _Piece(
+            rows, None if crops is None else crops[:rows], None if tokens is None else tokens[:rows], start, 0
+        )
+        self.rows -= rows
+        self.crops = None if crops is None else crops[rows:]
+        self.tokens = None if tokens is None else tokens[rows:]
+        self.start = None if start is None else start + rows
+        return first
+
+
+class Batches:
+    """Rows that wait until there are enough for a batch."""
+
+    def __init__(self, ring: CropRing | None, most_held: int) -> None:
+        """Hold at most so many crops of the ring; beyond that, those that wait are moved out of it."""
+        self._ring = ring
+        self._most_held = most_held
+        self._rows: list[Row] = []
+        self._places: list[int] = []
+        self._pieces: deque[_Piece] = deque()
+        self._held = 0  # crops of the ring
+        self._read: list[int] = []  # those of pieces whose last row is in a batch, or that have none
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, block: Block, place: int) -> None:
+        """Take the rows of a block, whose first outcome has this place in its shard."""
+        before = len(self._rows)
+        if block.has_failures:
+            for number, outcome in enumerate(block.outcomes, place):
+                if not isinstance(outcome, Failure):
+                    self._rows.append(outcome)
+                    self._places.append(number)
+        else:
+            self._rows += cast("list[Row]", block.outcomes)
+            self._places += range(place, place + len(block.outcomes))
+        self._pieces.append(_Piece(len(self._rows) - before, block.crops, block.tokens, block.start, block.taken))
+        self._held += block.taken
+        self._drop_empty()
+        if self._held > self._most_held:  # most are of failures
+            self._move_out()
+
+    def take(self, most: int) -> Batch:
+        """Return the first rows, at most so many."""
+        pieces: list[_Piece] = []
+        missing = count = min(most, len(self._rows))
+        while missing:
+            pieces.append(self._pieces[0].cut(min(missing, self._pieces[0].rows)))
+            missing -= pieces[-1].rows
+            self._drop_empty()
+        tokens = [piece.tokens for piece in pieces if piece.tokens is not None]
+        batch = Batch(
+            self._rows[:count], self._places[:count], self._join(pieces), np.concatenate(tokens) if tokens else None
+        )
+        del self._rows[:count], self._places[:count]
+        return batch
+
+    def give_back(self) -> None:
+        """Say that the model has read the batch: its crops may be overwritten."""
+        for taken in filter(None, self._read):
+            self._held -= taken
+            if self._ring is not None:
+                self._ring.give_back()
+        self._read = []
+
+    def _drop_empty(self) -> None:
+        while self._pieces and not self._pieces[0].rows:
+            self._read.append(self._pieces.popleft().taken)
+
+    def _move_out(self) -> None:
+        """Copy the crops that wait, and give their room back."""
+        for piece in self._pieces:
+            self._read.append(piece.taken)
+            piece.crops = None if piece.crops is None else piece.crops.copy()
+            piece.start, piece.taken = None, 0
+        self.give_back()
+
+    def _join(self, pieces: list[_Piece]) -> np.ndarray | None:
+        """Return the crops of pieces: as they lie where that is one piece of the ring, else copied together."""
+        crops = [piece.crops for piece in pieces if piece.crops is not None]
+        if len(crops) < 2:
+            return crops[0] if crops else None
+        in_one = all(one.start is not None and one.start + one.rows == other.start for one, other in pairwise(pieces))
+        first = pieces[0].start
+        if in_one and first is not None and self._ring is not None:
+            return self._ring.crops[first : first + sum(piece.rows for piece in pieces)]
+        return np.concatenate(crops)

@@ -1,0 +1,85 @@
+"""Memory for decoded crops, which decoding processes write and the model reads where they lie."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections import deque
+
+import numpy as np
+
+
+class CropRing:
+    """A ring of crops: ranges are taken at its head, and given back at its tail in the same order.
+
+    The memory is a file without a name, so that processes can share it by its descriptor and nothing of it is left
+    behind, however they end.
+    """
+
+    def __init__(self, crops: int, resolution_px: int) -> None:
+        """Make room for `crops` of (R, R, 3) bytes. The system gives the memory when it is first written."""
+        self.descriptor = _open_unnamed_file()  # to hand on to a process
+        os.truncate(self.descriptor, max(1, crops * resolution_px**2 * 3))
+        self.crops = map_crops(self.descriptor, resolution_px)  # uint8 (crops, R, R, 3)
+        self._head = 0
+        self._skipped = 0  # crops before the head that the next range is to give back too
+        self._taken: deque[tuple[int, int]] = deque()  # crops of each range, and those skipped before it
+        self._idle = 0  # crops that were skipped, and not given back
+        self._free = crops
+
+    def close(self) -> None:
+        """Close the file. The crops can be read on, until nobody refers to them."""
+        os.close(self.descriptor)
+
+    def align(self, size: int, spare: int) -> None:
+        """Go on at a multiple of `size`, which divides the ring: so many crops from there on are in one piece.
+
+        Where more than `spare` crops would be idle at once, nothing is skipped.
+        """
+        skipped = -self._head % size
+        if self._idle + skipped <= spare:
+            self._skip(skipped)
+
+    def take(self, count: int) -> int:
+        """Take the next `count` crops in a row; return the first.
+
+        Raises:  BufferError where they are not free: the ring is too small for what its user holds.
+        """
+        if self._head + count > len(self.crops):
+            self._skip(len(self.crops) - self._head)
+            self._head = 0
+        if self._skipped + count > self._free:
+            raise BufferError(f"{count} crops, found {self._free} free of {len(self.crops)}, expected enough")
+        start = self._head
+        self._head += count
+        self._free -= self._skipped + count
+        self._taken.append((count, self._skipped))
+        self._skipped = 0
+        return start
+
+    def give_back(self) -> None:
+        """Give back the oldest range that was taken."""
+        count, skipped = self._taken.popleft()
+        self._free += count + skipped
+        self._idle -= skipped
+
+    def _skip(self, count: int) -> None:
+        self._head += count
+        self._skipped += count
+        self._idle += count
+
+
+def map_crops(descriptor: int, resolution_px: int) -> np.ndarray:
+    """Return the memory of a ring by its descriptor. Shapes: uint8 (crops, R, R, 3)."""
+    size_bytes = os.fstat(descriptor).st_size
+    memory = np.frombuffer(mmap.mmap(descriptor, size_bytes), np.uint8)
+    crop_bytes = resolution_px**2 * 3
+    return memory[: size_bytes // crop_bytes * crop_bytes].reshape(-1, resolution_px, resolution_px, 3)
+
+
+def _open_unnamed_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("clip-crops", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:  # macOS has no file in memory; this one is unlinked at once
+        return os.dup(file.fileno())
