@@ -65,6 +65,7 @@ class Encoder:
         download_root: str | os.PathLike[str] | None = None,
         decode: PixelMode = "exact",
         architecture: str | os.PathLike[str] | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         """Load a released model by name or "sketch", a weights file by path, or take the weights of a loaded model.
 
@@ -73,14 +74,15 @@ class Encoder:
         `threads` is for the model on a CPU, default: one per core. `untrained` draws the weights of the named
         architecture at random from this seed instead of reading any. With `decode` "fast" `embed_images` makes pixels
         that are nearly those of OpenAI's code: docs/images.md. `architecture` is that of `clip.load`, for weights that
-        do not show theirs: docs/weights.md.
+        do not show theirs: docs/weights.md. `max_pixels` limits images that come as paths or bytes, instead of the
+        program's own limit, twice PIL.Image.MAX_IMAGE_PIXELS.
 
         Raises:  UnknownModelError, WeightsMissingError, CheckpointError; DeviceError for a device or a precision that
                  this machine lacks; InputError for a batch size under 1, for another word for `decode`, for another
                  `architecture` and for a loaded model whose modules are not OpenAI's.
         """
         size = None if batch_size == "auto" else batch_size
-        _check_options({"batch_size": size, "threads": threads}, decode)
+        _check_options({"batch_size": size, "threads": threads, "max_pixels": max_pixels}, decode)
         if architecture is not None and (isinstance(model, CLIP) or untrained is not None):
             found = "found one for a loaded model" if isinstance(model, CLIP) else "found untrained too"
             raise InputError("`architecture`", found, "the name or path of weights", "Leave it out.")
@@ -90,7 +92,7 @@ class Encoder:
         backend = make_backend(resolve_device(device), precision, threads)
         self._arguments = {"device": device, "precision": precision, "batch_size": batch_size, "threads": threads}
         self._arguments |= {"untrained": untrained, "download_root": download_root, "decode": decode}
-        self._arguments |= {"architecture": architecture}
+        self._arguments |= {"architecture": architecture, "max_pixels": max_pixels}
         self._model = None if isinstance(model, CLIP) else model  # with the arguments, what a pickle keeps
         self.model_name = type(model).__name__ if isinstance(model, CLIP) else str(model)
         if isinstance(model, CLIP):
@@ -109,6 +111,7 @@ class Encoder:
         self.device = backend.device
         self.precision: Precision = precision
         self.decode: PixelMode = decode  # how `embed_images` makes pixels of images
+        self.max_pixels = max_pixels  # of an image that comes encoded
         self.computed_in = backend.computed_in  # the meaning of the precision here
         self.backend = backend.name
         self.calibration: Calibration | None = None
@@ -254,7 +257,7 @@ class Encoder:
                         yield bad.make_failure()
 
     def _decode(self, images: Iterable[ImageLike]) -> Generator[DecodedImage | BadImage]:
-        return decode_stream(images, self.settings, self.decode, ahead=self.batch_size)
+        return decode_stream(images, self.settings, self.decode, ahead=self.batch_size, max_pixels=self.max_pixels)
 
     def _read_pixels(self, images: Iterable[ImageLike]) -> np.ndarray:
         """Return the pixels of images, uint8 (N, R, R, 3)."""

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-LIBRARIES = 4  # that start a thread for each core
-OWN_THREADS = 16  # and those that some libraries start whatever the cores
+# The most beside the main thread, by /proc/PID/task every 2 ms (LOG.md): on one core 9 of `clip embed --fast` and
+# 11 of `clip search --where`, on two 15 and 12: six more for the second core.
+THREADS_PER_CORE, OTHER_THREADS = 6, 5
 ADDRESS_SPACE_BYTES = 4_000_000_000  # VmPeak of `clip embed --model sketch` on two cores, rounded up
 LAST_ITEM_S = 2.0  # to wait at the end for the item that a reading thread is at
 
@@ -66,8 +67,8 @@ def make_thread_error(found: str = "the system starts no more") -> ResourceError
 def check_resources() -> None:
     """Raise ResourceError where the system gives less than libraries need, some of which hang or abort without.
 
-    That is address space, where it is limited, and threads: numpy, torch, OpenVINO and pyarrow start one for each core,
-    and a run some more.
+    That is address space, where it is limited, and threads: torch, OpenVINO, pyarrow and a run's decoders start one or
+    two for each core, and others some more.
     """
     if hasattr(os, "setuid"):
         import resource  # here, as Windows has none
@@ -76,7 +77,7 @@ def check_resources() -> None:
         if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE_BYTES:
             found, expected = f"found a limit of {limit:,} bytes", f"at least {ADDRESS_SPACE_BYTES:,}"
             raise ResourceError("address space", found, expected, "Run: ulimit -v unlimited")
-    wanted = LIBRARIES * available_cores() + OWN_THREADS
+    wanted = THREADS_PER_CORE * available_cores() + OTHER_THREADS
     over = threading.Event()
     threads: list[threading.Thread] = []
     try:

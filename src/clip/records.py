@@ -77,7 +77,7 @@ class Row(NamedTuple):
     format: str  # Pillow's name: "JPEG", "PNG"
     size_bytes: int  # encoded
     sha256: str | None = None  # of the encoded image, where a job asks for it
-    warning: str | None = None  # what was wrong beside the pixels
+    warning: str | None = None  # what was wrong beside the pixels, or that a text's tail is left out
     values: tuple[str | None, ...] = ()  # the item's
 
 
@@ -158,6 +158,11 @@ class Member:
         """Say that its bytes are held no more."""
         if self.held is not None:
             self.held.release()
+
+
+def add_warning(row: Row, warning: str | None) -> Row:
+    """Return a row with one more thing that was wrong, if there is one."""
+    return row._replace(warning="; ".join(filter(None, (row.warning, warning)))) if warning else row
 
 
 def count_values(values: Iterable[str | None]) -> int:

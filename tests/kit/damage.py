@@ -61,6 +61,17 @@ PNG, JPEG, WEBP, GIF = (encode(PICTURE, name) for name in ("PNG", "JPEG", "WEBP"
 LARGE = zlib.compress(bytes(2**21))  # above Pillow's MAX_TEXT_CHUNK
 
 # Each with words of its warning.
+OTHER_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "AVIF": ("AVIF", {}),
+    "BMP": ("BMP", {}),
+    "JPEG2000": ("JPEG2000", {}),
+    "QOI": ("QOI", {}),
+    "TIFF": ("TIFF", {}),
+    "TIFF of strips": ("TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: 7}}),
+    "TIFF of pages": ("TIFF", {"save_all": True, "append_images": [formula.picture(1, 9, 8)]}),
+    "BigTIFF": ("TIFF", {"big_tiff": True}),
+    "WEBP": ("WEBP", {}),
+}
 WHOLE_PIXELS: dict[str, tuple[bytes, str]] = {
     **{
         f"PNG, {name.decode()} with a wrong checksum": (insert_chunk(PNG, chunk(name, content, 1)), name.decode())
@@ -97,6 +108,14 @@ WHOLE_PIXELS: dict[str, tuple[bytes, str]] = {
     "WEBP, video behind it": (WEBP + VIDEO, "a video"),
     "WEBP, cut EXIF": (encode(PICTURE, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0" + bytes(200))[:-150], "EXIF"),
     "GIF, video behind it": (GIF + VIDEO, "a video"),
+    **{
+        f"{name}, {what} behind it": (
+            encode(PICTURE, kind, **options) + behind,
+            f"{'' if kind == 'TIFF' else f'{len(behind):,} '}bytes behind the end of the image",  # a TIFF has padding
+        )
+        for name, (kind, options) in OTHER_KINDS.items()
+        for what, behind in {"video": VIDEO, "trailer": b"SEFH" + bytes(40) + b"SEFT", "zeros": bytes(99)}.items()
+    },
 }
 
 DAMAGED_PIXELS: dict[str, bytes] = {

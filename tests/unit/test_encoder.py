@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -457,3 +457,28 @@ def test_a_loaded_model_of_doubles_gives_the_vectors_of_its_floats(
     doubles = clip.Encoder(copy.deepcopy(reference[2]).double())
     assert error(doubles.embed_images(IMAGES), encoder.embed_images(IMAGES)) < TOLERANCE
     assert error(doubles.embed_texts(formula.TEXTS), encoder.embed_texts(formula.TEXTS)) < TOLERANCE
+
+
+def test_max_pixels_is_the_limit_of_encoded_images_instead_of_the_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = checkpoints.write(tmp_path, texts=False)
+    images: list[Any] = []
+    for kind in ("PNG", "WEBP", "TIFF"):
+        formula.picture(0, 64, 48).save(tmp_path / f"a.{kind.lower()}")
+        images += [tmp_path / f"a.{kind.lower()}", (tmp_path / f"a.{kind.lower()}").read_bytes()]
+    expected = clip.Encoder(str(weights), device="cpu", threads=1).embed_images(images)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for decode in cast("list[Any]", ["exact", "fast"]):
+        above = clip.Encoder(str(weights), device="cpu", threads=1, decode=decode, max_pixels=64 * 48)
+        assert np.abs(above.embed_images(images) - expected).max() < 0.05
+        assert pickle.loads(pickle.dumps(above)).max_pixels == 64 * 48
+        below = clip.Encoder(str(weights), device="cpu", threads=1, decode=decode, max_pixels=64 * 48 - 1)
+        vectors, failures = below.embed_images(images, on_error="none")
+        assert len(failures) == len(images)
+        assert all("64 x 48 px, expected at most 3,071 pixels. Shrink it, or raise" in one.message for one in failures)
+        assert np.isnan(vectors).all()
+    with pytest.raises(ImageError, match="MAX_IMAGE_PIXELS"):
+        clip.Encoder(str(weights), device="cpu", threads=1).embed_images(images)
+    with pytest.raises(InputError, match="max_pixels: found 0"):
+        clip.Encoder(str(weights), device="cpu", max_pixels=0)

@@ -3,12 +3,14 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from clip.parallel import available_cores, map_ahead
+from clip import parallel
+from clip.errors import ResourceError
+from clip.parallel import available_cores, check_resources, map_ahead
 
 PATIENCE_S = 10.0  # before a thread that should have come is given up
 
@@ -150,3 +152,27 @@ def test_closing_stops_what_is_under_way_before_it_waits_for_it() -> None:
     next(results)
     results.close()
     assert waits == [True], "stopped, and not waited for until its end"
+
+
+@pytest.mark.parametrize(("cores", "needed"), [(1, 11), (2, 17), (16, 101)])
+def test_as_many_threads_are_asked_for_as_commands_were_seen_to_start(
+    monkeypatch: pytest.MonkeyPatch, cores: int, needed: int
+) -> None:
+    start, allowed, started = parallel.start_thread, needed, 0
+
+    def count(target: Callable[[], object], name: str) -> threading.Thread:
+        nonlocal started
+        if started == allowed:
+            raise parallel.make_thread_error()
+        started += 1
+        return start(target, name)
+
+    monkeypatch.setattr(parallel, "available_cores", lambda: cores)
+    monkeypatch.setattr(parallel, "start_thread", count)
+    before = threading.active_count()
+    check_resources()
+    assert (started, threading.active_count()) == (needed, before), "none is left"
+    started, allowed = 0, needed - 1
+    with pytest.raises(ResourceError, match=f"the system starts {needed - 1}, and {needed} are needed"):
+        check_resources()
+    assert threading.active_count() == before

@@ -36,10 +36,12 @@ from ..store.lock import Lock, hold_lock
 from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
 from ..store.parts import EMBEDDINGS, Parts
 from ..store.plan import Plan, collect_id_hashes, count_members, read_plan, recover_listing, remove_plan, write_plan
+from ..store.renamed_containers import rename_containers
 from ..store.update import count_changes, update_plan
 from ..store.writer import StoreWriter, check_room
 from .count import count_expected, count_shard
 from .decode import Decoding
+from .given_columns import check_ids, find_empty
 from .notes import advise
 from .run import Run
 from .sample import draw_calibration
@@ -96,6 +98,9 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             run = Run(job, encoder, source, plan, store, lock, progress)
             resumed = run.write()
             counts = _check_counts(store.parts, plan, job.decode.frames)
+            if job.columns.id and plan.containers and job.duplicate_ids == "error":
+                check_ids(store.parts, plan.shards)  # those of lists and folders were compared when they were listed
+            empty = find_empty(store.parts, plan.shards, source.columns)
             lock.check()
             ignored = dict(Counter(plan.ignored) + store.ignored(range(plan.shards)))
             store.finish({**counts, "ignored": ignored})
@@ -112,7 +117,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         warned=notes.warned,
         stored_turned=notes.stored_turned,
         unread=unread,
-        advice=advise(unread, notes.stored_turned),
+        advice=advise(unread, notes.stored_turned, empty),
     )
 
 
@@ -145,7 +150,7 @@ def open_source(job: EmbedJob) -> Source:
         return source.with_base()
     if earlier.base is None:
         return source
-    kept, lists = join_root(earlier.base, earlier.root), source.list_places()
+    kept, lists = join_root(earlier.find_base(Path(job.output)), earlier.root), source.list_places()
     is_there = is_remote(kept) or os.path.isdir(kept)  # noqa: PTH112
     if not job.root and is_there and earlier.source == lists and STDIN not in lists:  # of which each is another list
         source = replace(source, root=kept)
@@ -208,6 +213,7 @@ def _plan_run(
         remove_plan(store.path)  # first, as no listing of another run may describe the parts of this one
     store.begin(plan.fingerprint, update=job.policy.update)
     plan = plan.adopt()
+    rename_containers(store, plan)
     store.remove_beyond(plan.shards)
     return plan, removed, renamed
 
@@ -308,6 +314,14 @@ def _hash_content(source: Source, item: Item, max_bytes: int) -> str | None:
         return None  # it is embedded again, and the error becomes its failure row
 
 
+def _make_relative(base: str, output: str | Path) -> str:
+    """Return where a folder is from an output; empty where it is on another drive."""
+    try:
+        return os.path.relpath(base, os.path.abspath(output))  # noqa: PTH100
+    except ValueError:
+        return ""
+
+
 def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, Any] | None) -> Manifest:
     """Return the manifest: all that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
@@ -334,6 +348,7 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         dtype=job.policy.dtype,
         hashes=job.policy.hashes,
         long_text=None if job.kind == "images" else job.long_text,
+        text_warnings=job.kind == "texts" and job.long_text == "cut",
         dim=encoder.dim,
         device=str(encoder.device),
         versions={"clip-turbo": __version__, **versions},
@@ -341,6 +356,7 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         globs=job.globs,
         root=job.root if source.base is None else source.root,
         base=source.base,
+        base_from_output=_make_relative(source.base, job.output) if source.base else "",
         duplicate_ids=job.duplicate_ids,
         limit=job.limit,
         shard_size=job.policy.shard_size,

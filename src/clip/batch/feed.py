@@ -171,7 +171,7 @@ class Feed:
 def _make_block(chunk: Chunk, answer: Answer) -> Block:
     frames = sum(answer.counts) - len(answer.counts)
     if chunk.crops is NO_CROPS:
-        return Block(answer.outcomes, frames, None, answer.tokens)
+        return Block(answer.outcomes, frames, None, answer.tokens, warned=answer.warned)
     rows = len(answer.outcomes) - list(map(type, answer.outcomes)).count(Failure)
     crops, start = (chunk.crops[:rows], chunk.start) if answer.overflow is None else (answer.overflow, None)
     return Block(

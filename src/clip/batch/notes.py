@@ -10,6 +10,8 @@ from ..images.kinds import REMEDIES, get_unread_kind
 from ..records import Failure
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .feed import Block
 
 
@@ -37,10 +39,14 @@ class Notes:
         return {kind: count for kind, count in counts.items() if count}
 
 
-def advise(unread: dict[str, int], stored_turned: int) -> tuple[str, ...]:
-    """Return the sentences that help; text in backticks is an argument as Python spells it."""
+def advise(unread: dict[str, int], stored_turned: int, empty: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the sentences that help; text in backticks is an argument as Python spells it.
+
+    `empty` are copied columns without any value.
+    """
     lines = [f"{count:,} {kind}: {REMEDIES[kind]}" for kind, count in unread.items()]
     if stored_turned:
         are = "image is" if stored_turned == 1 else "images are"
         lines.append(f'{stored_turned:,} {are} stored turned; `decode.orient="exif"` turns them')
+    lines += [f"no row has a value in column {name!r} of `columns.keep`; check its name" for name in empty]
     return tuple(lines)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ..records import Failure, Item, Member, Pixels, Row, Tokens
+from ..records import Failure, Item, Member, Pixels, Row, Tokens, add_warning
 from .decode import NO_CROPS, Answer, Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..text.tokens import Tokenizing
+    from ..text.tokens import Tokenized, Tokenizing
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,24 @@ class Preparing:
             entries = [text if isinstance(text, Failure) else entry for entry, text in pairs]
             answer = self.decode(replace(chunk, entries=entries))
         of_outcomes = [text for text, count in zip(texts, answer.counts, strict=True) for _ in range(count)]
-        of_rows = [
-            text
-            for text, outcome in zip(of_outcomes, answer.outcomes, strict=True)
-            if isinstance(text, np.ndarray) and isinstance(outcome, Row)
-        ]
-        return replace(answer, tokens=np.stack(of_rows) if of_rows else None)
+        return _add_texts(answer, of_outcomes)
 
-    def _tokenize(self, entry: Item | Member) -> np.ndarray | Failure:
+    def _tokenize(self, entry: Item | Member) -> Tokenized | Failure:
         return self.tokenizing(entry.item if isinstance(entry, Member) else entry)
+
+
+def _add_texts(answer: Answer, texts: list[Tokenized | Failure]) -> Answer:
+    """Return an answer with the tokens of its rows, and what was wrong with their texts in the rows."""
+    outcomes: list[Row | Failure] = []
+    tokens: list[np.ndarray] = []
+    for outcome, text in zip(answer.outcomes, texts, strict=True):
+        if isinstance(outcome, Row) and not isinstance(text, Failure):
+            outcomes.append(add_warning(outcome, text.warning))
+            tokens.append(text.ids)
+        else:
+            outcomes.append(outcome)
+    warned = sum(isinstance(outcome, Row) and outcome.warning is not None for outcome in outcomes)
+    return replace(answer, outcomes=outcomes, tokens=np.stack(tokens) if tokens else None, warned=warned)
 
 
 def _make_row(entry: Item | Member | Failure) -> Row:

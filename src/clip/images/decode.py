@@ -124,13 +124,29 @@ def read_pixels(image: object, settings: PreprocessSettings, pixels: PixelMode =
 
 
 def read_pixels_of(
-    data: bytes, settings: PreprocessSettings, pixels: PixelMode, opened: Callable[[], None] = lambda: None
+    data: bytes,
+    settings: PreprocessSettings,
+    pixels: PixelMode,
+    opened: Callable[[], None] = lambda: None,
+    max_pixels: int | None = None,
 ) -> np.ndarray:
-    """Return the pixels of an encoded image as `read_pixels` does; `opened` is called when its header has been read."""
+    """Return the pixels of an encoded image as `read_pixels` does; `opened` is called when its header has been read.
+
+    With `max_pixels` that is the limit, and not the program's own.
+    """
 
     def use(image: Image.Image, mode: PixelMode = "exact") -> np.ndarray:
         opened()
-        check_program_limit(image.size)
+        if max_pixels is None:
+            check_program_limit(image.size)
+        else:
+            _check_size(*image.size, Limits(max_pixels=max_pixels))
+            if is_above_limit(image.size):
+                with unchecked():
+                    return to_array(image, mode)
+        return to_array(image, mode)
+
+    def to_array(image: Image.Image, mode: PixelMode) -> np.ndarray:
         if mode == "exact":
             return to_pixels(image, settings)
         size = image.size
@@ -139,8 +155,8 @@ def read_pixels_of(
 
     if pixels == "fast":
         with suppress(OSError):  # what cannot be decoded fast is decoded exactly
-            return read_encoded(data, partial(use, mode="fast"))[0]
-    return read_encoded(data, use)[0]
+            return read_encoded(data, partial(use, mode="fast"), max_pixels=max_pixels)[0]
+    return read_encoded(data, use, max_pixels=max_pixels)[0]
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,14 @@ def remove_rotation(data: bytes) -> bytes:
         return data
     first, last = 0, len(data)
     for name in (b"meta", b"iprp", b"ipco"):
-        spans = ((content, end) for kind, content, end in _boxes(data, first, last) if data[kind : kind + 4] == name)
+        spans = (
+            (content, end) for kind, content, end in list_boxes(data, first, last) if data[kind : kind + 4] == name
+        )
         first, last = next(spans, (0, 0))
         first += 4 if name == b"meta" else 0  # version and flags
     turns = [
         (kind, content)
-        for kind, content, end in _boxes(data, first, last)
+        for kind, content, end in list_boxes(data, first, last)
         if data[kind : kind + 4] in (b"irot", b"imir") and content < end
     ]
     if not turns:
@@ -47,7 +49,7 @@ def remove_rotation(data: bytes) -> bytes:
     return bytes(stored)
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def list_boxes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield each whole box of a list: the offsets of its name, of its content and of its end.
 
     Source:  ISO/IEC 14496-12, 4.2.

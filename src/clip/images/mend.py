@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .ending import PNG_BEGIN
+from .ending import PNG_BEGIN, find_box_end
 from .jpeg import BEGIN, FRAMES, SOS, list_segments
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ EXIF_SEGMENT, EXIF_NAME = 0xE1, b"Exif\0\0"
 MPF_SEGMENT, MPF_NAME = 0xE2, b"MPF\0"
 WEBP_PIXELS = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"})
 WEBP_FLAGS = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # in VP8X. Source: RFC 9649, 2.7.1
+JP2_BEGIN = b"\0\0\0\x0cjP  \r\n\x87\n"  # whose decoder refuses boxes of a video behind the image
 MAX_NAMED = 5  # kinds of chunks in a warning
 KEPT_TEXT_BYTES = 1_000_000  # of XMP, which may hold an orientation
 
@@ -55,6 +56,9 @@ def mend(data: bytes, options: DecodeOptions) -> Iterator[Mended]:
         attempts = (_mend_jpeg(data, options, keep_exif=keep) for keep in (True, False))
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         attempts = (_mend_webp(data, options, keep_exif=keep) for keep in (True, False))
+    elif data.startswith(JP2_BEGIN) and (end := find_box_end(data)) < len(data):
+        yield Mended(data[:end], f"{len(data) - end:,} bytes behind the end of the image are left out")
+        return
     else:
         return
     before = data

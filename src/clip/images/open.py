@@ -98,6 +98,7 @@ def read_encoded(
     data: bytes,
     use: Callable[[Image.Image], T],
     options: DecodeOptions = DecodeOptions(),  # noqa: B008  frozen
+    max_pixels: int | None = None,
 ) -> tuple[T, str | None]:
     """Return what `use` makes of an opened image, and a warning where damaged metadata had to be left out for that.
 
@@ -106,14 +107,14 @@ def read_encoded(
     Raises:  what `open_encoded` and `use` raised at first.
     """
     try:
-        with open_encoded(data, options.orient) as image:
+        with open_encoded(data, options.orient, max_pixels) as image:
             return use(image), None
     except Exception as exc:  # Pillow 13 raised nine types over 6,700 public files
         if isinstance(exc, MemoryError):
             raise
         for mended in mend(data, options):
             try:
-                with open_encoded(mended.data, options.orient) as image:
+                with open_encoded(mended.data, options.orient, max_pixels) as image:
                     return use(image), mended.warning
             except Exception as again:
                 if isinstance(again, MemoryError):

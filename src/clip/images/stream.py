@@ -57,11 +57,17 @@ class BadImage:
 
 
 def decode_stream(
-    images: Iterable[object], settings: PreprocessSettings, mode: PixelMode, *, ahead: int
+    images: Iterable[object],
+    settings: PreprocessSettings,
+    mode: PixelMode,
+    *,
+    ahead: int,
+    max_pixels: int | None = None,
 ) -> Generator[DecodedImage | BadImage]:
     """Decode images in any form that `open_image` takes, in order, by one thread per core.
 
-    The threads are at most `ahead` images ahead of the consumer, and one each.
+    The threads are at most `ahead` images ahead of the consumer, and one each. Of encoded images `max_pixels` is the
+    limit; without it the program's own.
 
     Shapes:  pixels uint8 (R, R, 3), channels R, G, B.
     """
@@ -80,7 +86,7 @@ def decode_stream(
             data = read_bytes(image)
             stages.append("open")
             format_name = sniff_format(data)
-            pixels = read_pixels_of(data, settings, mode, lambda: stages.append("decode"))
+            pixels = read_pixels_of(data, settings, mode, lambda: stages.append("decode"), max_pixels)
             return DecodedImage(place, path, pixels)
         except Exception as exc:  # noqa: BLE001  over 6,700 public files Pillow 13 raised nine types, TypeError among them
             return BadImage(place, path, stages[-1], exc, format_name)

@@ -256,7 +256,7 @@ class EmbedReport:
     renamed: int = 0
     """Rows that an update kept under another id, as their images were renamed."""
     warned: int = 0
-    """Rows that this run wrote with a warning: their metadata is damaged, or something follows the image."""
+    """Rows that this run wrote with a warning: metadata is damaged, something follows the image, a text is cut."""
     stored_turned: int = 0
     """Images that this run embedded as they are stored, though their files say that they are to be turned."""
     unread: dict[str, int] = field(default_factory=dict[str, int])

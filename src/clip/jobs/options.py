@@ -156,6 +156,11 @@ class Columns:
         return [name for name in (self.entry, self.id, self.text, *self.keep) if name]
 
     @property
+    def beside(self) -> list[str]:
+        """The columns that are asked for besides that of the images or texts."""
+        return [name for name in (self.id, self.text, *self.keep) if name]
+
+    @property
     def kept(self) -> list[tuple[str, str]]:
         """The copied columns, with their types."""
         return list(zip(self.keep, self.types or (TEXT,) * len(self.keep), strict=True))

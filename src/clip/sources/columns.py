@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 
@@ -44,3 +45,13 @@ def find_entry_column(path: str, names: list[str], columns: Columns) -> str:
         found = f"has {count} among {', '.join(map(str, names))}"
         raise InputError(path, found, "one", "Name it with `columns.entry`.")
     return candidates[0]
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value of JSON can be an id: a text, or a whole number."""
+    return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
+
+
+def to_text(value: Any, *, is_text: bool) -> str | None:
+    """Return a value of JSON to copy: a text as it is, others as JSON; a caption that is no text is missing."""
+    return value if value is None or isinstance(value, str) else None if is_text else json.dumps(value)

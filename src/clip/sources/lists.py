@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from ..errors import InputError
 from ..records import STDIN, Failure, Item, as_utf8, join_root, utf8_path
-from .columns import find_entry_column, list_usual_columns
+from .columns import find_entry_column, is_id, list_usual_columns, to_text
 from .delimited import DELIMITERS, read_rows
 from .files import stat_here
 from .remote.client import get_local_path, get_path
@@ -191,12 +191,7 @@ def _make_line(mark: str, row: dict[str, Any], entry: str, copied: Iterable[str]
     if columns.kind != "texts" and not (isinstance(value, str) and value):
         return _make_empty(mark, entry, "path", value)
     own_id = row.get(columns.id) if columns.id else None
-    if columns.id and (isinstance(own_id, bool) or not isinstance(own_id, (str, int)) or own_id == ""):
+    if columns.id and not is_id(own_id):
         return _make_empty(mark, columns.id, "id", own_id)
-    values = tuple(_to_text(row.get(name), is_text=name == columns.text) for name in copied)
+    values = tuple(to_text(row.get(name), is_text=name == columns.text) for name in copied)
     return Line(mark, str(own_id) if columns.id else None, value if isinstance(value, str) else None, values)
-
-
-def _to_text(value: Any, *, is_text: bool) -> str | None:
-    """Return a value to copy: a text as it is, others of NDJSON as JSON; a caption that is no text is missing."""
-    return value if value is None or isinstance(value, str) else None if is_text else json.dumps(value)

@@ -19,7 +19,7 @@ from ..records import ContainerPart, Failure, Item, Member, count_values, id_has
 from .files import CHUNK_BYTES
 from .folders import explain_name, has_image_name, matches, split_glob
 from .remote.client import make_size_error
-from .sidecars import is_sidecar, read_values
+from .sidecars import Beside, is_sidecar, read_beside
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -34,6 +34,7 @@ DAMAGE = (
     *(zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
 )
 CHANGED = "it changed since it was listed"
+NO_IDS = "Leave `columns.id` out, or name another column."
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,6 @@ def read_whole(file: BinaryIO, size_bytes: int) -> bytes:
     return whole.getvalue()  # the same memory
 
 
-def add_values(member: Member, values: tuple[str | None, ...]) -> Member:
-    """Return a member with the values of what is beside it."""
-    if member.held is not None:
-        member.held.charge(count_values(values))
-    return replace(member, item=member.item._replace(values=values))
-
-
 class PartReader:
     """Choose the images of a container's part, name them, and read them within a limit; count the others.
 
@@ -89,11 +83,12 @@ class PartReader:
         self.max_bytes = max_bytes
         self._globs = [split_glob(glob) for glob in selection.globs]
         self._seen: set[int] = set()
+        self._given: set[int] = set()  # hashes of the ids that a column gave
 
     @property
     def takes_sidecars(self) -> bool:
-        """Whether the files beside an image are asked for."""
-        return bool(self.selection.columns.taken)
+        """Whether the files beside an image are asked for, or its key."""
+        return bool(self.selection.columns.beside)
 
     def choose(self, name: str) -> str | None:
         """Return the id for a member of this name; None, and count it, if it is hidden or no image by its name."""
@@ -148,10 +143,25 @@ class PartReader:
         if find is None or not self.takes_sidecars:
             return outcome
         try:
-            return add_values(outcome, read_values(name, find, self.selection.columns)[0])
+            completed = self.complete(outcome, read_beside(name, find, self.selection.columns))
         except BaseException:
             outcome.release()
             raise
+        if isinstance(completed, Failure):
+            outcome.release()
+        return completed
+
+    def complete(self, member: Member, beside: Beside) -> Member | Failure:
+        """Return a member with what is beside it; a failure where another one of the part has its id."""
+        own_id = member.id if beside.id is None else utf8_path(beside.id)
+        if beside.id is not None:
+            if id_hash(own_id) in self._given:
+                found = f"has {beside.id!r} as its {self.selection.columns.id!r}, as another image of the archive has"
+                return self.fail(member.id, InputError(member.id, found, "one image for each id", NO_IDS))
+            self._given.add(id_hash(own_id))
+        if member.held is not None:
+            member.held.charge(count_values(beside.values))
+        return replace(member, item=member.item._replace(id=own_id, values=beside.values))
 
     def take(
         self,

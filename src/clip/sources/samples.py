@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..records import Failure, Member, id_hash
-from .members import add_values
 from .remote.client import make_size_error
-from .sidecars import MAX_BYTES, get_key, list_endings, read_values
+from .sidecars import MAX_BYTES, get_key, list_endings, read_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,16 +78,16 @@ class Samples:
 
     def _complete(self, name: str, member: Member, key: int, *, is_cut: bool) -> Member | Failure:
         try:
-            values, found = read_values(name, self._find, self._columns)
+            beside = read_beside(name, self._find, self._columns)
         except InputError as exc:
             return self._reader.fail(member.id, exc)
-        if found < set(list_endings(self._columns)):
+        if beside.endings < set(list_endings(self._columns)):
             self._incomplete.add(key)
             if is_cut:
                 return self._reader.fail(member.id, EOFError("it is cut before what stands beside the image"))
             if key in self._without_image:
                 return self._reader.fail(member.id, _make_apart_error(member.id))
-        return add_values(member, values)
+        return self._reader.complete(member, beside)
 
     def _find(self, name: str) -> bytes | None:
         if name in self._beside and self._beside[name] is None:

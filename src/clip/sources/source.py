@@ -40,7 +40,7 @@ from .lists import is_list, make_item, read_lines
 from .members import PartReader, Selection
 from .remote.client import get_local_path, get_path, is_remote
 from .saved_dataset import list_dataset_files
-from .sidecars import KEY, MAX_BYTES, list_endings, read_values
+from .sidecars import KEY, MAX_BYTES, list_endings, read_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -102,7 +102,7 @@ class Source:
             if not any(map(has_known_ending, self.globs if is_folder(name) else [name])):
                 return False
             first = next(self._walk(name, Counter()), None)
-            if not isinstance(first, Item) or (is_list(first.path) and not self.columns.taken):
+            if not isinstance(first, Item) or (is_list(first.path) and not self.columns.beside):
                 return False
             name = first.path
         if is_list(name):
@@ -180,7 +180,8 @@ class Source:
 
         Raises:  InputError for an input that cannot be used, or that yields nothing.
         """
-        known = (item for item in known if not is_remote(item.path))  # a server's listing has the status of each
+        # A server's listing has the status of each; ids of a column do not show where in a walk an item was.
+        known = (item for item in known if not (self.columns.id or is_remote(item.path)))
         for name in self.expand():
             is_empty = True
             before = dict(ignored)
@@ -201,8 +202,9 @@ class Source:
             return
         if is_folder(name) or is_pattern(name):
             walked = self._walk(name, ignored, known, scratch)
-            chosen = bool(self.globs) or is_pattern(name)
-            yield from self._add_values(name, self._unpack(walked, shard_size, ignored) if chosen else walked)
+            if not (chosen := bool(self.globs) or is_pattern(name)) or self.columns.kind != "texts":
+                walked = self._add_beside(name, walked)
+            yield from self._unpack(walked, shard_size, ignored) if chosen else walked
             return
         own_id, path = self._place(name)
         if is_list(name):
@@ -210,7 +212,7 @@ class Source:
         elif (parts := self._list_parts(path, own_id, shard_size)) is not None:
             yield from parts
         else:
-            yield from self._add_values(name, [Item(own_id, path, *stat_file(name))])
+            yield from self._add_beside(name, [Item(own_id, path, *stat_file(name))])
 
     def _begin(self, folder: str) -> str | None:
         """Return what ids and paths below a folder begin with; None where paths begin with the folder as given."""
@@ -241,7 +243,7 @@ class Source:
             if isinstance(entry, Failure):
                 yield entry
             elif is_list(entry.path):
-                needed = texts or self.columns.taken
+                needed = texts or self.columns.beside
                 yield from self._list_lines(entry.path, entry.id) if needed else [entry]
             elif texts and not isinstance(find_container(entry.path), Table):
                 ignored["not a list or table"] += 1
@@ -269,22 +271,23 @@ class Source:
         parts = container.parts(here, own_id, shard_size, self.selection)
         return (_move(entry, path) if entry.path == here else entry for entry in parts) if self.base else parts
 
-    def _add_values(self, name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """Yield the entries of an input, images with what the files beside them say of the columns.
+    def _add_beside(self, name: str, entries: Iterable[Item | Failure]) -> Iterator[Item | Failure]:
+        """Yield the files of an input, images with what the files beside them say of the columns.
 
         Raises:  InputError where texts are asked for, for images on servers, and where no image has such a file.
         """
         endings, asked = list_endings(self.columns), False
         found: set[str] = set()
         for entry in entries:
-            if isinstance(entry, Item) and not entry.values and (self.columns.taken or self.columns.kind == "texts"):
+            asks = bool(self.columns.beside) or self.columns.kind == "texts"
+            if asks and isinstance(entry, Item) and not has_known_ending(entry.path):
                 self._check_types(entry.path)
                 self._check_place(entry)
                 entry, beside = self._read_beside(entry)
                 asked, found = True, found | beside
             yield entry
         if asked and endings and not found:
-            column = next(column for column, _ in self.columns.taken if column != KEY)
+            column = next(column for column in self.columns.beside if column != KEY)
             wanted = f"column {column!r} in one, or in a .txt or .json beside an image"
             remedy = "Leave it out, or pass the list or table that names it."
             raise InputError(name, "found neither a list nor a table", wanted, remedy)
@@ -299,16 +302,23 @@ class Source:
                 return None
 
         try:
-            values, found = read_values(item.path, read, self.columns)
+            beside = read_beside(item.path, read, self.columns)
         except (OSError, InputError) as exc:
             return Failure.of(item, "read", exc), set(list_endings(self.columns))
-        return item._replace(values=values), found
+        own_id = item.id if beside.id is None else utf8_path(beside.id)
+        return item._replace(id=own_id, values=beside.values), beside.endings
 
     def _check_place(self, entry: Item) -> None:
-        if self.columns.kind == "texts" or is_remote(entry.path):
-            wanted = "texts" if self.columns.kind == "texts" else f"column {self.columns.taken[0][0]!r}"
+        if self.columns.kind == "texts":
             remedy = "Leave it out, or pass the list or table that names it."
-            raise InputError(entry.path, "found neither a list nor a table", f"{wanted} in one", remedy)
+            raise InputError(entry.path, "found neither a list nor a table", "texts in one", remedy)
+        if is_remote(entry.path) and list_endings(self.columns):  # each file would take a request of its own
+            column = next(column for column in self.columns.beside if column != KEY)
+            found = f"is on a server, where no files beside an image are read for column {column!r}"
+            remedy = (
+                "Pack the images with their files into tars, as WebDataset does, or list their URLs with the column."
+            )
+            raise InputError(entry.path, found, "an archive, a list or a table", remedy)
 
     def _check_types(self, path: str) -> None:
         """Raise InputError for columns that are to have other types than text in what has texts alone."""

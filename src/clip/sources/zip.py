@@ -16,7 +16,7 @@ from ..records import ContainerPart, Failure, Item, Member
 from .files import CHUNK_BYTES, open_file, stat_file
 from .members import CHANGED, DAMAGE, PartReader, Selection, read_whole
 from .remote.client import make_size_error
-from .sidecars import MAX_BYTES, identify, is_sidecar
+from .sidecars import MAX_BYTES, identify, is_sidecar, list_endings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -28,6 +28,7 @@ LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # before a member: signature, version
 LOCAL_SIGNATURE, DESCRIPTOR_SIGNATURE = b"PK\x03\x04", b"PK\x07\x08"
 ENCRYPTED, SIZES_FOLLOW, NAME_IS_UTF8 = 0x1, 0x8, 0x800  # flags of a member
 ZIP64_SIZE = 0xFFFFFFFF
+NOTHING: dict[str, bytes] = {}  # beside an image
 
 
 class ZipArchive:
@@ -140,7 +141,8 @@ def _salvage(file: BinaryIO, reader: PartReader, lost: Exception) -> Iterator[Me
             if flags & ENCRYPTED or not (known or method == zipfile.ZIP_DEFLATED):
                 break  # the place of the next member is unknown
             own_id = None if name.endswith("/") else reader.choose(name)
-            kept = 0 if own_id is None or reader.takes_sidecars else reader.max_bytes + 1
+            is_lacking = bool(list_endings(reader.selection.columns))
+            kept = 0 if own_id is None or is_lacking else reader.max_bytes + 1
             held = reader.budget.hold()
             try:
                 data, end = _inflate(file, begin, packed if known else None, method, kept, held)
@@ -150,10 +152,10 @@ def _salvage(file: BinaryIO, reader: PartReader, lost: Exception) -> Iterator[Me
             file.seek(end + (_measure_descriptor(file, end) if flags & SIZES_FOLLOW else 0))
             if own_id is None:
                 continue
-            if reader.takes_sidecars:
+            if is_lacking:
                 found = "what is beside it is not known, as the archive's list is gone"
                 yield reader.fail(own_id, InputError(own_id, found, remedy="Restore the archive."))
-            elif (outcome := reader.read(own_id, name, len(data), lambda: data, held=held)) is not None:  # noqa: B023  called at once
+            elif (outcome := reader.read(own_id, name, len(data), lambda: data, NOTHING.get, held)) is not None:  # noqa: B023  called at once
                 yield outcome
     except DAMAGE as exc:
         lost = exc

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..records import ContainerPart, Entry, Failure, Item
@@ -36,15 +37,16 @@ class Listed:
         # Nothing in it outlives the job, so nothing is synced. It is in the output, where there is room.
         self._database.executescript(
             f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KB};"
-            "CREATE TABLE lost (own_id TEXT, path, name, size_bytes, modified_ns, 'values', sha256, settled, number);"
-            "CREATE TABLE listed (number INTEGER PRIMARY KEY, own_id TEXT, name,"
+            "CREATE TABLE lost"
+            " (own_id TEXT, path, name, part, size_bytes, modified_ns, 'values', sha256, settled, number);"
+            "CREATE TABLE listed (number INTEGER PRIMARY KEY, own_id TEXT, name, part,"
             f" {', '.join(map(json.dumps, COLUMNS))})"
         )
         self._database.row_factory = sqlite3.Row
         number = 0
         for shard in plan:
             rows = [
-                (number + place, entry.id, _get_name(entry), *map(make_row(entry).get, COLUMNS))
+                (number + place, entry.id, _get_name(entry), _get_part(entry), *map(make_row(entry).get, COLUMNS))
                 for place, entry in enumerate(shard.entries)
             ]
             self._insert("listed", rows)
@@ -79,13 +81,13 @@ class Listed:
         """Whether `note_same` was called with this number."""
         return self._same[number] == 1
 
-    def lose(self, items: list[tuple[Item, str | None, bool]]) -> None:
-        """Note images that are not as they were under their ids, their sha256, and whether their outcome is settled."""
+    def lose(self, items: list[tuple[Item | ContainerPart, str | None, bool]]) -> None:
+        """Note what is not as it was under its id, its sha256, and whether its outcome is settled."""
         rows: list[tuple[object, ...]] = []
         for item, sha256, settled in items:
             row = make_row(item)
             status = (row["size_bytes"], row["modified_ns"], row.get("values"))
-            rows.append((item.id, row["path"], _get_name(item), *status, sha256, settled, None))
+            rows.append((item.id, row["path"], _get_name(item), _get_part(item), *status, sha256, settled, None))
         self._insert("lost", rows)
 
     def find_renamed(self, content_hash: Callable[[Item], str | None] | None = None) -> None:
@@ -93,27 +95,29 @@ class Listed:
 
         An image is known by its size and time of change, and its path, its name, or nothing else, where exactly one
         image had these and one has them now; by its content with `content_hash`. Copied columns, and of texts the text,
-        have to be the same.
+        have to be the same. A container is always known by its size and time of change.
         """
         self._database.execute("CREATE INDEX by_lost_id ON lost (own_id)")
         if not self._database.execute("SELECT count(*) FROM lost WHERE settled").fetchone()[0]:
             return
         self._database.execute("CREATE INDEX by_size ON listed (size_bytes)")
         self._database.execute("CREATE INDEX by_lost_size ON lost (size_bytes)")
-        pairs = (pair for sign in SIGNS for pair in self._match(sign))
-        for lost, number in self._match_content(content_hash) if content_hash else pairs:
+        pairs = (pair for sign in SIGNS for pair in self._match(sign, containers_only=content_hash is not None))
+        by_content = self._match_content(content_hash) if content_hash else ()
+        for lost, number in chain(by_content, pairs):
             claim = "UPDATE lost SET number = ? WHERE rowid = ? AND number IS NULL"
             if not self.taken[number] and self._database.execute(claim, (number, lost)).rowcount:
                 self.taken[number] = 1
                 self.renamed += 1
 
-    def _match(self, sign: str | None) -> list[tuple[int, int]]:
-        keys = ", ".join(("size_bytes", "modified_ns", '"values"', *([sign] if sign else ())))
+    def _match(self, sign: str | None, *, containers_only: bool) -> list[tuple[int, int]]:
+        keys = ", ".join(("size_bytes", "modified_ns", '"values"', "part", *([sign] if sign else ())))
+        kind = "AND part IS NOT NULL" if containers_only else ""
         known = "" if sign == "path" else "AND modified_ns != 0"  # of an image on a server it is often unknown
         query = f"""
             WITH now AS (
                 SELECT {keys}, min(number) AS number, count(*) AS several FROM listed
-                WHERE size_bytes IN (SELECT size_bytes FROM lost) AND start IS NULL {known} GROUP BY {keys}
+                WHERE size_bytes IN (SELECT size_bytes FROM lost) {kind} {known} GROUP BY {keys}
             ), before AS (
                 SELECT {keys}, min(rowid) AS lost, min(settled) AS settled, count(*) AS several
                 FROM lost GROUP BY {keys}
@@ -154,6 +158,13 @@ class Listed:
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+
+
+def _get_part(entry: Entry) -> str | None:
+    """Return what is taken of a container, besides its size and its time; None for an image."""
+    if not isinstance(entry, ContainerPart):
+        return None
+    return json.dumps([entry.start, entry.stop, entry.members, entry.limit, entry.columns])
 
 
 def _get_name(entry: Item | Failure | ContainerPart) -> bytes:

@@ -1,7 +1,7 @@
 """The manifest of an output: everything its vectors depend on, its input, and its counts.
 
 The JSON keys are those of version 0.1.0, some of which are older words than the fields: `policies` and `decode` are
-DecodeOptions, `guards` are Limits, `keep`, `column`, `id_column` and `text_column` are Columns.
+DecodeOptions, `guards` are Limits, `keep`, `column`, `id_column`, `text_column`, `delimiter` and `quoting` are Columns.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,8 +39,11 @@ KINDS: dict[Kind, str] = {"images": "pictures", "texts": "texts", "pairs": "pair
 COMPARED_KEYS = (
     *("weights_sha256", "architecture", "preprocess", "preprocess_settings", "precision", "computed_in", "calibration"),
     *("decode", "policies", "guards", "normalised", "dtype", "dim", "hashes", "kind", "long_text", "keep"),
-    "shard_size",
+    *("delimiter", "quoting", "shard_size"),
 )
+# What else decides which entries an input gives: where the listing is another one, and one of these is, that is why.
+READING_KEYS = ("column", "id_column", "text_column", "globs", "limit")
+READING_DEFAULTS: dict[str, Any] = {"delimiter": "", "quoting": "auto"}  # as which these keys are left out
 # Of something that is no file of ours: nothing there, a file for a folder, a pipe, a link to itself, a file too large.
 NO_MANIFEST = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EFBIG, errno.ENAMETOOLONG)
 COUNTED = ("read", "written", "failed")  # in `counts`
@@ -81,12 +85,14 @@ class Manifest:
     globs: tuple[str, ...] = ()
     root: str = ""  # where relative paths in lists start, itself relative to `base`
     base: str | None = None  # where ids and paths start, an absolute path; None in outputs of version 0.1.0
+    base_from_output: str = ""  # the same from the output, as both may move together
     duplicate_ids: str = "error"
     limit: int | None = None
     shard_size: int = 10_000
     input_fingerprint: str | None = None  # None until the input is listed
     counts: dict[str, Any] | None = None  # None until the run is over
     warnings: bool = True  # whether rows have a column for them; those of version 0.1.0 have none
+    text_warnings: bool = False  # likewise for rows of texts, where a text that is too long is cut
     run: str = ""  # goes into the checksums of the parts; empty where they carry none, as those of version 0.1.0
 
     @property
@@ -142,14 +148,25 @@ class Manifest:
             "counts": self.counts,
         }
         # unknown to version 0.1.0
-        rare = {"stated_architecture": self.stated_architecture, "warnings": self.warnings, "run": self.run}
+        names = ("stated_architecture", "warnings", "text_warnings", "run", "base_from_output")
+        rare: dict[str, Any] = {name: getattr(self, name) for name in names}
         content |= {key: value for key, value in rare.items() if value}
         content |= {} if self.base is None else {"base": self.base}  # likewise
+        reading = {"delimiter": columns.delimiter_character, "quoting": columns.quoting}
+        content |= {key: value for key, value in reading.items() if value != READING_DEFAULTS[key]}  # likewise
         return json.loads(json.dumps(content))  # lists for tuples, as when it is read
+
+    def find_base(self, output: Path) -> str:
+        """Return the folder to which paths are relative; where it is gone, the one at its place from the output."""
+        base = self.base or ""
+        if not base or not self.base_from_output or os.path.isdir(base):  # noqa: PTH112  texts
+            return base
+        moved = os.path.normpath(os.path.join(os.path.abspath(output), self.base_from_output))  # noqa: PTH100, PTH118
+        return moved if os.path.isdir(moved) else base  # noqa: PTH112
 
     def identify(self) -> str:
         """Return what distinguishes the parts of this run from those of another: a hash of what vectors depend on."""
-        content = self.to_json()
+        content = READING_DEFAULTS | self.to_json()
         values = [content[key] for key in (*self._own_keys, *COMPARED_KEYS)]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
@@ -162,7 +179,8 @@ class Manifest:
         values: dict[str, Any] = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         keep, types = zip(*content["keep"], strict=True) if content.get("keep") else ((), ())
         entry, own_id, text = (content.get(name) for name in ("column", "id_column", "text_column"))
-        values["columns"] = Columns(entry, own_id, content.get("kind") == KINDS["texts"], text, keep, types)
+        reading = {name: content[name] for name in ("delimiter", "quoting") if name in content}
+        values["columns"] = Columns(entry, own_id, content.get("kind") == KINDS["texts"], text, keep, types, **reading)
         values["decode"] = DecodeOptions(content.get("decode", "exact"), **content.get("policies", {}))
         values["limits"] = Limits(**content.get("guards", {}))
         values |= {name: tuple(content.get(name, ())) for name in ("source", "globs")}
@@ -173,16 +191,14 @@ class Manifest:
     def _own_keys(self) -> tuple[str, ...]:
         return () if self.weights_sha256 else ("weights_source",)
 
-    def first_difference(self, other: Manifest) -> tuple[str, Any, Any] | None:
-        """Return the first key of COMPARED_KEYS in which two manifests differ, and both values; None if they agree.
+    def first_difference(self, other: Manifest, keys: tuple[str, ...] = COMPARED_KEYS) -> tuple[str, Any, Any] | None:
+        """Return the first of some keys in which two manifests differ, and both values; None if they agree.
 
         Weights without a hash were drawn at random, and are compared by their seed.
         """
-        mine, theirs = self.to_json(), other.to_json()
-        return next(
-            ((key, mine[key], theirs[key]) for key in (*self._own_keys, *COMPARED_KEYS) if mine[key] != theirs[key]),
-            None,
-        )
+        mine, theirs = (READING_DEFAULTS | manifest.to_json() for manifest in (self, other))
+        keys = (*self._own_keys, *keys)
+        return next(((key, mine[key], theirs[key]) for key in keys if mine[key] != theirs[key]), None)
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -225,6 +241,8 @@ def check_manifest(manifest: Manifest) -> Manifest:
         raise ValueError(f"its dim is {manifest.dim}")
     if manifest.base and not Path(manifest.base).is_absolute():  # a URL would have a server asked
         raise ValueError(f"its base is {manifest.base!r}")
+    if os.path.isabs(manifest.base_from_output) or "://" in manifest.base_from_output:  # noqa: PTH117
+        raise ValueError(f"its base_from_output is {manifest.base_from_output!r}")
     for _, kind in manifest.columns.kept:
         if not isinstance(pa.type_for_alias(kind), pa.DataType):
             raise TypeError(f"it keeps a column of {kind!r}")

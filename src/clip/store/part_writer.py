@@ -57,12 +57,16 @@ class PartWriter:
         Shapes:  vectors float (N, D) for each of their columns.
         Raises:  StoreError where they cannot be written, or the earlier part changed.
         """
-        for folder, path in self._paths.items() if not self._writers else ():
-            with translate_os_errors(path):
-                self._writers[folder] = self._open_file(folder)
         tables = _make_tables(self._schema, rows, vectors, failures)
         if self._shard.carried_over:
             tables = self._merge_carried_over(tables)
+        self.add_tables(tables)
+
+    def add_tables(self, tables: Mapping[str, pa.Table]) -> None:
+        """Write rows of the embeddings, and of the failures, as they are. Raises: StoreError as `add`."""
+        for folder, path in self._paths.items() if not self._writers else ():
+            with translate_os_errors(path):
+                self._writers[folder] = self._open_file(folder)
         for folder, table in tables.items():
             if table.num_rows:
                 with translate_os_errors(self._paths[folder]):

@@ -1,8 +1,9 @@
 """The two Parquet files of a shard, which together are its part: their columns, and `Parts`, which reads them.
 
 embeddings/part-00000.parquet    images: id, path, embedding, width, height, format, size_bytes, sha256 if the job wants
-                                 it, and warning; texts: id, path, embedding, text; pairs: all of these and
-                                 text_embedding; then the columns that the job copies from its input
+                                 it, and warning; texts: id, path, embedding, text, and warning if texts may be cut;
+                                 pairs: all of these and text_embedding; then the columns that the job copies from its
+                                 input
 failures/part-00000.parquet      id, path, stage, error, message
 
 An output is shared, copied, and rewritten by other programs, so nothing of a part is believed: its checksums, the types
@@ -27,7 +28,7 @@ from ..errors import ClipError, StoreError, quote
 from .checksums import check_footer, check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from .manifest import Manifest
@@ -39,7 +40,7 @@ PART_NAME = re.compile(r"part-([0-9]{5}|[1-9][0-9]{5,8})\.parquet")
 # read, where each frame counts; and those of them that are second or later frames of a file, where there are any.
 FINGERPRINT_KEY, IGNORED, READ, FRAMES = b"clip.mark", b"clip.ignored", b"clip.read", b"clip.frames"
 EMBEDDING, TEXT_EMBEDDING = "embedding", "text_embedding"  # columns of vectors
-WARNING = "warning"  # what was wrong with a row's image beside its pixels; null in nearly all rows
+WARNING = "warning"  # what was wrong with a row's image beside its pixels, or its text; null in nearly all rows
 FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "path", "stage", "error", "message")])
 NEVER_NULL = {"id", "path", EMBEDDING, TEXT_EMBEDDING, "stage", "error", "message"}
 IN_MEMORY_BYTES = 2**26  # of a file that is read at once: 6 % faster than by column
@@ -65,7 +66,7 @@ def embedding_schema(manifest: Manifest) -> pa.Schema:
         fields += [("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("size_bytes", pa.int64())]
     if manifest.hashes:
         fields += [("sha256", pa.string())]
-    if manifest.warnings and manifest.kind != "texts":
+    if manifest.text_warnings if manifest.kind == "texts" else manifest.warnings:
         fields += [(WARNING, pa.string())]
     if manifest.kind != "images":
         fields += [("text", pa.string())]
@@ -143,6 +144,16 @@ class Parts:
             table = file.read(columns=None if names is None else list(names))
             self._check_values(path, table, file.metadata.num_rows)
         return table.replace_schema_metadata() if names is None else table.select(list(names)).replace_schema_metadata()
+
+    def read_groups(self, path: Path) -> Iterator[pa.Table]:
+        """Read the columns of the run, a group of rows at a time. Raises: as `read`."""
+        names = self._expected(path).names
+        with self._open(path) as file:
+            self._check_columns(path, file, names)
+            for number in range(file.num_row_groups):
+                table = file.read_row_group(number, columns=names)
+                self._check_values(path, table, file.metadata.row_group(number).num_rows)
+                yield table.select(names).replace_schema_metadata()
 
     def read_or_empty(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a file as `read` does; where there is none, return an empty table with these columns."""

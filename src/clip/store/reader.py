@@ -46,7 +46,7 @@ class Store:
         self.dim = manifest.dim
         if root is not None and not Path(root).is_dir():
             raise InputError("`root`", f"{root} is no folder here", "the one with the images", "Check the path.")
-        self.base = os.path.abspath(root) if root is not None else manifest.base or ""  # noqa: PTH100
+        self.base = os.path.abspath(root) if root is not None else manifest.find_base(self.path)  # noqa: PTH100
         """Where the paths of rows start; empty in outputs of version 0.1.0, where they are as they were given."""
         self.schema = embedding_schema(manifest)
         self.files = Parts(self.path, self.schema, manifest.run)

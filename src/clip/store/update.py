@@ -5,7 +5,8 @@ out, changed ones are done again in their places, and the rest is carried over; 
 comparison (listed.py) is on the disk: memory holds one shard, and two bytes per listed entry.
 
 An image under another id, as when its folder was renamed, is known by its size and its time of change. Its entry takes
-the place of the earlier one, whose row is carried over under the new id.
+the place of the earlier one, whose row is carried over under the new id. So is an archive or a table: all rows of its
+part get new ids (renamed_containers.py).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, StoreError
-from ..records import ContainerPart, Entry, Item, Shard, in_shards, listed_id
+from ..records import ContainerPart, Entry, Failure, Item, Shard, in_shards, listed_id
 from .listed import SCRATCH, Listed
 from .parts import EMBEDDINGS, FAILURES
 from .plan import MERGED, Plan, compute_fingerprint, identify, write_plan
+from .renamed_containers import are_at_its_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -54,12 +56,12 @@ def count_changes(earlier: Plan, listed: Plan, *, has_base: bool) -> Changes:
     gone = changed = moved = 0
     with _translate_sqlite_errors(listed), closing(Listed(listed)) as now:
         for shard in earlier:
-            lost: list[Item] = []
+            lost: list[Item | ContainerPart] = []
             for before in shard.entries:
                 found = now.take(before.id)
                 if found is None:
                     gone += 1
-                    lost += [before] if isinstance(before, Item) else []
+                    lost += [before] if not isinstance(before, Failure) else []
                 elif identify(before, has_base=False) != identify(found[1], has_base=False):
                     changed += 1
                 elif has_base and before.path != found[1].path:
@@ -134,18 +136,26 @@ class _Comparison:
 
     def _find_lost(self, old: Shard) -> None:
         """Note which images of a shard are the same under their ids, and which are not."""
-        lost: list[Item] = []
+        lost: list[Item | ContainerPart] = []
         outcomes = _read_outcomes(self.store, old, retry=self.retry) if self.content_hash else None
         for before in old.entries:
             found = self.now.find(before.id)
             sha256 = outcomes.rows.get(before.id) if outcomes else None
             if found is not None and self._is_unchanged(before, found[1], sha256):
                 self.now.note_same(found[0])
-            elif isinstance(before, Item):
+            elif not isinstance(before, Failure):
                 lost.append(before)
         if lost:
             outcomes = outcomes or _read_outcomes(self.store, old, retry=self.retry)
-            self.now.lose([(item, outcomes.rows.get(item.id), outcomes.has_outcome(item.id)) for item in lost])
+            of_lost = [(one, outcomes.rows.get(one.id), self._is_settled(old, one, outcomes)) for one in lost]
+            self.now.lose(of_lost)
+
+    def _is_settled(self, old: Shard, before: Item | ContainerPart, outcomes: _Outcomes) -> bool:
+        """Whether what the part of a shard has for an entry can be kept under another id."""
+        if isinstance(before, Item):
+            return outcomes.has_outcome(before.id)
+        is_whole = outcomes.done and not any(outcomes.failed.values())
+        return is_whole and are_at_its_path(self.store.parts, old.index, before)
 
     def _compare(self, old: Shard) -> Shard:
         """Return a shard as it has to be now, and which of its entries are carried over."""
@@ -163,6 +173,11 @@ class _Comparison:
                 continue
             entry = now or (found or (0, before))[1]
             entries.append(entry)
+            if isinstance(before, ContainerPart) and now is not None:
+                carried_over.add(entry.id)
+                renamed[entry.id] = before.id
+                touched = True
+                continue
             if isinstance(before, ContainerPart):  # a shard by itself, so nothing of it can be carried over
                 changed = identify(before, has_base=self._has_base) != identify(entry, has_base=self._has_base)
                 touched |= changed or any(outcomes.failed.values())
@@ -183,6 +198,8 @@ class _Comparison:
         return self.now.is_same(number) if self.retry else self._is_unchanged(before, now, None)
 
     def _is_unchanged(self, before: Entry, now: Entry, sha256: str | None) -> bool:
+        if isinstance(before, ContainerPart):
+            return identify(before, has_base=self._has_base) == identify(now, has_base=self._has_base)
         if not isinstance(before, Item) or not isinstance(now, Item):
             return False  # a folder that could not be listed: the listing says what it is now
         if before.values != now.values:

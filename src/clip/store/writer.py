@@ -20,7 +20,7 @@ import numpy as np
 
 from ..atomic_files import make_folder, remove_temporaries, translate_os_errors
 from ..errors import StoreMismatchError
-from .manifest import CALIBRATION, INDEX, MANIFEST, Manifest, read_manifest, write_manifest
+from .manifest import CALIBRATION, INDEX, MANIFEST, READING_KEYS, Manifest, read_manifest, write_manifest
 from .part_writer import PartWriter
 from .parts import EMBEDDING, EMBEDDINGS, FAILURES, Parts, embedding_schema, shard_number
 from .plan import PLAN_FOLDERS
@@ -58,6 +58,10 @@ def check_room(path: Path) -> None:
         raise StoreMismatchError(path, found, "an empty folder or one of ours", remedy)
 
 
+def _show(value: object) -> str:
+    return json.dumps(value)[:MAX_SHOWN]
+
+
 class StoreWriter:
     """Writes a run into a folder, or resumes the one that was interrupted there."""
 
@@ -77,7 +81,9 @@ class StoreWriter:
             if self._earlier and (difference := self._earlier.first_difference(manifest)):
                 raise self._mismatch(*difference)
         if self._earlier:  # whose parts carry its name, and have its columns
-            self.manifest = replace(manifest, run=self._earlier.run, warnings=self._earlier.warnings)
+            earlier = self._earlier
+            names = ("run", "warnings", "text_warnings")
+            self.manifest = replace(manifest, **{name: getattr(earlier, name) for name in names})
         else:
             self.manifest = replace(manifest, run=manifest.identify())
         self.schema = embedding_schema(self.manifest)
@@ -106,9 +112,9 @@ class StoreWriter:
             self._earlier = None  # the manifest is written anew, the parts stay
         if self._earlier is not None:
             # The same images may be elsewhere by now.
-            source, root, base = self.manifest.source, self.manifest.root, self.manifest.base
-            has_moved = (source, root, base) != (self._earlier.source, self._earlier.root, self._earlier.base)
-            self.manifest = replace(self._earlier, source=source, root=root, base=base)
+            places = {name: getattr(self.manifest, name) for name in ("source", "root", "base", "base_from_output")}
+            self.manifest = replace(self._earlier, **places)
+            has_moved = self.manifest != self._earlier
         with translate_os_errors(self.path):
             if self._overwrite:
                 for folder in (EMBEDDINGS, FAILURES):
@@ -126,7 +132,7 @@ class StoreWriter:
                 remove_temporaries(self.path / folder, "part-")
 
     def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:
-        earlier, wanted = (json.dumps(value)[:MAX_SHOWN] for value in values)
+        earlier, wanted = map(_show, values)
         found = f"holds a run whose {key} is {earlier}"
         expected = f"{wanted} to resume it"
         remedy = "Pass `overwrite=True` to replace it, or choose another output."
@@ -135,6 +141,10 @@ class StoreWriter:
     def make_input_error(self, changes: str = "") -> StoreMismatchError:
         """Return the error for an input that is another one than that of the run, with the changes in words."""
         found = changes or "its input changed since"
+        if self._earlier and (difference := self._earlier.first_difference(self.manifest, READING_KEYS)):
+            key, *values = difference
+            earlier, wanted = map(_show, values)
+            found += f", as its {key} was {earlier} and is {wanted}"
         remedy = "Add `update=True` to bring it up to date, or choose another output."
         return StoreMismatchError(self.path, found, remedy=remedy)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +66,13 @@ def _as_list(texts: object) -> list[str]:
 MAX_WORD = 10_000  # characters
 
 
+class Tokenized(NamedTuple):
+    """A text as the model reads it."""
+
+    ids: np.ndarray  # int32 (L,)
+    warning: str | None = None  # where its tail is left out
+
+
 @dataclass(frozen=True)
 class Tokenizing:
     """How all texts of a job are tokenized."""
@@ -75,14 +82,14 @@ class Tokenizing:
     long_text: LongText
     tokenizer: SimpleTokenizer | None = None  # None for the vocabulary of the released models
 
-    def __call__(self, item: Item) -> np.ndarray | Failure:
-        """Return the tokens int32 (L,) of an item's text, the first of its values, or the reason why there are none."""
+    def __call__(self, item: Item) -> Tokenized | Failure:
+        """Return the tokens of an item's text, the first of its values, or the reason why there are none."""
         try:
             return self._tokenize(item.values[0])
         except (InputError, TextTooLongError) as exc:
             return Failure.of(item, "read", exc)
 
-    def _tokenize(self, text: str | None) -> np.ndarray:
+    def _tokenize(self, text: str | None) -> Tokenized:
         if text is None:
             raise InputError("text", "its row has no text", remedy="Leave it out.")
         try:
@@ -99,8 +106,10 @@ class Tokenizing:
             ids += tokenizer.encode_word(word)
             if len(ids) > room:
                 break  # the rest would be cut, or fails the text
-        if len(ids) > room and self.long_text == "fail":
+        is_cut = len(ids) > room
+        if is_cut and self.long_text == "fail":
             found = f"more than {self.context_length} tokens"
             raise TextTooLongError("text", found, "fewer", 'Shorten it, or pass `long_text="cut"`.')
         ids = [tokenizer.encoder[START], *ids[:room], tokenizer.encoder[END]]
-        return np.array(ids + [0] * (self.context_length - len(ids)), np.int32)
+        warning = f"the text has more than {self.context_length} tokens, and its tail is left out" if is_cut else None
+        return Tokenized(np.array(ids + [0] * (self.context_length - len(ids)), np.int32), warning)

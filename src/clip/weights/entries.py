@@ -6,6 +6,7 @@ Training scripts put a state dict into other dicts, under prefixes, beside heads
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,28 @@ import torch
 from ..errors import CheckpointError, quote
 from ..network.architecture import drop_archive_buffers
 from .layouts import Place, find_place, find_places, take_place
-from .restricted_pickle import MAX_KEY, Inert
+from .restricted_pickle import BEFORE_QUANTISED, MAX_KEY, Inert
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 SAVE_STATE_DICT = "Save the model's state_dict()."
+TAKE_STATE_DICT = (
+    "If you trust the file, run where that class is installed: "
+    "torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pt')"
+)
+MODULE_STATE = "_parameters"  # of each torch.nn.Module
+# Entries that quantised weights have beside the whole numbers, by the library that makes them.
+QUANTISED_ENTRIES = {
+    "bitsandbytes": re.compile(r"\.(SCB|weight_format|(nested_)?(absmax|quant_map))$|\.quant_state\.bitsandbytes__"),
+    "GPTQ or AWQ": re.compile(r"\.(qweight|qzeros|g_idx)$"),
+    "torch.ao.quantization": re.compile(r"\._packed_params(\.|$)"),
+    "optimum-quanto": re.compile(r"\.weight\._(data|scale|shift)$"),
+    "compressed-tensors": re.compile(r"\.weight_(packed|zero_point|shape)$"),
+    "a quantising program": re.compile(
+        r"\.(weight|bias|input|scale)_(quant|scale|weight|quantized)$|\.(scale|zero_point)$"
+    ),
+}
 # Keys under which training scripts save the state dict, the first that is there before any other.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 MAX_WRAPPERS = 3  # around a state dict, one in the other
@@ -45,7 +62,7 @@ def unwrap(content: Any, path: Path) -> dict[Any, Any]:
         content = inner[whole[0] if usual is None or (whole and usual not in whole) else usual]
     if isinstance(content, dict):
         return content
-    raise CheckpointError(path, f"found a {_name_type(content)}", "a state dict", SAVE_STATE_DICT)
+    raise _refuse_value(f"found a {_name_type(content)}", "a state dict", content).about(path)
 
 
 def _holds_clip(content: dict[Any, Any], depth: int, seen: set[int]) -> bool:
@@ -60,6 +77,14 @@ def _name_type(value: object) -> str:
     return quote(value.type_name) if isinstance(value, Inert) else type(value).__name__
 
 
+def _refuse_value(found: str, expected: str, value: object) -> CheckpointError:
+    """Return the error for a value where tensors should be."""
+    if isinstance(value, Inert) and any(isinstance(part, dict) and MODULE_STATE in part for part in value.parts):
+        found = f"holds a whole module, {quote(value.type_name)}, whose code would have to be run"
+        return CheckpointError("weights", found, "its state dict", TAKE_STATE_DICT)
+    return CheckpointError("weights", found, expected, SAVE_STATE_DICT)
+
+
 def take_entries(content: dict[Any, Any]) -> tuple[dict[str, torch.Tensor], Place]:
     """Return the entries of the CLIP without their prefix, and where they were.
 
@@ -72,12 +97,13 @@ def take_entries(content: dict[Any, Any]) -> tuple[dict[str, torch.Tensor], Plac
             found = f"entry {quote(key)} is no name of a weight"
             raise CheckpointError("weights", found, "those of a CLIP", "Pass the weights of a CLIP.")
     if not any(isinstance(value, torch.Tensor) for value in content.values()):
-        key, value = next(iter(content.items()))
+        first = next(iter(content.items()))
+        key, value = next(((key, value) for key, value in content.items() if isinstance(value, Inert)), first)
         expected = f"a tensor in a state dict, or the state dict under one of {WRAPPERS}"
-        found = f"entry {quote(str(key))} is a {_name_type(value)}"
-        raise CheckpointError("weights", found, expected, SAVE_STATE_DICT)
+        raise _refuse_value(f"entry {quote(str(key))} is a {_name_type(value)}", expected, value)
     place = find_place(content)
     own, others = take_place(content, place)
+    _check_quantised(own)
     for key, value in own.items():
         if not isinstance(value, torch.Tensor):
             found = f"entry {quote(key)} is a {_name_type(value)}"
@@ -88,12 +114,21 @@ def take_entries(content: dict[Any, Any]) -> tuple[dict[str, torch.Tensor], Plac
     return drop_archive_buffers(own), place
 
 
+def _check_quantised(entries: dict[str, object]) -> None:
+    """Refuse the entries of quantised weights, whose shapes may be any."""
+    for key in entries:
+        library = next((name for name, pattern in QUANTISED_ENTRIES.items() if pattern.search(key)), None)
+        if library is not None:
+            found = f"entry {quote(key)} is of weights that were quantised by {library}"
+            raise CheckpointError("weights", found, "fractions", BEFORE_QUANTISED)
+
+
 def check_numbers(state_dict: dict[str, torch.Tensor]) -> None:
     """Refuse whole numbers where weights should be: quantised ones mean nothing without their scales."""
     for key, tensor in state_dict.items():
         if not tensor.is_floating_point() and not key.endswith("num_batches_tracked"):
-            remedy = "Pass the weights before they were quantised."
-            raise CheckpointError("weights", f"entry {quote(key)} is of {tensor.dtype}", "fractions", remedy)
+            found = f"entry {quote(key)} is of {tensor.dtype}, as of quantised weights"
+            raise CheckpointError("weights", found, "fractions", BEFORE_QUANTISED)
 
 
 def check_aliases(state_dict: dict[str, torch.Tensor], file_bytes: int) -> None:

@@ -27,6 +27,9 @@ MAX_KEY = 1_000  # characters; the longest of OpenAI's archives has 60
 MAX_DIMENSIONS = 8  # of a tensor; a convolution's weight has 4
 
 SAVE_AGAIN = "Save the model's state_dict() alone, or as safetensors."
+BEFORE_QUANTISED = "Pass the weights before they were quantised."
+# Types and functions of quantised tensors: PyTorch's own, torchao's subclasses, other libraries'.
+QUANTISED = re.compile(r"torch\.Q(U)?Int|_rebuild_qtensor|_rebuild_wrapper_subclass|torchao|bitsandbytes|quant", re.I)
 
 DTYPES = {
     "FloatStorage": torch.float32,
@@ -357,6 +360,9 @@ def _unexpected(verb: str, value: object) -> UnsafeCheckpointError:
     kind = value if isinstance(value, type) else type(value)
     text = value.full if isinstance(value, Name) else value.type_name if isinstance(value, Inert) else value
     name = quote(text) if isinstance(text, str) else f"a {kind.__name__}"
+    if isinstance(text, str) and QUANTISED.search(text):
+        found = f"it is quantised: its pickle {verb} {name}"
+        return UnsafeCheckpointError("weights", found, "fractions", BEFORE_QUANTISED)
     return UnsafeCheckpointError("weights", f"its pickle {verb} {name}", "only tensors and plain values", SAVE_AGAIN)
 
 

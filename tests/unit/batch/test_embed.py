@@ -153,6 +153,7 @@ def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights: P
         "keep": [],
         "root": "",
         "base": str(photos),
+        "base_from_output": os.path.relpath(photos, tmp_path),
         "duplicate_ids": "error",
         "limit": 3,
         "shard_size": 10_000,

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -31,11 +32,12 @@ from clip.jobs.verify import VerifyJob
 from clip.records import Item, Row
 from clip.sources.source import Source
 from clip.store.export import export
-from clip.store.manifest import Manifest
+from clip.store.manifest import Manifest, write_manifest
 from clip.store.part_writer import PartWriter
 from clip.store.parts import Parts, embedding_schema
 from clip.store.plan import write_plan
-from clip.text.tokens import MAX_WORD, Tokenizing
+from clip.store.writer import StoreWriter
+from clip.text.tokens import MAX_WORD, Tokenized, Tokenizing
 
 TEXTS = [
     "a red boat",
@@ -178,6 +180,40 @@ def test_texts_that_cannot_be_read_are_failure_rows(text_weights: Path, encoder:
     assert rows.column("text").to_pylist()[1] == LONG, "the whole text is told"
     with pytest.raises(TooManyFailuresError, match="of 6 texts failed"):
         embedded(tmp_path / "stopped", text_weights, path, texts=True, max_failures="2")
+
+
+def test_a_text_that_is_cut_has_a_warning_in_its_row_and_is_counted(
+    text_weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    warning = "the text has more than 77 tokens, and its tail is left out"
+    fits = "a " * 75  # the tokens that there is room for
+    (tmp_path / "7.png").write_bytes((photos / "7.png").read_bytes() + b"behind the image")
+    paths = [*(str(photos / f"{n}.png") for n in (0, 1)), str(tmp_path / "7.png"), str(photos / "2.png")]
+    path = write_rows(tmp_path / "a.csv", {"file": paths, "said": [LONG, fits, LONG, fits + "a"]})
+    for kind in ({"texts": True, "column": "said"}, {"text_column": "said"}):
+        choices = {"threads": 1, "long_text": "cut", "keep": ("file",), "shard_size": 3, **kind}
+        job = embed_job(source=path, output=tmp_path / "".join(kind), model=str(text_weights), **choices)
+        assert clip.embed(job).warned == 3
+        rows = pq.read_table(tmp_path / "".join(kind) / "embeddings")
+        told = rows.column("warning").to_pylist()
+        assert told[:2] == [warning, None]
+        assert told[3] == warning
+        behind = "16 bytes behind the end of the image (other data) are left out; " if "text_column" in kind else ""
+        assert told[2] == behind + warning
+        assert rows.column("file").to_pylist() == paths
+        assert clip.embed(job).resumed == 4
+        assert not verify(VerifyJob(output=tmp_path / "".join(kind), sample=4)).problems
+    rows, _ = embedded(tmp_path / "whole", text_weights, path, texts=True, column="said")
+    assert "warning" not in rows.column_names, "where nothing is cut"
+
+
+def test_an_output_of_cut_texts_without_the_column_is_resumed_as_it_is(tmp_path: Path) -> None:
+    manifest = Manifest(dim=4, columns=Columns(texts=True), long_text="cut", run="a")
+    assert embedding_schema(Manifest.from_json(manifest.to_json())).names == ["id", "path", "embedding", "text"]
+    newer = replace(manifest, text_warnings=True)
+    assert embedding_schema(Manifest.from_json(newer.to_json())).names[-2:] == ["warning", "text"]
+    write_manifest(tmp_path, manifest)
+    assert StoreWriter(tmp_path, newer).schema == embedding_schema(manifest)
 
 
 @pytest.mark.parametrize("form", ["csv", "ndjson", "parquet", "bytes", "struct"])
@@ -394,8 +430,13 @@ def test_tables_that_are_read_by_other_columns_are_another_input(
     path = write_rows(tmp_path / "a.parquet", columns)
     choices: dict[str, Any] = {"text_column": "one", "keep": ("key", "two")}
     embedded(tmp_path / "out", text_weights, path, **choices)
-    for other in ({"text_column": "two", "keep": ("key", "one")}, {**choices, "id_column": "key"}):
-        with pytest.raises(StoreMismatchError, match=r"changed since|new, .* gone since|keep is"):
+    others = {
+        "keep is": {"text_column": "two", "keep": ("key", "one")},
+        'changed since, as its id_column was null and is "key"': {**choices, "id_column": "key"},
+        'changed since, as its text_column was "one" and is "two"': {**choices, "text_column": "two"},
+    }
+    for told, other in others.items():
+        with pytest.raises(StoreMismatchError, match=told):
             embedded(tmp_path / "out", text_weights, path, **other)
     with pytest.raises(StoreMismatchError, match="keep is"):
         embedded(tmp_path / "out", text_weights, path, **choices | {"keep": ("two", "key")})
@@ -452,9 +493,10 @@ def test_a_pathological_text_is_not_encoded_to_its_end() -> None:
     for choice, text in texts.items():
         found = Tokenizing("texts", 77, choice)(Item("a", "a.txt", 1, values=(text,)))  # type: ignore[arg-type]
         if choice == "fail":
-            assert not isinstance(found, np.ndarray)
+            assert not isinstance(found, Tokenized)
         else:
-            assert np.array_equal(found, clip.tokenize([word], truncate=True)[0].numpy())
+            assert isinstance(found, Tokenized)
+            assert np.array_equal(found.ids, clip.tokenize([word], truncate=True)[0].numpy())
 
 
 def test_repeated_ids_are_compared_with_their_own_rows(text_weights: Path, photos: Path, tmp_path: Path) -> None:
@@ -616,5 +658,6 @@ def test_tokens_are_those_of_tokenize() -> None:
     tokenizing = Tokenizing("texts", 77, "fail")
     for text in TEXTS:
         found = tokenizing(Item("a", "a.txt", 1, values=(text,)))
-        assert isinstance(found, np.ndarray)
-        assert np.array_equal(found, clip.tokenize([text])[0].numpy())
+        assert isinstance(found, Tokenized)
+        assert np.array_equal(found.ids, clip.tokenize([text])[0].numpy())
+        assert found.warning is None

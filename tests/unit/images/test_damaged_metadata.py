@@ -1,6 +1,8 @@
 """What is damaged beside the pixels costs no vector, gives a warning, and leaves Pillow as the program has set it."""
 
 import io
+import re
+import struct
 import threading
 import warnings
 from pathlib import Path
@@ -11,9 +13,9 @@ import PIL
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import damage, formula
+from kit import GOLDEN, damage, formula
 from kit.damage import GIF, JPEG, PNG, WEBP, WHOLE_PIXELS
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 import clip
 from clip.batch.decode import Decoding
@@ -21,6 +23,7 @@ from clip.batch.processes import isolate
 from clip.errors import ImageError
 from clip.images import bomb_check
 from clip.images.decode import decode, read_pixels
+from clip.images.ending import describe_ending
 from clip.images.open import open_encoded, open_image
 from clip.images.preprocess import make_preprocess
 from clip.images.transform import to_pixels
@@ -30,6 +33,7 @@ from clip.records import Failure, Item, Pixels
 from clip.sources.source import Source
 
 SETTINGS = PreprocessSettings(32)
+EXIF = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"
 UNDAMAGED = {"PNG": PNG, "JPEG": JPEG, "WEBP": WEBP, "GIF": GIF}
 
 
@@ -47,6 +51,8 @@ def settings_of_pillow() -> tuple[object, ...]:
 
 def undamaged(name: str) -> bytes:
     kind = name.partition(",")[0]
+    if kind in damage.OTHER_KINDS:
+        return damage.encode(damage.PICTURE, damage.OTHER_KINDS[kind][0], **damage.OTHER_KINDS[kind][1])
     return damage.encode(damage.PICTURE, kind, progressive=True) if "progressive" in name else UNDAMAGED[kind]
 
 
@@ -320,3 +326,94 @@ def test_pillows_own_words_never_come_alone(kind: str, share: float) -> None:
 
 def test_the_tests_know_this_pillow() -> None:
     assert PIL.__version__.split(".")[0] == "13", "read Image.open again: images/open.py does the same"
+
+
+HEICS = sorted((GOLDEN / "heic").glob("*.heic"))
+
+
+@pytest.mark.parametrize("path", HEICS, ids=[path.stem for path in HEICS])
+@pytest.mark.parametrize("frames", ["first", "all"])
+def test_what_a_phone_appends_to_a_heic_is_a_warning(path: Path, frames: str) -> None:
+    pytest.importorskip("pi_heif")
+    data = path.read_bytes()
+    box = struct.pack(">I", len(damage.VIDEO) + 8) + b"mpvd" + damage.VIDEO  # as the Motion Photo format has it
+    for behind, what in ((damage.VIDEO, "a video"), (box, "a video"), (b"SEFH" + bytes(8) + b"SEFT", "other data")):
+        for outcome, expected in zip(
+            decode(Item("a", "a", 1), data + behind, SETTINGS, options=DecodeOptions(frames=frames)),  # type: ignore[arg-type]  # pyright: ignore
+            decode(Item("a", "a", 1), data, SETTINGS, options=DecodeOptions(frames=frames)),  # type: ignore[arg-type]  # pyright: ignore
+            strict=True,
+        ):
+            assert isinstance(outcome, Pixels)
+            assert isinstance(expected, Pixels)
+            assert np.array_equal(outcome.array, expected.array)
+            words = f"{len(behind):,} bytes behind the end of the image ({what}) are left out"
+            assert (expected.row.warning, outcome.row.warning) == (None, words)
+
+
+@given(name=st.sampled_from([*damage.OTHER_KINDS, "PNG", "JPEG"]), behind=st.binary(min_size=2))
+def test_whatever_stands_behind_an_image_is_counted(name: str, behind: bytes) -> None:
+    outcome = outcome_of(undamaged(name) + b"x" + behind + b"x")
+    assert isinstance(outcome, Pixels)
+    found = re.match(r"([0-9,]+) bytes behind the end of the image", outcome.row.warning or "")
+    assert found, outcome.row.warning
+    padding = int(found[1].replace(",", "")) - len(behind) - 2
+    assert -1 <= padding <= 0 if name == "WEBP" else 0 <= padding < 16 if "TIFF" in name else padding == 0
+
+
+ORDINARY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{f"BMP {mode}": ("BMP", mode, {}) for mode in ("1", "L", "P", "RGB", "RGBA")},
+    **{
+        f"TIFF {mode}": ("TIFF", mode, {})
+        for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "YCbCr", "LAB")
+    },
+    **{
+        f"TIFF {compression}": ("TIFF", "RGB", {"compression": compression})
+        for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd", "webp", "lzma")
+    },
+    **{f"TIFF {compression}": ("TIFF", "1", {"compression": compression}) for compression in ("group3", "group4")},
+    "TIFF with EXIF": ("TIFF", "RGB", {"exif": EXIF, "icc_profile": bytes(300), "description": "d" * 99}),
+    "BigTIFF of strips": ("TIFF", "RGB", {"big_tiff": True, "compression": "tiff_lzw", "tiffinfo": {278: 5}}),
+    "AVIF": ("AVIF", "RGBA", {"exif": EXIF}),
+    "AVIF sequence": ("AVIF", "RGB", {"save_all": True, "append_images": [formula.picture(1, 64, 48)]}),
+    "JPEG2000 codestream": ("JPEG2000", "RGB", {"no_jp2": True}),
+    "JPEG2000": ("JPEG2000", "RGBA", {}),
+    "QOI": ("QOI", "RGBA", {}),
+    "WEBP": ("WEBP", "RGBA", {"exif": EXIF, "lossless": True}),
+    "animated WEBP": ("WEBP", "RGB", {"save_all": True, "append_images": [formula.picture(1, 64, 48)]}),
+    "animated GIF": ("GIF", "P", {"save_all": True, "append_images": [formula.picture(1, 64, 48)], "comment": b"c;"}),
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_files_have_no_warning(name: str) -> None:
+    kind, mode, options = ORDINARY[name]
+    image = damage.PICTURE.convert("L").convert(mode) if mode in ("I;16", "F") else _convert(mode)
+    try:
+        data = damage.encode(image, kind, **options)
+    except (OSError, KeyError, ValueError) as exc:  # what this build of Pillow does not write
+        pytest.skip(str(exc))
+    outcome = outcome_of(data)
+    assert isinstance(outcome, Pixels), outcome
+    assert outcome.row.warning is None
+    assert isinstance(outcome_of(data + bytes(99)).row.warning, str)  # type: ignore[union-attr]  # pyright: ignore
+
+
+def _convert(mode: str) -> Image.Image:
+    if mode == "LAB":
+        return ImageCms.profileToProfile(
+            damage.PICTURE, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )  # type: ignore[return-value]  # pyright: ignore
+    return damage.PICTURE.convert(mode)
+
+
+@given(
+    data=st.data(), name=st.sampled_from(["BMP", "TIFF", "BigTIFF", "TIFF of pages", "AVIF", "JPEG2000", "QOI", "GIF"])
+)
+def test_damaged_headers_never_raise_and_their_ends_are_inside_the_file(data: st.DataObject, name: str) -> None:
+    whole = bytearray(undamaged(name))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    for kind in ("BMP", "TIFF", "AVIF", "JPEG2000", "QOI", "GIF"):
+        told = describe_ending(cut, kind)
+        assert told is None or "-" not in told

@@ -15,7 +15,7 @@ from kit.jobs import embed_job
 
 import clip
 from clip.batch.verify import verify
-from clip.errors import InputError
+from clip.errors import InputError, StoreError
 from clip.jobs.options import Columns
 from clip.jobs.verify import VerifyJob
 from clip.records import ContainerPart, Failure, Item, Member
@@ -84,7 +84,7 @@ def outcomes(path: Path, **columns: Any) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for one in found:
         item = one.item if isinstance(one, Member) else one
-        name = one.id.partition("!")[2] if path.is_file() else one.id
+        name = one.id.partition("!")[2] if path.is_file() and "!" in one.id else one.id
         assert name not in told
         told[name] = item.values if isinstance(item, Item) else item.message
     return told
@@ -95,9 +95,11 @@ def test_columns_are_the_files_beside_an_image_and_the_fields_of_its_object(tmp_
     path = write(tmp_path / form, FILES)
     found = outcomes(path, text="txt", keep=("url", "width", "key", "tags", "gone"))
     assert set(found) == {f"s/{key}.png" for key in BESIDE}
-    fields = ("http://h/é", "640", "own", '["a"]', None)
+    fields = ("http://h/é", "640", "both", '["a"]', None)
     assert found["s/both.png"] == ("a red boat", *fields)
-    assert found["s/json.png"] == (None, *fields), "whose text is missing, so that the pair becomes a failure"
+    assert found["s/json.png"] == (None, *fields[:2], "json", *fields[3:]), (
+        "whose text is missing, so that the pair becomes a failure"
+    )
     assert found["s/text.png"] == ("é", None, None, "text", None, None)
     assert found["s/none.png"] == (None, None, None, "none", None, None)
     assert found["s/empty.png"] == ("", None, None, "empty", None, None)
@@ -181,7 +183,7 @@ def test_a_tar_that_is_cut_in_a_sample_gives_no_image_without_what_stood_beside_
     found = outcomes(path, keep=("txt",))
     assert found["a.png"] == ("a",)
     assert found["b.png"].startswith("cannot be read (it is cut before what stands beside the image)")
-    assert set(found) == {"a.png", "b.png", ""}, "the last stands for the rest"
+    assert set(found) == {"a.png", "b.png", "a.tar"}, "the last stands for the rest"
 
 
 def test_a_zip_without_its_list_gives_no_image_without_what_is_beside_it(tmp_path: Path) -> None:
@@ -241,3 +243,124 @@ def test_failures_of_what_is_beside_an_image_are_of_the_image(tmp_path: Path) ->
     assert isinstance(failure, Failure)
     assert (failure.id, failure.path, failure.stage) == ("a.png", str(path / "a.png"), "read")
     assert isinstance(item, Item)
+
+
+@pytest.mark.parametrize("form", ["folder", "a.tar", "a.zip"])
+def test_ids_are_keys_or_fields_beside_an_image_and_an_image_without_one_is_a_failure(
+    tmp_path: Path, form: str
+) -> None:
+    files = {
+        "s/1.png": PNG,
+        "s/1.json": b'{"uid": "\xc3\xa9\\\\", "n": 7}',
+        "s/2.png": PNG,
+        "s/2.json": b'{"uid": ""}',
+        "3.png": PNG,
+        "4.png": PNG,
+        "4.json": b'{"uid": 4}',
+        "4.txt": b"four",
+        "5.png": PNG,
+        "5.json": b'{"uid": true}',
+    }
+    path = write(tmp_path / form, files)
+    assert outcomes(path, id="key") == {"1": (), "2": (), "3": (), "4": (), "5": ()}
+    given = outcomes(path, id="uid", text="txt", keep=("n", "key"))
+    assert given["é\\\\"] == (None, "7", "1"), "a backslash is doubled, as in every id"
+    assert given["4"] == ("four", None, "4")
+    expected = "expected an id, a text or a whole number. Leave it out, or name another column."
+    assert given["s/2.png"] == f"has \"\" as its 'uid', {expected}"
+    assert given["3.png"] == f"has null as its 'uid', {expected}"
+    assert given["5.png"] == f"has true as its 'uid', {expected}"
+    assert len(given) == 5
+
+
+@pytest.mark.parametrize("form", ["a.tar", "a.zip"])
+def test_an_id_that_an_image_of_the_archive_has_is_a_failure(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / form, {"7.left.png": PNG, "7.right.png": PNG, "7.txt": b"both", "8.png": PNG})
+    found = outcomes(path, id="key", keep=("txt",))
+    assert {"7", "8", "7.right.png"} == found.keys()
+    assert found["7.right.png"].startswith(
+        "has '7' as its 'key', as another image of the archive has, expected one image for each id."
+    )
+
+
+def test_a_zip_without_its_list_still_tells_keys(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zip", {"a.png": PNG, "b.png": PNG})
+    path.write_bytes(path.read_bytes()[:-30])
+    assert {"a", "b"} < outcomes(path, id="key").keys()
+
+
+def test_keys_that_several_archives_have_are_refused_or_kept_and_nothing_is_embedded_again(
+    tmp_path: Path, text_weights: Path
+) -> None:
+    for name in ("a.tar", "b.tar"):
+        write(tmp_path / name, {"0001.png": make_png(1), f"{name}.png": make_png(2)})
+    options: dict[str, Any] = {
+        "source": [tmp_path / "a.tar", tmp_path / "b.tar"],
+        "output": tmp_path / "out",
+        "model": str(text_weights),
+        "threads": 1,
+        "id_column": "key",
+    }
+    with pytest.raises(StoreError, match=r"two images have the id '0001', in part-00000.parquet and part-00001.parque"):
+        clip.embed(embed_job(**options))
+    report = clip.embed(embed_job(**options, duplicate_ids="keep"))
+    assert (report.read, report.resumed) == (4, 4)
+    ids = pq.read_table(tmp_path / "out/embeddings")["id"].to_pylist()
+    assert ids == ["0001", "a", "0001", "b"]
+    (tmp_path / "folder").mkdir()
+    for name in ("c", "d"):
+        write(tmp_path / "folder", {f"{name}/1.png": PNG})
+    with pytest.raises(InputError, match=r"'1': found as the id of .*c/1.png and of .*d/1.png"):
+        clip.embed(embed_job(**{**options, "source": tmp_path / "folder", "output": tmp_path / "out2"}))
+
+
+def test_files_chosen_by_a_pattern_have_their_ids_from_where_they_are(tmp_path: Path) -> None:
+    write(tmp_path / "all", {"1.png": PNG, "1.json": b'{"path": "one"}', "2.csv": b"path,id\n1.png,of the list\n"})
+    write(tmp_path / "all/3.tar", {"3.png": PNG, "3.json": b'{"path": "three"}'})
+    source = Source((str(tmp_path / "all"),), ("*.png", "*.csv", "*.tar"), Columns(id="path"), str(tmp_path / "all"))
+    entries = [entry for shard in source.shards(5, Counter()) for entry in shard.entries]
+    assert [entry.id for entry in entries] == ["one", "1.png", "3.tar"]
+    assert [one.id for one in source.members(entries[2], 10**6, Counter())] == ["three"]  # type: ignore[arg-type]  # pyright: ignore
+
+
+@pytest.mark.parametrize("form", ["folder", "a.tar"])
+def test_a_copied_column_that_no_image_has_is_named_at_the_end(tmp_path: Path, text_weights: Path, form: str) -> None:
+    files = {"1.png": make_png(1), "1.json": b'{"url": "u"}', "2.png": make_png(2), "2.json": b'{"n": 0}'}
+    path = write(tmp_path / form, files)
+    options: dict[str, Any] = {
+        "source": path,
+        "output": tmp_path / "out",
+        "model": str(text_weights),
+        "threads": 1,
+        "shard_size": 1,
+        "keep": ("url", "n", "ulr", "width"),
+    }
+    told = tuple(
+        f"no row has a value in column '{name}' of `columns.keep`; check its name" for name in ("ulr", "width")
+    )
+    assert clip.embed(embed_job(**options)).advice == told
+    assert clip.embed(embed_job(**options)).advice == told, "of a run that did nothing"
+
+
+def test_on_a_server_files_beside_images_are_refused_and_archives_and_keys_are_not(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for name, data in {"a.png": PNG, "a.txt": b"text", "b.png": PNG}.items():
+        memory.pipe(f"/beside/{name}", data)
+    memory.pipe("/beside.tar", write(tmp_path / "a.tar", {"a.png": PNG, "a.txt": b"text"}).read_bytes())
+
+    def entries(name: str, **columns: Any) -> list[Any]:
+        source = Source((name,), columns=Columns(**columns))
+        return [entry for shard in source.shards(5, Counter()) for entry in shard.entries]
+
+    for columns in ({"text": "txt"}, {"keep": ("key", "url")}, {"id": "uid"}):
+        for name in ("memory://beside/", "memory://beside/*.png", "memory://beside/a.png"):
+            with pytest.raises(InputError, match=r"is on a server, where no files beside an image .* Pack the images"):
+                entries(name, **columns)
+    assert [(one.id, one.values) for one in entries("memory://beside/", id="key", keep=("key",))] == [
+        ("a", ("a",)),
+        ("b", ("b",)),
+    ]
+    [part] = entries("memory://beside.tar", text="txt", id="key")
+    source = Source(("memory://beside.tar",), columns=Columns(text="txt", id="key"))
+    assert [(one.item.id, one.item.values) for one in source.members(part, 10**6, Counter())] == [("a", ("text",))]  # type: ignore[union-attr]  # pyright: ignore

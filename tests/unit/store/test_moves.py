@@ -5,10 +5,13 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,6 +64,45 @@ def test_a_folder_that_moved_is_nothing_to_do_and_its_rows_follow(album: Path, w
     assert clip.verify(VerifyJob(output=out, sample=9)).problems == ()
     assert [row["path"] for row in read_rows(out)] == list(read_rows_by_id(out)), "relative to the base"
     assert (read_manifest(out)["base"], read_manifest(out)["source"]) == (str(moved), [str(moved)])
+
+
+@pytest.mark.parametrize("place", ["out", "album/out", "other/place/out"])
+def test_an_output_that_moved_together_with_its_images_finds_them(weights: Path, tmp_path: Path, place: str) -> None:
+    project = tmp_path / "project"
+    draw_photos(project / "album" / "sub", [f"{n}.png" for n in range(3)])
+    clip.embed(make_job(project / "album", project / place, weights))
+    moved = project.rename(tmp_path / "elsewhere")
+    out = moved / place
+    assert find_paths(out) == [str(moved / "album/sub" / f"{n}.png") for n in range(3)]
+    assert clip.verify(VerifyJob(output=out, sample=3)).min_cosine == pytest.approx(1)
+    report = clip.embed(make_job(moved / "album", out, weights))
+    assert count_new(report) == 0
+    assert read_manifest(out)["base"] == str(moved / "album")
+    (moved / "album/sub").rename(tmp_path / "kept")
+    (tmp_path / "photos").mkdir()
+    out = shutil.move(out, tmp_path / "photos" / "out")
+    if place == "out":  # alone, the place beside it is another one, and not there
+        shutil.rmtree(moved)
+        with pytest.raises(InputError, match="album: is not there"):
+            clip.verify(VerifyJob(output=out, sample=1))
+
+
+def test_where_the_images_still_are_counts_before_where_they_would_be(weights: Path, tmp_path: Path) -> None:
+    draw_photos(tmp_path / "a" / "album", ["0.png"])
+    clip.embed(make_job(tmp_path / "a/album", tmp_path / "a/out", weights))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert find_paths(tmp_path / "b/out") == [str(tmp_path / "a/album/0.png")]
+
+
+def test_an_output_without_the_place_of_its_images_from_it_is_read_as_ever(weights: Path, tmp_path: Path) -> None:
+    draw_photos(tmp_path / "a" / "album", ["0.png"])
+    clip.embed(make_job(tmp_path / "a/album", tmp_path / "a/out", weights))
+    change_manifest(tmp_path / "a/out", base_from_output="")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert find_paths(tmp_path / "b/out") == [str(tmp_path / "a/album/0.png")]
+    change_manifest(tmp_path / "b/out", base_from_output="http://host/")
+    with pytest.raises(StoreError, match="its base_from_output is"):
+        find_paths(tmp_path / "b/out")
 
 
 def test_an_output_is_the_same_from_every_folder(
@@ -353,3 +395,104 @@ def test_a_list_on_standard_input_starts_where_the_command_is_given(
         report = clip.embed(make_job("-", tmp_path / "out", weights, update=True))
         assert (report.written, count_new(report)) == (1, 1), "another list, and another image"
         assert find_paths(tmp_path / "out") == [str(place / "0.png")]
+
+
+def write_archives(folder: Path, album: Path) -> list[Path]:
+    """A tar, a zip of two parts, and a Parquet file of two row groups, each with what is no image or no whole one."""
+    folder.mkdir()
+    names = ["0.png", "1.png", "spring/0.png", "autumn/0.png"]
+    with tarfile.open(folder / "x.tar", "w") as tar:
+        for name in names:
+            tar.add(album / name, name)
+        tar.add(album / "0.png", "0.png")
+        tar.addfile(tarfile.TarInfo("note.md"))
+        tar.addfile(tarfile.TarInfo("broken.png"))
+    with zipfile.ZipFile(folder / "y.zip", "w") as archive:
+        for name in names:
+            archive.write(album / name, name)
+    images = [(album / name).read_bytes() for name in names]
+    pq.write_table(pa.table({"image": images, "key": list("abcd")}), folder / "z.parquet", row_group_size=2)
+    return sorted(folder.iterdir())
+
+
+def test_renamed_archives_and_tables_keep_their_vectors_under_their_new_names(
+    album: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives, out = write_archives(tmp_path / "a", album), tmp_path / "out"
+    clip.embed(make_job(archives, out, weights, shard_size=3))
+    before = read_rows(out)
+    renamed = [path.rename(path.with_stem(f"new {path.stem}")) for path in archives]
+    job = make_job(renamed, out, weights, shard_size=3)
+    with pytest.raises(StoreMismatchError, match=r"5 new, 5 gone since \(5 renamed\)"):
+        clip.embed(job)
+    monkeypatch.setattr("clip.sources.source.Source.members", lambda *_: pytest.fail("an archive was read"))
+    report = clip.embed(change_job(job, update=True))
+    monkeypatch.undo()
+    assert (count_new(report), report.renamed, report.removed, report.failed) == (0, 5, 0, 1)
+    assert report.ignored == {"not an image": 1}
+    after = read_rows(out)
+    expected = [row | {"id": f"new {row['id']}", "path": f"new {row['path']}"} for row in before]
+    assert after == expected
+    assert [row["id"] for row in pq.read_table(out / "failures").to_pylist()] == ["new x.tar!broken.png"]
+    assert clip.verify(VerifyJob(output=out, sample=13)).problems == ()
+    assert count_new(clip.embed(job)) == 0
+    fresh = tmp_path / "fresh"
+    clip.embed(change_job(job, output=fresh))
+    assert [row["id"] for row in read_rows(fresh)] == [row["id"] for row in after]
+
+
+def test_ids_of_a_column_stay_when_their_table_is_renamed(album: Path, weights: Path, tmp_path: Path) -> None:
+    table, out = write_archives(tmp_path / "a", album)[2], tmp_path / "out"
+    clip.embed(make_job(table, out, weights, id_column="key"))
+    moved = table.rename(table.with_name("b.parquet"))
+    report = clip.embed(make_job(moved, out, weights, id_column="key", update=True))
+    assert (count_new(report), report.renamed) == (0, 1)
+    assert [(row["id"], row["path"]) for row in read_rows(out)] == [(key, "b.parquet") for key in "abcd"]
+    assert clip.verify(VerifyJob(output=out, sample=4)).problems == ()
+
+
+def test_an_archive_that_was_copied_is_not_taken_for_a_renamed_one(album: Path, weights: Path, tmp_path: Path) -> None:
+    tar, _, _ = write_archives(tmp_path / "a", album)
+    copy, out = tar.with_name("copy.tar"), tmp_path / "out"
+    shutil.copy2(tar, copy)
+    clip.embed(make_job([tar, copy], out, weights))
+    tar.unlink()
+    report = clip.embed(make_job([copy], out, weights, update=True))
+    assert (count_new(report), report.renamed, report.removed) == (0, 0, 1)
+    other = tar.with_name("other.tar")
+    shutil.copy2(copy, other)
+    report = clip.embed(make_job([copy, other], out, weights, update=True))
+    assert (count_new(report), report.renamed) == (6, 0), "it is new: its rows are made, not copied"
+    assert clip.verify(VerifyJob(output=out, sample=12)).problems == ()
+
+
+def test_a_table_that_names_images_elsewhere_is_read_again(album: Path, weights: Path, tmp_path: Path) -> None:
+    rows = [{"bytes": None, "path": str(album / "0.png")}, {"bytes": (album / "1.png").read_bytes(), "path": None}]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
+    out = tmp_path / "out"
+    clip.embed(make_job([tmp_path / "a.parquet", album / "2.png"], out, weights))
+    moved = (tmp_path / "a.parquet").rename(tmp_path / "b.parquet")
+    report = clip.embed(make_job([moved, album / "2.png"], out, weights, update=True))
+    assert (report.written, report.renamed, count_new(report)) == (3, 0, 2)
+    assert {row["id"] for row in read_rows(out)} == {"b.parquet!0", "b.parquet!1", "album/2.png"}
+
+
+def test_an_update_that_ends_before_an_archive_is_renamed_is_finished_by_the_next(
+    album: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives, out = write_archives(tmp_path / "a", album), tmp_path / "out"
+    clip.embed(make_job(archives, out, weights))
+    before = read_rows(out)
+    renamed = [path.rename(path.with_stem(f"new {path.stem}")) for path in archives]
+    job = make_job(renamed, out, weights, update=True)
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clip.batch.embed.rename_containers", end)
+    with pytest.raises(KeyboardInterrupt):
+        clip.embed(job)
+    monkeypatch.undo()
+    clip.embed(job)
+    assert [row["id"] for row in read_rows(out)] == [f"new {row['id']}" for row in before]
+    assert clip.verify(VerifyJob(output=out, sample=13)).problems == ()

@@ -283,7 +283,7 @@ RECORDED = Manifest(
     preprocess="x",
     preprocess_settings={"resolution_px": 224},
     computed_in="fp32",
-    columns=Columns(keep=("price",), types=("double",)),
+    columns=Columns(keep=("price",), types=("double",), delimiter=",", quoting="standard"),
     dim=DIM,
 )
 OTHERS: list[tuple[str, dict[str, Any]]] = [
@@ -312,6 +312,10 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("long_text", {"long_text": "fail"}),
     ("keep", {"columns": Columns(keep=("price",), types=("string",))}),
     ("keep", {"columns": Columns(keep=("cost",), types=("double",))}),
+    ("delimiter", {"columns": Columns(keep=("price",), types=("double",), delimiter=";", quoting="standard")}),
+    ("delimiter", {"columns": Columns(keep=("price",), types=("double",), quoting="standard")}),
+    ("quoting", {"columns": Columns(keep=("price",), types=("double",), delimiter=",", quoting="none")}),
+    ("quoting", {"columns": Columns(keep=("price",), types=("double",), delimiter=",")}),
     ("shard_size", {"shard_size": 1}),
 ]
 

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import formula
-from kit.archives import SMALLEST, model_of
+from kit.archives import SMALLEST
 from kit.configurations import transformers_config
 from safetensors.torch import save_file
 
@@ -265,12 +265,6 @@ def test_a_vit_that_lacks_an_entry_is_told_of_a_vits(key: str, tmp_path: Path) -
     assert "ResNet" not in str(caught.value)
     with pytest.raises(CheckpointError, match=r"missing|is 0"):
         clip.model.build_model(weights)
-
-
-def test_a_pickled_model_is_told_to_be_one(tmp_path: Path) -> None:
-    torch.save(model_of(VIT), tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"found a 'clip\.model\.CLIP', expected a state dict\. Save the model's"):
-        read_checkpoint(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
