@@ -1,5 +1,6 @@
 """The weights and images of `formula`, without the package: for programs that run on OpenAI's code too."""
 
+import io
 import zlib
 
 import numpy as np
@@ -39,6 +40,12 @@ def picture(i: int, width: int, height: int) -> Image.Image:
     )
     noise = np.random.RandomState(1000 + i).randint(-40, 41, size=(height, width, 3))
     return Image.fromarray(np.clip(plain + noise, 0, 255).astype(np.uint8))
+
+
+def png(i: int, width: int, height: int) -> bytes:
+    whole = io.BytesIO()
+    picture(i, width, height).save(whole, "PNG")
+    return whole.getvalue()
 
 
 def picture_in_mode(i: int, width: int, height: int, mode: str) -> Image.Image:

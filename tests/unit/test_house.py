@@ -46,6 +46,7 @@ FLOORS = (
     {"encoder"},
     {"batch"},
     {"retrieval"},
+    {"serve"},
     {"cli"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -53,6 +54,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 TORCH_FREE = {"ground", "jobs", "images", "sources", "sources.remote", "store"}
 WITH_TORCH = {"images.preprocess", "images.steps", "images.fast"}  # the last only when it runs
 NETWORK = {"aiohttp", "fsspec", "http", "httpx", "huggingface_hub", "requests", "urllib"}
+SERVER = {"h11", "prometheus_client", "python_multipart", "starlette", "uvicorn"}  # which the extra `serve` brings
 
 
 def dotted(path: Path) -> str:
@@ -104,7 +106,8 @@ def test_imports_go_down_the_floors(path: Path) -> None:
     if own in TORCH_FREE and dotted(path) not in WITH_TORCH and dotted(path) != "records":
         assert "torch" not in others
     assert own == "cli" or "click" not in others
-    assert own in ("weights", "sources.remote") or not (others & NETWORK)
+    assert own in ("weights", "sources.remote", "serve") or not (others & NETWORK)
+    assert own == "serve" or not (others & SERVER)
 
 
 def test_no_module_is_reached_from_itself() -> None:
@@ -180,7 +183,16 @@ def test_every_command_and_flag_is_documented() -> None:
 
     page = "".join(
         (ROOT / "docs" / name).read_text()
-        for name in ("embed.md", "export.md", "inputs.md", "search.md", "sketch.md", "tune.md", "weights.md")
+        for name in (
+            "embed.md",
+            "export.md",
+            "inputs.md",
+            "search.md",
+            "serve.md",
+            "sketch.md",
+            "tune.md",
+            "weights.md",
+        )
     )
     for name, command in cli.commands.items():
         assert f"clip {name}" in page

@@ -28,6 +28,7 @@ from .index import index
 from .models import models
 from .progress import say
 from .search import search
+from .serve import serve
 from .signals import InterruptedBySignal, interruptible
 from .tune import tune
 from .verify import verify
@@ -40,7 +41,7 @@ def cli(debug: bool) -> None:
     """Turn images and texts into CLIP vectors: the same vectors as OpenAI's, in bulk."""
 
 
-for command in (embed, verify, export, search, index, classify, tune, models, fetch, demo):
+for command in (embed, verify, export, search, index, classify, serve, tune, models, fetch, demo):
     cli.add_command(command)
 
 

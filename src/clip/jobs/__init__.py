@@ -11,6 +11,7 @@ from .index import IndexJob, IndexReport
 from .models import DeviceRow, Fetched, FetchJob, ModelRow
 from .options import Columns, DecodeOptions, Limits, ModelOptions, OutputPolicy
 from .search import Hit, SearchJob, SearchReport
+from .serve import ServeJob, Traffic
 from .tune import SettingRow, TuneJob, TuneReport
 from .verify import Problem, VerifyJob, VerifyReport
 
@@ -18,5 +19,5 @@ __all__ = [
     "Classified", "ClassifyJob", "ClassifyReport", "Columns", "DecodeOptions", "DemoJob", "DeviceRow", "EmbedJob",
     "EmbedReport", "ExportJob", "ExportReport", "FetchJob", "Fetched", "Hit", "IndexJob", "IndexReport", "Limits",
     "Listing", "ModelOptions", "ModelRow", "OutputPolicy", "Problem", "Progress", "SearchJob", "SearchReport",
-    "SettingRow", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport",
+    "ServeJob", "SettingRow", "Traffic", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport",
 ]  # fmt: skip

@@ -60,11 +60,11 @@ def classify(
         if job.architecture is not None:
             found = f"found {job.architecture}, but {store.path} has a model"
             raise InputError("`architecture`", found, remedy="Leave it out.")
-        classifier = _Classifier(load_run_encoder(store, job.model, job.device), labels, templates)
+        classifier = Classifier(load_run_encoder(store, job.model, job.device), labels, templates)
         return _classify_store(job, store, classifier, each)
     model = ModelOptions(job.model or ModelOptions.name, job.untrained, job.device, architecture=job.architecture)
     encoder = Encoder(model.name, device=model.device, untrained=model.untrained, architecture=model.architecture)
-    classifier = _Classifier(encoder, labels, templates)
+    classifier = Classifier(encoder, labels, templates)
     # By the run of `embed`, for its inputs, its failure rows and its checked counts: no second pipeline.
     with tempfile.TemporaryDirectory(prefix="clip-classify-") as folder:
         output = Path(folder) / "out"
@@ -73,7 +73,7 @@ def classify(
         return _classify_store(job, Store(output), classifier, each)
 
 
-class _Classifier:
+class Classifier:
     """Labels as vectors, to which images are compared."""
 
     def __init__(self, encoder: Encoder, labels: tuple[str, ...], templates: tuple[str, ...]) -> None:
@@ -102,7 +102,7 @@ class _Classifier:
 
 
 def _classify_store(
-    job: ClassifyJob, store: Store, classifier: _Classifier, each: Callable[[Classified], None] | None
+    job: ClassifyJob, store: Store, classifier: Classifier, each: Callable[[Classified], None] | None
 ) -> ClassifyReport:
     store.check_complete()
     truth = _Truth(job.truth, store, classifier.labels)
@@ -129,7 +129,7 @@ def _classify_store(
     )
 
 
-def _classify_rows(job: ClassifyJob, store: Store, classifier: _Classifier, truth: _Truth) -> Iterator[Classified]:
+def _classify_rows(job: ClassifyJob, store: Store, classifier: Classifier, truth: _Truth) -> Iterator[Classified]:
     for path in store.parts():
         table = store.files.read(path, ["id", "path", "embedding", *truth.columns])
         ids, paths = (table.column(name).to_pylist() for name in ("id", "path"))

@@ -95,6 +95,14 @@ class ExactIndex:
         )
         return [(place, -negated) for negated, _, place in ranked[:k]]
 
+    def read_vector(self, place: int) -> np.ndarray:
+        """Return the vector of a row as it is stored. Shapes: (D,). Raises: StoreError if it is damaged."""
+        block, row = divmod(place, VECTOR_BLOCK_ROWS)
+        stored = np.frombuffer(self._file.read_block("vectors", block), self._dtype).reshape(-1, self._dim)
+        vector = stored[row].copy()
+        self._file.release("vectors", [block])
+        return vector
+
     def _compute_scores(self, places: np.ndarray, query: np.ndarray) -> np.ndarray:
         """Score the rows at these places, in ascending order. Shapes: int64 (M,) -> float64 (M,)."""
         scores = np.empty(len(places))

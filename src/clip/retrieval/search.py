@@ -33,6 +33,7 @@ from .where import filter_rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import pyarrow as pa
     from numpy.typing import ArrayLike
 
     from ..encoder import Encoder, ImageLike
@@ -105,12 +106,31 @@ class Index:
                  ImageError; as Encoder; StoreError for a damaged index.
         """
         check_search(k, min_score)
-        rows = None if where is None else filter_rows(self._index.rows, where)
         query = self._build_query(_as_list(text), _as_list(image), vector, _as_list(negative))
+        nearest = self.rank(query, k, min_score=min_score, where=where)
+        ids, paths = (self.rows.column(name) for name in ("id", "path"))
+        return [Hit(ids[place].as_py(), self.store.locate(paths[place].as_py()), score) for place, score in nearest]
+
+    def rank(
+        self, query: np.ndarray, k: int, *, min_score: float | None = None, where: str | None = None
+    ) -> list[tuple[int, float]]:
+        """Return the places in `rows` of the k rows nearest to a direction, and their scores, as `search` does.
+
+        Shapes:  query float64 (D,), of unit length.
+        Raises:  InputError for a wrong `where`; StoreError for a damaged index.
+        """
+        rows = None if where is None else filter_rows(self.rows, where)
         nearest = self._index.find_nearest(query, k, rows=rows, engine=self._engine)
-        ids, paths = (self._index.rows.column(name) for name in ("id", "path"))
-        hits = [Hit(ids[place].as_py(), self.store.locate(paths[place].as_py()), score) for place, score in nearest]
-        return [hit for hit in hits if min_score is None or hit.score >= min_score]
+        return [(place, score) for place, score in nearest if min_score is None or score >= min_score]
+
+    @property
+    def rows(self) -> pa.Table:
+        """All columns but the vectors, in the order of the parts; paths are relative to the output's base."""
+        return self._index.rows
+
+    def read_vector(self, place: int) -> np.ndarray:
+        """Return the vector of a row at unit length. Shapes: float64 (D,). Raises: StoreError for a damaged index."""
+        return self._normalise(f"row {place}", self._index.read_vector(place))
 
     def _build_query(
         self, texts: Sequence[str], images: Sequence[ImageLike], vector: ArrayLike | None, negative: Sequence[str]
@@ -129,10 +149,7 @@ class Index:
         wanted = np.concatenate([np.empty((0, self.store.dim)), *positive])
         if not len(wanted):
             raise InputError("query", "found nothing to look for", "a text, an image or a vector", "Pass one.")
-        difference = wanted.mean(axis=0) - (unwanted.mean(axis=0) if len(unwanted) else 0)
-        if np.linalg.norm(difference) < CANCELLED:
-            raise InputError("query", "its parts cancel out", remedy="Leave one of them out.")
-        return self._normalise("query", difference)
+        return combine(wanted, unwanted)
 
     def _normalise(self, name: str, vector: ArrayLike) -> np.ndarray:
         """Return a vector at unit length. Shapes: (D,) -> float64 (D,). Raises: InputError if it has no direction."""
@@ -175,6 +192,19 @@ class Index:
             except OSError as exc:
                 raise ImageError(name, f"cannot be decoded ({exc})", "a whole image", "Pass another.") from exc
         return self.encoder.encode_pixels(array[None])[0]
+
+
+def combine(wanted: np.ndarray, unwanted: np.ndarray) -> np.ndarray:
+    """Return the direction from the centroid of what is unwanted to that of what is wanted.
+
+    Shapes:  float64 (N, D) with N above 0, and (M, D), of unit length -> float64 (D,), of unit length.
+    Raises:  InputError where they cancel each other out.
+    """
+    difference = wanted.mean(axis=0) - (unwanted.mean(axis=0) if len(unwanted) else 0)
+    norm = np.linalg.norm(difference)
+    if norm < CANCELLED:
+        raise InputError("query", "its parts cancel out", remedy="Leave one of them out.")
+    return difference / norm
 
 
 def _as_list(value: Any) -> Sequence[Any]:

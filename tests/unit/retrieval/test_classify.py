@@ -284,8 +284,8 @@ def test_vectors_alone_decide(folder: Path) -> None:
     encoder = clip.Encoder(folder / "tiny-vit.pt", device="cpu")
     features = encoder.encode_text([TEMPLATE.replace("{}", label) for label in LABELS]).numpy()
     assert encoder.logit_scale == pytest.approx(np.exp(4.6052), rel=1e-6)
-    from clip.retrieval.classify import _Classifier
+    from clip.retrieval.classify import Classifier
 
-    (found,) = _Classifier(encoder, LABELS, (TEMPLATE,)).predict(features)
+    (found,) = Classifier(encoder, LABELS, (TEMPLATE,)).predict(features)
     assert found.argmax(axis=1).tolist() == [0, 1, 2]
     assert found.sum(axis=1) == pytest.approx(1)
