@@ -59,8 +59,7 @@ class ServeJob:
     """What `clip serve` answers with, and whom."""
 
     models: tuple[str, ...] = ()
-    """A model's name or path, or NAME=PATH to name it; the first is loaded at once, others when they are asked for;
-    default: that of the index, else ViT-B/32."""
+    """A model's name or path, or NAME=PATH to name it; default: that of the index, else ViT-B/32."""
     model: ModelOptions = ModelOptions()  # noqa: RUF009  frozen, as are the next three
     """How the models run; the name in it is not used."""
     decode: DecodeOptions = DecodeOptions()  # noqa: RUF009
@@ -79,6 +78,8 @@ class ServeJob:
     """Port to listen at; 0 takes a free one."""
     api_key: str | None = None
     """Key that requests must carry, as Authorization: Bearer KEY; default: none is asked for."""
+    hosts: tuple[str, ...] = ()
+    """Other names of this server, as a proxy passes them on; asked by others, one of this machine alone refuses."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser; * is all."""
     allow_urls: bool = False

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import re
 import secrets
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -46,6 +49,8 @@ class Gate:
         """`write` takes the lines of the access log."""
         self._app, self._service, self._write = app, service, write
         self._key = service.job.api_key
+        self._is_local = self._key is None and _is_loopback(service.job.host)
+        self._hosts = frozenset(name.lower() for name in service.job.hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -58,7 +63,14 @@ class Gate:
         scope["clip.answer"] = answer
         self._service.requests += 1
         try:
-            if not self._is_allowed(scope, headers):
+            name = _read_host(headers.get("host", "localhost"))
+            if self._is_local and name not in self._hosts and not _is_loopback(name):
+                message = (
+                    f"the request was sent to {name[:80]!r}, and this server takes what is sent to this machine alone. "
+                    "Ask it as localhost, or start it with --allow-host and that name."
+                )
+                await make_response(RequestError(403, message, "host_not_allowed"))(scope, receive, answer)
+            elif not self._is_allowed(scope, headers):
                 message = "the API key is missing or wrong. Send it as Authorization: Bearer KEY."
                 await make_response(RequestError(401, message, "invalid_api_key"))(scope, receive, answer)
             else:
@@ -78,6 +90,23 @@ class Gate:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         return hmac.compare_digest(given.encode("latin-1"), self._key.encode())
+
+
+def _read_host(header: str) -> str:
+    """Return the name or address of a Host header, without its port; an empty one where it has none."""
+    with suppress(ValueError):
+        return urlsplit(f"//{header}").hostname or ""
+    return ""
+
+
+def _is_loopback(name: str) -> bool:
+    """Whether a host is this machine by its name, which no server of names can make another's.
+
+    A page in a browser whose own name was made to lead here, by DNS rebinding, sends that name as Host.
+    """
+    with suppress(ValueError):
+        return ipaddress.ip_address(name).is_loopback
+    return name == "localhost" or name.endswith(".localhost")
 
 
 class _Answer:

@@ -387,6 +387,22 @@ def test_models_after_the_first_are_loaded_when_they_are_asked_for(text_weights:
         assert served.get("/health/ready").status == 200
 
 
+def test_a_name_that_was_made_to_lead_here_is_refused(text_weights: Path) -> None:
+    """By DNS rebinding a page anywhere would search in the user's photos."""
+    own = ("localhost", "LOCALHOST:8000", "127.0.0.1:80", "127.9.0.1", "[::1]:8000", "a.localhost", "proxy.example:443")
+    others = ("evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.1", "", "[::1")
+    with serving(job(text_weights, hosts=("Proxy.example",))) as served:
+        assert {host: served.get("/v1/models", host=host).status for host in own} == dict.fromkeys(own, 200)
+        refused = [served.get("/v1/models", host=host) for host in others]
+        assert [(answer.status, answer.error["code"]) for answer in refused] == [(403, "host_not_allowed")] * len(
+            others
+        )
+    for anyone in ({"host": "0.0.0.0"}, {"api_key": "s3cret"}):
+        with serving(job(text_weights, **anyone)) as served:
+            asked = served.get("/v1/models", host="evil.example", authorization="Bearer s3cret")
+            assert asked.status == 200
+
+
 def test_with_a_key_only_health_is_open(text_weights: Path) -> None:
     with serving(job(text_weights, api_key="s3cret", cors_origins=("https://a.example",))) as served:
         for headers in ({}, {"authorization": "Bearer s3cre"}, {"authorization": "Basic s3cret"}, {"x_api_key": "ü"}):
