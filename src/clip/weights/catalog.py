@@ -10,6 +10,7 @@ from ..jobs.models import Fetched, FetchJob, ModelRow
 from ..network.records import HEADER_KEY
 from . import locate
 from .releases import LICENCE, RELEASES, Release
+from .spellings import find_spelled
 
 SKETCH_NOTE = "knows drawn shapes only; for photographs use ViT-B/32"
 
@@ -68,7 +69,7 @@ def fetch(job: FetchJob) -> list[Fetched]:
 
 
 def _describe(name: str, path: Path) -> Fetched:
-    release = RELEASES.get(name)
+    release = RELEASES.get(find_spelled(name, RELEASES) or name)
     archive = release is not None and path.name == release.file_name
     return Fetched(name, path, release.sha256 if release and archive else None)
 
@@ -76,10 +77,11 @@ def _describe(name: str, path: Path) -> Fetched:
 def _check(job: FetchJob) -> list[Fetched]:
     checked: list[Fetched] = []
     for name in job.names or RELEASES:
-        if name not in RELEASES:
+        released = find_spelled(name, RELEASES)
+        if released is None:
             remedy = "Leave it out: the Hub checks its own files."
             raise WeightsMissingError(name, "not a released name", f"one of {list(RELEASES)}", remedy)
-        release = RELEASES[name]
+        release = RELEASES[released]
         path = locate.cache_path(release.url, job.download_root)
         if not path.is_file():
             if name in job.names:

@@ -48,6 +48,7 @@ from .folders import find_clip_folder, find_weights
 from .layouts import Place, from_transformers
 from .origin import find_script_sign, find_sign, refuse_origin
 from .releases import RELEASES
+from .spellings import find_spelled
 from .torch_file import FETCH_AGAIN, ScriptState, read_torch_file
 
 if TYPE_CHECKING:
@@ -123,10 +124,11 @@ def draw_checkpoint(name: str, seed: int) -> Checkpoint:
 
     Raises:  UnknownModelError (a RuntimeError) for a name that was not released.
     """
-    if name not in RELEASES:
+    released = find_spelled(name, RELEASES)
+    if released is None:
         remedy = "Pass a released name to draw its weights."
         raise UnknownModelError(f"model {name!r}", "not found", f"one of {list(RELEASES)}", remedy)
-    architecture = RELEASES[name].architecture
+    architecture = RELEASES[released].architecture
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIP(**vars(architecture))

@@ -20,6 +20,7 @@ from ..errors import CheckpointError, DownloadError, UnknownModelError, WeightsM
 from .download import fetch
 from .folders import SENTENCE_MODULES, list_parts, name_clip_folder
 from .releases import RELEASES, Release
+from .spellings import find_spelled, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -68,8 +69,8 @@ def locate(
 ) -> Path:
     """Return the local file or folder of a released name, "sketch", `hf-hub:ORG/NAME[@REVISION]`, or a path.
 
-    A name wins over a file of the same name. `urls` and `download` are `_MODELS` and `_download` of `clip.clip`, which
-    users of OpenAI's package replace.
+    A name wins over a file of the same name, a file over another spelling of a name (`ViT-B-32`). `urls` and `download`
+    are `_MODELS` and `_download` of `clip.clip`, which users of OpenAI's package replace.
 
     Raises:  UnknownModelError for any other name, WeightsMissingError if no source has the file, CheckpointError if
              the cache has a folder of its name, DownloadError for a repository that cannot be read; all RuntimeErrors.
@@ -86,8 +87,11 @@ def locate(
     path = Path(os.fspath(name))
     # os.path returns False where Path raises, for a name that is too long. A pipe could make us wait for ever.
     if not os.fspath(name) or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
+        if (released := find_spelled(os.fspath(name), urls)) is not None:
+            return _locate_release(released, urls[released], download_root, download or ensure_cached)
         expected = f"the path of weights, {HUB_PREFIX}ORG/NAME, {SKETCH!r}, or one of {list(urls)}"
-        remedy = "Use one of these names, or check the path."
+        near = suggest(os.fspath(name)[:MAX_SHOWN], urls)
+        remedy = (f"Did you mean {near!r}? " if near else "") + "Use one of these names, or check the path."
         raise UnknownModelError(f"model {os.fspath(name)[:MAX_SHOWN]!r}", "not found", expected, remedy)
     return path
 
