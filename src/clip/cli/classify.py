@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from ..jobs.classify import TEMPLATE, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob
 from ..records import shorten
 from .exit_codes import EXIT_WITH_FAILURES
+from .json_lines import to_json
 from .progress import Reporter, say
 
 MATRIX_LABELS = 12  # columns that a confusion table has room for
@@ -57,14 +57,14 @@ def classify(*, as_json: bool, **options: Any) -> int:
 
     def write(row: Classified) -> None:
         reporter.close()  # everything is embedded by now, so the bar makes room for the rows
-        click.echo(json.dumps(_to_json(replace(row, path=shorten(row.path)))))
+        click.echo(to_json(_to_json(replace(row, path=shorten(row.path)))))
 
     try:
         report = classify_module.classify(job, write, reporter.update)
     finally:
         reporter.close()
     summary = {name: value for name, value in asdict(report).items() if name != "rows"}
-    say(json.dumps({**summary, "accuracy": report.accuracy}) if as_json else _summarise(job, report))
+    say(to_json({**summary, "accuracy": report.accuracy}) if as_json else _summarise(job, report))
     return EXIT_WITH_FAILURES if report.failed else 0
 
 

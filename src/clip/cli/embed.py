@@ -14,6 +14,7 @@ from ..jobs.fields import nest
 from ..jobs.options import FAST_COSINE
 from ..records import Kind
 from .exit_codes import EXIT_WITH_FAILURES
+from .failures import list_first
 from .flags import job_option, spell_as_flags, split_names
 from .progress import Reporter, Style, describe_ignored, describe_listing, say, summarise
 
@@ -107,6 +108,9 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         reporter.close()
     for line in report.advice:
         reporter.update(Progress(0, 0, 0, message=spell_arguments(line, spell_as_flags(embed))))
+    if report.failed and not as_json and progress not in ("json", "none"):
+        for line in list_first(report.output, report.failed):
+            say(line)
     summarise(asdict(report) if as_json else _describe_report(report, job.kind))
     return EXIT_WITH_FAILURES if report.failed or report.unread else 0
 

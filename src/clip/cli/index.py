@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from ..jobs.index import IndexJob
+from .json_lines import to_json
 from .progress import say
 
 
@@ -26,6 +26,6 @@ def index(*, as_json: bool, **options: Any) -> None:
 
     report = search_module.index(job)
     if as_json:
-        click.echo(json.dumps(asdict(report), default=str))
+        click.echo(to_json(asdict(report)))
     state = f"made in {report.seconds:.1f} s" if report.made else "whole and up to date"
     say(f"{report.path}: {report.rows:,} rows, {report.size_bytes / 1e6:,.1f} MB, {state}")

@@ -22,6 +22,7 @@ from .demo import demo
 from .embed import embed
 from .exit_codes import EXIT_FAILED, EXIT_REFUSED, REFUSALS
 from .export import export
+from .failures import failures
 from .fetch import fetch
 from .flags import spell_as_flags
 from .index import index
@@ -41,7 +42,7 @@ def cli(debug: bool) -> None:
     """Turn images and texts into CLIP vectors: the same vectors as OpenAI's, in bulk."""
 
 
-for command in (embed, verify, export, search, index, classify, serve, tune, models, fetch, demo):
+for command in (embed, failures, verify, export, search, index, classify, serve, tune, models, fetch, demo):
     cli.add_command(command)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
 from ..jobs.models import DeviceRow, ModelRow
+from .json_lines import to_json
 
 DEVICES_HELP = "List this machine's devices instead, with libraries and precisions; the first is what reference means."
 MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached"
@@ -29,7 +29,7 @@ def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
     rows = list_devices() if devices else [*catalog.list_models(download_root), catalog.describe_sketch()]
     if as_json:
         for row in rows:
-            click.echo(json.dumps(asdict(row)))
+            click.echo(to_json(asdict(row)))
         return
     click.echo(DEVICES_HEAD if devices else MODELS_HEAD)
     for row in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..jobs.embed import Listing, Progress
+from .json_lines import to_json
 
 if TYPE_CHECKING:
     from ..records import Kind
@@ -25,6 +25,11 @@ def say(message: str) -> None:
     """Write a line to stderr. A stderr that is closed, or on a full disk, ends no run."""
     with suppress(OSError):
         click.echo(message, err=True)
+
+
+def escape(text: str) -> str:
+    """Return a name or a message without characters that control a terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class Reporter:
@@ -41,7 +46,7 @@ class Reporter:
     def update(self, progress: Progress) -> None:
         """Show how far a run is, if it is time to."""
         if progress.message:
-            as_json = json.dumps({"event": "told", "message": progress.message})
+            as_json = to_json({"event": "told", "message": progress.message})
             if self._style != "none":
                 say(as_json if self._style == "json" else progress.message)
             return
@@ -56,13 +61,13 @@ class Reporter:
         elif self._style != "none" and now - self._spoken >= INTERVALS_S[self._style]:
             self._spoken = now
             event = _make_event(progress, self._kind, now - self._started if self._started is not None else 0.0)
-            say(json.dumps(event) if self._style == "json" else _format_event(event, self._kind))
+            say(to_json(event) if self._style == "json" else _format_event(event, self._kind))
 
     def _end_listing(self, listing: Listing) -> None:
         self.close()
         self._bar = None
         if self._style == "json":
-            say(json.dumps({"event": "listed", **asdict(listing)}))
+            say(to_json({"event": "listed", **asdict(listing)}))
         elif self._style != "none":
             say(describe_listing(listing, self._kind))
 
@@ -141,7 +146,7 @@ def _format_duration(seconds: int) -> str:
 
 def summarise(summary: str | dict[str, Any]) -> None:
     """Write the last line to stderr; a record for programs to stdout too, unless both are the same terminal."""
-    line = summary if isinstance(summary, str) else json.dumps(summary, default=str)
+    line = summary if isinstance(summary, str) else to_json(summary)
     if not isinstance(summary, str) and not (sys.stdout.isatty() and sys.stderr.isatty()):
         click.echo(line)
     say(line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,7 +11,8 @@ import click
 
 from ..jobs.search import Hit, SearchJob
 from ..records import shorten
-from .progress import say
+from .json_lines import to_json
+from .progress import escape, say
 
 MAX_ID_WIDTH = 60  # letters of an id's column in the table
 
@@ -74,18 +74,13 @@ def search(*, as_json: bool, as_csv: bool, plain: bool, **options: Any) -> None:
 
 
 def _format_table(hits: tuple[Hit, ...]) -> str:
-    rows = [("score", "id", "path"), *((f"{hit.score:.4f}", _escape(hit.id), _escape(hit.path)) for hit in hits)]
+    rows = [("score", "id", "path"), *((f"{hit.score:.4f}", escape(hit.id), escape(hit.path)) for hit in hits)]
     width = min(MAX_ID_WIDTH, max(len(own_id) for _, own_id, _ in rows))
     return "".join(f"{score:<9}{own_id:<{width}}  {path}\n" for score, own_id, path in rows)
 
 
-def _escape(text: str) -> str:
-    """Return a name without characters that control a terminal."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
 def _format_ndjson(hits: tuple[Hit, ...]) -> str:
-    return "".join(json.dumps(asdict(hit)) + "\n" for hit in hits)
+    return "".join(to_json(asdict(hit)) + "\n" for hit in hits)
 
 
 def _format_csv(hits: tuple[Hit, ...]) -> str:

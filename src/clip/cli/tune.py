@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from ..jobs.fields import nest
 from ..jobs.tune import SettingRow, TuneJob, TuneReport
 from .flags import job_option
+from .json_lines import to_json
 from .progress import say
 
 HEAD = (
@@ -52,7 +52,7 @@ def tune(*, as_json: bool, **options: Any) -> None:
 
     report = tune_module.tune(job, say)
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        click.echo(to_json(asdict(report)))
         return
     click.echo(HEAD)
     for row in report.rows:

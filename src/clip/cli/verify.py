@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from ..jobs.verify import VerifyJob
 from .exit_codes import EXIT_FAILED
+from .json_lines import to_json
 from .progress import say
 from .search import ROOT_HELP
 
@@ -39,7 +39,7 @@ def verify(*, as_json: bool, **options: Any) -> int:
 
     report = verify_module.verify(job)
     if as_json:
-        click.echo(json.dumps(asdict(report), default=str))
+        click.echo(to_json(asdict(report)))
     else:
         for problem in report.problems:
             click.echo(f"{problem.where}: {problem.what}")

@@ -91,9 +91,13 @@ class Store:
 
         Raises:  StoreError for a part that is not as it was written.
         """
-        table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *map(self.files.read, self.parts(FAILURES))])
+        table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *self.read_failures()])
         self.check_rows(table.num_rows, FAILURES)
-        return self.locate_all(table)
+        return table
+
+    def read_failures(self) -> Iterator[pa.Table]:
+        """Yield the failures of each part, as `failures` has them. Raises: StoreError, as that."""
+        return (self.locate_all(self.files.read(path)) for path in self.parts(FAILURES))
 
     def check_rows(self, rows: int, folder: str = EMBEDDINGS) -> None:
         """Raise StoreError where the run is over, and the parts have another number of rows than it counted."""
