@@ -29,8 +29,7 @@ from ..jobs.embed import EmbedJob, EmbedReport, Listing, Progress
 from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
 from ..parallel import available_cores
-from ..records import STDIN, Entry, Item, Shard, join_root, shorten, utf8_path
-from ..sources.remote.client import is_remote
+from ..records import Entry, Item, Shard, shorten, utf8_path
 from ..sources.source import Source
 from ..store.lock import Lock, hold_lock
 from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
@@ -43,6 +42,7 @@ from .count import count_expected, count_shard
 from .decode import Decoding
 from .given_columns import check_ids, find_empty
 from .notes import advise
+from .opening import open_source
 from .run import Run
 from .sample import draw_calibration
 from .tune import summarise, tune
@@ -133,28 +133,6 @@ def _check_counts(parts: Parts, plan: Plan, frames: Frames) -> dict[str, int]:
         written, failed = written + count.rows, failed + count.failures
         read += count.rows + count.failures if count.read is None else count.read
     return {"read": read, "written": written, "failed": failed}
-
-
-def open_source(job: EmbedJob) -> Source:
-    """Return the input of a job, by the rules for ids and paths that its output has.
-
-    Without a root of its own, lists that an output was made of start where they did then.
-
-    Raises:  InputError where it is not there; StoreError for an output whose manifest is damaged.
-    """
-    source = Source(
-        job.inputs, job.globs, job.columns, job.root, output=str(job.output), raw_previews=job.decode.raw_previews
-    ).with_types()
-    earlier = None if job.policy.overwrite else read_manifest(Path(job.output) / MANIFEST)
-    if earlier is None:
-        return source.with_base()
-    if earlier.base is None:
-        return source
-    kept, lists = join_root(earlier.find_base(Path(job.output)), earlier.root), source.list_places()
-    is_there = is_remote(kept) or os.path.isdir(kept)  # noqa: PTH112
-    if not job.root and is_there and earlier.source == lists and STDIN not in lists:  # of which each is another list
-        source = replace(source, root=kept)
-    return source.with_base()
 
 
 def count(job: EmbedJob) -> Listing:

@@ -84,16 +84,31 @@ def locate(
     if isinstance(name, str) and name.startswith(HUB_PREFIX):
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         return _fetch_snapshot(repository, revision or None)
-    path = Path(os.fspath(name))
-    # os.path returns False where Path raises, for a name that is too long. A pipe could make us wait for ever.
-    if not os.fspath(name) or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
-        if (released := find_spelled(os.fspath(name), urls)) is not None:
-            return _locate_release(released, urls[released], download_root, download or ensure_cached)
-        expected = f"the path of weights, {HUB_PREFIX}ORG/NAME, {SKETCH!r}, or one of {list(urls)}"
-        near = suggest(os.fspath(name)[:MAX_SHOWN], urls)
-        remedy = (f"Did you mean {near!r}? " if near else "") + "Use one of these names, or check the path."
-        raise UnknownModelError(f"model {os.fspath(name)[:MAX_SHOWN]!r}", "not found", expected, remedy)
-    return path
+    if _is_there(name):
+        return Path(os.fspath(name))
+    if (released := find_spelled(os.fspath(name), urls)) is not None:
+        return _locate_release(released, urls[released], download_root, download or ensure_cached)
+    raise _make_unknown(name, urls)
+
+
+def check_name(name: str) -> None:
+    """Raise UnknownModelError for what `locate` would not know, without looking for weights of what it would."""
+    if name in URLS or name == SKETCH or name.startswith(HUB_PREFIX) or _is_there(name) or find_spelled(name, URLS):
+        return
+    raise _make_unknown(name, URLS)
+
+
+def _is_there(name: str | os.PathLike[str]) -> bool:
+    """Whether there is a file or a folder of that name; a pipe could make us wait for ever."""
+    path = os.fspath(name)  # of os.path, which returns False where Path raises, for a name that is too long
+    return bool(path) and (os.path.isfile(path) or os.path.isdir(path))  # noqa: PTH112, PTH113
+
+
+def _make_unknown(name: str | os.PathLike[str], urls: Mapping[str, str]) -> UnknownModelError:
+    expected = f"the path of weights, {HUB_PREFIX}ORG/NAME, {SKETCH!r}, or one of {list(urls)}"
+    near = suggest(os.fspath(name)[:MAX_SHOWN], urls)
+    remedy = (f"Did you mean {near!r}? " if near else "") + "Use one of these names, or check the path."
+    return UnknownModelError(f"model {os.fspath(name)[:MAX_SHOWN]!r}", "not found", expected, remedy)
 
 
 def locate_here(name: str) -> str:
