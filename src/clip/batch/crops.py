@@ -9,19 +9,27 @@ from collections import deque
 
 import numpy as np
 
+from ..errors import ResourceError
+
 
 class CropRing:
     """A ring of crops: ranges are taken at its head, and given back at its tail in the same order.
 
-    The memory is a file without a name, so that processes can share it by its descriptor and nothing of it is left
+    Shared memory is a file without a name, so that processes have it by its descriptor and nothing of it is left
     behind, however they end.
     """
 
-    def __init__(self, crops: int, resolution_px: int) -> None:
-        """Make room for `crops` of (R, R, 3) bytes. The system gives the memory when it is first written."""
-        self.descriptor = _open_unnamed_file()  # to hand on to a process
-        os.truncate(self.descriptor, max(1, crops * resolution_px**2 * 3))
-        self.crops = map_crops(self.descriptor, resolution_px)  # uint8 (crops, R, R, 3)
+    def __init__(self, crops: int, resolution_px: int, *, shared: bool = True) -> None:
+        """Make room for `crops` of (R, R, 3) bytes. The system gives the memory when it is first written.
+
+        Raises:  ResourceError where the system gives no shared memory of that size.
+        """
+        self.descriptor = _open_shared(crops * resolution_px**2 * 3) if shared else None  # to hand on to a process
+        self.crops = (  # uint8 (crops, R, R, 3)
+            np.empty((crops, resolution_px, resolution_px, 3), np.uint8)
+            if self.descriptor is None
+            else map_crops(self.descriptor, resolution_px)
+        )
         self._head = 0
         self._skipped = 0  # crops before the head that the next range is to give back too
         self._taken: deque[tuple[int, int]] = deque()  # crops of each range, and those skipped before it
@@ -29,8 +37,9 @@ class CropRing:
         self._free = crops
 
     def close(self) -> None:
-        """Close the file. The crops can be read on, until nobody refers to them."""
-        os.close(self.descriptor)
+        """Close the file, if there is one. The crops can be read on, until nobody refers to them."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
     def align(self, size: int, spare: int) -> None:
         """Go on at a multiple of `size`, which divides the ring: so many crops from there on are in one piece.
@@ -76,6 +85,17 @@ def map_crops(descriptor: int, resolution_px: int) -> np.ndarray:
     memory = np.frombuffer(mmap.mmap(descriptor, size_bytes), np.uint8)
     crop_bytes = resolution_px**2 * 3
     return memory[: size_bytes // crop_bytes * crop_bytes].reshape(-1, resolution_px, resolution_px, 3)
+
+
+def _open_shared(size_bytes: int) -> int:
+    descriptor = _open_unnamed_file()
+    try:
+        os.truncate(descriptor, max(1, size_bytes))
+    except OSError as exc:  # as where the size of files is limited
+        os.close(descriptor)
+        remedy = 'Raise the limit on the size of files (ulimit -f), or pass `decoders="threads"`, without `isolate`.'
+        raise ResourceError("memory that processes share", f"cannot be made ({exc})", remedy=remedy) from exc
+    return descriptor
 
 
 def _open_unnamed_file() -> int:

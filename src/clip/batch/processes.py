@@ -164,6 +164,8 @@ class _Process:
     def __init__(self, setting: _Setting, ring: CropRing) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
+            if ring.descriptor is None:
+                raise AssertionError("processes write into shared crops")
             handed = (theirs.fileno(), ring.descriptor)
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
             try:

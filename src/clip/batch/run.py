@@ -76,7 +76,7 @@ class Run:
         texts, batch = job.kind == "texts", TEXTS_AT_A_TIME if job.kind == "texts" else encoder.batch_size
         most = 1 if job.isolate else TEXTS_IN_CHUNK if texts else IMAGES_IN_CHUNK
         self._pace = Pace.of(batch, self._workers, most=most, many_frames=job.decode.frames == "all")
-        self._ring = None if texts else CropRing(self._pace.ring, encoder.resolution_px)
+        self._ring = None if texts else CropRing(self._pace.ring, encoder.resolution_px, shared=self._in_processes)
         self._waiting = Batches(self._ring, self._pace.most_held)  # empty between shards
         self._plan = plan
         self._store = store

@@ -1,5 +1,7 @@
 """Chunks of entries through workers, a ring of crops and batches: all rows in order, each with its own crop."""
 
+import resource
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +14,7 @@ from clip.batch.crops import CropRing, map_crops
 from clip.batch.decode import Answer, Chunk
 from clip.batch.feed import Block, Feed, Pace
 from clip.budgets import ByteBudget
+from clip.errors import ResourceError
 from clip.records import Failure, Item, Member, Row
 
 SIDE = 2
@@ -154,3 +157,16 @@ def test_another_mapping_of_a_ring_is_the_same_memory() -> None:
     map_crops(ring.descriptor, SIDE)[1] = 9
     ring.close()
     assert ring.crops.sum(axis=(1, 2, 3)).tolist() == [0, 9 * SIDE**2 * 3, 0]
+
+
+def test_shared_memory_that_the_system_does_not_give_is_an_error_that_says_what_would_do() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match=r'memory that processes share: cannot be made .*decoders="threads"'):
+            CropRing(10, 100)
+        assert CropRing(10, 100, shared=False).take(10) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
