@@ -84,6 +84,8 @@ def vectors(output: Path) -> np.ndarray:
         {"shard_size": 1, "workers": 5},
         {"decode_budget_bytes": 1},
         {"shard_size": 13},
+        {"decoders": "processes"},
+        {"decoders": "processes", "shard_size": 5, "batch_size": 3, "decode_budget_bytes": 1, "read_budget_bytes": 1},
     ],
     ids=str,
 )
@@ -111,6 +113,41 @@ def test_a_row_says_of_the_original_what_it_was(photos: Path, weights: Path, tmp
     assert row == dict(
         id="01.png", path="01.png", width=41, height=30, format="PNG", size_bytes=size_bytes, warning=None
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "images", "device", "expected"),
+    [
+        ({}, 2, 10_000, "cpu", False),
+        ({}, 4, 10_000, "cpu", False),
+        ({}, 8, 10_000, "cpu", True),
+        ({}, 8, None, "cpu", True),
+        ({}, 8, 100, "cpu", False),
+        ({}, 2, 10_000, "cuda", True),
+        ({"decoders": "threads"}, 8, 10_000, "cuda", False),
+        ({"decoders": "processes"}, 1, 1, "cpu", True),
+        ({"isolate": True}, 1, 1, "cpu", True),
+        ({"texts": True}, 8, 10_000, "cuda", False),
+    ],
+)
+def test_processes_decode_where_threads_would_hold_up_the_model(
+    options: dict[str, Any], workers: int, images: int | None, device: str, expected: bool
+) -> None:
+    asked = embed_job(source="in.txt", output="out", **options)
+    assert run_module._choose_processes(asked, workers, images, device) is expected
+
+
+def test_processes_write_what_threads_write_byte_for_byte(photos: Path, weights: Path, tmp_path: Path) -> None:
+    for decoders in ("threads", "processes"):
+        clip.embed(job(photos, tmp_path / decoders, weights, decoders=decoders, shard_size=5))
+    names = [path.relative_to(tmp_path / "threads") for path in (tmp_path / "threads").glob("*/part-*.parquet")]
+    assert len(names) == 6
+    assert all((tmp_path / "threads" / n).read_bytes() == (tmp_path / "processes" / n).read_bytes() for n in names)
+
+
+def test_isolated_images_are_not_decoded_in_threads() -> None:
+    with pytest.raises(InputError, match=r"isolate: found decoders=.threads. too"):
+        embed_job(source="in", output="out", isolate=True, decoders="threads")
 
 
 def test_the_manifest_says_all_that_a_vector_depends_on(photos: Path, weights: Path, tmp_path: Path) -> None:
