@@ -26,7 +26,8 @@ def refuse_early(job: EmbedJob) -> None:
     check_room(Path(job.output))
     if not any(name == STDIN or is_remote(name) for name in job.inputs):
         open_source(job)
-    check_name(job.model_options.name)
+    if job.model_options.untrained is None:
+        check_name(job.model_options.name)
 
 
 def open_source(job: EmbedJob) -> Source:

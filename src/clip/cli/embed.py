@@ -92,9 +92,10 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
     options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
     job = EmbedJob(**nest(EmbedJob, {**options, "policy__normalize": not raw}))
-    from ..batch.opening import refuse_early
+    if not dry_run:  # which needs no weights
+        from ..batch.opening import refuse_early
 
-    refuse_early(job)
+        refuse_early(job)
     from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
 
     if dry_run:
