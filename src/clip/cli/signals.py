@@ -124,5 +124,5 @@ def _watch(signals: socket.socket) -> None:
                 os._exit(EXIT_SIGNAL + first)
             if number in SIGNALS:  # other signals have other handlers
                 first, deadline = number, time.monotonic() + GRACE_S
-    os.write(2, FORCED)
-    os._exit(EXIT_SIGNAL + (first or 0))
+        os.write(2, FORCED)
+        os._exit(EXIT_SIGNAL + (first or 0))  # before the socket is closed, as each alarm is still written to it

@@ -79,7 +79,7 @@ def test_an_image_that_hangs_does_not_keep_a_signal_waiting(
         process.send_signal(number)
         _, stderr = process.communicate(timeout=LIMIT_S)  # the image hangs for longer
         assert process.returncode == code
-        assert stderr.splitlines()[-1] == FORCED
+        assert stderr.splitlines()[-1] == FORCED, stderr
         assert "Traceback" not in stderr
     resumes(plugin, photos, weights, tmp_path / "out")
 

@@ -113,8 +113,8 @@ def make_animation(frames: int) -> bytes:
 
 def test_headers_that_do_not_come_end_their_connections(server: Command) -> None:
     slow = [server.connect() for _ in range(3)]
-    slow[1].sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nX-")
-    slow[2].sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\nGET /health")  # and half of another
+    slow[1].sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nX-")
+    slow[2].sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health")  # and half of another
     answers = [read_all(each).partition(b"\r\n")[0] for each in slow]
     for each in slow:
         each.close()
@@ -133,7 +133,7 @@ def test_more_silent_connections_than_may_be_open_keep_nobody_out(server: Comman
 
 
 def test_a_body_that_does_not_come_or_does_not_end_is_refused(server: Command) -> None:
-    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with server.connect() as half:
         half.sendall(head + b"Content-Length: 1000\r\n\r\n{")
         answer = read_all(half)
@@ -208,7 +208,7 @@ def test_sigterm_answers_what_was_begun_refuses_what_comes_and_ends_with_0(serve
     """The last test of the module, as the server ends."""
     image = uri(draws.png(3, 200, 200))
     with ThreadPoolExecutor(8) as pool, server.connect() as kept:
-        kept.sendall(b"GET /health/ready HTTP/1.1\r\nHost: a\r\n\r\n")
+        kept.sendall(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert kept.recv(65_536).startswith(b"HTTP/1.1 200")
         under_way = [pool.submit(server.embed, *[image] * 8) for _ in range(8)]
         while b"clip_queue_images 0.0" in server.ask("GET", "/metrics")[1]:

@@ -141,8 +141,8 @@ def test_the_code_of_a_torchscript_archive_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "says"),
     [
-        (torch.nn.Linear(2, 2), "", "found a 'torch.nn.modules.linear.Linear', expected a state dict"),
-        (model_of(SMALLEST["vit"]), "", "found a 'clip.model.CLIP', expected a state dict"),
+        (torch.nn.Linear(2, 2), "", "holds a whole module, 'torch.nn.modules.linear.Linear'"),
+        (model_of(SMALLEST["vit"]), "", "holds a whole module, 'clip.model.CLIP'"),
         ({"weight": np.zeros(3)}, "", "entry 'weight' is a 'numpy._core.multiarray._reconstruct'"),
         ({"weight": np.float32(3)}, "", "scalar'"),
         ({"weight": torch.zeros(3).to_sparse()}, "Unsafe", "'torch.serialization._get_layout'"),

@@ -1,6 +1,7 @@
 """Run the command as the shell does, from its first line to its last, with streams that are closed or broken."""
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -18,6 +19,7 @@ STREAMS = ("stdin", "stdout", "stderr")
 
 def work(arguments: list[str], closed: list[int], gone: list[int], late: int = 0) -> Any:
     """Run it; `late` is a signal that comes when all is done. Does not return."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     for descriptor in gone:
         reader, writer = os.pipe()
         os.dup2(writer, descriptor)
