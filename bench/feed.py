@@ -34,6 +34,7 @@ from clip.batch import embed as embedding
 from clip.batch import run as running
 from clip.batch.decode import Answer, Chunk, Decoding
 from clip.jobs.embed import EmbedJob
+from clip.jobs.options import ModelOptions, PixelMode
 from clip.records import Row
 
 MODEL = "sketch"
@@ -62,6 +63,11 @@ class IdleEncoder(clip.Encoder):
         return np.ones((len(pixels), self.dim), np.float32)
 
 
+def load_idle(options: ModelOptions, decode: PixelMode = "exact") -> IdleEncoder:
+    """Stand in for what a run loads."""
+    return IdleEncoder(options.name, batch_size=options.batch_size or "auto", decode=decode)
+
+
 def make_folder(root: Path, images: int) -> None:
     """Write one tiny JPEG under so many names."""
     buffer = io.BytesIO()
@@ -82,7 +88,7 @@ def measure(job: EmbedJob, sleep_s: float | None) -> tuple[float, float, float]:
 
     decoding = Decoding if sleep_s is None else lambda *given: SleepingDecoding(*given, sleep_s=sleep_s)
     before = time.process_time()
-    with patch.object(embedding, "Encoder", IdleEncoder), patch.object(running, "Decoding", decoding):
+    with patch.object(embedding, "load_encoder", load_idle), patch.object(running, "Decoding", decoding):
         encoder_s = _encoder_seconds()
         report = clip.embed(job, note)
     whole = (time.process_time() - before - 2 * encoder_s) / report.written * 1e6

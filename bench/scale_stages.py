@@ -153,7 +153,7 @@ def pipeline(job: EmbedJob, few: str) -> dict[str, Any]:
         cost.start()
         begin(store, fingerprint, update=update)
 
-    with patch("clip.batch.embed.Encoder", return_value=encoder), patch.object(StoreWriter, "begin", marked):
+    with patch("clip.batch.embed.load_encoder", return_value=encoder), patch.object(StoreWriter, "begin", marked):
         clip.embed(replace(job, source=few, output=f"{job.output}-few"))
         cost.pictures = clip.embed(job).written
         cost.stop()
@@ -162,17 +162,9 @@ def pipeline(job: EmbedJob, few: str) -> dict[str, Any]:
 
 def encoder_of(job: EmbedJob) -> Encoder:
     """What a run of the job encodes with."""
-    from clip.encoder import Encoder
+    from clip.batch.encoders import load_encoder
 
-    model = job.model_options
-    return Encoder(
-        model.name,
-        device=model.device,
-        precision=model.precision,
-        batch_size=model.batch_size or "auto",
-        threads=model.threads,
-        untrained=model.untrained,
-    )
+    return load_encoder(job.model_options)
 
 
 def _workers(job: EmbedJob) -> int:

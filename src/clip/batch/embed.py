@@ -40,6 +40,7 @@ from ..store.update import count_changes, update_plan
 from ..store.writer import StoreWriter, check_room
 from .count import count_expected, count_shard
 from .decode import Decoding
+from .encoders import load_encoder
 from .given_columns import check_ids, find_empty
 from .notes import advise
 from .opening import open_source
@@ -58,7 +59,7 @@ RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or 
 
 
 def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> EmbedReport:
-    """Turn images into Parquet files of vectors; call `progress` while they are listed, and after each.
+    """Turn images into Parquet files of vectors; call `progress` while they are listed, and by the chunk after that.
 
     An interrupted run of the same job in the output is resumed: shards that are written stay. Where the input has
     changed since, the output is brought up to date if the job says so.
@@ -75,17 +76,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         # What Pillow warns of is in the image's row or failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         job, tuned = _tune(job, output, progress)
-        model = job.model_options
-        encoder = Encoder(
-            model.name,
-            device=model.device,
-            precision=model.precision,
-            batch_size=model.batch_size or "auto",
-            threads=model.threads,
-            untrained=model.untrained,
-            decode=job.decode.pixels,
-            architecture=model.architecture,
-        )
+        encoder = load_encoder(job.model_options, job.decode.pixels)
         with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
         with hold_lock(output) as lock:

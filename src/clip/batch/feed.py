@@ -130,34 +130,38 @@ class Feed:
 
     def _chunks(self, entries: Iterable[Item | Member | Failure | Mark]) -> Generator[Chunk | Mark]:
         waiting: list[Item | Member | Failure] = []
-        file_bytes = member_bytes = 0
+        size_bytes = 0
         for entry in entries:
-            if isinstance(entry, Item):
-                size = entry.size_bytes if self._ring is not None and entry.size_bytes <= self._max_bytes else 0
-                if waiting and file_bytes + size > self._chunk_bytes:  # so that a large file is held alone
-                    yield self._make_chunk(waiting, file_bytes)
-                    waiting, file_bytes, member_bytes = [], 0, 0
-                file_bytes += size
-                waiting.append(entry)
-            elif isinstance(entry, (Member, Failure)):
-                member_bytes += len(entry.data) if isinstance(entry, Member) else 0
-                waiting.append(entry)
-            else:
-                if waiting:
-                    yield self._make_chunk(waiting, file_bytes)
-                    waiting, file_bytes, member_bytes = [], 0, 0
+            is_mark = not isinstance(entry, (Item, Member, Failure))
+            more_bytes = 0 if is_mark else self._count_bytes(entry)
+            is_alone = isinstance(entry, Item) and size_bytes + more_bytes > self._chunk_bytes  # a large file is
+            if waiting and (is_mark or is_alone):
+                yield self._make_chunk(waiting)
+                waiting, size_bytes = [], 0
+            if is_mark:
                 if self._ring is not None:
                     self._ring.align(self._pace.batch, self._pace.spare)
                 yield entry
                 continue
-            is_full = len(waiting) == self._pace.chunk or file_bytes + member_bytes > self._chunk_bytes
+            waiting.append(entry)
+            size_bytes += more_bytes
+            is_full = len(waiting) == self._pace.chunk or size_bytes > self._chunk_bytes
             if is_full or self._budget.is_over():  # so many bytes are to be decoded, however few images they are
-                yield self._make_chunk(waiting, file_bytes)
-                waiting, file_bytes, member_bytes = [], 0, 0
+                yield self._make_chunk(waiting)
+                waiting, size_bytes = [], 0
         if waiting:
-            yield self._make_chunk(waiting, file_bytes)
+            yield self._make_chunk(waiting)
 
-    def _make_chunk(self, entries: list[Item | Member | Failure], file_bytes: int) -> Chunk:
+    def _count_bytes(self, entry: Item | Member | Failure) -> int:
+        """Return how many bytes an entry holds, or will hold once it is read."""
+        if isinstance(entry, Member):
+            return len(entry.data)
+        if isinstance(entry, Failure) or self._ring is None or entry.size_bytes > self._max_bytes:
+            return 0
+        return entry.size_bytes
+
+    def _make_chunk(self, entries: list[Item | Member | Failure]) -> Chunk:
+        file_bytes = sum(self._count_bytes(entry) for entry in entries if isinstance(entry, Item))
         holds = [self._budget.hold_waited(file_bytes)] if file_bytes else []
         holds += [entry.held for entry in entries if isinstance(entry, Member) and entry.held is not None]
         for hold in holds:  # now, as the budget grants what is waited for once decoders hold nothing

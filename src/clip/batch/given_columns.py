@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import StoreError
 from ..records import id_hash
 from ..store.parts import EMBEDDINGS, Parts
+from ..store.plan import find_repeated_hashes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +28,7 @@ def check_ids(parts: Parts, count: int) -> None:
     Raises:  StoreError for an id that occurs twice.
     """
     hashes = [np.array([id_hash(own_id) for own_id in ids], np.uint64) for _, ids in _read_ids(parts, count)]
-    ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
-    suspicious = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    suspicious = find_repeated_hashes(hashes)
     seen: dict[str, Path] = {}
     for path, ids in _read_ids(parts, count) if suspicious else ():
         for own_id in ids:

@@ -24,6 +24,7 @@ from ..records import Item, Member, Pixels
 from ..sources.source import Source
 from ..vectors import unit_vectors
 from .decode import Decoding
+from .encoders import load_encoder
 from .sample import draw_calibration, draw_sample
 
 if TYPE_CHECKING:
@@ -92,14 +93,7 @@ def _load_encoders(job: TuneJob, say: Callable[[str], None]) -> list[Encoder]:
     encoders: list[Encoder] = []
     for precision in precisions:
         try:
-            encoder = Encoder(
-                model.name,
-                device=model.device,
-                precision=precision,
-                threads=model.threads,
-                untrained=model.untrained,
-                architecture=model.architecture,
-            )
+            encoder = load_encoder(replace(model, precision=precision, batch_size=None))
         except DeviceError as exc:  # fp8, for example, with a network that is too narrow for it
             if not encoders:
                 raise

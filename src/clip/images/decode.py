@@ -141,17 +141,12 @@ def read_pixels_of(
             check_program_limit(image.size)
         else:
             _check_size(*image.size, Limits(max_pixels=max_pixels))
-            if is_above_limit(image.size):
-                with unchecked():
-                    return to_array(image, mode)
-        return to_array(image, mode)
-
-    def to_array(image: Image.Image, mode: PixelMode) -> np.ndarray:
-        if mode == "exact":
-            return to_pixels(image, settings)
-        size = image.size
-        divisor = shrink_on_load(image, settings.resolution_px, DecodeOptions())
-        return _to_pixels_near(image, size, divisor, settings)
+        with unchecked() if max_pixels is not None and is_above_limit(image.size) else nullcontext():
+            if mode == "exact":
+                return to_pixels(image, settings)
+            size = image.size
+            divisor = shrink_on_load(image, settings.resolution_px, DecodeOptions())
+            return _to_pixels_near(image, size, divisor, settings)
 
     if pixels == "fast":
         with suppress(OSError):  # what cannot be decoded fast is decoded exactly

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..batch.embed import embed
+from ..batch.encoders import load_encoder
 from ..batch.replay import load_run_encoder
 from ..encoder import Encoder
 from ..errors import InputError, StoreError
@@ -63,8 +64,7 @@ def classify(
         classifier = Classifier(load_run_encoder(store, job.model, job.device), labels, templates)
         return _classify_store(job, store, classifier, each)
     model = ModelOptions(job.model or ModelOptions.name, job.untrained, job.device, architecture=job.architecture)
-    encoder = Encoder(model.name, device=model.device, untrained=model.untrained, architecture=model.architecture)
-    classifier = Classifier(encoder, labels, templates)
+    classifier = Classifier(load_encoder(model), labels, templates)
     # By the run of `embed`, for its inputs, its failure rows and its checked counts: no second pipeline.
     with tempfile.TemporaryDirectory(prefix="clip-classify-") as folder:
         output = Path(folder) / "out"

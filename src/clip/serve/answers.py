@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from starlette.responses import Response
 
 from ..errors import ClipError, InputError
 from .request_error import RequestError
@@ -105,3 +106,8 @@ def count_usage(results: Sequence[Embedded | ClipError]) -> tuple[int, int]:
 def dump(value: object) -> bytes:
     """Return JSON."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def make_json_response(value: object) -> Response:
+    """Return the answer of status 200 with this value."""
+    return Response(dump(value), media_type="application/json")

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .answers import dump
+from .answers import make_json_response
 from .embeddings import Embeddings
 from .gate import Gate, guarded, make_response
 from .immich import Immich
@@ -97,11 +97,11 @@ class _Status:
     async def models(self, _: Request) -> Response:
         """List the models."""
         data = [self._describe(model.name) for model in self._service.models.all]
-        return _json({"object": "list", "data": data})
+        return make_json_response({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
-        return _json(self._describe(self._service.models.find(request.path_params["name"]).name))
+        return make_json_response(self._describe(self._service.models.find(request.path_params["name"]).name))
 
     def _describe(self, name: str) -> dict[str, object]:
         model = self._service.models.find(name)
@@ -117,18 +117,14 @@ class _Status:
         """Answer whether the process works; where not, only a restart helps."""
         if (reason := self._service.explain_not_live()) is not None:
             raise RequestError(503, reason, "not_live")
-        return _json({"status": "live"})
+        return make_json_response({"status": "live"})
 
     async def ready(self, _: Request) -> Response:
         """Answer whether requests are taken now."""
         if (reason := self._service.explain_not_ready()) is not None:
             raise RequestError(503, reason, "not_ready", retry_after_s=1.0)
-        return _json({"status": "ready"})
+        return make_json_response({"status": "ready"})
 
     async def metrics(self, _: Request) -> Response:
         """Answer Prometheus."""
         return Response(self._service.metrics.render(), headers={"content-type": CONTENT_TYPE})
-
-
-def _json(value: object) -> Response:
-    return Response(dump(value), media_type="application/json")

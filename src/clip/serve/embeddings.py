@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ..errors import InputError
-from .answers import AnswerOptions, count_usage, dump, make_embeddings_answer, read_options
+from .answers import AnswerOptions, count_usage, make_embeddings_answer, make_json_response, read_options
 from .bodies import hold, parse_form, parse_json, read_body, wait_gone
 from .gate import note_items
 from .inputs import ImageInput, Input, TextInput, read_image, read_inputs, read_parts
@@ -49,7 +49,7 @@ class Embeddings:
             work = self._service.embed(model, inputs, truncate=options.truncate, keep_failures=options.keep_failures)
             results = await drop_with_client(request, work)
         answer = make_embeddings_answer(str(fields.get("model") or model.name), results, options)
-        return Response(dump(answer), media_type="application/json")
+        return make_json_response(answer)
 
     async def cohere(self, request: Request) -> Response:
         """Answer /v2/embed."""
@@ -77,7 +77,7 @@ class Embeddings:
             "response_type": "embeddings_by_type",
             "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens, "images": images}},
         }
-        return Response(dump(answer), media_type="application/json")
+        return make_json_response(answer)
 
     async def _read(self, request: Request, body: bytes) -> tuple[Mapping[str, Any], Sequence[Input]]:
         """Return the fields and the items of a request, by the type of its body. Raises: RequestError, InputError."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from starlette.responses import PlainTextResponse, Response
 
-from .answers import AnswerOptions, dump
+from .answers import AnswerOptions, dump, make_json_response
 from .bodies import hold, parse_form, parse_object, read_body
 from .embeddings import drop_with_client
 from .gate import note_items
@@ -53,7 +53,7 @@ class Immich:
             answer["clip"] = dump(AnswerOptions().spell(result)).decode()
             if kind == "visual":
                 answer |= {"imageHeight": result.height, "imageWidth": result.width}
-        return Response(dump(answer), media_type="application/json")
+        return make_json_response(answer)
 
 
 def _read_task(entries: object) -> tuple[str, str]:

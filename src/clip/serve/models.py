@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..batch.encoders import load_encoder
 from ..batch.replay import load_run_encoder
 from ..encoder import Encoder
 from ..errors import InputError, StoreMismatchError, UnknownModelError, quote
@@ -111,7 +112,7 @@ class Models:
             name, options = _split_name(text, job.model)
             if any(model.name == name for model in self.all):
                 raise InputError("`models`", f"found {name} twice", "each once", "Give one another name: NAME=PATH.")
-            self._add(ServedModel(name, options.name, partial(_make_encoder, options)))
+            self._add(ServedModel(name, options.name, partial(load_encoder, options)))
         for store in stores:
             self.of_index.append(self._find_run_model(store))
 
@@ -172,18 +173,6 @@ class Models:
         """End all decoders."""
         for decoders in self.decoders:
             decoders.close()
-
-
-def _make_encoder(options: ModelOptions) -> Encoder:
-    return Encoder(
-        options.name,
-        device=options.device,
-        precision=options.precision,
-        batch_size=options.batch_size or "auto",
-        threads=options.threads,
-        untrained=options.untrained,
-        architecture=options.architecture,
-    )
 
 
 def _split_name(text: str, options: ModelOptions) -> tuple[str, ModelOptions]:

@@ -15,7 +15,7 @@ from ..jobs.search import check_search
 from ..retrieval.classify import Classifier
 from ..retrieval.prompts import read_labels, read_templates
 from ..retrieval.search import combine
-from .answers import dump
+from .answers import make_json_response
 from .bodies import hold, parse_json, read_body
 from .embeddings import drop_with_client, read_in_thread
 from .gate import note_items
@@ -70,7 +70,7 @@ class Search:
             hits = await asyncio.to_thread(gallery.index.rank, query, k, min_score=min_score, where=where)
         gallery.tiles.begin([row for row, _ in hits])
         rows = [gallery.describe_row(row, score) for row, score in hits]
-        return _json({"object": "list", "index": gallery.name, "rows": len(gallery.index), "hits": rows})
+        return make_json_response({"object": "list", "index": gallery.name, "rows": len(gallery.index), "hits": rows})
 
     async def classify(self, request: Request) -> Response:
         """Answer /v1/classify: images or rows, and labels -> the probability of each label for each image."""
@@ -99,13 +99,13 @@ class Search:
             sorted(({"label": label, "probability": float(p)} for label, p in zip(labels, row, strict=True)), key=_by)
             for row in probabilities
         ]
-        return _json({"object": "list", "model": model.name, "results": results})
+        return make_json_response({"object": "list", "model": model.name, "results": results})
 
     async def indexes(self, _: Request) -> Response:
         """Answer what can be searched, and by which models."""
         models = [model.name for model in self._service.models.all]
         data = [gallery.describe() for gallery in self._service.galleries.all.values()]
-        return _json({"object": "list", "data": data, "models": models})
+        return make_json_response({"object": "list", "data": data, "models": models})
 
     async def tile(self, request: Request) -> Response:
         """Answer with the small image of a row. Nothing else of the machine can be asked for."""
@@ -150,10 +150,6 @@ class Search:
 
 def _by(entry: Mapping[str, Any]) -> float:
     return -entry["probability"]
-
-
-def _json(value: object) -> Response:
-    return Response(dump(value), media_type="application/json")
 
 
 def _read_query(fields: Mapping[str, Any]) -> tuple[list[Input], list[Input]]:

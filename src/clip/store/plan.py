@@ -149,8 +149,7 @@ class Plan:
 
     def find_repeated(self, hashes: list[np.ndarray]) -> tuple[Entry, Entry] | None:
         """Return two entries with the same id, if there are any; `hashes` are those of `collect_id_hashes`."""
-        sorted_hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
-        suspicious = set(sorted_hashes[1:][sorted_hashes[1:] == sorted_hashes[:-1]].tolist())
+        suspicious = find_repeated_hashes(hashes)
         if not suspicious:
             return None
         seen: dict[str, Entry] = {}
@@ -231,6 +230,12 @@ def collect_id_hashes(shards: Iterable[Shard], hashes: list[np.ndarray]) -> Iter
     for shard in shards:
         hashes.append(np.array([id_hash(entry.id) for entry in shard.entries], np.uint64))
         yield shard
+
+
+def find_repeated_hashes(hashes: list[np.ndarray]) -> set[int]:
+    """Return the hashes that occur more than once. Shapes: uint64 (N,) each."""
+    ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
+    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
 def read_plan(output: Path) -> Plan | None:
