@@ -27,9 +27,9 @@ from ..store.reader import Store, stack_vectors
 from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
 from .count import Expected, count_shard
+from .part_in_work import encode_batch
 from .prepare import Preparing, prepare_entry
 from .replay import NotAsked, load_run_encoder, open_run_source, replay_entries
-from .run import encode_batch
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -52,6 +52,7 @@ _option = partial(job_option, EmbedJob)
 @_option("duplicate_ids", "--duplicate-ids")
 @_option("limit", "--limit", metavar="N")
 @_option("policy.shard_size", "--shard-size", metavar="N")
+@_option("policy.save_seconds", "--save-seconds", metavar="S")
 @_option("read_budget_bytes", "--read-budget-bytes", metavar="N")
 @_option("decode_budget_bytes", "--decode-budget-bytes", metavar="N")
 @_option("limits.max_bytes", "--max-bytes", metavar="N")
@@ -85,8 +86,8 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
     Writes into OUT: embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes, warning; for
     texts id, path, embedding, text), failures/part-*.parquet (id, path, stage, error, message) and
     manifest.json. Every image becomes a row of embeddings or of failures. The same command again resumes a run that was
-    interrupted. Exit code 0: all images have vectors; 3: some are failure rows, or HEIC, RAW photos or videos that are
-    not read; 1: the run failed; 2: it did not begin.
+    interrupted, at most a minute before its end. Exit code 0: all images have vectors; 3: some are failure rows, or
+    HEIC, RAW photos or videos that are not read; 1: the run failed; 2: it did not begin.
     """
     if fast and options["min_cosine"] is not None:
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
@@ -108,6 +109,10 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
     reporter = Reporter(progress, job.kind)
     try:
         report = embed_module.embed(job, reporter.update)
+    except BaseException as exc:
+        if reporter.kept is not None:
+            exc.add_note(f"{reporter.kept} are kept; the same command goes on from there")
+        raise
     finally:
         reporter.close()
     for line in report.advice:

@@ -230,6 +230,8 @@ class Progress:
     """Shards of the run."""
     message: str = ""
     """Something else to say to the user; then the numbers mean nothing."""
+    kept: int = 0
+    """Entries whose rows or failures are on the disk, so that no later run reads them again."""
 
 
 @documented

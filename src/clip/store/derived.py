@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..atomic_files import TEMPORARY, open_regular
 from ..errors import StoreError
 from .checksummed_file import ChecksummedFile
+from .journal import JOURNAL
 from .lock import GUARD, LOCK
 from .manifest import CALIBRATION, INDEX, MANIFEST
 from .parts import EMBEDDINGS, FAILURES, PART_NAME
@@ -22,7 +23,9 @@ INDEX_NAMES = "*.index"
 # By folder, the names that are ours.
 OURS: dict[str, re.Pattern[str]] = {
     "": re.compile(
-        "|".join(map(re.escape, (MANIFEST, CALIBRATION, LOCK, GUARD, EMBEDDINGS, FAILURES, INDEX, *PLAN_FOLDERS)))
+        "|".join(
+            map(re.escape, (MANIFEST, CALIBRATION, LOCK, GUARD, EMBEDDINGS, FAILURES, INDEX, JOURNAL, *PLAN_FOLDERS))
+        )
     ),
     EMBEDDINGS: PART_NAME,
     FAILURES: PART_NAME,

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..atomic_files import make_folder, remove_temporaries, translate_os_errors
 from ..errors import StoreMismatchError
+from .journal import JOURNAL, Journal
 from .manifest import CALIBRATION, INDEX, MANIFEST, READING_KEYS, Manifest, read_manifest, write_manifest
 from .part_writer import PartWriter
 from .parts import EMBEDDING, EMBEDDINGS, FAILURES, Parts, embedding_schema, shard_number
@@ -41,7 +42,7 @@ def check_room(path: Path) -> None:
     with translate_os_errors(path):
         if path.exists() and not path.is_dir():
             raise StoreMismatchError(path, "is a file", "a folder or nothing", "Choose another output.")
-        for name in (EMBEDDINGS, FAILURES, INDEX, *PLAN_FOLDERS):
+        for name in (EMBEDDINGS, FAILURES, INDEX, JOURNAL, *PLAN_FOLDERS):
             folder = path / name
             if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
                 found = "is a link" if folder.is_symlink() else "is no folder"
@@ -120,8 +121,9 @@ class StoreWriter:
                 for folder in (EMBEDDINGS, FAILURES):
                     for path in self.parts.find(folder):
                         path.unlink()
-                if (self.path / INDEX).exists():
-                    shutil.rmtree(self.path / INDEX)
+                for folder in (INDEX, JOURNAL):
+                    if (self.path / folder).exists():
+                        shutil.rmtree(self.path / folder)
                 (self.path / CALIBRATION).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             if self._earlier is None or has_moved:
@@ -217,6 +219,12 @@ class StoreWriter:
         Raises:  StoreError where it cannot be written; then neither file is left incomplete.
         """
         return PartWriter(self.parts, shard)
+
+    def journal(self, shard: Shard) -> Journal:
+        """Return the journal of a shard, as far as it can be used. Raises: StoreError."""
+        journal = Journal(self.parts, shard)
+        journal.recover()
+        return journal
 
     def finish(self, counts: dict[str, Any] | None) -> None:
         """Write the counts of the run into the manifest; None for a run that is not over."""
