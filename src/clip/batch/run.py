@@ -35,7 +35,7 @@ from .prepare import Preparing
 from .processes import DecoderProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from ..sources.source import Source
     from ..store.lock import Lock
@@ -76,6 +76,13 @@ class Run:
         self._ring = None if texts else CropRing(self._pace.ring, encoder.resolution_px, shared=self._in_processes)
         self._waiting = Batches(self._ring, self._pace.most_held)  # empty between shards
         self._plan = plan
+        share = job.share
+        self.indices = [index for index in range(plan.shards) if share is None or share.owns(index)]
+        self._total = plan.total if share is None else None
+        self._missing: list[int] = []
+        self._done: set[int] = set()
+        self._failed = 0  # in shards that are done
+        self.resumed = 0  # entries that earlier runs had written
         self._store = store
         self._lock = lock
         self._progress = progress
@@ -84,35 +91,43 @@ class Run:
         self._journals: dict[int, Journal] = {}  # of shards that an earlier run had begun
         self.notes = Notes()
 
-    def write(self) -> int:
-        """Write the missing shards, and return how many entries earlier runs had written."""
-        summaries = self._plan.summaries()
-        done = self._find_done([summary.fingerprint for summary in summaries])
-        missing = [index for index in range(self._plan.shards) if index not in done]
-        remove_journals(self._store.path, done | self._find_beyond())
-        self._journals = {
-            index: self._store.journal(self._plan.shard(index))
-            for index in sorted(find_journals(self._store.path).intersection(missing))
-        }
-        rows, failed = self._store.counts(done)
-        resumed = rows + failed + sum(summaries[index].carried_over for index in missing)
-        resumed += sum(journal.saved.outcomes for journal in self._journals.values())
-        state = _State(resumed, failed, done, resumed)
-        if missing:
-            self._store.reopen()
-        with ExitStack() as all_files, closing(self._blocks(missing)) as blocks, ExitStack() as files:
+    def find_missing(self) -> bool:
+        """Find which shards are missing, and how far the one is that a killed run was writing; return whether any is.
+
+        Raises:  StoreError for a part that is not as it was written.
+        """
+        store, share = self._store, self._job.share
+        summaries = {index: self._plan.summary(index) for index in self.indices}
+        self._done = self._find_done({index: summary.fingerprint for index, summary in summaries.items()})
+        self._missing = [index for index in self.indices if index not in self._done]
+        if share is not None:
+            store.remove_temporaries(share)
+        begun = {index for index in find_journals(store.path) if share is None or share.owns(index)}
+        remove_journals(store.path, begun.difference(self._missing))
+        for index in sorted(begun.intersection(self._missing)):
+            self._journals[index] = store.journal(self._plan.shard(index))
+        rows, self._failed = store.counts(self._done)
+        self.resumed = rows + self._failed + sum(summaries[index].carried_over for index in self._missing)
+        self.resumed += sum(journal.saved.outcomes for journal in self._journals.values())
+        if share is not None and not self._plan.containers:
+            self._total = sum(summary.entries for summary in summaries.values())
+        return bool(self._missing)
+
+    def write(self) -> None:
+        """Write the missing shards."""
+        state = _State(self.resumed, self._failed, self._done, self.resumed)
+        with ExitStack() as all_files, closing(self._blocks(self._missing)) as blocks, ExitStack() as files:
             if self._ring is not None:
                 all_files.callback(self._ring.close)  # after the processes that write into it
             try:
                 for block in blocks:
                     self._take(block, state, files)
                     if isinstance(block, Block):
-                        self._report(state, resumed)
+                        self._report(state)
             except BaseException as exc:
                 self._save_last(state, exc)
-                self._report(state, resumed)
+                self._report(state)
                 raise
-        return resumed
 
     def _take(self, block: Block | Shard | _End, state: _State, files: ExitStack) -> None:
         """Take what comes next: the begin of a shard, what became of some entries, or its end."""
@@ -136,8 +151,8 @@ class Run:
             return
         state.read += part.add(block)
         self.notes.add(block)
-        if self._plan.total is not None:
-            self._check_failures(state, self._plan.total)
+        if self._total is not None:
+            self._check_failures(state, self._total)
         if part.is_full or self._clock() - self._saved_at >= self._job.policy.save_seconds:
             self._lock.check()
             part.save()
@@ -157,22 +172,17 @@ class Run:
                 part.save()
         state.kept = state.read - part.unsaved
 
-    def _report(self, state: _State, resumed: int) -> None:
+    def _report(self, state: _State) -> None:
         if self._progress:
             failed = state.failed + (state.part.failed if state.part else 0)
-            counts = (state.read, self._plan.total, failed, resumed, None, len(state.done), self._plan.shards)
+            counts = (state.read, self._total, failed, self.resumed, None, len(state.done), len(self.indices))
             self._progress(Progress(*counts, kept=state.kept))
 
-    def _find_beyond(self) -> set[int]:
-        """Return the shards of journals that the plan does not have any more."""
-        return {index for index in find_journals(self._store.path) if index >= self._plan.shards}
-
-    def _find_done(self, fingerprints: Sequence[str]) -> set[int]:
+    def _find_done(self, fingerprints: Mapping[int, str]) -> set[int]:
         """Return the shards whose parts are there, whole and of these fingerprints. Threads compare the parts."""
         store, workers = self._store, available_cores()
-        numbered = enumerate(fingerprints)
-        found = map_ahead(lambda pair: store.is_done(*pair), numbered, workers=workers, ahead=4 * workers)
-        return {index for index, is_done in enumerate(found) if is_done}
+        found = map_ahead(lambda pair: store.is_done(*pair), fingerprints.items(), workers=workers, ahead=4 * workers)
+        return {index for index, is_done in zip(fingerprints, found, strict=True) if is_done}
 
     def _begin(self, shard: Shard, files: ExitStack) -> tuple[PartInWork, Journal]:
         journal = self._journals.get(shard.index) or Journal(self._store.parts, shard)
@@ -188,7 +198,7 @@ class Run:
 
     def _check_failures(self, state: _State, total: int) -> None:
         """Raise TooManyFailuresError where more entries failed than the job allows."""
-        total = self._plan.total or total
+        total = self._total or total
         allowed = self._job.allowed_failures(total)
         part = state.part
         last = part.last_failure if part else None
