@@ -26,6 +26,7 @@ from .failures import failures
 from .fetch import fetch
 from .flags import spell_as_flags
 from .index import index
+from .merge import merge
 from .models import models
 from .progress import say
 from .search import search
@@ -42,7 +43,7 @@ def cli(debug: bool) -> None:
     """Turn images and texts into CLIP vectors: the same vectors as OpenAI's, in bulk."""
 
 
-for command in (embed, failures, verify, export, search, index, classify, serve, tune, models, fetch, demo):
+for command in (embed, failures, verify, merge, export, search, index, classify, serve, tune, models, fetch, demo):
     cli.add_command(command)
 
 
