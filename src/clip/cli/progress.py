@@ -42,6 +42,7 @@ class Reporter:
         self._bar: Any = None
         self._spoken = time.monotonic()
         self._started: float | None = None  # when the first image came
+        self.kept: str | None = None  # in words, how many images are on the disk; None before the first one is read
 
     def update(self, progress: Progress) -> None:
         """Show how far a run is, if it is time to."""
@@ -50,6 +51,9 @@ class Reporter:
             if self._style != "none":
                 say(as_json if self._style == "json" else progress.message)
             return
+        if progress.listing is None:
+            total = "" if progress.total is None else f" of {progress.total:,}"
+            self.kept = f"{progress.kept:,}{total} {self._kind}"
         now = time.monotonic()
         if progress.listing is None and self._started is None:
             self._started = self._spoken = now
