@@ -82,6 +82,7 @@ class Run:
         self._store = store
         self._lock = lock
         self._progress = progress
+        self._bytes = 0  # of the images that were read
         self.notes = Notes()
 
     def write(self) -> int:
@@ -109,16 +110,24 @@ class Run:
                     files.close()
                     done.add(part.shard.index)
                     failed += part.failed
+                    self._report(read, failed, resumed, len(done))
                 else:
                     part.add(block)
                     self.notes.add(block)
                     read += len(block.outcomes)
+                    self._bytes += sum(outcome.size_bytes for outcome in block.outcomes if isinstance(outcome, Row))
                     if self._plan.total is not None:
                         self._check_failures(failed, part, self._plan.total)
-                    if self._progress:
-                        total, shards = self._plan.total, self._plan.shards
-                        self._progress(Progress(read, total, failed + part.failed, resumed, None, len(done), shards))
+                    self._report(read - len(self._waiting), failed + part.failed, resumed, len(done))
         return resumed
+
+    def _report(self, finished: int, failed: int, resumed: int, shards: int) -> None:
+        """Report how many entries have a vector or a failure; those that wait for the model do not count."""
+        if self._progress:
+            total = self._plan.total
+            self._progress(
+                Progress(finished, total, failed, resumed, None, shards, self._plan.shards, bytes=self._bytes)
+            )
 
     def _find_done(self, fingerprints: Sequence[str]) -> set[int]:
         """Return the shards whose parts are there, whole and of these fingerprints. Threads compare the parts."""

@@ -104,8 +104,11 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
     options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
     job = EmbedJob(**nest(EmbedJob, {**options, "policy__normalize": not raw}))
     if not dry_run:  # which needs no weights
+        from ..batch.finished import find_finished
         from ..batch.opening import refuse_early
 
+        if (finished := find_finished(job)) is not None:
+            return _end(finished, job.kind, progress, as_json=as_json, words="nothing to do: ")
         refuse_early(job)
     from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
 
@@ -121,12 +124,19 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         report = embed_module.embed(job, reporter.update)
     finally:
         reporter.close()
+    return _end(report, job.kind, progress, as_json=as_json)
+
+
+def _end(report: EmbedReport, kind: Kind, progress: Style, *, as_json: bool, words: str = "") -> int:
+    """Say what came of a run, and return the exit code."""
+    reporter = Reporter(progress, kind)
     for line in report.advice:
         reporter.update(Progress(0, 0, 0, message=spell_arguments(line, spell_as_flags(embed))))
+    reporter.close()
     if report.failed and not as_json and progress not in ("json", "none"):
         for line in list_first(report.output, report.failed):
             say(line)
-    summarise(asdict(report) if as_json else _describe_report(report, job.kind))
+    summarise(asdict(report) if as_json else words + _describe_report(report, kind))
     return EXIT_WITH_FAILURES if report.failed or report.unread else 0
 
 
