@@ -73,6 +73,8 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         # What Pillow warns of is in the image's row or failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         job, tuned = _tune(job, output, progress)
+        if progress:
+            progress(Progress(0, 0, 0, loading=job.model_options.name))
         encoder = load_encoder(job.model_options, job.decode.pixels)
         with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
