@@ -25,6 +25,7 @@ from ..images.transform import PREPROCESS_ID
 from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
+from ..memory import set_aside_objects
 from ..parallel import available_cores
 from ..sources.source import Source
 from ..store.lock import hold_lock, hold_plan_lock
@@ -72,6 +73,8 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         # What Pillow warns of is in the image's row or failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         job, tuned = _tune(job, output, progress)
+        if progress:
+            progress(Progress(0, 0, 0, loading=job.model_options.name))
         encoder = load_encoder(job.model_options, job.decode.pixels)
         with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,8 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             if run.find_missing():
                 with alone():
                     store.reopen()
-            run.write()
+            with set_aside_objects():
+                run.write()
             counts, ignored = _count_run(job, store.parts, plan, run.indices)
             lock.check()
             with alone():

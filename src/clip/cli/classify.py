@@ -11,6 +11,7 @@ from ..jobs.classify import TEMPLATE, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob
 from ..records import shorten
 from .exit_codes import EXIT_WITH_FAILURES
+from .flags import GroupedCommand
 from .json_lines import to_json
 from .progress import Reporter, say
 
@@ -25,9 +26,13 @@ TRUTH_HELP = "Compare with the correct labels: those in a column of OUT, or the 
 K_HELP = "Number of labels to return per image, the most probable first."
 ARCHITECTURE_HELP = "For IMAGES: the network of weights that do not show theirs, as of embed."
 MODEL_HELP = "A model's name or path; for OUT the run's weights.  [default: ViT-B/32; for OUT as in the manifest]"
+EXAMPLES = (
+    "clip classify out/ --labels cat,dog,bird",
+    "clip classify photos/ --labels labels.txt -k 1 --truth folder-names",
+)
 
 
-@click.command(short_help="Classify images into your labels.")
+@click.command(cls=GroupedCommand, short_help="Classify images into your labels.", examples=EXAMPLES)
 @click.argument("source", metavar="OUT|IMAGES")
 @click.option("--labels", metavar="FILE|A,B", required=True, help=LABELS_HELP)
 @click.option("--template", metavar="TEXT", multiple=True, help=TEMPLATE_HELP)

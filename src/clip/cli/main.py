@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import ClipError
 from ..parallel import check_resources
 from .classify import classify
+from .completion import completion
 from .demo import demo
 from .embed import embed
 from .exit_codes import EXIT_FAILED, EXIT_REFUSED, REFUSALS
@@ -29,21 +30,50 @@ from .index import index
 from .merge import merge
 from .models import models
 from .progress import say
-from .search import search
+from .search import find, search
 from .serve import serve
 from .signals import InterruptedBySignal, interruptible
 from .tune import tune
+from .vector import vector
 from .verify import verify
 
+VERBS = {  # in the order of use
+    "Start here": (demo, find, vector),
+    "Vectors of your images": (embed, failures, verify, merge),
+    "What to do with them": (search, classify, export, index, serve),
+    "Models and this machine": (models, fetch, tune, completion),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Verbs(click.Group):
+    """The command, whose help shows its verbs in the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names of the verbs in the order of use."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the verbs under headings."""
+        width = max(map(len, self.commands))
+        for heading, commands in VERBS.items():
+            with formatter.section(heading):
+                names = ((command.name or "").ljust(width) for command in commands)
+                formatter.write_dl(
+                    [(name, command.short_help or "") for name, command in zip(names, commands, strict=True)]
+                )
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="clip-turbo %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Turn images and texts into CLIP vectors: the same vectors as OpenAI's, in bulk."""
+    """Turn images and texts into CLIP vectors: the same vectors as OpenAI's, in bulk.
+
+    `clip find "a red boat" photos/` finds photos by words; `clip COMMAND --help` has examples.
+    """
 
 
-for command in (embed, failures, verify, merge, export, search, index, classify, serve, tune, models, fetch, demo):
+for command in (one for commands in VERBS.values() for one in commands):
     cli.add_command(command)
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import click
 
 from ..jobs.merge import MergeJob
+from .flags import GroupedCommand
 from .progress import summarise
 
+EXAMPLES = ("clip merge january/ february/ -o both/",)
 
-@click.command(short_help="Make one folder of vectors of several.")
+
+@click.command(cls=GroupedCommand, short_help="Make one folder of vectors of several.", examples=EXAMPLES)
 @click.argument("source", metavar="OUT...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="MERGED", required=True, help="Folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="Write the summary as one JSON object, also to stdout.")

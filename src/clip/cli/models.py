@@ -7,14 +7,16 @@ from dataclasses import asdict
 import click
 
 from ..jobs.models import DeviceRow, ModelRow
+from .flags import GroupedCommand
 from .json_lines import to_json
 
 DEVICES_HELP = "List this machine's devices instead, with libraries and precisions; the first is what reference means."
 MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached"
 DEVICES_HEAD = f"{'device':<10}{'back end':<20}{'precisions':<24}name"
+EXAMPLES = ("clip models",)
 
 
-@click.command(short_help="List models, or this machine's devices.")
+@click.command(cls=GroupedCommand, short_help="List models, or this machine's devices.", examples=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per line.")
 @click.option("--devices", is_flag=True, help=DEVICES_HELP)
 @click.option("--download-root", metavar="DIR", help="Folder with cached weights.  [default: ~/.cache/clip]")

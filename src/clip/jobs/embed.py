@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, is_dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
 from ..records import STDIN, Kind, as_utf8
@@ -40,6 +40,7 @@ IMAGES_ONLY = (
     *("max_seconds", "read_budget_bytes", "decode_budget_bytes", "min_cosine", "calibration"),
 )
 DECODE_SECONDS = 60.0  # for one image in a separate process
+Phase = Literal["loading", "listing", "running"]
 MAX_SECONDS = 86_400  # a day
 MAX_READERS = 100  # as many connections as aiohttp opens
 
@@ -239,7 +240,7 @@ class Progress:
     """How far a run is."""
 
     read: int
-    """Entries read, those of earlier runs included."""
+    """Entries that have a vector or a failure, those of earlier runs included; an image that waits does not count."""
     total: int | None
     """Entries counted before the run; None where an archive does not say; 0 during listing."""
     failed: int
@@ -256,6 +257,15 @@ class Progress:
     """Something else to say to the user; then the numbers mean nothing."""
     kept: int = 0
     """Entries whose rows or failures are on the disk, so that no later run reads them again."""
+    bytes: int = 0
+    """Encoded bytes of the images that this run read."""
+    loading: str = ""
+    """The model that is being loaded; then the numbers mean nothing."""
+
+    @property
+    def phase(self) -> Phase:
+        """What the run is doing."""
+        return "loading" if self.loading else "listing" if self.listing is not None else "running"
 
 
 @documented

@@ -20,7 +20,7 @@ OWN_COLUMNS = (
     *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "warning"),
     *("text", "embedding.list.element", "text_embedding.list.element"),  # how Parquet names the numbers of vectors
 )
-PixelMode = Literal["exact", "fast"]
+PixelMode = Literal["exact", "fast", "immich"]
 Orient = Literal["none", "exif"]
 Background = Literal["none", "white", "black"]
 SixteenBit = Literal["clip", "scale"]
@@ -98,7 +98,8 @@ class DecodeOptions:
     """How a file becomes pixels where there is a choice. Each default is what OpenAI's code does."""
 
     pixels: PixelMode = "exact"
-    """exact: the pixels of OpenAI's code, bit for bit; fast: nearly those, several times faster for large JPEGs."""
+    """exact: the pixels of OpenAI's code, bit for bit; fast: nearly those, several times faster for large JPEGs;
+    immich: those of Immich's own server, to keep an index of its."""
     orient: Orient = "none"
     """none: pixels as stored; exif: turned as the file's EXIF data says."""
     background: Background = "none"
