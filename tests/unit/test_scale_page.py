@@ -54,7 +54,7 @@ def test_a_command_has_options_that_there_are(words: list[str], monkeypatch: pyt
         monkeypatch.setenv(name, value)
     words = [re.sub(r"\{\}|\$i\b", "3", word) for word in words]
     command = cli.commands[words[1]]
-    context = command.make_context(words[1], words[2:])
+    context = command.make_context(words[1], words[2:], help_option_names=["-h", "--help"])
     if words[1] == "embed":
         assert parse_part(context.params["part"]).index == 3
 

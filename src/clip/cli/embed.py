@@ -156,6 +156,11 @@ def embed(
         raise
     finally:
         reporter.close()
+    if report.written > report.resumed and not as_json and progress not in ("json", "none"):
+        from ..store.reader import Store
+        from .sketch import warn_of_photographs
+
+        warn_of_photographs(Store(report.output))
     return _end(report, job.kind, progress, as_json=as_json)
 
 

@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -134,6 +135,11 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     shown = {name: options.pop(name) for name in ("previews", "opens")}
     job = SearchJob(output=output if len(outputs) == 1 else outputs, **options)
     from ..retrieval import search as search_module
+    from ..store.manifest import MANIFEST, read_manifest
+    from .sketch import warn_of_words
+
+    manifest = read_manifest(Path(output, MANIFEST))
+    warn_of_words(manifest and manifest.model, (*job.texts, *job.negative))
 
     answer(job, search_module.search, say, form, **shown)
 
@@ -182,10 +188,14 @@ def _find(folder: str, *, model: str, no_update: bool = False, where_is: bool = 
         refuse_early(job)
         _index(job, folder)
     from ..retrieval import search as search_module
+    from ..store.reader import Store
+    from .sketch import warn_of_photographs, warn_of_words
 
-    answer(
-        replace(query, model=model), search_module.search, lambda _: None, form, **shown
-    )  # a short wait for the index
+    warn_of_words(model, (*query.texts, *query.negative))
+    if is_output(str(place)):
+        warn_of_photographs(Store(place))
+    # Nothing is said of the index, which is made in a moment, and which nobody who searches a folder asked for.
+    answer(replace(query, model=model), search_module.search, lambda _: None, form, **shown)
 
 
 def _index(job: EmbedJob, folder: str) -> None:

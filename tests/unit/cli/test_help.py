@@ -22,7 +22,11 @@ def render_help() -> str:
     texts: list[str] = []
     for command in (cli, *cli.commands.values()):
         name = "clip" if command is cli else f"clip {command.name}"
-        with click.Context(command, info_name=name, terminal_width=80, max_content_width=80) as context:
+        command._help_option = None  # which click keeps from the first context that asked, of other tests too
+        names = ["-h", "--help"]
+        with click.Context(
+            command, info_name=name, terminal_width=80, max_content_width=80, help_option_names=names
+        ) as context:
             texts.append(f"$ {name} --help\n{command.get_help(context)}\n")
     return "\n".join(texts)
 
