@@ -101,44 +101,51 @@ class Lock:
         folder = self._path.parent
         waits = self._path.name == PLAN_LOCK
         watched: dict[str, tuple[dict[str, Any], float]] = {}
+        is_said = False
         while True:
             with FileLock(check_guard(folder / GUARD)):
-                rival = self._find_rival(watched)
-                if rival is None:
+                rivals = self._find_rivals(watched)
+                if not rivals:
                     remove_temporaries(folder, self._path.name.removeprefix("."))
                     self._write()
                     return
-            name, record = rival
-            before, _ = watched.get(name, (record, 0.0))
-            if not waits and (_is_local(record) or before != record):
-                found = f"{_name_owner(record)} is at work there"
+            alive = next((record for record, has_beaten in rivals if has_beaten or _is_local(record)), None)
+            if alive is not None and not waits:
+                found = f"{_name_owner(alive)} is at work there"
                 raise StoreBusyError(folder, found, "no other job", "Wait for it, or choose another output.")
-            if name not in watched and not _is_local(record):
+            if alive is None and not is_said:
                 message = "%s: locked by %s; waiting %.0f s to see whether it is alive"
-                _log.warning(message, folder, _name_owner(record), STALE_S)
-            if name not in watched or before != record:
-                watched[name] = (record, time.monotonic())
+                _log.warning(message, folder, _name_owner(rivals[0][0]), STALE_S)
+                is_said = True
             time.sleep(WAIT_S if waits else LOOK_S)
 
-    def _find_rival(self, watched: dict[str, tuple[dict[str, Any], float]]) -> tuple[str, dict[str, Any]] | None:
-        """Return a lock that keeps this one out; remove those of owners that are gone."""
-        folder = self._path.parent
+    def _find_rivals(self, watched: dict[str, tuple[dict[str, Any], float]]) -> list[tuple[dict[str, Any], bool]]:
+        """Return the locks that keep this one out, and which were seen to beat; remove those of owners that are gone.
+
+        All are watched together: of a hundred machines that were lost none is waited for after another.
+        """
+        folder, rivals = self._path.parent, list[tuple[dict[str, Any], bool]]()
         for name in sorted(path.name for path in folder.iterdir()):
             record = _read(folder / name) if self._excludes(name) else None
             if record is None:
                 continue
             before, since = watched.get(name, (None, 0.0))
-            if not (_is_gone(record) or (record == before and time.monotonic() - since >= STALE_S)):
-                return name, record
-            _log.warning("%s: taking over the lock of %s, which is gone", folder, _name_owner(record))
-            (folder / name).unlink(missing_ok=True)
-        return None
+            if _is_gone(record) or (record == before and time.monotonic() - since >= STALE_S):
+                _log.warning("%s: taking over the lock of %s, which is gone", folder, _name_owner(record))
+                (folder / name).unlink(missing_ok=True)
+                continue
+            if record != before:
+                watched[name] = (record, time.monotonic())
+            rivals.append((record, before is not None and before != record))
+        return rivals
 
     def _excludes(self, name: str) -> bool:
         """Whether nobody may hold a lock of that name beside this one."""
         if self._path.name == PLAN_LOCK or name == self._path.name:
             return name == self._path.name
         other = PART_LOCK_NAME.fullmatch(name)
+        if name == PLAN_LOCK:  # whose owner has a lock of its part too; here only what a killed one left
+            return self._part is None
         return name == LOCK or (other is not None and (self._part is None or int(other[1]) != self._part.count))
 
     def _write(self) -> None:

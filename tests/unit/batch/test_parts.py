@@ -1,5 +1,6 @@
 """Several processes share a run: each writes its shards, in any order and number, at any time; each row comes once."""
 
+import json
 import random
 import tarfile
 import threading
@@ -18,7 +19,7 @@ from clip.batch.verify import verify
 from clip.errors import StoreBusyError, StoreMismatchError
 from clip.jobs import EmbedJob, EmbedReport, Progress
 from clip.jobs.verify import VerifyJob
-from clip.store.lock import hold_lock
+from clip.store.lock import hold_lock, hold_plan_lock
 
 IMAGES = 22
 EMPTY = {".lock.guard", "_plan", "embeddings", "failures", "manifest.json"}
@@ -141,6 +142,18 @@ def test_parts_keep_out_whole_runs_other_numbers_and_themselves(job: EmbedJob) -
         run_part(job, "1/4")
     with hold_lock(Path(job.output)), pytest.raises(StoreBusyError):
         run_part(job, "1/4")
+
+
+def test_locks_that_killed_parts_left_are_removed(job: EmbedJob, tmp_path: Path) -> None:
+    out = Path(job.output)
+    run_part(job, "0/4")
+    with hold_plan_lock(out), hold_lock(out, change_job(job, part="3/4").share):
+        records = {path: json.loads(path.read_text()) for path in out.glob(".lock.p*")}
+    assert len(records) == 2
+    for path, record in records.items():
+        path.write_text(json.dumps(record | {"began": "0"}))  # of an earlier process of that number
+    clip.embed(job)
+    check(job, tmp_path)
 
 
 def test_verify_says_which_parts_are_missing(job: EmbedJob, tmp_path: Path) -> None:
