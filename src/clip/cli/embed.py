@@ -19,6 +19,7 @@ from .flags import GroupedCommand, grouped, job_option, spell_as_flags, split_na
 from .progress import Reporter, Style, describe_ignored, describe_listing, say, summarise
 
 PROGRESS_HELP = "Progress on stderr: a bar on a terminal and lines elsewhere (auto), lines, JSON lines, or none."
+TOLERATE_HELP = "Exit with 0, not 3, where images failed, but no more than --max-failures allows."
 RAW_HELP = "Write features as the model gives them, instead of vectors of unit length."
 EXAMPLES = (
     "clip embed photos/ -o out/",
@@ -80,13 +81,16 @@ REPORT = partial(grouped, "What to say")
 @WRITE("policy.hashes", "--hash", "--hashes")
 @WRITE("policy.shard_size", "--shard-size", metavar="N")
 @FAILURES("max_failures", "--max-failures", metavar="N|P%")
+@grouped("Failures", "--tolerate", is_flag=True, help=TOLERATE_HELP)
 @FAILURES("on_failure", "--on-failure")
 @FAILURES("isolate", "--isolate")
 @FAILURES("max_seconds", "--max-seconds", metavar="S")
 @REPORT("--dry-run", is_flag=True, help="List the input, and stop.")
 @REPORT("--progress", type=click.Choice(get_args(Style)), default="auto", show_default=True, help=PROGRESS_HELP)
 @REPORT("--json", "as_json", is_flag=True, help="Write the summary as one JSON object, also to stdout.")
-def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: bool, **options: Any) -> int:
+def embed(
+    *, raw: bool, fast: bool, dry_run: bool, tolerate: bool, progress: Style, as_json: bool, **options: Any
+) -> int:
     """Turn images, texts, or pairs of them into Parquet files of vectors.
 
     INPUT is a folder, a quoted pattern, a list (.txt, .csv, .tsv, .ndjson, - for stdin), an archive (.tar, .tar.gz,
@@ -101,6 +105,8 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
     """
     if fast and options["min_cosine"] is not None:
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
+    if tolerate and options["max_failures"] is None:
+        raise click.UsageError("found --tolerate without --max-failures, expected both. Pass --max-failures 1%, say.")
     options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
     job = EmbedJob(**nest(EmbedJob, {**options, "policy__normalize": not raw}))
     if not dry_run:  # which needs no weights
@@ -108,7 +114,8 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         from ..batch.opening import refuse_early
 
         if (finished := find_finished(job)) is not None:
-            return _end(finished, job.kind, progress, as_json=as_json, words="nothing to do: ")
+            code = _end(finished, job.kind, progress, as_json=as_json, words="nothing to do: ")
+            return _forgive(job, finished, code, tolerate=tolerate)
         refuse_early(job)
     from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
 
@@ -129,7 +136,13 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         from .sketch import warn_of_photographs
 
         warn_of_photographs(Store(report.output))
-    return _end(report, job.kind, progress, as_json=as_json)
+    return _forgive(job, report, _end(report, job.kind, progress, as_json=as_json), tolerate=tolerate)
+
+
+def _forgive(job: EmbedJob, report: EmbedReport, code: int, *, tolerate: bool) -> int:
+    """Return 0 for a run whose failures the user allowed, else its exit code; kinds that are not read still count."""
+    allowed = tolerate and not report.unread and report.failed <= job.allowed_failures(report.read)
+    return 0 if allowed else code
 
 
 def _end(report: EmbedReport, kind: Kind, progress: Style, *, as_json: bool, words: str = "") -> int:
