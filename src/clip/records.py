@@ -28,7 +28,7 @@ SHARD_VALUE_BYTES = 256_000_000  # of the copied values of a shard's entries, ca
 
 def utf8_path(path: str) -> str:
     r"""Return a path as valid UTF-8: other bytes become \\xNN; backslashes are doubled, to keep paths distinct."""
-    return as_utf8(path.replace("\\", "\\\\"))
+    return path if path.isascii() and "\\" not in path else as_utf8(path.replace("\\", "\\\\"))
 
 
 def as_utf8(text: str) -> str:

@@ -44,7 +44,7 @@ def find_finished(job: EmbedJob) -> EmbedReport | None:
     output = Path(job.output)
     policy = job.policy
     compares_contents = policy.update and policy.hashes
-    if policy.overwrite or compares_contents or job.calibration or any(map(_is_elsewhere, job.inputs)):
+    if policy.overwrite or compares_contents or job.calibration or job.part or any(map(_is_elsewhere, job.inputs)):
         return None
     try:
         manifest = read_manifest(output / MANIFEST)

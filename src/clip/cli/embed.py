@@ -19,6 +19,7 @@ from .flags import GroupedCommand, grouped, job_option, spell_as_flags, split_na
 from .progress import Reporter, Style, describe_ignored, describe_listing, say, summarise
 
 PROGRESS_HELP = "Progress on stderr: a bar on a terminal and lines elsewhere (auto), lines, JSON lines, or none."
+MAX_NAMED = 8  # parts in a line
 TOLERATE_HELP = "Exit with 0, not 3, where images failed, but no more than --max-failures allows."
 RAW_HELP = "Write features as the model gives them, instead of vectors of unit length."
 EXAMPLES = (
@@ -80,6 +81,8 @@ REPORT = partial(grouped, "What to say")
 @WRITE("policy.dtype", "--dtype")
 @WRITE("policy.hashes", "--hash", "--hashes")
 @WRITE("policy.shard_size", "--shard-size", metavar="N")
+@WRITE("policy.save_seconds", "--save-seconds", metavar="S")
+@WRITE("part", "--part", metavar="I/N|auto")
 @FAILURES("max_failures", "--max-failures", metavar="N|P%")
 @grouped("Failures", "--tolerate", is_flag=True, help=TOLERATE_HELP)
 @FAILURES("on_failure", "--on-failure")
@@ -100,8 +103,8 @@ def embed(
     Writes into OUT: embeddings/part-*.parquet (id, path, embedding, width, height, format, size_bytes, warning; for
     texts id, path, embedding, text), failures/part-*.parquet (id, path, stage, error, message) and
     manifest.json. Every image becomes a row of embeddings or of failures. The same command again resumes a run that was
-    interrupted. Exit code 0: all images have vectors; 3: some are failure rows, or HEIC, RAW photos or videos that are
-    not read; 1: the run failed; 2: it did not begin.
+    interrupted, at most a minute before its end. Exit code 0: all images have vectors; 3: some are failure rows, or
+    HEIC, RAW photos or videos that are not read; 1: the run failed; 2: it did not begin.
     """
     if fast and options["min_cosine"] is not None:
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
@@ -118,9 +121,10 @@ def embed(
             return _forgive(job, finished, code, tolerate=tolerate)
         refuse_early(job)
     from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
+    from ..batch import planning
 
     if dry_run:
-        listing = embed_module.count(job)
+        listing = planning.count(job)
         summarise(asdict(listing) if as_json else describe_listing(listing, job.kind))
         return 0
     model = job.model_options
@@ -129,6 +133,10 @@ def embed(
     reporter = Reporter(progress, job.kind)
     try:
         report = embed_module.embed(job, reporter.update)
+    except BaseException as exc:
+        if reporter.kept is not None:
+            exc.add_note(f"{reporter.kept} are kept; the same command goes on from there")
+        raise
     finally:
         reporter.close()
     if report.written > report.resumed and not as_json and progress not in ("json", "none"):
@@ -165,9 +173,18 @@ def _describe_report(report: EmbedReport, kind: Kind) -> str:
     removed = f"{report.removed:,} removed; " if report.removed else ""
     removed = (f"{report.renamed:,} renamed; " if report.renamed else "") + removed
     warned = f"{report.warned:,} with a warning; " if report.warned else ""
+    part = f"part {report.part}: " if report.part else ""
+    unfinished = _describe_parts(report.unfinished) if part else ""
     if not report.read:
-        return f"no {kind} in the source{describe_ignored(report.ignored)}; {report.output}"
+        nothing = "no shard of the run" if part else f"no {kind} in the source"
+        return f"{part}{nothing}{describe_ignored(report.ignored)}; {report.output}{unfinished}"
     return (
-        f"read {report.read:,} = written {report.written:,}{failed}; "
+        f"{part}read {report.read:,} = written {report.written:,}{failed}; "
         f"{resumed}{removed}{warned}{report.seconds:.1f} s, {rate}; {report.output}{describe_ignored(report.ignored)}"
+        f"{unfinished}"
     )
+
+
+def _describe_parts(unfinished: tuple[str, ...]) -> str:
+    more = f" and {len(unfinished) - MAX_NAMED:,} more" if len(unfinished) > MAX_NAMED else ""
+    return f"; not finished: {', '.join(unfinished[:MAX_NAMED])}{more}" if unfinished else "; all parts are finished"

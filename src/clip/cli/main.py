@@ -1,7 +1,7 @@
 """The command `clip`: its subcommands, its exit codes, its error messages.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done; 3 done, with failure rows or files of kinds that are
-not read; 1 failed; 2 refused before any work; 130 and 143 interrupted, with finished parts kept. A message of the
+not read; 1 failed; 2 refused before any work; 130 and 143 interrupted, with what was saved kept. A message of the
 library names Python arguments; here they become the flags of the command that ran.
 """
 
@@ -27,6 +27,7 @@ from .failures import failures
 from .fetch import fetch
 from .flags import spell_as_flags
 from .index import index
+from .merge import merge
 from .models import models
 from .progress import say
 from .search import find, search
@@ -38,7 +39,7 @@ from .verify import verify
 
 VERBS = {  # in the order of use
     "Start here": (demo, find, vector),
-    "Vectors of your images": (embed, failures, verify),
+    "Vectors of your images": (embed, failures, verify, merge),
     "What to do with them": (search, classify, export, index, serve),
     "Models and this machine": (models, fetch, tune, completion),
 }
@@ -89,13 +90,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = exc.exit_code
     except InterruptedBySignal as exc:
         ending = "interrupted" if exc.number == signal.SIGINT else "terminated"
-        say(f"{ending}; finished parts are kept")
+        say("; ".join((ending, *getattr(exc, "__notes__", ()))))
         code = exc.code
     except (ClipError, OSError) as exc:
         if "--debug" in arguments:
             raise
         message = exc.render(spell_as_flags(_find_command(arguments))) if isinstance(exc, ClipError) else str(exc)
-        say(f"clip: {message}")
+        say("\n".join((f"clip: {message}", *getattr(exc, "__notes__", ()))))
         code = EXIT_REFUSED if isinstance(exc, REFUSALS) else EXIT_FAILED
     sys.exit(code)
 

@@ -57,6 +57,7 @@ class Reporter:
         self._drawing = threading.Lock()
         self._over = threading.Event()
         self._failed = 0
+        self.kept: str | None = None  # in words, how many images are on the disk; None before the first one is read
         if self._style == "bar":
             start_thread(self._tick, "clip-progress")
 
@@ -67,6 +68,8 @@ class Reporter:
             self._tell(progress.message, now)
             return
         if progress.phase == "running":
+            total = "" if progress.total is None else f" of {progress.total:,}"
+            self.kept = f"{progress.kept:,}{total} {self._kind}"
             if not self._speed:
                 self._spoken = now
             self._speed.add(now, progress)

@@ -8,6 +8,7 @@ from .demo import DemoJob
 from .embed import EmbedJob, EmbedReport, Listing, Progress
 from .export import ExportJob, ExportReport
 from .index import IndexJob, IndexReport
+from .merge import MergeJob, MergeReport
 from .models import DeviceRow, Fetched, FetchJob, ModelRow
 from .options import Columns, DecodeOptions, Limits, ModelOptions, OutputPolicy
 from .search import Hit, SearchJob, SearchReport
@@ -18,6 +19,7 @@ from .verify import Problem, VerifyJob, VerifyReport
 __all__ = [
     "Classified", "ClassifyJob", "ClassifyReport", "Columns", "DecodeOptions", "DemoJob", "DeviceRow", "EmbedJob",
     "EmbedReport", "ExportJob", "ExportReport", "FetchJob", "Fetched", "Hit", "IndexJob", "IndexReport", "Limits",
-    "Listing", "ModelOptions", "ModelRow", "OutputPolicy", "Problem", "Progress", "SearchJob", "SearchReport",
-    "ServeJob", "SettingRow", "Traffic", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport",
+    "Listing", "MergeJob", "MergeReport", "ModelOptions", "ModelRow", "OutputPolicy", "Problem", "Progress",
+    "SearchJob", "SearchReport", "ServeJob", "SettingRow", "Traffic", "TuneJob", "TuneReport", "VerifyJob",
+    "VerifyReport",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """classify(job): images and labels -> probabilities, as in the CLIP paper.
 
 A label's vector is the mean of the unit vectors of its texts, one per template, at unit length. An image's
-probabilities are the softmax of its cosines to the labels times the model's logit scale.
+probabilities are the softmax of its cosines to the labels times the model's logit scale; of a SigLIP each label has a
+probability of its own, the sigmoid of that product and the model's bias.
 Source:  Radford et al. 2021, 3.1.4; openai/CLIP@d05afc4 notebooks/Prompt_Engineering_for_ImageNet.ipynb.
 """
 
@@ -78,7 +79,7 @@ class Classifier:
 
     def __init__(self, encoder: Encoder, labels: tuple[str, ...], templates: tuple[str, ...]) -> None:
         self.labels = labels
-        self._logit_scale = encoder.logit_scale
+        self._logit_scale, self._logit_bias = encoder.logit_scale, encoder.logit_bias
         group = max(1, BATCH_TEXTS // len(templates))
         vectors: list[np.ndarray] = []
         for start in range(0, len(labels), group):
@@ -97,6 +98,9 @@ class Classifier:
         for start in range(0, len(vectors), rows):
             images = unit_vectors(vectors[start : start + rows].astype(np.float64))  # (n, D)
             logits = self._logit_scale * (images @ self._vectors.T)  # (n, L)
+            if self._logit_bias is not None:
+                yield 1 / (1 + np.exp(-(logits + self._logit_bias)))
+                continue
             raised = np.exp(logits - logits.max(axis=1, keepdims=True))
             yield raised / raised.sum(axis=1, keepdims=True)
 

@@ -191,6 +191,8 @@ class _Comparison:
                 touched = True
         if not touched:
             return Shard(old.index, entries, old.fingerprint)
+        if not outcomes.done and (entries, carried_over, renamed) == (old.entries, old.carried_over, old.renamed):
+            return old  # its part was never written; its journal may be there
         fingerprint = compute_fingerprint(entries, old.fingerprint, has_base=self._has_base)
         return Shard(old.index, entries, fingerprint, frozenset(carried_over), renamed)
 

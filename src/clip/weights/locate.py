@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, DownloadError, UnknownModelError, WeightsMissingError
+from ..tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE
+from .configurations import MAX_JSON_BYTES
 from .download import NOT_KNOWN, fetch, knows_host
 from .folders import SENTENCE_MODULES, list_parts, name_clip_folder
 from .releases import RELEASES, Release
@@ -40,6 +42,7 @@ HUB_FILES = {
     ),
 }
 HUB_EXTRAS = ("preprocessor_config.json", "processor_config.json")
+HUB_VOCABULARY = (TOKENIZER_FILE, TOKENIZER_CONFIG)  # of a model whose configuration names SigLIP: 34 MB
 # The model that comes with the package, made by training/sketch.py and described in docs/sketch.md. Its image side is a
 # ResNet: after three minutes of training that had 0.99 of shapes right, a ViT 0.40 (LOG.md).
 SKETCH, SKETCH_FILE = "sketch", Path(__file__).with_name("sketch.safetensors")
@@ -279,7 +282,8 @@ def _fetch_files(get: Callable[[str], Path | None], folder: str) -> Path | None:
                 if file.suffix == ".json":
                     for part in list_parts(file):
                         get(folder + part)
-                for extra in HUB_EXTRAS:
+                own_vocabulary = b"siglip" in path.read_bytes()[:MAX_JSON_BYTES].lower()
+                for extra in (*HUB_EXTRAS, *(HUB_VOCABULARY if own_vocabulary else ())):
                     get(folder + extra)
                 return path
     return None
