@@ -19,6 +19,7 @@ from ..errors import ClipError
 from ..parallel import check_resources
 from .classify import classify
 from .demo import demo
+from .doctor import doctor
 from .embed import embed
 from .exit_codes import EXIT_FAILED, EXIT_REFUSED, REFUSALS
 from .export import export
@@ -42,7 +43,7 @@ def cli(debug: bool) -> None:
     """Turn images and texts into CLIP vectors: the same vectors as OpenAI's, in bulk."""
 
 
-for command in (embed, failures, verify, export, search, index, classify, serve, tune, models, fetch, demo):
+for command in (embed, failures, verify, export, search, index, classify, serve, tune, models, fetch, doctor, demo):
     cli.add_command(command)
 
 
