@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from .jobs import Hit as Hit
     from .jobs import IndexJob as IndexJob
     from .jobs import IndexReport as IndexReport
+    from .jobs import MergeJob as MergeJob
+    from .jobs import MergeReport as MergeReport
     from .jobs import SearchJob as SearchJob
     from .jobs import SearchReport as SearchReport
     from .jobs import TuneJob as TuneJob
@@ -45,6 +47,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from .retrieval.search import index as index
     from .retrieval.search import search as search
     from .store.export import export as export
+    from .store.merge import merge as merge
     from .store.reader import Store as Store
 
 __version__ = "0.1.0"
@@ -59,12 +62,24 @@ _HOMES = {
     "encoder": ("Encoder",),
     "jobs": (
         *("Classified", "ClassifyJob", "ClassifyReport", "EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "Hit"),
-        *("IndexJob", "IndexReport", "SearchJob", "SearchReport", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport"),
+        *(
+            "IndexJob",
+            "IndexReport",
+            "MergeJob",
+            "MergeReport",
+            "SearchJob",
+            "SearchReport",
+            "TuneJob",
+            "TuneReport",
+            "VerifyJob",
+            "VerifyReport",
+        ),
     ),
     "records": ("Failure",),
     "retrieval.classify": ("classify",),
     "retrieval.search": ("Index", "index", "search"),
     "store.export": ("export",),
+    "store.merge": ("merge",),
     "store.reader": ("Store",),
 }
 

@@ -188,6 +188,8 @@ def test_every_command_and_flag_is_documented() -> None:
             "embed.md",
             "export.md",
             "inputs.md",
+            "install.md",
+            "scale.md",
             "search.md",
             "serve.md",
             "sketch.md",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .exit_codes import EXIT_FAILED
+from .flags import GroupedCommand
 from .json_lines import to_json
 
 if TYPE_CHECKING:
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 
 JSON_HELP = "Write one JSON object."
 ROOT_HELP = "Folder with cached weights.  [default: ~/.cache/clip]"
+EXAMPLES = ("clip doctor", "clip doctor --json")
 WIDTH = 20  # of the first column
 
 
-@click.command(short_help="Say what this machine's vectors depend on, and what is missing.")
+@click.command(
+    cls=GroupedCommand, short_help="Say what vectors depend on here, and what is missing.", examples=EXAMPLES
+)
 @click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
 @click.option("--download-root", metavar="DIR", help=ROOT_HELP)
 def doctor(*, as_json: bool, download_root: str | None) -> int:

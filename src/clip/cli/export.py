@@ -9,12 +9,14 @@ import click
 
 from ..jobs.export import ExportJob
 from ..jobs.options import ExportFormat
+from .flags import GroupedCommand
 from .progress import summarise
 
 OVERWRITE_HELP = "Replace an earlier export in TARGET; files that it did not write are never removed."
+EXAMPLES = ("clip export out/ to/ --format npy",)
 
 
-@click.command(short_help="Write vectors as files for other programs.")
+@click.command(cls=GroupedCommand, short_help="Write vectors as files for other programs.", examples=EXAMPLES)
 @click.argument("output", metavar="OUT")
 @click.argument("target", metavar="TARGET")
 @click.option(
@@ -30,6 +32,9 @@ def export(*, as_json: bool, **options: Any) -> None:
     safetensors (vectors.safetensors and ids.parquet). Rows keep the order of OUT; export.json describes the export.
     Exit code 0: done; 1: the export failed, and nothing is left of it; 2: it did not begin.
     """
+    from ..batch.place import find_output
+
+    options["output"] = find_output(options["output"])
     job = ExportJob(**options)
     from ..store import export as export_module
 

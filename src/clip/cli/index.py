@@ -8,11 +8,14 @@ from typing import Any
 import click
 
 from ..jobs.index import IndexJob
+from .flags import GroupedCommand
 from .json_lines import to_json
 from .progress import say
 
+EXAMPLES = ("clip index out/",)
 
-@click.command(short_help="Build the index that `clip search` uses.")
+
+@click.command(cls=GroupedCommand, short_help="Build the index that `clip search` uses.", examples=EXAMPLES)
 @click.argument("output", metavar="OUT")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object to stdout.")
 def index(*, as_json: bool, **options: Any) -> None:

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..jobs.health import CheckRow
 from ..jobs.models import DeviceRow, ModelRow
 from .exit_codes import EXIT_FAILED
+from .flags import GroupedCommand
 from .json_lines import to_json
 
 DEVICES_HELP = "List this machine's devices instead, with libraries and precisions; the first is what reference means."
@@ -21,9 +22,10 @@ CHECK_HELP = (
 ARCHITECTURE_HELP = "With --check: the network of weights that do not show theirs, as of embed."
 PASSED = {True: "ok", False: "DIFFERS", None: "-"}
 DEVICES_HEAD = f"{'device':<10}{'back end':<20}{'precisions':<24}name"
+EXAMPLES = ("clip models", "clip models --check ViT-B/32")
 
 
-@click.command(short_help="List models, or this machine's devices.")
+@click.command(cls=GroupedCommand, short_help="List models, or this machine's devices.", examples=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per line.")
 @click.option("--devices", is_flag=True, help=DEVICES_HELP)
 @click.option("--check", metavar="NAME", help=CHECK_HELP)

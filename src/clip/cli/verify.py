@@ -9,12 +9,15 @@ import click
 
 from ..jobs.verify import VerifyJob
 from .exit_codes import EXIT_FAILED
+from .flags import ROOT_HELP, GroupedCommand
 from .json_lines import to_json
 from .progress import say
-from .search import ROOT_HELP
+
+SEED_HELP = "Seed that draws the sample; another one draws other images."
+EXAMPLES = ("clip verify out/ --sample 100",)
 
 
-@click.command(short_help="Read vectors back, and check them.")
+@click.command(cls=GroupedCommand, short_help="Read vectors back, and check them.", examples=EXAMPLES)
 @click.argument("output", metavar="OUT")
 @click.option(
     "--sample", metavar="N", type=int, default=0, show_default=True, help="Also embed N images again and compare."
@@ -23,7 +26,7 @@ from .search import ROOT_HELP
     "-m", "--model", metavar="MODEL", help="The run's weights, for the sample.  [default: as in the manifest]"
 )
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device for the sample.")
-@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Seed that draws the sample.")
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help=SEED_HELP)
 @click.option("--root", metavar="DIR", help=ROOT_HELP)
 @click.option("--fetch", is_flag=True, help="Ask servers for images of the sample that are there.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object to stdout.")

@@ -9,6 +9,7 @@ from .embed import EmbedJob, EmbedReport, Listing, Progress
 from .export import ExportJob, ExportReport
 from .health import CheckRow, ExtraRow, Health
 from .index import IndexJob, IndexReport
+from .merge import MergeJob, MergeReport
 from .models import DeviceRow, Fetched, FetchJob, ModelRow
 from .options import Columns, DecodeOptions, Limits, ModelOptions, OutputPolicy
 from .search import Hit, SearchJob, SearchReport
@@ -19,7 +20,7 @@ from .verify import Problem, VerifyJob, VerifyReport
 __all__ = [
     "CheckRow", "Classified", "ClassifyJob", "ClassifyReport", "Columns", "DecodeOptions", "DemoJob", "DeviceRow",
     "EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "ExtraRow", "FetchJob", "Fetched", "Health", "Hit",
-    "IndexJob", "IndexReport", "Limits", "Listing", "ModelOptions", "ModelRow", "OutputPolicy", "Problem",
-    "Progress", "SearchJob", "SearchReport", "ServeJob", "SettingRow", "Traffic", "TuneJob", "TuneReport",
-    "VerifyJob", "VerifyReport",
+    "IndexJob", "IndexReport", "Limits", "Listing", "MergeJob", "MergeReport", "ModelOptions", "ModelRow",
+    "OutputPolicy", "Problem", "Progress", "SearchJob", "SearchReport", "ServeJob", "SettingRow", "Traffic",
+    "TuneJob", "TuneReport", "VerifyJob", "VerifyReport",
 ]  # fmt: skip

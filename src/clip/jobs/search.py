@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_SHEET = 1_000  # images on a contact sheet, 75 million pixels
+SHEET_ENDINGS = {"contact_sheet": (".png",), "html": (".html", ".htm")}
 
 
 @documented
@@ -40,10 +41,12 @@ class SearchJob:
     """Condition on the columns, in SQL; default: all rows."""
     contact_sheet: str | Path | None = None
     """PNG file to write the hits to, as one image."""
+    html: str | Path | None = None
+    """HTML file to write the hits to, as a page that needs no other file."""
     root: str | Path | None = None
     """Folder where the images are now, if they have moved since; it replaces the one that the output names."""
     fetch: bool = False
-    """Ask servers for images of the contact sheet that are there, at the addresses that the output names."""
+    """Ask servers for images of the contact sheet or the page that are there, at addresses that the output names."""
     model: str | None = None
     """The run's weights; default: as in the manifest."""
     device: str = "auto"
@@ -54,14 +57,15 @@ class SearchJob:
             raise InputError("query", "found nothing to look for", "a text, an image or a vector", "Pass `texts`.")
         if [*self.images, self.vector].count(STDIN) > 1:
             raise InputError("query", "found '-' twice", "stdin to be read once", "Name a file for the other.")
-        sheet = None if self.contact_sheet is None else str(self.contact_sheet)
-        if sheet is not None:
-            check_place("contact_sheet", sheet)
-        if sheet is not None and not sheet.lower().endswith(".png"):
-            raise InputError("`contact_sheet`", f"found {sheet!r}", "a name in .png", "Pass one.")
-        if sheet is not None and self.k > MAX_SHEET:
-            found = f"found {self.k:,} hits"
-            raise InputError("`contact_sheet`", found, f"at most {MAX_SHEET:,}", "Pass a smaller `k`.")
+        for name, endings in SHEET_ENDINGS.items():
+            sheet = getattr(self, name)
+            if sheet is None:
+                continue
+            check_place(name, sheet)
+            if not str(sheet).lower().endswith(endings):
+                raise InputError(f"`{name}`", f"found {str(sheet)!r}", f"a name in {endings[0]}", "Pass one.")
+            if self.k > MAX_SHEET:
+                raise InputError(f"`{name}`", f"found {self.k:,} hits", f"at most {MAX_SHEET:,}", "Pass a smaller `k`.")
         check_search(self.k, self.min_score)
 
 
@@ -96,4 +100,6 @@ class SearchReport:
     rows: int
     """Rows searched."""
     unreadable: int = 0
-    """Hits whose image the contact sheet could not read."""
+    """Hits whose image the contact sheet, or the page, could not read."""
+    missing_letters: str = ""
+    """Letters of the contact sheet that no font of this machine has, so that boxes are drawn."""

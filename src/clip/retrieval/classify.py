@@ -20,7 +20,7 @@ from ..batch.encoders import load_encoder
 from ..batch.replay import load_run_encoder
 from ..encoder import Encoder
 from ..errors import InputError, StoreError
-from ..jobs.classify import FOLDER_NAMES, Classified, ClassifyJob, ClassifyReport
+from ..jobs.classify import FOLDER_NAMES, OTHER, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob, Progress
 from ..jobs.options import ModelOptions
 from ..store.manifest import MANIFEST, read_manifest
@@ -112,14 +112,17 @@ def _classify_store(
     truth = _Truth(job.truth, store, classifier.labels)
     rows: list[Classified] = []
     counts: Counter[str] = Counter()
+    predicted: Counter[str] = Counter()
     for row in _classify_rows(job, store, classifier, truth):
         counts["failed" if row.error else "classified"] += 1
+        predicted.update([] if row.label is None else [row.label])
         truth.evaluate(row)
         (each or rows.append)(row)
     if not counts:
         raise StoreError(store.path, "holds no vectors", remedy="Embed images into it first.")
     classified, failed = counts["classified"], counts["failed"]
-    confusion = tuple((true, predicted, count) for (true, predicted), count in sorted(truth.confusion.items()))
+    confusion = tuple((true, label, count) for (true, label), count in sorted(truth.confusion.items()))
+    names = dict.fromkeys((*classifier.labels, OTHER))
     return ClassifyReport(
         read=classified + failed,
         classified=classified,
@@ -127,8 +130,9 @@ def _classify_store(
         labels=classifier.labels,
         rows=tuple(rows),
         evaluated=sum(truth.confusion.values()),
-        correct=sum(count for true, predicted, count in confusion if true == predicted),
+        correct=sum(count for true, label, count in confusion if true == label),
         unknown=tuple(truth.unknown),
+        counts=tuple((label, predicted[label]) for label in names if predicted[label]),
         confusion=confusion,
     )
 
@@ -143,7 +147,8 @@ def _classify_rows(job: ClassifyJob, store: Store, classifier: Classifier, truth
             best = np.argsort(-block, axis=1, kind="stable")[:, : job.k]  # ties in the labels' order
             for row, order in zip(block, best.tolist(), strict=True):
                 top = tuple((classifier.labels[label], float(row[label])) for label in order)
-                yield Classified(ids[place], store.locate(paths[place]), top, truths[place])
+                label = OTHER if job.other is not None and top[0][1] < job.other else top[0][0]
+                yield Classified(ids[place], store.locate(paths[place]), top, label, truths[place])
                 place += 1
         for failure in store.files.read_or_empty(store.path / FAILURES / path.name).to_pylist():
             yield Classified(**failure | {"path": store.locate(failure["path"])})
@@ -178,7 +183,7 @@ class _Truth:
 
     def evaluate(self, row: Classified) -> None:
         """Count a row's prediction, or note a truth that is not among the labels."""
-        if row.truth in self._labels and row.top:
-            self.confusion[row.truth or "", row.top[0][0]] += 1
+        if row.truth in self._labels and row.label is not None:
+            self.confusion[row.truth or "", row.label] += 1
         elif row.truth is not None and row.truth not in self.unknown and len(self.unknown) < MAX_UNKNOWN:
             self.unknown.append(row.truth)

@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import ImageError, InputError, StoreError
 from ..images.decode import decode, read_pixels
 from ..jobs.index import IndexJob, IndexReport
-from ..jobs.search import Hit, SearchJob, SearchReport, check_search
+from ..jobs.search import SHEET_ENDINGS, Hit, SearchJob, SearchReport, check_search
 from ..records import STDIN, Failure, Item
 from ..store.manifest import INDEX
 from ..store.reader import Store
@@ -212,16 +212,17 @@ def _as_list(value: Any) -> Sequence[Any]:
 
 
 def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> SearchReport:
-    """Return the hits of a query, and write the contact sheet if the job has one. `tell` is Index's.
+    """Return the hits of a query, and write the contact sheet and the page if the job has them. `tell` is Index's.
 
-    Raises:  as Index and its search; InputError for a file that holds no vector; StoreError if the contact sheet
-             cannot be written.
+    Raises:  as Index and its search; InputError for a file that holds no vector; StoreError if the contact sheet or the
+             page cannot be written.
     """
     vector = None if job.vector is None else _read_vector(job.vector)
     images = [sys.stdin.buffer.read() if name == STDIN else name for name in job.images]
     output = Index(job.output, root=job.root, model=job.model, device=job.device, tell=tell)
-    if job.contact_sheet is not None and output.store.manifest.kind == "texts":
-        raise InputError("`contact_sheet`", f"{output.store.path} holds texts", "images", "Leave it out.")
+    for name in SHEET_ENDINGS:
+        if getattr(job, name) is not None and output.store.manifest.kind == "texts":
+            raise InputError(f"`{name}`", f"{output.store.path} holds texts", "images", "Leave it out.")
     hits = output.search(
         text=job.texts,
         image=images,
@@ -231,13 +232,24 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
         min_score=job.min_score,
         where=job.where,
     )
-    unreadable = 0
-    if job.contact_sheet is not None:
-        from .contact_sheet import write_sheet  # here, because few searches ask for it
+    return SearchReport(tuple(hits), len(output), *_write_sheets(job, output.store, hits))
 
-        sheet = Path(job.contact_sheet)
-        unreadable = write_sheet(sheet, output.store, hits, _describe_query(job), fetch=job.fetch)
-    return SearchReport(tuple(hits), len(output), unreadable)
+
+def _write_sheets(job: SearchJob, store: Store, hits: Sequence[Hit]) -> tuple[int, str]:
+    """Write what a job asks for; return how many images could not be read, and the letters that no font has."""
+    missing = ""
+    if job.contact_sheet is None and job.html is None:
+        return 0, missing
+    from .contact_sheet import write_sheet  # here, because few searches ask for it
+    from .page import write_page
+    from .tiles import load_tiles
+
+    tiles, title = load_tiles(store, {hit.id for hit in hits}, fetch=job.fetch), _describe_query(job)
+    if job.contact_sheet is not None:
+        missing = write_sheet(Path(job.contact_sheet), tiles, hits, title)
+    if job.html is not None:
+        write_page(Path(job.html), tiles, hits, title)
+    return sum(isinstance(tiles.get(hit.id, ""), str) for hit in hits), missing
 
 
 def _describe_query(job: SearchJob) -> str:

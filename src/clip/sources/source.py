@@ -278,9 +278,11 @@ class Source:
         """
         endings, asked = list_endings(self.columns), False
         found: set[str] = set()
+        if not (self.columns.beside or self.columns.kind == "texts"):
+            yield from entries
+            return
         for entry in entries:
-            asks = bool(self.columns.beside) or self.columns.kind == "texts"
-            if asks and isinstance(entry, Item) and not has_known_ending(entry.path):
+            if isinstance(entry, Item) and not has_known_ending(entry.path):
                 self._check_types(entry.path)
                 self._check_place(entry)
                 entry, beside = self._read_beside(entry)

@@ -19,11 +19,7 @@ def test_a_machine_that_is_well_has_no_problems_and_all_that_vectors_depend_on(r
     assert report["versions"].keys() >= {"clip-turbo", "python", "torch", "numpy", "pillow", "ftfy", "regex"}
     assert all(report["versions"].values())
     assert report["devices"][0]["precisions"]
-    assert report["cache"] == {
-        "folder": str(tmp_path),
-        "released": {},
-        **{k: report["cache"][k] for k in ("offline", "environment")},
-    }
+    assert (report["cache"]["folder"], report["cache"]["released"]) == (str(tmp_path), {})
     text = run("doctor", "--download-root", str(tmp_path))[1]
     assert text.splitlines()[-1] == "problems: none"
     assert str(tmp_path) in text
@@ -36,6 +32,7 @@ def test_every_extra_of_the_package_is_listed_with_its_libraries() -> None:
 
     section = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n\n")[0]
     stated = dict(re.findall(r"^(\w+) = \[(.*)\]$", section, re.MULTILINE))
+    stated.pop("all")
     assert doctor.EXTRAS.keys() == stated.keys()
     for name, (libraries, _) in doctor.EXTRAS.items():
         named = {re.split(r"[>\[]", library)[0] for library in re.findall(r'"([^"]+)"', stated[name])}
