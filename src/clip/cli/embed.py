@@ -22,6 +22,7 @@ PROGRESS_HELP = "Progress on stderr: a bar on a terminal and lines elsewhere (au
 ESTIMATE_HELP = "With --dry-run: embed some of the images, and say how long all take on this machine."
 PRICE_HELP = "With --estimate: what the machine costs in an hour; the estimate says what the run costs."
 MAX_NAMED = 8  # parts in a line
+TOLERATE_HELP = "Exit with 0, not 3, where images failed, but no more than --max-failures allows."
 RAW_HELP = "Write features as the model gives them, instead of vectors of unit length."
 EXAMPLES = (
     "clip embed photos/ -o out/",
@@ -85,6 +86,7 @@ REPORT = partial(grouped, "What to say")
 @WRITE("policy.save_seconds", "--save-seconds", metavar="S")
 @WRITE("part", "--part", metavar="I/N|auto")
 @FAILURES("max_failures", "--max-failures", metavar="N|P%")
+@grouped("Failures", "--tolerate", is_flag=True, help=TOLERATE_HELP)
 @FAILURES("on_failure", "--on-failure")
 @FAILURES("isolate", "--isolate")
 @FAILURES("max_seconds", "--max-seconds", metavar="S")
@@ -98,6 +100,7 @@ def embed(
     raw: bool,
     fast: bool,
     dry_run: bool,
+    tolerate: bool,
     estimate: bool,
     price_per_hour: float | None,
     progress: Style,
@@ -123,6 +126,8 @@ def embed(
         raise click.UsageError(f"found --price-per-hour {price_per_hour}, expected 0 or more. Pass another.")
     if fast and options["min_cosine"] is not None:
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
+    if tolerate and options["max_failures"] is None:
+        raise click.UsageError("found --tolerate without --max-failures, expected both. Pass --max-failures 1%, say.")
     options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
     job = EmbedJob(**nest(EmbedJob, {**options, "policy__normalize": not raw}))
     if not dry_run:  # which needs no weights
@@ -130,7 +135,8 @@ def embed(
         from ..batch.opening import refuse_early
 
         if (finished := find_finished(job)) is not None:
-            return _end(finished, job.kind, progress, as_json=as_json, words="nothing to do: ")
+            code = _end(finished, job.kind, progress, as_json=as_json, words="nothing to do: ")
+            return _forgive(job, finished, code, tolerate=tolerate)
         refuse_early(job)
     from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
     from ..batch import planning
@@ -161,7 +167,13 @@ def embed(
         from .sketch import warn_of_photographs
 
         warn_of_photographs(Store(report.output))
-    return _end(report, job.kind, progress, as_json=as_json)
+    return _forgive(job, report, _end(report, job.kind, progress, as_json=as_json), tolerate=tolerate)
+
+
+def _forgive(job: EmbedJob, report: EmbedReport, code: int, *, tolerate: bool) -> int:
+    """Return 0 for a run whose failures the user allowed, else its exit code; kinds that are not read still count."""
+    allowed = tolerate and not report.unread and report.failed <= job.allowed_failures(report.read)
+    return 0 if allowed else code
 
 
 def _end(report: EmbedReport, kind: Kind, progress: Style, *, as_json: bool, words: str = "") -> int:

@@ -20,6 +20,7 @@ from ..parallel import check_resources
 from .classify import classify
 from .completion import completion
 from .demo import demo
+from .doctor import doctor
 from .embed import embed
 from .exit_codes import EXIT_FAILED, EXIT_REFUSED, REFUSALS
 from .export import export
@@ -41,7 +42,7 @@ VERBS = {  # in the order of use
     "Start here": (demo, find, vector),
     "Vectors of your images": (embed, failures, verify, merge),
     "What to do with them": (search, classify, export, index, serve),
-    "Models and this machine": (models, fetch, tune, completion),
+    "Models and this machine": (models, fetch, tune, doctor, completion),
 }
 
 

@@ -7,6 +7,7 @@ from .classify import Classified, ClassifyJob, ClassifyReport
 from .demo import DemoJob
 from .embed import EmbedJob, EmbedReport, Listing, Progress
 from .export import ExportJob, ExportReport
+from .health import CheckRow, ExtraRow, Health
 from .index import IndexJob, IndexReport
 from .merge import MergeJob, MergeReport
 from .models import DeviceRow, Fetched, FetchJob, ModelRow
@@ -17,9 +18,9 @@ from .tune import SettingRow, TuneJob, TuneReport
 from .verify import Problem, VerifyJob, VerifyReport
 
 __all__ = [
-    "Classified", "ClassifyJob", "ClassifyReport", "Columns", "DecodeOptions", "DemoJob", "DeviceRow", "EmbedJob",
-    "EmbedReport", "ExportJob", "ExportReport", "FetchJob", "Fetched", "Hit", "IndexJob", "IndexReport", "Limits",
-    "Listing", "MergeJob", "MergeReport", "ModelOptions", "ModelRow", "OutputPolicy", "Problem", "Progress",
-    "SearchJob", "SearchReport", "ServeJob", "SettingRow", "Traffic", "TuneJob", "TuneReport", "VerifyJob",
-    "VerifyReport",
+    "CheckRow", "Classified", "ClassifyJob", "ClassifyReport", "Columns", "DecodeOptions", "DemoJob", "DeviceRow",
+    "EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "ExtraRow", "FetchJob", "Fetched", "Health", "Hit",
+    "IndexJob", "IndexReport", "Limits", "Listing", "MergeJob", "MergeReport", "ModelOptions", "ModelRow",
+    "OutputPolicy", "Problem", "Progress", "SearchJob", "SearchReport", "ServeJob", "SettingRow", "Traffic",
+    "TuneJob", "TuneReport", "VerifyJob", "VerifyReport",
 ]  # fmt: skip
