@@ -341,8 +341,6 @@ def _write_pgvector(run: _Run, target: _Target) -> None:
         f"CREATE TABLE {PG_TABLE} ({', '.join(columns)});\n"
         f"\\copy {PG_TABLE} FROM '{PGVECTOR}' WITH (FORMAT csv, HEADER)\n"
     )
-    with target.open_file(PGVECTOR_LOAD) as file:
-        file.write(load.encode())
     with target.open_file(PGVECTOR) as file:
         file.write(_format_lines([[*run.schema.names, *run.columns]]))
         for rows, blocks in run.read():
@@ -353,6 +351,8 @@ def _write_pgvector(run: _Run, target: _Target) -> None:
                     for name in run.columns
                 ]
                 file.write(_format_lines([list(row) for row in zip(*values, *vectors, strict=True)]))
+    with target.open_file(PGVECTOR_LOAD) as file:
+        file.write(load.encode())
 
 
 def _find_sql_type(kind: pa.DataType) -> str:
