@@ -125,6 +125,9 @@ def _is_same_input(manifest: Manifest, job: EmbedJob) -> bool:
     shards = source.shards(job.policy.shard_size, ignored, job.limit, iter(()), Path(job.output))
     with tempfile.TemporaryDirectory() as folder:
         plan = write_plan(Path(folder), shards, ignored, has_base=True)
+    earlier = read_plan(Path(job.output))
+    if earlier is None or earlier.ignored != plan.ignored:  # a video that is new is no entry, but counts
+        return False
     return plan.fingerprint == manifest.input_fingerprint
 
 

@@ -106,7 +106,7 @@ class _Reader:
                 continue
             listed += len(shard.entries)
             paths = [self._store.files.path(folder, index) for folder in (EMBEDDINGS, FAILURES)]
-            if all(path.exists() or path.is_symlink() for path in paths):
+            if self._store.files.has(index) or any(path.is_symlink() for path in paths):
                 yield from self._check_shard(shard)
             else:
                 self._missing.append(index)

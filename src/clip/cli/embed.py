@@ -9,17 +9,20 @@ from typing import Any, get_args
 import click
 
 from ..errors import spell_arguments
-from ..jobs.embed import EmbedJob, EmbedReport, Progress
+from ..jobs.embed import EmbedJob, EmbedReport, Estimate, Listing, Progress
 from ..jobs.fields import nest
 from ..jobs.options import FAST_COSINE
 from ..records import Kind
 from .exit_codes import EXIT_WITH_FAILURES
 from .failures import list_first
 from .flags import GroupedCommand, grouped, job_option, spell_as_flags, split_names
-from .progress import Reporter, Style, describe_ignored, describe_listing, say, summarise
+from .progress import HOUR_S, Reporter, Style, describe_ignored, describe_listing, format_duration, say, summarise
 
 PROGRESS_HELP = "Progress on stderr: a bar on a terminal and lines elsewhere (auto), lines, JSON lines, or none."
+ESTIMATE_HELP = "With --dry-run: embed some of the images, and say how long all take on this machine."
+PRICE_HELP = "With --estimate: what the machine costs in an hour; the estimate says what the run costs."
 MAX_NAMED = 8  # parts in a line
+TOLERATE_HELP = "Exit with 0, not 3, where images failed, but no more than --max-failures allows."
 RAW_HELP = "Write features as the model gives them, instead of vectors of unit length."
 EXAMPLES = (
     "clip embed photos/ -o out/",
@@ -83,13 +86,27 @@ REPORT = partial(grouped, "What to say")
 @WRITE("policy.save_seconds", "--save-seconds", metavar="S")
 @WRITE("part", "--part", metavar="I/N|auto")
 @FAILURES("max_failures", "--max-failures", metavar="N|P%")
+@grouped("Failures", "--tolerate", is_flag=True, help=TOLERATE_HELP)
 @FAILURES("on_failure", "--on-failure")
 @FAILURES("isolate", "--isolate")
 @FAILURES("max_seconds", "--max-seconds", metavar="S")
 @REPORT("--dry-run", is_flag=True, help="List the input, and stop.")
+@REPORT("--estimate", is_flag=True, help=ESTIMATE_HELP)
+@REPORT("--price-per-hour", metavar="X", type=float, help=PRICE_HELP)
 @REPORT("--progress", type=click.Choice(get_args(Style)), default="auto", show_default=True, help=PROGRESS_HELP)
 @REPORT("--json", "as_json", is_flag=True, help="Write the summary as one JSON object, also to stdout.")
-def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: bool, **options: Any) -> int:
+def embed(
+    *,
+    raw: bool,
+    fast: bool,
+    dry_run: bool,
+    tolerate: bool,
+    estimate: bool,
+    price_per_hour: float | None,
+    progress: Style,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Turn images, texts, or pairs of them into Parquet files of vectors.
 
     INPUT is a folder, a quoted pattern, a list (.txt, .csv, .tsv, .ndjson, - for stdin), an archive (.tar, .tar.gz,
@@ -102,8 +119,15 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
     interrupted, at most a minute before its end. Exit code 0: all images have vectors; 3: some are failure rows, or
     HEIC, RAW photos or videos that are not read; 1: the run failed; 2: it did not begin.
     """
+    if (estimate and not dry_run) or (price_per_hour is not None and not estimate):
+        missing = "--dry-run" if estimate else "--estimate"
+        raise click.UsageError(f"found {'--estimate' if estimate else '--price-per-hour'} without {missing}. Add it.")
+    if price_per_hour is not None and not price_per_hour >= 0:
+        raise click.UsageError(f"found --price-per-hour {price_per_hour}, expected 0 or more. Pass another.")
     if fast and options["min_cosine"] is not None:
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
+    if tolerate and options["max_failures"] is None:
+        raise click.UsageError("found --tolerate without --max-failures, expected both. Pass --max-failures 1%, say.")
     options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
     job = EmbedJob(**nest(EmbedJob, {**options, "policy__normalize": not raw}))
     if not dry_run:  # which needs no weights
@@ -111,14 +135,20 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         from ..batch.opening import refuse_early
 
         if (finished := find_finished(job)) is not None:
-            return _end(finished, job.kind, progress, as_json=as_json, words="nothing to do: ")
+            code = _end(finished, job.kind, progress, as_json=as_json, words="nothing to do: ")
+            return _forgive(job, finished, code, tolerate=tolerate)
         refuse_early(job)
     from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
     from ..batch import planning
 
     if dry_run:
         listing = planning.count(job)
-        summarise(asdict(listing) if as_json else describe_listing(listing, job.kind))
+        estimated = _estimate(job, listing) if estimate else None
+        if as_json:
+            summarise(asdict(listing) | (_price(estimated, job, price_per_hour) if estimated else {}))
+            return 0
+        words = f"; {_describe_estimate(estimated, job, price_per_hour)}" if estimated else ""
+        summarise(f"{describe_listing(listing, job.kind)}{words}")
         return 0
     model = job.model_options
     if model.untrained is not None:
@@ -137,7 +167,13 @@ def embed(*, raw: bool, fast: bool, dry_run: bool, progress: Style, as_json: boo
         from .sketch import warn_of_photographs
 
         warn_of_photographs(Store(report.output))
-    return _end(report, job.kind, progress, as_json=as_json)
+    return _forgive(job, report, _end(report, job.kind, progress, as_json=as_json), tolerate=tolerate)
+
+
+def _forgive(job: EmbedJob, report: EmbedReport, code: int, *, tolerate: bool) -> int:
+    """Return 0 for a run whose failures the user allowed, else its exit code; kinds that are not read still count."""
+    allowed = tolerate and not report.unread and report.failed <= job.allowed_failures(report.read)
+    return 0 if allowed else code
 
 
 def _end(report: EmbedReport, kind: Kind, progress: Style, *, as_json: bool, words: str = "") -> int:
@@ -151,6 +187,30 @@ def _end(report: EmbedReport, kind: Kind, progress: Style, *, as_json: bool, wor
             say(line)
     summarise(asdict(report) if as_json else words + _describe_report(report, kind))
     return EXIT_WITH_FAILURES if report.failed or report.unread else 0
+
+
+def _estimate(job: EmbedJob, listing: Listing) -> Estimate:
+    from ..batch.estimate import estimate
+
+    return estimate(job, listing)
+
+
+def _price(estimate: Estimate, job: EmbedJob, price_per_hour: float | None) -> dict[str, Any]:
+    """Return an estimate as a record; the price is that of all parts."""
+    if price_per_hour is None or estimate.seconds is None:
+        return asdict(estimate)
+    parts = job.share.count if job.share else 1
+    return asdict(estimate) | {"price": round(estimate.seconds * parts / HOUR_S * price_per_hour, 4)}
+
+
+def _describe_estimate(estimate: Estimate, job: EmbedJob, price_per_hour: float | None) -> str:
+    rate = f"{estimate.images_per_s:,.1f} images/s, measured on {estimate.measured:,}"
+    if estimate.seconds is None:
+        return f"{rate}; how many images there are is not known"
+    price = _price(estimate, job, price_per_hour).get("price")
+    parts = f" for each of {job.share.count:,} parts" if job.share else ""
+    words = f"about {format_duration(round(estimate.seconds))}{parts} at {rate}"
+    return words if price is None else f"{words}, for {price:,.2f} at {price_per_hour:g} an hour"
 
 
 def _describe_report(report: EmbedReport, kind: Kind) -> str:

@@ -158,7 +158,7 @@ class Reporter:
     def _show_rate(self) -> None:
         if self._speed and self._bar.bar_format in (BAR, COUNT):
             rate, left = self._speed.rate(time.monotonic()), self._speed.seconds_left(time.monotonic())
-            words = [f"{rate:.1f} {self._kind}/s", *([f"{_format_duration(left)} left"] if left is not None else [])]
+            words = [f"{rate:.1f} {self._kind}/s", *([f"{format_duration(left)} left"] if left is not None else [])]
             self._bar.set_postfix_str(", ".join([*words, f"failed={self._failed}"]), refresh=False)
 
 
@@ -241,10 +241,11 @@ def _format_event(event: dict[str, Any], kind: Kind) -> str:
     shards = "" if event["total"] is not None else f" in {event['shard']:,} of {event['shards']:,} shards"
     done = f"{event['read']:,}{total} {kind}{shards}, failed {event['failed']:,}"
     left = event["seconds_left"]
-    return f"{done}, {event[f'{kind}_per_s']} {kind}/s" + ("" if left is None else f", {_format_duration(left)} left")
+    return f"{done}, {event[f'{kind}_per_s']} {kind}/s" + ("" if left is None else f", {format_duration(left)} left")
 
 
-def _format_duration(seconds: int) -> str:
+def format_duration(seconds: int) -> str:
+    """Return a duration in the largest units that it has two of."""
     if seconds < 2 * MINUTE_S:
         return f"{seconds} s"
     if seconds < 2 * HOUR_S:

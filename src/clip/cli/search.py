@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ def find(*, words: tuple[str, ...], **options: Any) -> None:
     short_help="Find rows of an output by texts, images or a vector.",
     examples=('clip search out/ "a red boat" --not "a car" -n 5',),
 )
-@click.argument("output", metavar="OUT|FOLDER")
+@click.argument("output", metavar="OUT...|FOLDER")
 @click.argument("words", metavar="[TEXT]...", nargs=-1)
 @_with(_QUERY)
 @_with(_ANSWER)
@@ -119,9 +120,11 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     """Find the images of OUT that are nearest to texts, images or a vector.
 
     OUT is a folder that `clip embed` wrote; a FOLDER of images is indexed and searched as by `clip find`. Each hit has
-    an id, a path and a score, which is the cosine to the query. The search is exact. Exit code 0: done, with or without
-    hits; 1: the search failed; 2: it did not begin.
+    an id, a path and a score, which is the cosine to the query. Several outputs of the same weights are searched as
+    one. The search is exact. Exit code 0: done, with or without hits; 1: the search failed; 2: it did not begin.
     """
+    outputs = [output, *takewhile(is_output, words)]
+    words = words[len(outputs) - 1 :]
     options["texts"] += words
     if options["root"] is None and _is_folder_of_images(output):
         del options["root"], options["fetch"]
@@ -130,7 +133,7 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
         return
     form = choose_form(**{name: options.pop(name) for name in ("as_json", "as_csv", "plain", "print0")})
     shown = {name: options.pop(name) for name in ("previews", "opens")}
-    job = SearchJob(output=output, **options)
+    job = SearchJob(output=output if len(outputs) == 1 else outputs, **options)
     from ..retrieval import search as search_module
     from ..store.manifest import MANIFEST, read_manifest
     from .sketch import warn_of_words

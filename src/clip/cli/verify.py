@@ -18,7 +18,7 @@ EXAMPLES = ("clip verify out/ --sample 100",)
 
 
 @click.command(cls=GroupedCommand, short_help="Read vectors back, and check them.", examples=EXAMPLES)
-@click.argument("output", metavar="OUT")
+@click.argument("output", metavar="OUT...", nargs=-1, required=True)
 @click.option(
     "--sample", metavar="N", type=int, default=0, show_default=True, help="Also embed N images again and compare."
 )
@@ -30,14 +30,18 @@ EXAMPLES = ("clip verify out/ --sample 100",)
 @click.option("--root", metavar="DIR", help=ROOT_HELP)
 @click.option("--fetch", is_flag=True, help="Ask servers for images of the sample that are there.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object to stdout.")
-def verify(*, as_json: bool, **options: Any) -> int:
+def verify(*, output: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Read OUT back, and compare it with its listing, its manifest, and with some of the images.
 
     OUT is a folder that `clip embed` wrote. Every file is read, and compared with its checksums. Each listed id must
     occur once, as a row or as a failure row; vectors must be finite and of the length that the manifest says. Exit code
-    0: no problem; 1: there are problems, each a line on stdout.
+    0: no problem; 1: there are problems, each a line on stdout. Several outputs are verified one after another.
     """
-    job = VerifyJob(**options)
+    jobs = [VerifyJob(output=one, **options) for one in output]
+    return max(_verify(job, as_json=as_json, several=len(jobs) > 1) for job in jobs)
+
+
+def _verify(job: VerifyJob, *, as_json: bool, several: bool) -> int:
     from ..batch import verify as verify_module
 
     report = verify_module.verify(job)
@@ -45,7 +49,7 @@ def verify(*, as_json: bool, **options: Any) -> int:
         click.echo(to_json(asdict(report)))
     else:
         for problem in report.problems:
-            click.echo(f"{problem.where}: {problem.what}")
+            click.echo(f"{f'{report.output}/' if several else ''}{problem.where}: {problem.what}")
     for note in report.notes:
         say(note)
     cosine = "" if report.min_cosine is None else f", min cosine {report.min_cosine:.6f}"

@@ -236,6 +236,19 @@ class Listing:
 
 @documented
 @dataclass(frozen=True)
+class Estimate:
+    """How long a run would take on this machine."""
+
+    measured: int
+    """Images that were embedded to measure."""
+    images_per_s: float
+    """From files to vectors."""
+    seconds: float | None
+    """For all images, or for those of one part; None where an archive does not say how many it holds."""
+
+
+@documented
+@dataclass(frozen=True)
 class Progress:
     """How far a run is."""
 

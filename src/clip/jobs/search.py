@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..records import STDIN
 from .fields import documented
-from .options import check_place
+from .options import check_place, list_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 MAX_SHEET = 1_000  # images on a contact sheet, 75 million pixels
@@ -23,8 +24,8 @@ SHEET_ENDINGS = {"contact_sheet": (".png",), "html": (".html", ".htm")}
 class SearchJob:
     """A query over an output. Texts, images and the vector are averaged; negative texts are subtracted."""
 
-    output: str | Path
-    """The folder that `clip.embed` wrote."""
+    output: str | Path | Sequence[str | Path]
+    """The folder that `clip.embed` wrote; or several of the same weights, which are searched as one."""
     texts: tuple[str, ...] = ()
     """Texts to find images of."""
     images: tuple[str, ...] = ()
@@ -67,6 +68,15 @@ class SearchJob:
             if self.k > MAX_SHEET:
                 raise InputError(f"`{name}`", f"found {self.k:,} hits", f"at most {MAX_SHEET:,}", "Pass a smaller `k`.")
         check_search(self.k, self.min_score)
+        if not self.outputs:
+            raise InputError("`output`", "found none", "one or several outputs", "Pass them.")
+        if self.root is not None and self.outputs[1:]:
+            raise InputError("`root`", "found several outputs", "one, whose images moved", "Search them one by one.")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs in `output`, as texts."""
+        return list_inputs(self.output)
 
 
 def check_search(k: int, min_score: float | None) -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # The outputs must agree in what vectors and columns depend on; what decided which entries there are may differ.
 FREE_KEYS = {"guards", "delimiter", "quoting", "shard_size"}
 MERGED_KEYS = tuple(key for key in COMPARED_KEYS if key not in FREE_KEYS)
+# What scores depend on: columns and number types of outputs that are searched together may differ.
+SEARCHED_KEYS = tuple(key for key in MERGED_KEYS if key not in {"dtype", "hashes", "keep", "long_text", "normalised"})
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,19 @@ def merge(job: MergeJob) -> MergeReport:
     return MergeReport(target, counts["read"], counts["written"], counts["failed"], linked, copied)
 
 
+def check_alike(first: Store, other: Store, keys: tuple[str, ...] = SEARCHED_KEYS) -> None:
+    """Raise StoreMismatchError where two outputs differ in what they must have in common, naming the first field."""
+    mine, theirs = first.manifest, other.manifest
+    difference = mine.first_difference(theirs, keys)
+    has_column = [(manifest.warnings, manifest.text_warnings) for manifest in (mine, theirs)]
+    if difference is None and keys != SEARCHED_KEYS and has_column[0] != has_column[1]:
+        difference = ("warnings", *has_column)
+    if difference is not None:
+        key, *values = difference
+        found, expected = f"holds a run whose {key} is {values[1]!r:.60}", f"{values[0]!r:.60} as in {first.path}"
+        raise StoreMismatchError(other.path, found, expected, "Leave it out, or embed its images again.")
+
+
 def _open(name: str) -> _Output:
     store = Store(name)
     plan = read_plan(store.path)
@@ -118,18 +133,8 @@ def _open(name: str) -> _Output:
 def _combine(manifests: list[Manifest], outputs: list[_Output], target: Path) -> tuple[Manifest, list[_Output]]:
     """Return the manifest of the result, and the outputs with their prefixes. Raises: StoreMismatchError."""
     first = manifests[0]
-    for output, manifest in zip(outputs[1:], manifests[1:], strict=True):
-        keys = (*MERGED_KEYS, "duplicate_ids")
-        difference = first.first_difference(manifest, keys)
-        if difference is None and (first.warnings, first.text_warnings) != (manifest.warnings, manifest.text_warnings):
-            difference = ("warnings", first.warnings, manifest.warnings)
-        if difference is not None:
-            key, mine, theirs = difference
-            found, expected = (
-                f"holds a run whose {key} is {theirs!r:.60}",
-                f"{mine!r:.60} as in {outputs[0].store.path}",
-            )
-            raise StoreMismatchError(output.store.path, found, expected, "Leave it out, or embed its images again.")
+    for output in outputs[1:]:
+        check_alike(outputs[0].store, output.store, (*MERGED_KEYS, "duplicate_ids"))
     bases = [manifest.find_base(output.store.path) for output, manifest in zip(outputs, manifests, strict=True)]
     base = os.path.commonpath(bases) if all(map(os.path.isabs, bases)) else ""
     if len(set(bases)) == 1:
@@ -187,9 +192,7 @@ def _share(outputs: list[_Output]) -> list[_Piece] | None:
 def _has(output: _Output, index: int, fingerprint: str) -> bool:
     files = output.store.files
     paths = [files.path(folder, index) for folder in (EMBEDDINGS, FAILURES)]
-    return all(path.exists() for path in paths) and {files.summarise(path).fingerprint for path in paths} == {
-        fingerprint
-    }
+    return files.has(index) and {files.summarise(path).fingerprint for path in paths} == {fingerprint}
 
 
 def _follow(outputs: list[_Output]) -> Iterator[_Piece]:

@@ -183,10 +183,9 @@ class StoreWriter:
 
         Raises:  StoreError for a file that cannot be read.
         """
-        paths = self._paths(index)
-        if not all(path.exists() for path in paths):
+        if not self.parts.has(index):
             return None
-        fingerprints = {self.parts.summarise(path).fingerprint for path in paths}
+        fingerprints = {self.parts.summarise(path).fingerprint for path in self._paths(index)}
         return fingerprints.pop() if len(fingerprints) == 1 else None
 
     def is_done(self, index: int, fingerprint: str) -> bool:

@@ -138,4 +138,4 @@ def test_the_clock_of_a_terminal_moves_while_nothing_is_reported(
     [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7260, "2 h 1 min"), (200_000, "2 days 7 h")],
 )
 def test_a_time_left_is_told_as_people_would(seconds: int, words: str) -> None:
-    assert progress._format_duration(seconds) == words
+    assert progress.format_duration(seconds) == words
