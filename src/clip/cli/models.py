@@ -14,7 +14,8 @@ from .flags import GroupedCommand
 from .json_lines import to_json
 
 DEVICES_HELP = "List this machine's devices instead, with libraries and precisions; the first is what reference means."
-MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached"
+FIGURES_HEAD = f"{'dim':>5}{'pixels':>8}{'parameters':>15}{'GFLOPs':>9}{'MB':>8}{'ImageNet':>10}"
+MODELS_HEAD = f"{'name':<33}{FIGURES_HEAD}  {'licence':<30}cached"
 CHECK_HELP = (
     "Check the model NAME on this machine instead: pixels, tokens, each precision beside the network in float64, and "
     "what OpenAI's ViT-B/32 gave where published; exit code 1 where something differs."
@@ -34,7 +35,9 @@ EXAMPLES = ("clip models", "clip models --check ViT-B/32")
 def models(
     *, as_json: bool, devices: bool, check: str | None, architecture: str | None, download_root: str | None
 ) -> int:
-    """List the models that OpenAI released, and the small one that is included; or the devices of this machine.
+    """List the models that OpenAI released, others that have a short name, and the small one that is included.
+
+    ImageNet is the zero-shot accuracy that is published, in percent; --json has its source, and repositories.
 
     The last column has the path of the weights, where they are on this machine.
     """
@@ -45,7 +48,8 @@ def models(
     from ..engine.devices import list_devices
     from ..weights import catalog
 
-    rows = list_devices() if devices else [*catalog.list_models(download_root), catalog.describe_sketch()]
+    known = [] if devices else [*catalog.list_models(download_root), *catalog.list_published()]
+    rows = list_devices() if devices else [*known, catalog.describe_sketch()]
     if as_json:
         for row in rows:
             click.echo(to_json(asdict(row)))
@@ -80,9 +84,10 @@ def _format_device(row: DeviceRow) -> str:
 
 
 def _format_model(row: ModelRow) -> str:
-    decimals = 1 if row.gflops >= 1 else 3
+    gflops = "-" if row.gflops is None else f"{row.gflops:.{1 if row.gflops >= 1 else 3}f}"
+    imagenet = "-" if row.imagenet is None else f"{row.imagenet:.1f}"
     line = (
-        f"{row.name:<16}{row.dim:>5}{row.resolution_px:>8}{row.parameters:>13,}{row.gflops:>9.{decimals}f}"
-        f"{row.size_bytes / 1e6:>7.0f}  {row.licence:<9}{row.cached or 'no'}"
+        f"{row.name:<33}{row.dim:>5}{row.resolution_px:>8}{row.parameters:>15,}{gflops:>9}"
+        f"{row.size_bytes / 1e6:>8.0f}{imagenet:>10}  {row.licence:<30}{row.cached or 'no'}"
     )
-    return f"\n{line}\n{'':<16}{row.note}" if row.note else line
+    return f"\n{line}\n{'':<33}{row.note}" if row.note else line

@@ -79,13 +79,19 @@ class ModelRow:
     """Side of the square images it reads."""
     parameters: int
     """Number of parameters in both towers."""
-    gflops: float
-    """Billions of operations for one image; a multiplication and an addition count as two."""
+    gflops: float | None
+    """Billions of operations for one image; a multiplication and an addition count as two; None where unpublished."""
     size_bytes: int
-    """Size of its file; for a released model of OpenAI's archive."""
+    """Size of its file; for a released model of OpenAI's archive, for others four bytes a parameter."""
     licence: str
     """Licence of the weights."""
     cached: str | None
     """Path on this machine; None where it is not here."""
     note: str = ""
     """What else a user should know."""
+    imagenet: float | None = None
+    """Zero-shot accuracy on ImageNet in percent, as published; None where `source` has none."""
+    source: str = ""
+    """Where that figure is published."""
+    repository: str = ""
+    """The repository of the Hugging Face Hub that a name stands for; no commit of it is pinned."""

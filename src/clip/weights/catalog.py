@@ -9,9 +9,11 @@ from ..errors import CheckpointError, WeightsMissingError
 from ..jobs.models import Fetched, FetchJob, ModelRow
 from ..network.records import HEADER_KEY
 from . import locate
-from .releases import LICENCE, RELEASES, Release
+from .published import PUBLISHED, RESTRICTED, RESULTS
+from .releases import IMAGENET, LICENCE, RELEASES, Release
 from .spellings import find_spelled
 
+BYTES_A_PARAMETER = 4  # in the files of others, which are fp32
 SKETCH_NOTE = "knows drawn shapes only; for photographs use ViT-B/32"
 
 
@@ -27,9 +29,35 @@ def list_models(download_root: str | None = None) -> list[ModelRow]:
             size_bytes=release.size_bytes,
             licence=LICENCE,
             cached=find_cached(release, download_root),
+            imagenet=IMAGENET[name],
+            source=RESULTS,
         )
         for name, release in RELEASES.items()
     ]
+
+
+def list_published() -> list[ModelRow]:
+    """Return the models of others that have a short name here. Of the Hub's cache only the folder is looked for."""
+    rows: list[ModelRow] = []
+    for name, model in PUBLISHED.items():
+        folder = locate.find_repository(model.repository)
+        restriction = RESTRICTED.get(model.licence)
+        rows.append(
+            ModelRow(
+                name=name,
+                dim=model.dim,
+                resolution_px=model.resolution_px,
+                parameters=model.parameters,
+                gflops=model.gflops,
+                size_bytes=BYTES_A_PARAMETER * model.parameters,
+                licence=f"{model.licence} ({restriction})" if restriction else model.licence,
+                cached=str(folder) if folder else None,
+                imagenet=model.imagenet,
+                source=RESULTS if model.imagenet else "",
+                repository=model.repository,
+            )
+        )
+    return rows
 
 
 def describe_sketch() -> ModelRow:

@@ -120,7 +120,7 @@ def draw_checkpoint(name: str, seed: int) -> Checkpoint:
     released = find_spelled(name, RELEASES)
     siglip = find_siglip(name)
     if released is None and siglip is None:
-        remedy = "Pass a released name, or one of open_clip's SigLIPs, to draw its weights."
+        remedy = "Pass a released name to draw its weights, or one of open_clip's SigLIPs."
         raise UnknownModelError(f"model {name!r}", "not found", f"one of {[*RELEASES, *SIGLIP_NAMES]}", remedy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

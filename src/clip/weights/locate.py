@@ -21,6 +21,7 @@ from ..tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE
 from .configurations import MAX_JSON_BYTES
 from .download import NOT_KNOWN, fetch, knows_host
 from .folders import SENTENCE_MODULES, list_parts, name_clip_folder
+from .published import PUBLISHED, find_published
 from .releases import RELEASES, Release
 from .spellings import find_spelled, suggest
 
@@ -89,6 +90,8 @@ def locate(
         return _fetch_snapshot(repository, revision or None)
     if _is_there(name):
         return Path(os.fspath(name))
+    if (published := find_published(os.fspath(name))) is not None:
+        return _fetch_snapshot(PUBLISHED[published].repository, None)
     if (released := find_spelled(os.fspath(name), urls)) is not None:
         return _locate_release(released, urls[released], download_root, download or ensure_cached)
     raise _make_unknown(name, urls)
@@ -96,7 +99,9 @@ def locate(
 
 def check_name(name: str) -> None:
     """Raise UnknownModelError for what `locate` would not know, without looking for weights of what it would."""
-    if name in URLS or name == SKETCH or name.startswith(HUB_PREFIX) or _is_there(name) or find_spelled(name, URLS):
+    if name in URLS or name == SKETCH or name.startswith(HUB_PREFIX) or _is_there(name):
+        return
+    if find_published(name) or find_spelled(name, URLS):
         return
     raise _make_unknown(name, URLS)
 
@@ -109,7 +114,7 @@ def _is_there(name: str | os.PathLike[str]) -> bool:
 
 def _make_unknown(name: str | os.PathLike[str], urls: Mapping[str, str]) -> UnknownModelError:
     expected = f"the path of weights, {HUB_PREFIX}ORG/NAME, {SKETCH!r}, or one of {list(urls)}"
-    near = suggest(os.fspath(name)[:MAX_SHOWN], urls)
+    near = suggest(os.fspath(name)[:MAX_SHOWN], [*urls, *PUBLISHED])
     remedy = (f"Did you mean {near!r}? " if near else "") + "Use one of these names, or check the path."
     return UnknownModelError(f"model {os.fspath(name)[:MAX_SHOWN]!r}", "not found", expected, remedy)
 
@@ -122,6 +127,8 @@ def locate_here(name: str) -> str:
     Raises:  WeightsMissingError for a repository that is not there, and for a path on another machine.
     """
     remedy = "Pass it as `model` to fetch it, or pass the path of a copy."
+    if (published := find_published(name)) and not _is_there(name):
+        name = HUB_PREFIX + PUBLISHED[published].repository
     if name.startswith(HUB_PREFIX):
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         try:
@@ -224,6 +231,13 @@ def _locate_release(name: str, url: str, root: str | os.PathLike[str] | None, do
         f"The model {SKETCH!r} needs no download: clip demo shows it."
     )
     raise WeightsMissingError(name, f"no source has the weights:{lines}", remedy=remedy)
+
+
+def find_repository(repository: str) -> Path | None:
+    """Return the folder of a repository in the Hub's own cache, without using the network."""
+    with suppress(DownloadError):
+        return _fetch_snapshot(repository, None, cached_only=True)
+    return None
 
 
 def find_cached_copy(release: Release) -> Path | None:

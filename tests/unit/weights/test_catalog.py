@@ -13,7 +13,8 @@ from kit.in_process import Run
 import clip.clip
 from clip.errors import CheckpointError, InputError, UnknownModelError, WeightsMissingError
 from clip.jobs.models import FetchJob
-from clip.weights import catalog, locate, releases
+from clip.weights import catalog, locate, published, releases
+from clip.weights.architectures import find_architecture
 from clip.weights.checkpoints import read_checkpoint
 
 
@@ -36,7 +37,10 @@ def test_the_nine_are_listed_with_what_they_cost_and_where_they_are(cache: Path,
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (0, "")
     own = rows.pop()
+    others, rows = rows[9:], rows[:9]
+    assert [row["name"] for row in others] == list(published.PUBLISHED)
     assert [row["name"] for row in rows] == clip.clip.available_models()
+    assert all(row["imagenet"] and row["source"] for row in rows)
     assert [row["cached"] for row in rows] == [str(cache / "RN50.pt")] + [None] * 8
     assert {row["note"] for row in rows} == {""}
     assert (own["name"], own["note"]) == ("sketch", "knows drawn shapes only; for photographs use ViT-B/32")
@@ -48,9 +52,46 @@ def test_the_nine_are_listed_with_what_they_cost_and_where_they_are(cache: Path,
         assert row["parameters"] == sum(p.numel() for p in formula.layout(architecture).parameters())
         assert (row["dim"], row["resolution_px"]) == (architecture.embed_dim, architecture.image_resolution)
     table = run("models", "--download-root", str(cache))[1].splitlines()
-    assert len(table) == 13
-    assert table[10] == ""
-    assert table[12].strip() == own["note"]
+    assert len(table) == 13 + len(others)
+    assert table[-3] == ""
+    assert table[-1].strip() == own["note"]
+    assert sum("for research only" in line for line in table) == 4
+
+
+@pytest.mark.parametrize("name", published.PUBLISHED)
+def test_what_is_said_of_a_model_of_others_is_what_its_networks_name_says(name: str) -> None:
+    """Its shapes, by open_clip's configuration; the parameters to the 10,000 that open_clip rounds to."""
+    model, network = published.PUBLISHED[name], name.partition("/")[0]
+    architecture = find_architecture(network)
+    assert architecture is not None
+    assert (model.dim, model.resolution_px) == (architecture.embed_dim, architecture.image_resolution)
+    count = sum(p.numel() for p in formula.layout(architecture).parameters())
+    assert abs(count - model.parameters) <= 10_000
+
+
+def test_a_short_name_is_known_in_both_spellings_and_stands_for_a_repository(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetch(repository: str, revision: str | None, *, cached_only: bool = False) -> Path:
+        asked.append(f"{repository} {revision} {cached_only}")
+        return cache
+
+    monkeypatch.setattr(locate, "_fetch_snapshot", fetch)
+    wanted = "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"
+    for name in (
+        "ViT-B-32-256/datacomp_s34b_b86k",
+        "ViT-B-32-256__datacomp_s34b_b86k",
+        "vit-b-32-256:DataComp_s34b_b86k",
+    ):
+        locate.check_name(name)
+        assert locate.locate(name) == cache
+        assert asked.pop() == f"{wanted} None False"
+    locate.locate_here("ViT-B-32-256/datacomp_s34b_b86k")  # of a manifest: nobody is asked
+    assert asked.pop() == f"{wanted} None True"
+    with pytest.raises(UnknownModelError, match="Did you mean 'ViT-B-32-256/datacomp_s34b_b86k'"):
+        locate.check_name("ViT-B-32-256/datacomp_s34b")
 
 
 def test_the_sketch_model_is_small_and_needs_no_network_and_no_cache(tmp_path: Path) -> None:
