@@ -19,6 +19,7 @@ from ..errors import ClipError
 from ..parallel import check_resources
 from .classify import classify
 from .demo import demo
+from .duplicates import duplicates
 from .embed import embed
 from .exit_codes import EXIT_FAILED, EXIT_REFUSED, REFUSALS
 from .export import export
@@ -31,6 +32,7 @@ from .progress import say
 from .search import search
 from .serve import serve
 from .signals import InterruptedBySignal, interruptible
+from .stats import stats
 from .tune import tune
 from .verify import verify
 
@@ -42,7 +44,22 @@ def cli(debug: bool) -> None:
     """Turn images and texts into CLIP vectors: the same vectors as OpenAI's, in bulk."""
 
 
-for command in (embed, failures, verify, export, search, index, classify, serve, tune, models, fetch, demo):
+for command in (
+    embed,
+    failures,
+    verify,
+    export,
+    search,
+    index,
+    duplicates,
+    stats,
+    classify,
+    serve,
+    tune,
+    models,
+    fetch,
+    demo,
+):
     cli.add_command(command)
 
 
