@@ -41,10 +41,13 @@ format: install
 bench: install
 	$(BIN)/python bench/run.py $(BENCH)
 
-# About an hour: a thousand kills, and a job of a million pictures. Figures go into LOG.md.
+# About an hour: a thousand kills, a hundred of eight processes that share a run, and a job of a million pictures. Figures go into LOG.md.
 SOAK ?= /tmp/clip-turbo-soak
 soak: install
 	CLIP_SOAK_KILLS=1000 $(BIN)/pytest tests/fault/batch/test_kill.py
+	CLIP_SOAK_REQUESTS=100000 $(BIN)/pytest tests/fault/serve/test_soak.py
+	CLIP_SOAK_PART_KILLS=100 $(BIN)/pytest tests/fault/batch/test_parts_killed.py
+	CLIP_SOAK_POWER=50 $(BIN)/pytest tests/fault/batch/test_power_cut.py
 	$(BIN)/python bench/scale.py --work $(SOAK)
 	$(BIN)/python bench/scale.py --work $(SOAK) --model ViT-B/32 --untrained
 

@@ -6,7 +6,8 @@ Embeds a folder of tiny JPEGs (one pixel, 64 crops' worth of distinct names): th
 the parent does shows. With --sleep they are not decoded: each worker hands on a ready crop after so many milliseconds,
 as decoders of larger images would on a machine with as many cores as there are workers.
 
-  feed   CPU microseconds an image of the parent: dispatch, answers, batches, rows
+  feed   CPU microseconds an image of the parent: dispatch, answers, batches, rows; reading the plan and writing
+         parts, which are timed apart, are taken off
   whole  the same with listing, the plan and the writing of parts
   rate   images/s of the whole run after the workers have started
 """
@@ -20,39 +21,28 @@ import resource
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
 import paths  # noqa: F401
 from PIL import Image
+from sleeping import SleepingDecoding
 
 import clip
 from clip.batch import embed as embedding
 from clip.batch import run as running
-from clip.batch.decode import Answer, Chunk, Decoding
+from clip.batch.decode import Decoding
 from clip.jobs.embed import EmbedJob
 from clip.jobs.options import ModelOptions, PixelMode
-from clip.records import Row
+from clip.store.part_writer import PartWriter
+from clip.store.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MODEL = "sketch"
-
-
-@dataclass(frozen=True)
-class SleepingDecoding(Decoding):
-    """Hands on ready crops, a chunk after the time that decoding it would take."""
-
-    sleep_s: float = 0.0
-
-    def decode_chunk(self, chunk: Chunk, reserve: object = None) -> Answer:
-        """Do as the class says; nothing is reserved."""
-        del reserve
-        time.sleep(self.sleep_s * len(chunk.entries))
-        chunk.crops[:] = 128
-        rows = [Row(entry.id, entry.path, 1, 1, "JPEG", 1) for entry in chunk.entries]
-        return Answer([*rows], [1] * len(rows))
 
 
 class IdleEncoder(clip.Encoder):
@@ -78,17 +68,42 @@ def make_folder(root: Path, images: int) -> None:
         (folder / f"{number:07}.jpg").write_bytes(buffer.getvalue())
 
 
+class Apart:
+    """CPU time of calls that are counted apart."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that adds its thread's time to this."""
+
+        def call(*given: Any) -> Any:
+            before = time.thread_time()
+            try:
+                return function(*given)
+            finally:
+                self.seconds += time.thread_time() - before
+
+        return call
+
+
 def measure(job: EmbedJob, sleep_s: float | None) -> tuple[float, float, float]:
     """Return microseconds an image of the feed alone and of the whole run, and images/s."""
     marks: list[tuple[int, float, float]] = []  # images read, the parent's CPU time, the clock
+    apart = Apart()
 
     def note(progress: Any) -> None:
         if progress.listing is None:
-            marks.append((progress.read, time.process_time(), time.perf_counter()))
+            marks.append((progress.read, time.process_time() - apart.seconds, time.perf_counter()))
 
     decoding = Decoding if sleep_s is None else lambda *given: SleepingDecoding(*given, sleep_s=sleep_s)
     before = time.process_time()
-    with patch.object(embedding, "load_encoder", load_idle), patch.object(running, "Decoding", decoding):
+    with (
+        patch.object(embedding, "load_encoder", load_idle),
+        patch.object(running, "Decoding", decoding),
+        patch.object(Plan, "shard", apart.timed(Plan.shard)),
+        patch.object(PartWriter, "add", apart.timed(PartWriter.add)),
+    ):
         encoder_s = _encoder_seconds()
         report = clip.embed(job, note)
     whole = (time.process_time() - before - 2 * encoder_s) / report.written * 1e6
@@ -138,6 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import feed  # so that other processes find SleepingDecoding by this name
-
-    feed.main()
+    main()

@@ -34,7 +34,7 @@ def _make_cells(option: click.Option, flags: str, text: str) -> list[str]:
         text, default = text[: match.start()], match["required"] or match["shown"]
     elif match := IN_WORDS.search(text):
         text, default = f"{text[: match.start()]}.", match["words"] or match["sentence"]
-    return [cell.replace("|", r"\|") for cell in (spelt, default, text)]
+    return [" ".join(cell.replace("|", r"\|").split()) for cell in (spelt, default, text)]
 
 
 def update_tables(page: str) -> str:

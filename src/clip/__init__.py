@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from .jobs import Hit as Hit
     from .jobs import IndexJob as IndexJob
     from .jobs import IndexReport as IndexReport
+    from .jobs import MergeJob as MergeJob
+    from .jobs import MergeReport as MergeReport
     from .jobs import SearchJob as SearchJob
     from .jobs import SearchReport as SearchReport
     from .jobs import StatsJob as StatsJob
@@ -53,6 +55,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from .retrieval.search import search as search
     from .retrieval.stats import stats as stats
     from .store.export import export as export
+    from .store.merge import merge as merge
     from .store.reader import Store as Store
 
 __version__ = "0.1.0"
@@ -69,7 +72,7 @@ _HOMES = {
         *("Classified", "ClassifyJob", "ClassifyReport"),
         *("Duplicate", "DuplicateGroup", "DuplicatesJob", "DuplicatesReport"),
         *("EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "Hit"),
-        *("IndexJob", "IndexReport", "SearchJob", "SearchReport"),
+        *("IndexJob", "IndexReport", "MergeJob", "MergeReport", "SearchJob", "SearchReport"),
         *("StatsJob", "StatsReport", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport"),
     ),
     "records": ("Failure",),
@@ -78,6 +81,7 @@ _HOMES = {
     "retrieval.search": ("Index", "index", "search"),
     "retrieval.stats": ("stats",),
     "store.export": ("export",),
+    "store.merge": ("merge",),
     "store.reader": ("Store",),
 }
 

@@ -101,13 +101,14 @@ class Encoder:
             checkpoint = read_checkpoint(locate.locate(model, download_root), architecture)
         else:
             checkpoint = draw_checkpoint(self.model_name, untrained)
-        self.source, self._files = checkpoint.source, checkpoint.files
-        self.tokenizer = checkpoint.tokenizer  # None for the vocabulary of the released models
+        self.source, self._files, self.tokenizer = checkpoint.source, checkpoint.files, checkpoint.tokenizer
         self.settings = checkpoint.preprocess
         self.resolution_px = self.settings.resolution_px
         self.architecture = asdict(checkpoint.architecture)
         self.dim = checkpoint.architecture.embed_dim
         self.logit_scale = float(checkpoint.state_dict["logit_scale"].float().exp())  # of cosines, before a softmax
+        bias = checkpoint.state_dict.get("logit_bias")
+        self.logit_bias = None if bias is None else float(bias.float())  # of a SigLIP, for a sigmoid
         self.device = backend.device
         self.precision: Precision = precision
         self.decode: PixelMode = decode  # how `embed_images` makes pixels of images

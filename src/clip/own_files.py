@@ -12,7 +12,7 @@ from .atomic_files import open_regular
 
 MANIFEST = "manifest.json"
 OUTPUT_NAMES = frozenset(
-    {MANIFEST, "embeddings", "failures", "_index", "_calibration.npy"}
+    {MANIFEST, "embeddings", "failures", "_index", "_journal", "_calibration.npy"}
     | {f"_plan{suffix}" for suffix in ("", ".new", ".merged", ".old", ".part")}
 )
 OUTPUT_KEYS = (b'"weights_sha256"', b'"preprocess"')  # near the begin of every manifest of ours

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .errors import ClipError
@@ -26,7 +28,7 @@ SHARD_VALUE_BYTES = 256_000_000  # of the copied values of a shard's entries, ca
 
 def utf8_path(path: str) -> str:
     r"""Return a path as valid UTF-8: other bytes become \\xNN; backslashes are doubled, to keep paths distinct."""
-    return as_utf8(path.replace("\\", "\\\\"))
+    return path if path.isascii() and "\\" not in path else as_utf8(path.replace("\\", "\\\\"))
 
 
 def as_utf8(text: str) -> str:
@@ -50,6 +52,23 @@ def shorten(path: str) -> str:
     except OSError:  # the current folder was removed
         return path
     return path[len(here) :] if path.startswith(here) else path
+
+
+def decode_path(path: str) -> bytes:
+    r"""Return the bytes that a file's path has on the disk; the opposite of `utf8_path`, where it wrote the path."""
+    spelt = re.compile(rb"\\(?:\\|x([0-9a-f]{2}))")
+    return spelt.sub(lambda match: bytes.fromhex(match[1].decode()) if match[1] else b"\\", os.fsencode(path))
+
+
+def link_to(path: str) -> str:
+    """Return the address of a path, for a browser or a terminal; for a member of an archive, the archive's."""
+    if "://" in path:
+        return path
+    name = os.path.abspath(decode_path(path))  # noqa: PTH100  of bytes
+    container = name.partition(b"!")[0]
+    if not os.path.lexists(name) and os.path.isfile(container):  # noqa: PTH113
+        name = container
+    return Path(os.fsdecode(name)).as_uri()
 
 
 def id_hash(own_id: str) -> int:

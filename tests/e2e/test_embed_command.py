@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -448,14 +449,18 @@ def test_a_signal_ends_the_run_with_its_code_and_finished_parts_are_kept(
         process.kill()
         process.wait()
     assert (process.returncode, stdout) == (code, ""), stderr
-    assert stderr.splitlines()[-1] == f"{words}; finished parts are kept"
+    last = stderr.splitlines()[-1]
+    kept = re.fullmatch(rf"{words}; ([\d,]+) of 10,000 images are kept; the same command goes on from there", last)
     assert "Traceback" not in stderr
     parts = sorted(os.listdir(out / "embeddings"))
     assert 3 <= len(parts) < 2000
     assert parts == [f"part-{n:05}.parquet" for n in range(len(parts))]
     assert pq.read_table(out / "embeddings")["id"].to_pylist() == [f"{n:05}.png" for n in range(5 * len(parts))]
     assert sorted(os.listdir(out / "failures"))[: len(parts)] == parts  # perhaps one more, but nothing half
-    assert sorted(os.listdir(out)) == [".lock.guard", "_plan", "embeddings", "failures", "manifest.json"]
+    assert kept, last
+    assert 0 <= int(kept[1].replace(",", "")) - 5 * len(parts) < 5, "those of the part under way are in the journal"
+    left = set(os.listdir(out)) - {"_journal"}
+    assert left == {".lock.guard", "_plan", "embeddings", "failures", "manifest.json"}
     assert read_manifest(out)["counts"] is None
 
 

@@ -1,6 +1,7 @@
 """What is given back: pages of files that were read, at any place in them, and of the tower that is used alone."""
 
 import ctypes
+import gc
 import mmap
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 import clip
 from clip.engine.devices import make_backend
 from clip.engine.engine import Engine
-from clip.memory import FilePages, return_freed_memory
+from clip.memory import FilePages, return_freed_memory, set_aside_objects
 from clip.network.records import PreprocessSettings
 
 PAGE = mmap.PAGESIZE
@@ -164,3 +165,17 @@ def test_a_file_leaves_memory_with_each_block_and_before_the_graph_is_compiled(m
     engine = Engine(weights, architecture, PreprocessSettings(56), backend, pages=Pages())
     engine.encode_pixels(torch.zeros(1, 56, 56, 3, dtype=torch.uint8))
     assert events == ["release"] * architecture.vision_layers + ["compile"]  # the last block is folded with the rest
+
+
+def test_objects_are_set_aside_for_a_block_unless_the_program_did_that_itself() -> None:
+    assert gc.get_freeze_count() == 0
+    with set_aside_objects():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        with set_aside_objects():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

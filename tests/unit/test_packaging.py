@@ -1,9 +1,12 @@
 """The package where programs put it: below another package, under another name, in a clone, under another's files."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,23 @@ def test_files_put_over_ours_are_noticed_by_what_is_left(module: str, tmp_path: 
     done = run([sys.executable, "-c", f"import clip.{module}"], tmp_path, tmp_path)
     assert "ForeignPackageError" in done.stderr.splitlines()[-1], done.stderr
     assert "pip install --force-reinstall --no-deps clip-turbo" in done.stderr.splitlines()[-1]
+
+
+def test_the_container_has_what_the_package_has() -> None:
+    """No Docker runs here: each word of the file that is ours is compared with the package."""
+    from clip.cli.main import cli
+
+    steps = (ROOT / "Dockerfile").read_text()
+    extras = re.findall(r'"/source\[([a-z0-9,]+)\]"', steps)
+    assert extras
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras[0].split(",")) <= set(project["optional-dependencies"])
+    verb = json.loads(re.findall(r"^CMD (.+)$", steps, re.MULTILINE)[0])[0]
+    flags = {option.envvar for option in cli.commands[verb].params}
+    compose = (ROOT / "compose.yaml").read_text()
+    named = re.findall(r"\bCLIP_[A-Z_]+(?==)", steps) + re.findall(r"\bCLIP_[A-Z_]+(?=:)", compose)
+    assert named
+    assert set(named) <= flags
+    assert json.loads(re.findall(r"^ENTRYPOINT (.+)$", steps, re.MULTILINE)[0])[0] in project["scripts"]
+    for path in re.findall(r"127\.0\.0\.1:8000(/[a-z/]+)", steps):
+        assert path == "/health/live"

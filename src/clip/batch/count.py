@@ -7,6 +7,7 @@ and the rows and failure rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from ..records import ContainerPart, Shard
 from ..store.parts import EMBEDDINGS, FAILURES, Parts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..jobs.options import Frames
     from ..store.plan import Plan
 
@@ -86,3 +89,28 @@ def count_shard(parts: Parts, index: int, expected: Expected) -> Count:
     )
     ignored = sum(summary.ignored.values())
     return Count(summary.rows, failed, ignored, summary.read, summary.frames, ends_early)
+
+
+def count_ignored(parts: Parts, indices: Iterable[int]) -> Counter[str]:
+    """Count what was passed over while some shards were read, by reason. Raises: as `count_shard`."""
+    ignored: Counter[str] = Counter()
+    for index in indices:
+        ignored.update(parts.summarise(parts.path(EMBEDDINGS, index)).ignored)
+    return ignored
+
+
+def find_unfinished(parts: Parts, plan: Plan, count: int) -> list[int]:
+    """Return which of `count` parts of a run have a shard that is not written. Raises: as `count_shard`."""
+    unfinished: set[int] = set()
+    for index in range(plan.shards):
+        if index % count not in unfinished and not is_written(parts, index, plan.summary(index).fingerprint):
+            unfinished.add(index % count)
+    return sorted(unfinished)
+
+
+def is_written(parts: Parts, index: int, fingerprint: str) -> bool:
+    """Whether the two files of a shard are there, with the fingerprint of its listing. Raises: as `count_shard`."""
+    paths = [parts.path(folder, index) for folder in (EMBEDDINGS, FAILURES)]
+    return all(path.exists() for path in paths) and {parts.summarise(path).fingerprint for path in paths} == {
+        fingerprint
+    }

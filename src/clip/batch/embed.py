@@ -5,56 +5,53 @@ Each entry of the source becomes a row or a failure row, so that read = written 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 import warnings
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
 
 from .. import __version__
 from ..atomic_files import translate_os_errors
 from ..encoder import Encoder
 from ..engine.devices import limit_threads
-from ..errors import ClipError, InputError, StoreError
+from ..errors import InputError, StoreError
 from ..images.transform import PREPROCESS_ID
-from ..jobs.embed import EmbedJob, EmbedReport, Listing, Progress
+from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
+from ..memory import set_aside_objects
 from ..parallel import available_cores
-from ..records import Entry, Item, Shard, shorten, utf8_path
 from ..sources.source import Source
-from ..store.lock import Lock, hold_lock
+from ..store.lock import hold_lock, hold_plan_lock
 from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
 from ..store.parts import EMBEDDINGS, Parts
-from ..store.plan import Plan, collect_id_hashes, count_members, read_plan, recover_listing, remove_plan, write_plan
-from ..store.renamed_containers import rename_containers
-from ..store.update import count_changes, update_plan
+from ..store.plan import Plan
 from ..store.writer import StoreWriter, check_room
-from .count import count_expected, count_shard
+from .count import count_expected, count_ignored, count_shard, find_unfinished
 from .decode import Decoding
 from .encoders import load_encoder
 from .given_columns import check_ids, find_empty
 from .notes import advise
 from .opening import open_source
+from .planning import plan_run
 from .run import Run
 from .sample import draw_calibration
 from .tune import summarise, tune
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
 
     from ..network.records import PreprocessSettings
 
 
-MAX_EXAMPLE = 60  # characters of a text that a message repeats
 RECORDED_VERSIONS = ("torch", "pillow", "numpy", "pyarrow")  # what a vector or its file can depend on
 
 
@@ -76,25 +73,31 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         # What Pillow warns of is in the image's row or failure row.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         job, tuned = _tune(job, output, progress)
+        if progress:
+            progress(Progress(0, 0, 0, loading=job.model_options.name))
         encoder = load_encoder(job.model_options, job.decode.pixels)
         with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
-        with hold_lock(output) as lock:
-            if encoder.needs_calibration:
-                encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
-            store = StoreWriter(output, _describe_run(job, encoder, source, tuned), overwrite=job.policy.overwrite)
-            plan, removed, renamed = _plan_run(job, source, store, lock, progress)
-            if encoder.calibration is not None:
-                write_calibration(output, encoder.calibration.pixels)
+        with hold_lock(output, job.share) as lock:
+            # What one process does for all that share the run is done under a lock of its own.
+            alone = partial(hold_plan_lock, output) if job.share else nullcontext
+            with alone():
+                if encoder.needs_calibration:
+                    encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
+                store = StoreWriter(output, _describe_run(job, encoder, source, tuned), overwrite=job.policy.overwrite)
+                plan, removed, renamed = plan_run(job, source, store, lock, progress)
+                if encoder.calibration is not None:
+                    write_calibration(output, encoder.calibration.pixels)
             run = Run(job, encoder, source, plan, store, lock, progress)
-            resumed = run.write()
-            counts = _check_counts(store.parts, plan, job.decode.frames)
-            if job.columns.id and plan.containers and job.duplicate_ids == "error":
-                check_ids(store.parts, plan.shards)  # those of lists and folders were compared when they were listed
-            empty = find_empty(store.parts, plan.shards, source.columns)
+            if run.find_missing():
+                with alone():
+                    store.reopen()
+            with set_aside_objects():
+                run.write()
+            counts, ignored = _count_run(job, store.parts, plan, run.indices)
             lock.check()
-            ignored = dict(Counter(plan.ignored) + store.ignored(range(plan.shards)))
-            store.finish({**counts, "ignored": ignored})
+            with alone():
+                unfinished, empty = _finish(job, source, store, plan, counts | {"ignored": ignored})
     seconds = time.monotonic() - started
     notes, unread = run.notes, run.notes.count_unread(ignored)
     return EmbedReport(
@@ -102,20 +105,51 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         **counts,
         ignored=ignored,
         seconds=seconds,
-        resumed=resumed,
+        resumed=run.resumed,
         removed=removed,
         renamed=renamed,
         warned=notes.warned,
         stored_turned=notes.stored_turned,
         unread=unread,
+        part=str(job.share or ""),
+        unfinished=unfinished,
         advice=advise(unread, notes.stored_turned, empty),
     )
 
 
-def _check_counts(parts: Parts, plan: Plan, frames: Frames) -> dict[str, int]:
+def _count_run(
+    job: EmbedJob, parts: Parts, plan: Plan, indices: Sequence[int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Count what the parts of some shards hold, and what was passed over, by reason. Raises: as `_check_counts`."""
+    counts = _check_counts(parts, plan, job.decode.frames, indices)
+    ignored = count_ignored(parts, indices)
+    return counts, dict(ignored if job.share else Counter(plan.ignored) + ignored)
+
+
+def _finish(
+    job: EmbedJob, source: Source, store: StoreWriter, plan: Plan, counts: dict[str, Any]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Write the counts into the manifest, if all shards are written; return the parts that are not, and empty columns.
+
+    Raises:  StoreError where an entry is missing, InputError for an id that occurs twice.
+    """
+    if job.share is not None:
+        unfinished = find_unfinished(store.parts, plan, job.share.count)
+        if unfinished:
+            return tuple(f"{index}/{job.share.count}" for index in unfinished), []
+        of_all, ignored = _count_run(replace(job, part=None), store.parts, plan, range(plan.shards))
+        counts = of_all | {"ignored": ignored}
+    if job.columns.id and plan.containers and job.duplicate_ids == "error":
+        check_ids(store.parts, plan.shards)  # those of lists and folders were compared when they were listed
+    empty = find_empty(store.parts, plan.shards, source.columns)
+    store.finish(counts)
+    return (), empty
+
+
+def _check_counts(parts: Parts, plan: Plan, frames: Frames, indices: Sequence[int]) -> dict[str, int]:
     """Count what the parts hold, and compare it with the plan. Raises: StoreError where an entry is missing."""
     read = written = failed = 0
-    for index in range(plan.shards):
+    for index in indices:
         expected = count_expected(plan, index)
         count = count_shard(parts, index, expected)
         if error := count.find_error(expected, frames):
@@ -124,67 +158,6 @@ def _check_counts(parts: Parts, plan: Plan, frames: Frames) -> dict[str, int]:
         written, failed = written + count.rows, failed + count.failures
         read += count.rows + count.failures if count.read is None else count.read
     return {"read": read, "written": written, "failed": failed}
-
-
-def count(job: EmbedJob) -> Listing:
-    """Count what the job would read, and what it would ignore. Decodes nothing.
-
-    Raises:  InputError for an input that cannot be used, StoreMismatchError for an output that is not ours.
-    """
-    check_room(Path(job.output))
-    ignored: Counter[str] = Counter()
-    reports: list[Progress] = []
-    source = open_source(job)
-    shards = source.shards(job.policy.shard_size, ignored, job.limit)
-    for _ in _report_listing(shards, ignored, reports.append, source):
-        pass
-    return reports[-1].listing or Listing()
-
-
-def _plan_run(
-    job: EmbedJob, source: Source, store: StoreWriter, lock: Lock, progress: Callable[[Progress], None] | None
-) -> tuple[Plan, int, int]:
-    """List the input into the output, by shards; return that, and how many entries an update drops and renames."""
-    earlier = None if store.is_new else read_plan(store.path)
-    removed = renamed = 0
-    ignored: Counter[str] = Counter()
-    paths = [os.path.abspath(name) for name in job.inputs]  # noqa: PTH100  of URLs too, as names
-    inputs = json.dumps([paths, job.globs, asdict(job.columns), job.root])
-    # Only a first run takes over the entries of a listing that was killed: in an update a size or time from before the
-    # kill could make an image that changed since pass for unchanged.
-    known = recover_listing(store.path, inputs) if store.is_new and not job.policy.overwrite else iter(())
-    shards = source.shards(job.policy.shard_size, ignored, job.limit, known, store.path)
-    hashed: list[np.ndarray] = []
-    shards = _report_listing(shards, ignored, progress, source)
-    has_base = source.base is not None
-    plan = write_plan(store.path, collect_id_hashes(shards, hashed), ignored, inputs=inputs, has_base=has_base)
-    if job.duplicate_ids == "error" and (pair := plan.find_repeated(hashed)) is not None:
-        plan.discard()
-        paths = [utf8_path(source.locate(entry.path)) for entry in pair]
-        found = f"found as the id of {paths[0]} and of {paths[1]}"
-        remedy = 'Leave one out, name a column of ids with `columns.id`, or pass `duplicate_ids="keep"`.'
-        raise InputError(f"{pair[0].id!r}", found, "one entry for each id", remedy)
-    if not (job.policy.update or store.has_input(plan.fingerprint)):
-        changes = "" if earlier is None else str(count_changes(earlier, plan, has_base=has_base))
-        plan.discard()
-        raise store.make_input_error(changes)
-    if earlier is not None and (job.policy.update or earlier.summaries() != plan.summaries()):
-        content_hash = (
-            (lambda item: _hash_content(source, item, job.limits.max_bytes))
-            if job.policy.update and job.policy.hashes
-            else None
-        )
-        plan, removed, renamed = update_plan(
-            store, earlier, plan, job.policy.shard_size, retry=job.policy.update, content_hash=content_hash
-        )
-    lock.check()
-    if job.policy.overwrite:
-        remove_plan(store.path)  # first, as no listing of another run may describe the parts of this one
-    store.begin(plan.fingerprint, update=job.policy.update)
-    plan = plan.adopt()
-    rename_containers(store, plan)
-    store.remove_beyond(plan.shards)
-    return plan, removed, renamed
 
 
 def _tune(
@@ -253,36 +226,6 @@ def _choose_calibration(job: EmbedJob, source: Source, settings: PreprocessSetti
     return draw_calibration(decoding, job.isolated_s)[0].pixels
 
 
-def _report_listing(
-    shards: Iterable[Shard], ignored: Counter[str], progress: Callable[[Progress], None] | None, source: Source
-) -> Iterator[Shard]:
-    """Yield the same shards; report how many images there are after each, and an example after the last."""
-    images = archives = 0
-    example = ""
-    for shard in shards:
-        counts = [count_members(entry) for entry in shard.entries]
-        images, archives = images + sum(filter(None, counts)), archives + counts.count(None)
-        example = example or _describe_entry(shard.entries[0], source)
-        if progress:
-            progress(Progress(0, 0, 0, listing=Listing(images, archives)))
-        yield shard
-    if progress:
-        progress(Progress(0, 0, 0, listing=Listing(images, archives, example, dict(ignored))))
-
-
-def _describe_entry(entry: Entry, source: Source) -> str:
-    if source.columns.kind == "texts" and isinstance(entry, Item):
-        return f"{entry.id!r} ({(entry.values[0] or '')[:MAX_EXAMPLE]!r})"
-    return f"{entry.id!r} ({utf8_path(shorten(source.locate(entry.path)))})"
-
-
-def _hash_content(source: Source, item: Item, max_bytes: int) -> str | None:
-    try:
-        return hashlib.sha256(source.read(item, max_bytes)).hexdigest()
-    except (OSError, ClipError):
-        return None  # it is embedded again, and the error becomes its failure row
-
-
 def _make_relative(base: str, output: str | Path) -> str:
     """Return where a folder is from an output; empty where it is on another drive."""
     try:
@@ -329,4 +272,5 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         duplicate_ids=job.duplicate_ids,
         limit=job.limit,
         shard_size=job.policy.shard_size,
+        parts=job.share.count if job.share else 0,
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .crops import CropRing
 
 Mark = TypeVar("Mark")  # what passes between entries, as the begin and the end of a shard do
+CHUNK_ENTRIES = 8  # at least, however many workers there are: handing over a chunk takes a third of a millisecond
 CHUNK_BYTES = 4_000_000  # of encoded images: a chunk of large ones is short, and of less where the budget is small
 
 
@@ -61,7 +62,7 @@ class Pace:
         """Choose chunks of up to `most` entries that make up a batch; of one where a file may have many frames."""
         if many_frames:  # no more files are ahead than are being decoded
             return cls(batch, 1, workers)
-        even = max(1, min(most, batch // (2 * workers)))
+        even = min(most, max(CHUNK_ENTRIES, batch // (2 * workers)))
         chunk = max(size for size in range(1, even + 1) if batch % size == 0)
         return cls(batch, chunk, math.ceil(2 * batch / chunk) + workers)
 

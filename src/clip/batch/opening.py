@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from ..records import STDIN, join_root
 from ..sources.remote.client import is_remote
 from ..sources.source import Source
@@ -28,6 +30,14 @@ def refuse_early(job: EmbedJob) -> None:
         open_source(job)
     if job.model_options.untrained is None:
         check_name(job.model_options.name)
+
+
+def holds_images(folder: str) -> bool:
+    """Whether there is an image, an archive or a table of images below a folder."""
+    try:
+        return any(True for _ in Source((folder,)).with_base().shards(1, Counter(), 1))
+    except InputError:  # it is empty, or cannot be listed
+        return False
 
 
 def open_source(job: EmbedJob) -> Source:

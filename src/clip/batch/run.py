@@ -8,46 +8,42 @@ and count.py compares the two.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import compress
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ..budgets import ByteBudget
 from ..encoder import Encoder
-from ..errors import TooManyFailuresError
+from ..errors import ClipError, StoreBusyError, TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
 from ..parallel import available_cores, map_ahead, read_ahead
-from ..records import ContainerPart, Failure, Item, Member, Row, Shard, count_bytes, count_values
+from ..records import ContainerPart, Failure, Item, Member, Row, Shard, count_bytes
 from ..sources.remote.prefetch import prefetch
-from ..store.part_writer import PartWriter
-from ..store.parts import EMBEDDING, FAILURES, TEXT_EMBEDDING
+from ..store.journal import Journal, Saved, find_journals, remove_journals
+from ..store.parts import FAILURES
 from ..text.tokens import Tokenizing
-from ..vectors import unit_vectors
 from .batches import Batches
 from .crops import CropRing
 from .decode import Decoding
 from .feed import Block, Feed, Pace
 from .notes import Notes
+from .part_in_work import PartInWork
 from .prepare import Preparing
 from .processes import DecoderProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from ..sources.source import Source
     from ..store.lock import Lock
     from ..store.plan import Plan
     from ..store.writer import StoreWriter
 
-ROW_GROUP = 10_000  # rows that wait to be written; a larger shard has several such groups
-ROW_GROUP_BYTES = 64_000_000  # of copied values, captions say, in rows that wait to be written
 READ_AHEAD_BYTES = 100_000_000  # of images and copied values, read of an archive or a table before their turn
-IMAGES_IN_CHUNK, TEXTS_IN_CHUNK = 16, 64
+IMAGES_IN_CHUNK, TEXTS_IN_CHUNK = 32, 64
 THREADS_ENOUGH = 4  # threads that Python's lock does not hold up: 16 decoded 1.6 times as much as 4, 16 processes 4.5
 IMAGES_A_PROCESS = 64  # fewer are decoded in threads before a process has started
 TEXTS_AT_A_TIME = 1024  # of which the engine runs those of similar lengths together
@@ -66,6 +62,7 @@ class Run:
         store: StoreWriter,
         lock: Lock,
         progress: Callable[[Progress], None] | None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
         self._encoder = encoder
@@ -79,69 +76,137 @@ class Run:
         self._ring = None if texts else CropRing(self._pace.ring, encoder.resolution_px, shared=self._in_processes)
         self._waiting = Batches(self._ring, self._pace.most_held)  # empty between shards
         self._plan = plan
+        share = job.share
+        self.indices = [index for index in range(plan.shards) if share is None or share.owns(index)]
+        self._total = plan.total if share is None else None
+        self._missing: list[int] = []
+        self._done: set[int] = set()
+        self._failed = 0  # in shards that are done
+        self.resumed = 0  # entries that earlier runs had written
         self._store = store
         self._lock = lock
         self._progress = progress
+        self._clock = clock
+        self._saved_at = clock()
+        self._journals: dict[int, Journal] = {}  # of shards that an earlier run had begun
+        self._bytes = 0  # of the images that were read
         self.notes = Notes()
 
-    def write(self) -> int:
-        """Write the missing shards, and return how many entries earlier runs had written."""
-        summaries = self._plan.summaries()
-        done = self._find_done([summary.fingerprint for summary in summaries])
-        missing = [index for index in range(self._plan.shards) if index not in done]
-        rows, failed = self._store.counts(done)
-        read = resumed = rows + failed + sum(summaries[index].carried_over for index in missing)
-        if missing:
-            self._store.reopen()
-        part: _Part | None = None
-        with ExitStack() as all_files, closing(self._blocks(missing)) as blocks, ExitStack() as files:
+    def find_missing(self) -> bool:
+        """Find which shards are missing, and how far the one is that a killed run was writing; return whether any is.
+
+        Raises:  StoreError for a part that is not as it was written.
+        """
+        store, share = self._store, self._job.share
+        summaries = {index: self._plan.summary(index) for index in self.indices}
+        self._done = self._find_done({index: summary.fingerprint for index, summary in summaries.items()})
+        self._missing = [index for index in self.indices if index not in self._done]
+        if share is not None:
+            store.remove_temporaries(share)
+        begun = {index for index in find_journals(store.path) if share is None or share.owns(index)}
+        remove_journals(store.path, begun.difference(self._missing))
+        for index in sorted(begun.intersection(self._missing)):
+            self._journals[index] = store.journal(self._plan.shard(index))
+        rows, self._failed = store.counts(self._done)
+        self.resumed = rows + self._failed + sum(summaries[index].carried_over for index in self._missing)
+        self.resumed += sum(journal.saved.outcomes for journal in self._journals.values())
+        if share is not None and not self._plan.containers:
+            self._total = sum(summary.entries for summary in summaries.values())
+        return bool(self._missing)
+
+    def write(self) -> None:
+        """Write the missing shards."""
+        state = _State(self.resumed, self._failed, self._done, self.resumed)
+        with ExitStack() as all_files, closing(self._blocks(self._missing)) as blocks, ExitStack() as files:
             if self._ring is not None:
                 all_files.callback(self._ring.close)  # after the processes that write into it
-            for block in blocks:
-                if isinstance(block, Shard):
-                    part = self._begin(block, files)
-                elif part is None:
-                    raise AssertionError("a shard comes before its entries")
-                elif isinstance(block, _End):
-                    part.finish(block)
-                    self._check_failures(failed, part, read)
-                    self._lock.check()
-                    files.close()
-                    done.add(part.shard.index)
-                    failed += part.failed
-                else:
-                    part.add(block)
-                    self.notes.add(block)
-                    read += len(block.outcomes)
-                    if self._plan.total is not None:
-                        self._check_failures(failed, part, self._plan.total)
-                    if self._progress:
-                        total, shards = self._plan.total, self._plan.shards
-                        self._progress(Progress(read, total, failed + part.failed, resumed, None, len(done), shards))
-        return resumed
+            try:
+                for block in blocks:
+                    self._take(block, state, files)
+                    if not isinstance(block, Shard):
+                        self._report(state)
+            except BaseException as exc:
+                self._save_last(state, exc)
+                self._report(state)
+                raise
 
-    def _find_done(self, fingerprints: Sequence[str]) -> set[int]:
+    def _take(self, block: Block | Shard | _End, state: _State, files: ExitStack) -> None:
+        """Take what comes next: the begin of a shard, what became of some entries, or its end."""
+        if isinstance(block, Shard):
+            state.part, state.journal = self._begin(block, files)
+            return
+        part, journal = state.part, state.journal
+        if part is None or journal is None:
+            raise AssertionError("a shard comes before its entries")
+        if isinstance(block, _End):
+            part.finish(block.read, block.ignored, block.frames)
+            self._check_failures(state, state.read)
+            self._lock.check()
+            files.close()
+            journal.remove()
+            state.part = state.journal = None
+            state.done.add(part.shard.index)
+            state.failed += part.failed
+            state.kept = state.read
+            self._saved_at = self._clock()
+            return
+        state.read += part.add(block)
+        self.notes.add(block)
+        self._bytes += sum(outcome.size_bytes for outcome in block.outcomes if isinstance(outcome, Row))
+        if self._total is not None:
+            self._check_failures(state, self._total)
+        if part.is_full or self._clock() - self._saved_at >= self._job.policy.save_seconds:
+            self._lock.check()
+            part.save()
+            state.kept = state.read - part.unsaved
+            self._saved_at = self._clock()
+
+    def _save_last(self, state: _State, exc: BaseException) -> None:
+        """Save what is under way, as far as it can be, before an error or a signal ends the run."""
+        part, journal = state.part, state.journal
+        if part is None or journal is None or isinstance(exc, StoreBusyError):
+            return
+        with suppress(ClipError, OSError):  # the error that ends the run says more
+            self._lock.check()
+            if isinstance(exc, TooManyFailuresError):
+                journal.remove_failures()  # as their images may be repaired
+            else:
+                part.save()
+        state.kept = state.read - part.unsaved
+
+    def _report(self, state: _State) -> None:
+        """Report how many entries have a vector or a failure; those that wait for the model do not count."""
+        if self._progress:
+            failed = state.failed + (state.part.failed if state.part else 0)
+            finished = state.read - len(self._waiting)
+            counts = (finished, self._total, failed, self.resumed, None, len(state.done), len(self.indices))
+            self._progress(Progress(*counts, kept=state.kept, bytes=self._bytes))
+
+    def _find_done(self, fingerprints: Mapping[int, str]) -> set[int]:
         """Return the shards whose parts are there, whole and of these fingerprints. Threads compare the parts."""
         store, workers = self._store, available_cores()
-        numbered = enumerate(fingerprints)
-        found = map_ahead(lambda pair: store.is_done(*pair), numbered, workers=workers, ahead=4 * workers)
-        return {index for index, is_done in enumerate(found) if is_done}
+        found = map_ahead(lambda pair: store.is_done(*pair), fingerprints.items(), workers=workers, ahead=4 * workers)
+        return {index for index, is_done in zip(fingerprints, found, strict=True) if is_done}
 
-    def _begin(self, shard: Shard, files: ExitStack) -> _Part:
-        part = _Part(self._encoder, self._job, files.enter_context(self._store.part(shard)), shard, self._waiting)
+    def _begin(self, shard: Shard, files: ExitStack) -> tuple[PartInWork, Journal]:
+        journal = self._journals.get(shard.index) or Journal(self._store.parts, shard)
+        writer = files.enter_context(self._store.part(shard))
+        batch = TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoder.batch_size
+        part = PartInWork(self._encoder, self._job.policy, writer, journal, shard, self._waiting, batch)
         if shard.carried_over:
             path = self._store.parts.path(FAILURES, shard.index)
             ids = self._store.parts.read_or_empty(path, ["id"])["id"].to_pylist()
             earlier = {shard.renamed.get(own_id, own_id) for own_id in shard.carried_over}
-            part.failed = sum(own_id in earlier for own_id in ids)
-        return part
+            part.failed += sum(own_id in earlier for own_id in ids)
+        return part, journal
 
-    def _check_failures(self, failed: int, part: _Part, total: int) -> None:
+    def _check_failures(self, state: _State, total: int) -> None:
         """Raise TooManyFailuresError where more entries failed than the job allows."""
-        total = self._plan.total or total
+        total = self._total or total
         allowed = self._job.allowed_failures(total)
-        last = part.last_failure
-        if failed + part.failed <= allowed or last is None:
+        part = state.part
+        last = part.last_failure if part else None
+        if part is None or last is None or state.failed + part.failed <= allowed:
             return
         raise TooManyFailuresError(
             self._job.output,
@@ -183,7 +248,7 @@ class Run:
         ):
             for block in blocks:
                 if isinstance(block, _End):
-                    block.frames, frames = frames, 0
+                    block.frames, frames = block.skipped_frames + frames, 0
                 elif isinstance(block, Block):
                     frames += block.frames
                 yield block
@@ -191,15 +256,16 @@ class Run:
     def _entries(self, indices: Iterable[int], budget: ByteBudget) -> Generator[_Listed]:
         """Yield each shard, its entries as the source gives them, and its end, with the reader's count."""
         for index in indices:
-            shard, end = self._plan.shard(index), _End()
+            saved = self._journals[index].saved if index in self._journals else Saved()
+            shard, end = self._plan.shard(index), _End(skip=saved.entries, skipped_frames=saved.frames)
             yield shard
             for entry in shard.entries:
                 if isinstance(entry, ContainerPart):
                     members = self._decoding.source.members(entry, self._job.limits.max_bytes, end.ignored, budget)
                     with closing(read_ahead(end.count(members), count_bytes, READ_AHEAD_BYTES, budget)) as stream:
-                        yield from stream
+                        yield from end.pass_over(stream)
                 elif entry.id not in shard.carried_over:
-                    yield from end.count([entry])
+                    yield from end.pass_over(end.count([entry]))
             yield end
 
 
@@ -210,6 +276,8 @@ class _End:
     read: int = 0
     frames: int = 0  # beyond the first of their file
     ignored: Counter[str] = field(default_factory=Counter[str])  # members of containers, by reason
+    skip: int = 0  # entries that the journal has, of those that come next
+    skipped_frames: int = 0  # which these have
 
     def count(self, entries: Iterable[_Entry]) -> Generator[_Entry]:
         """Yield the same entries, and count them before anything else sees them."""
@@ -217,90 +285,31 @@ class _End:
             self.read += 1
             yield entry
 
+    def pass_over(self, entries: Iterable[_Entry]) -> Generator[_Entry]:
+        """Yield the entries but those that the journal has."""
+        for entry in entries:
+            if self.skip:
+                self.skip -= 1
+                if isinstance(entry, Member):
+                    entry.release()
+                continue
+            yield entry
+
+
+@dataclass
+class _State:
+    """How far a run is."""
+
+    read: int  # outcomes, of earlier runs too
+    failed: int  # in shards that are done
+    done: set[int]  # shards
+    kept: int  # outcomes that are on the disk
+    part: PartInWork | None = None  # the one that is being written
+    journal: Journal | None = None
+
 
 _Entry = Item | Member | Failure
 _Listed = _Entry | Shard | _End
-
-
-class _Part:
-    """A shard that is being written: decoded images wait for a full batch, vectors for a full row group."""
-
-    def __init__(self, encoder: Encoder, job: EmbedJob, writer: PartWriter, shard: Shard, waiting: Batches) -> None:
-        self.shard = shard
-        self.failed = 0
-        self.last_failure: Failure | None = None
-        self._encoder = encoder
-        self._job = job
-        self._writer = writer
-        self._taken = 0
-        self._batch_size = TEXTS_AT_A_TIME if job.kind == "texts" else encoder.batch_size
-        self._waiting = waiting
-        self._clear()
-
-    def _clear(self) -> None:
-        self._rows: list[Row] = []
-        self._failures: list[tuple[int, Failure]] = []  # with their places in the shard
-        self._value_bytes = 0  # of the rows, and of what waits to become one
-        names = [EMBEDDING, TEXT_EMBEDDING] if self._job.kind == "pairs" else [EMBEDDING]
-        self._vectors = {name: [np.empty((0, self._encoder.dim), np.float32)] for name in names}
-
-    def add(self, block: Block) -> None:
-        """Take what became of a chunk; encode a full batch, write a full row group."""
-        first = block.outcomes[0] if block.outcomes else None
-        are_plain = isinstance(first, Row) and not first.values and not block.has_failures  # if one has values, all do
-        for place, outcome in enumerate(() if are_plain else block.outcomes, self._taken):
-            if isinstance(outcome, Failure):
-                self._fail(place, outcome)
-            else:
-                self._value_bytes += count_values(outcome.values)
-        self._waiting.add(block, self._taken)
-        self._taken += len(block.outcomes)
-        while len(self._waiting) >= self._batch_size:
-            self._encode()
-        # Rows that an update carries over are put in their places at the end.
-        is_full = len(self._rows) + len(self._failures) >= ROW_GROUP or self._value_bytes > ROW_GROUP_BYTES
-        if is_full and not self.shard.carried_over:
-            self._write()
-
-    def finish(self, end: _End) -> None:
-        """Encode and write what waits, and note the reader's count in the part."""
-        self._write()
-        self._writer.note(end.read, end.ignored, end.frames)
-
-    def _fail(self, place: int, failure: Failure) -> None:
-        self._failures.append((place, failure))
-        self.failed += 1
-        self.last_failure = failure
-
-    def _write(self) -> None:
-        while len(self._waiting):
-            self._encode()
-        self._waiting.give_back()
-        failures = [failure for _, failure in sorted(self._failures, key=lambda placed: placed[0])]
-        vectors = {name: np.concatenate(blocks) for name, blocks in self._vectors.items()}  # (N, D) each
-        self._writer.add(self._rows, vectors, failures)
-        self._clear()
-
-    def _encode(self) -> None:
-        batch = self._waiting.take(self._batch_size)
-        features = encode_batch(batch.crops, batch.tokens, self._encoder)  # (B, D) each
-        self._waiting.give_back()
-        usable = np.ones(len(batch.rows), np.bool_)
-        norms: dict[str, np.ndarray] = {}
-        for name, block in features.items():
-            with np.errstate(over="ignore"):  # an overflow gives an infinity, which the next line finds
-                norms[name] = np.linalg.norm(block, axis=1)  # (B,)
-                stored = block if self._job.policy.normalize else block.astype(self._job.policy.dtype)  # (B, D)
-            usable &= np.isfinite(norms[name]) & (norms[name] > 0) & np.isfinite(stored).all(axis=1)
-        for number in np.flatnonzero(~usable).tolist():
-            norm = " and ".join(str(values[number]) for values in norms.values())
-            expected = f"expected one above 0 that {self._job.policy.dtype} can hold"
-            error = ValueError(f"the model gave a vector of norm {norm}, {expected}. Check the weights.")
-            row = batch.rows[number]
-            self._fail(batch.places[number], Failure.of(Item(row.id, row.path, 0), "encode", error))
-        self._rows += compress(batch.rows, usable)
-        for name, block in features.items():
-            self._vectors[name].append(unit_vectors(block[usable]) if self._job.policy.normalize else block[usable])
 
 
 def _choose_processes(job: EmbedJob, workers: int, images: int | None, device: str) -> bool:
@@ -310,13 +319,3 @@ def _choose_processes(job: EmbedJob, workers: int, images: int | None, device: s
     starved = workers > THREADS_ENOUGH or device == "cuda"
     many = images is None or images >= IMAGES_A_PROCESS * workers
     return job.isolate or (starved and many and os.name != "nt")
-
-
-def encode_batch(crops: np.ndarray | None, tokens: np.ndarray | None, encoder: Encoder) -> dict[str, np.ndarray]:
-    """Encode a batch. Shapes: uint8 (B, R, R, 3), int32 (B, L) -> float32 (B, D) for each column of vectors."""
-    features: dict[str, np.ndarray] = {}
-    if crops is not None:
-        features[EMBEDDING] = encoder.encode_pixels(crops)
-    if tokens is not None:
-        features[EMBEDDING if crops is None else TEXT_EMBEDDING] = encoder.encode_tokens(tokens)
-    return features

@@ -116,17 +116,7 @@ class _Setting:
 
     def run(self, entries: Sequence[Item | Member]) -> np.ndarray:
         """Read, decode and encode. Shapes: float32 (N, D), not normalised."""
-        size = self.encoder.batch_size
-        budget = ByteBudget(EmbedJob.decode_budget_bytes)
-
-        def decode(entry: Item | Member) -> np.ndarray:
-            for outcome in self.decoding(entry, budget.reserve):
-                if isinstance(outcome, Pixels):
-                    return outcome.array
-            raise InputError(entry.id, "cannot be decoded any more", remedy="Measure again.")
-
-        decoded = map_ahead(decode, entries, workers=self._workers, ahead=2 * size + self._workers)
-        return np.concatenate([self.encoder.encode_pixels(np.stack(batch)) for batch in split_batches(decoded, size)])
+        return run_entries(self.decoding, self.encoder, self._workers, entries)
 
     def time(self, entries: Sequence[Item | Member]) -> None:
         """Note how long a run takes."""
@@ -149,6 +139,24 @@ class _Setting:
             neighbours=_agreement(self.vectors, exact.vectors),
             within=lowest >= min_cosine,
         )
+
+
+def run_entries(decoding: Decoding, encoder: Encoder, workers: int, entries: Sequence[Item | Member]) -> np.ndarray:
+    """Read, decode and encode images. Shapes: float32 (N, D), not normalised.
+
+    Raises:  InputError for one that cannot be decoded; as Encoder.
+    """
+    size = encoder.batch_size
+    budget = ByteBudget(EmbedJob.decode_budget_bytes)
+
+    def decode(entry: Item | Member) -> np.ndarray:
+        for outcome in decoding(entry, budget.reserve):
+            if isinstance(outcome, Pixels):
+                return outcome.array
+        raise InputError(entry.id, "cannot be decoded any more", remedy="Measure again.")
+
+    decoded = map_ahead(decode, entries, workers=workers, ahead=2 * size + workers)
+    return np.concatenate([encoder.encode_pixels(np.stack(batch)) for batch in split_batches(decoded, size)])
 
 
 def _agreement(vectors: np.ndarray, exact: np.ndarray) -> float:

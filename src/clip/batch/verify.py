@@ -27,9 +27,9 @@ from ..store.reader import Store, stack_vectors
 from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
 from .count import Expected, count_shard
+from .part_in_work import encode_batch
 from .prepare import Preparing, prepare_entry
 from .replay import NotAsked, load_run_encoder, open_run_source, replay_entries
-from .run import encode_batch
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -92,6 +92,7 @@ class _Reader:
         self.unchecked = 0  # files that carry no checksum
         self._store = store
         self._plan = plan
+        self._missing: list[int] = []  # shards without one of their files
         self._hashes: list[np.ndarray] = []
 
     def problems(self) -> Iterator[Problem]:
@@ -104,7 +105,13 @@ class _Reader:
                 yield Problem(f"_plan/shard-{index:05}.parquet", str(exc))
                 continue
             listed += len(shard.entries)
-            yield from self._check_shard(shard)
+            paths = [self._store.files.path(folder, index) for folder in (EMBEDDINGS, FAILURES)]
+            if self._store.files.has(index) or any(path.is_symlink() for path in paths):
+                yield from self._check_shard(shard)
+            else:
+                self._missing.append(index)
+        if self._missing:
+            yield self._name_missing()
         names = {PART.format(index) for index in range(self._plan.shards)}
         for folder in (EMBEDDINGS, FAILURES):
             for path in self._store.parts(folder):
@@ -115,6 +122,20 @@ class _Reader:
         repeated = len(hashes) - len(np.unique(hashes))
         if repeated and self._store.manifest.duplicate_ids == "error":
             yield Problem(EMBEDDINGS, f"{repeated} ids occur twice, expected once. {AGAIN}")
+
+    def _name_missing(self) -> Problem:
+        """Say which parts are not there, and where processes share the run, which of them have to do more."""
+        count, parts = len(self._missing), self._store.manifest.parts
+        numbers = ", ".join(f"{index:05}" for index in self._missing[:MAX_NAMED]) + (
+            ", ..." if count > MAX_NAMED else ""
+        )
+        what = f"{count:,} of {self._plan.shards:,} parts are not there: {numbers}."
+        if not parts:
+            return Problem(EMBEDDINGS, f"{what} Run the job again.")
+        shares = sorted({index % parts for index in self._missing})
+        names = ", ".join(f"{share}/{parts}" for share in shares[:MAX_NAMED])
+        more = f" and {len(shares) - MAX_NAMED:,} more of {parts:,}" if len(shares) > MAX_NAMED else ""
+        return Problem(EMBEDDINGS, f"{what} Run the job again as part {names}{more}.")
 
     def _check_shard(self, shard: Shard) -> Iterator[Problem]:
         part = PART.format(shard.index)

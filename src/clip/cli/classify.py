@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import sys
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 import click
 
-from ..jobs.classify import TEMPLATE, Classified, ClassifyJob, ClassifyReport
+from ..jobs.classify import OTHER, TEMPLATE, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob
-from ..records import shorten
+from ..records import link_to, shorten
 from .exit_codes import EXIT_WITH_FAILURES
+from .flags import GroupedCommand, grouped
 from .json_lines import to_json
-from .progress import Reporter, say
+from .progress import Reporter, escape, say
+from .terminal import has_links, is_terminal, link, make_table, measure, pad
 
 MATRIX_LABELS = 12  # columns that a confusion table has room for
 MOST_CONFUSED = 20  # lines of the list that replaces it where there are more labels
@@ -23,57 +28,99 @@ TEMPLATE_HELP = f"Sentence with {{}} for the label. May be repeated: all are ave
 SET_HELP = "A set of templates instead: openai7, the seven of OpenAI's notebook, or a file with one per line."
 TRUTH_HELP = "Compare with the correct labels: those in a column of OUT, or the folder-names of the images."
 K_HELP = "Number of labels to return per image, the most probable first."
+OTHER_HELP = "Label an image other where its most probable label has less than this probability."
+FORMAT_HELP = "A table on a terminal and JSON lines elsewhere (auto), or one of them, or CSV."
+CSV_COLUMNS = ("id", "path", "label", "probability", "truth", "error", "message")
 ARCHITECTURE_HELP = "For IMAGES: the network of weights that do not show theirs, as of embed."
 MODEL_HELP = "A model's name or path; for OUT the run's weights.  [default: ViT-B/32; for OUT as in the manifest]"
+EXAMPLES = (
+    "clip classify out/ --labels cat,dog,bird",
+    "clip classify photos/ --labels labels.txt -k 1 --truth folder-names",
+)
 
 
-@click.command(short_help="Classify images into your labels.")
+Format = Literal["auto", "table", "json", "csv"]
+WHAT, MODEL, HOW = (partial(grouped, name) for name in ("Labels", "Model", "How to answer"))
+
+
+@click.command(cls=GroupedCommand, short_help="Classify images into your labels.", examples=EXAMPLES)
 @click.argument("source", metavar="OUT|IMAGES")
-@click.option("--labels", metavar="FILE|A,B", required=True, help=LABELS_HELP)
-@click.option("--template", metavar="TEXT", multiple=True, help=TEMPLATE_HELP)
-@click.option("--templates", metavar="SET", help=SET_HELP)
-@click.option("-k", metavar="N", type=int, default=ClassifyJob.k, show_default=True, help=K_HELP)
-@click.option("--truth", metavar="COLUMN", help=TRUTH_HELP)
-@click.option("-m", "--model", metavar="MODEL", help=MODEL_HELP)
-@click.option("--untrained", metavar="SEED", type=int, help="For IMAGES: draw the weights at random from this seed.")
-@click.option("--architecture", metavar="NAME|FILE", help=ARCHITECTURE_HELP)
-@click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
-@click.option("--json", "as_json", is_flag=True, help="Write the summary, the last line on stderr, as one JSON object.")
-def classify(*, as_json: bool, **options: Any) -> int:
-    """Classify images into labels that you name; write a JSON line for each image.
+@WHAT("--labels", metavar="FILE|A,B", required=True, help=LABELS_HELP)
+@WHAT("--template", metavar="TEXT", multiple=True, help=TEMPLATE_HELP)
+@WHAT("--templates", metavar="SET", help=SET_HELP)
+@WHAT("--other", metavar="P", type=float, help=OTHER_HELP)
+@WHAT("--truth", metavar="COLUMN", help=TRUTH_HELP)
+@MODEL("-m", "--model", metavar="MODEL", help=MODEL_HELP)
+@MODEL("--untrained", metavar="SEED", type=int, help="For IMAGES: draw the weights at random from this seed.")
+@MODEL("--architecture", metavar="NAME|FILE", help=ARCHITECTURE_HELP)
+@MODEL("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
+@HOW("-k", metavar="N", type=int, default=ClassifyJob.k, show_default=True, help=K_HELP)
+@HOW("--format", type=click.Choice(get_args(Format)), default="auto", show_default=True, help=FORMAT_HELP)
+@HOW("--json", "as_json", is_flag=True, help="Write the summary, the last line on stderr, as one JSON object.")
+def classify(*, format: Format, as_json: bool, **options: Any) -> int:
+    """Classify images into labels that you name; write a line for each image.
 
     OUT is a folder that `clip embed` wrote; its vectors are used. IMAGES is any input of `clip embed`; it is embedded
-    first. A line has id, path, top (labels and their probabilities, the most probable first), and truth with --truth;
-    for an image that cannot be read it has id, path, stage, error, message. Exit code 0: all images are classified; 3:
-    some could not be read; 1: the command failed; 2: it did not begin.
+    first. On a terminal a line has the probability, the label and the path, and the end has the counts of each label.
+    Elsewhere it is a JSON object with id, path, top (labels and their probabilities, the most probable first), label
+    with --other, and truth with --truth; for an image that cannot be read it has id, path, stage, error, message. Exit
+    code 0: all images are classified; 3: some could not be read; 1: the command failed; 2: it did not begin.
     """
     job = ClassifyJob(**options)
     from ..retrieval import classify as classify_module
+    from ..retrieval.prompts import read_labels
+    from .sketch import warn_of_words
 
     if job.untrained is not None:
         model = job.model or EmbedJob.model
         say(f"{model} is untrained (random weights of seed {job.untrained}): probabilities mean nothing yet")
+    labels = read_labels(job.labels)
+    warn_of_words(job.model, labels)
     reporter = Reporter()
+    form = ("table" if is_terminal(sys.stdout) else "json") if format == "auto" else format
+    rows = csv.writer(sys.stdout, lineterminator="\n") if form == "csv" else None
+    if rows:
+        rows.writerow(CSV_COLUMNS)
+    width = max(map(measure, (*labels, OTHER)))
 
     def write(row: Classified) -> None:
         reporter.close()  # everything is embedded by now, so the bar makes room for the rows
-        click.echo(to_json(_to_json(replace(row, path=shorten(row.path)))))
+        row = replace(row, path=shorten(row.path))
+        if rows:
+            rows.writerow(_make_cells(row))
+        else:
+            click.echo(_format_line(row, width) if form == "table" else to_json(_to_json(row, job)))
 
     try:
         report = classify_module.classify(job, write, reporter.update)
     finally:
         reporter.close()
     summary = {name: value for name, value in asdict(report).items() if name != "rows"}
+    if form == "table" and not as_json:
+        say("\n" + make_table([(f"{count:,}", label) for label, count in report.counts], right=(0,)).rstrip("\n"))
     say(to_json({**summary, "accuracy": report.accuracy}) if as_json else _summarise(job, report))
     return EXIT_WITH_FAILURES if report.failed else 0
 
 
-def _to_json(row: Classified) -> dict[str, Any]:
+def _to_json(row: Classified, job: ClassifyJob) -> dict[str, Any]:
     if row.error is not None:
         return {name: getattr(row, name) for name in ("id", "path", "stage", "error", "message")}
     top = [{"label": label, "probability": round(probability, DIGITS)} for label, probability in row.top]
+    label = {} if job.other is None else {"label": row.label}
     truth = {} if row.truth is None else {"truth": row.truth}
-    return {"id": row.id, "path": row.path, "top": top, **truth}
+    return {"id": row.id, "path": row.path, "top": top, **label, **truth}
+
+
+def _format_line(row: Classified, width: int) -> str:
+    path = link(escape(row.path), link_to(row.path)) if has_links() else escape(row.path)
+    if row.label is None:
+        return f"{'failed':>7}  {pad('', width)}  {path}  ({escape(row.message or '')})"
+    return f"{row.top[0][1]:>7.1%}  {pad(escape(row.label), width)}  {path}"
+
+
+def _make_cells(row: Classified) -> tuple[object, ...]:
+    probability = "" if row.label is None else round(row.top[0][1], DIGITS)
+    return (row.id, row.path, row.label, probability, row.truth, row.error, row.message)
 
 
 def _summarise(job: ClassifyJob, report: ClassifyReport) -> str:
@@ -96,12 +143,8 @@ def _tabulate_confusion(report: ClassifyReport) -> list[str]:
         wrong = sorted((cell for cell in report.confusion if cell[0] != cell[1]), key=lambda cell: -cell[2])
         return [f"{count:>7,}  {truth} predicted as {label}" for truth, label, count in wrong[:MOST_CONFUSED]]
     counts = {(truth, label): count for truth, label, count in report.confusion}
-    widths = [max(len(label), 6) + 2 for label in report.labels]
-    first = max(map(len, ("truth", *report.labels)))
-    head = "".join(f"{label:>{width}}" for label, width in zip(report.labels, widths, strict=True))
-    body = [
-        f"{truth:<{first}}"
-        + "".join(f"{counts.get((truth, label), 0):>{w},}" for label, w in zip(report.labels, widths, strict=True))
-        for truth in report.labels
-    ]
-    return [f"{'truth':<{first}}{head}", *body]
+    more = [OTHER] if any(label == OTHER for _, label, _ in report.confusion) else []
+    columns = list(dict.fromkeys([*report.labels, *more]))
+    head = ["truth", *(pad(label, 6, right=True) for label in columns)]
+    cells = [[truth, *(f"{counts.get((truth, label), 0):,}" for label in columns)] for truth in report.labels]
+    return make_table([head, *cells], range(1, len(head))).splitlines()

@@ -13,6 +13,7 @@ import click
 from click.exceptions import Exit
 
 from ..jobs.demo import DemoJob
+from .flags import GroupedCommand
 
 if TYPE_CHECKING:
     from ..demo.folder import Drawing
@@ -31,9 +32,10 @@ The sketch model cannot do: photographs, faces, writing, or anything but {shapes
 in {colours}, one to four alike or two in a relation.
 It is for trials, for tests, and for machines without a network. The images and vectors stay in {output}.
 """
+EXAMPLES = ("clip demo",)
 
 
-@click.command(short_help="Draw images, and try the other commands on them.")
+@click.command(cls=GroupedCommand, short_help="Draw images, and try the other commands on them.", examples=EXAMPLES)
 @click.option("-o", "--output", metavar="OUT", default=DemoJob.output, show_default=True, help=OUTPUT_HELP)
 @click.option(
     "--scenes", metavar="N", type=int, default=DemoJob.scenes, show_default=True, help="Images to draw, at least 50."

@@ -17,7 +17,7 @@ import click
 from ..atomic_files import atomic_write, translate_os_errors
 from ..jobs.duplicates import DuplicateGroup, DuplicatesJob, DuplicatesReport
 from ..records import shorten
-from .flags import job_option
+from .flags import GroupedCommand, job_option
 from .json_lines import to_json
 from .progress import escape, say
 from .search import FETCH_HELP, ROOT_HELP
@@ -41,7 +41,14 @@ HEAD = (
 )
 
 
-@click.command(short_help="Find images that are there several times.")
+EXAMPLES = (
+    "clip duplicates out/",
+    "clip duplicates out/ --level same --csv > same.csv",
+    "clip duplicates out/ --not-kept --print0 | xargs -0 ls -l",
+)
+
+
+@click.command(cls=GroupedCommand, short_help="Find images that are there several times.", examples=EXAMPLES)
 @click.argument("output", metavar="OUT")
 @job_option(DuplicatesJob, "level", "--level")
 @job_option(DuplicatesJob, "min_cosine", "--min-cosine", metavar="C")
@@ -52,7 +59,9 @@ HEAD = (
 @click.option("--print0", is_flag=True, help=PRINT0_HELP)
 @click.option("--root", metavar="DIR", help=ROOT_HELP)
 @click.option("--fetch", is_flag=True, help=FETCH_HELP.replace("contact sheet", "output"))
-def duplicates(*, as_json: bool, as_csv: bool, page: str | None, not_kept: bool, print0: bool, **options: Any) -> None:
+def duplicates(
+    *, as_json: bool, as_csv: bool, page: str | None, not_kept: bool, print0: bool, output: str, **options: Any
+) -> None:
     """Find the images of OUT that are there several times. Nothing is ever removed.
 
     OUT is a folder that `clip embed` wrote. The vectors propose pairs; the files and their pixels decide, but at level
@@ -63,7 +72,9 @@ def duplicates(*, as_json: bool, as_csv: bool, page: str | None, not_kept: bool,
         raise click.UsageError("found several of --json, --csv and --not-kept, expected one. Leave the others out.")
     if print0 and not not_kept:
         raise click.UsageError("--print0 is of --not-kept. Pass both, or neither.")
-    job = DuplicatesJob(**options)
+    from ..batch.place import find_output
+
+    job = DuplicatesJob(output=find_output(output), **options)
     if not_kept and job.level == "similar":
         raise click.UsageError("--not-kept is of images whose pixels were compared. Leave out --level similar.")
     from ..retrieval.duplicates import find_duplicates

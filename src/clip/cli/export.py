@@ -9,12 +9,14 @@ import click
 
 from ..jobs.export import ExportJob
 from ..jobs.options import ExportFormat
+from .flags import GroupedCommand
 from .progress import summarise
 
 OVERWRITE_HELP = "Replace an earlier export in TARGET; files that it did not write are never removed."
+EXAMPLES = ("clip export out/ to/ --format npy",)
 
 
-@click.command(short_help="Write vectors as files for other programs.")
+@click.command(cls=GroupedCommand, short_help="Write vectors as files for other programs.", examples=EXAMPLES)
 @click.argument("output", metavar="OUT")
 @click.argument("target", metavar="TARGET")
 @click.option(
@@ -26,10 +28,14 @@ def export(*, as_json: bool, **options: Any) -> None:
     """Write the vectors of OUT into the folder TARGET, as files for other programs.
 
     OUT is a folder that `clip embed` wrote. The formats are npy (vectors.npy and ids.parquet), clip-retrieval
-    (img_emb/img_emb_*.npy and metadata/metadata_*.parquet, in float16 and of unit length), csv (vectors.csv) and
-    safetensors (vectors.safetensors and ids.parquet). Rows keep the order of OUT; export.json describes the export.
-    Exit code 0: done; 1: the export failed, and nothing is left of it; 2: it did not begin.
+    (img_emb/img_emb_*.npy and metadata/metadata_*.parquet, in float16 and of unit length), csv (vectors.csv),
+    safetensors (vectors.safetensors and ids.parquet) and pgvector (pgvector.csv and pgvector.sql, for psql). Rows keep
+    the order of OUT; export.json describes the export. Exit code 0: done; 1: the export failed, and nothing is left of
+    it; 2: it did not begin.
     """
+    from ..batch.place import find_output
+
+    options["output"] = find_output(options["output"])
     job = ExportJob(**options)
     from ..store import export as export_module
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .flags import ROOT_HELP, GroupedCommand
 from .json_lines import to_json
 from .progress import escape, say
-from .search import ROOT_HELP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 FIRST = 5  # of a run's failures, shown at its end
 COLUMNS = ("id", "path", "stage", "error", "message")
+EXAMPLES = ("clip failures out/", "clip failures out/ --paths > to-repair.txt")
 
 
-@click.command(short_help="List what failed, and why.")
+@click.command(cls=GroupedCommand, short_help="List what failed, and why.", examples=EXAMPLES)
 @click.argument("output", metavar="OUT")
 @click.option("--root", metavar="DIR", help=ROOT_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per failure.")
@@ -38,9 +39,10 @@ def failures(output: str, *, root: str | None, as_json: bool, as_csv: bool, path
     """
     if as_json + as_csv + paths > 1:
         raise click.UsageError("found several of --json, --csv and --paths, expected one. Leave the others out.")
+    from ..batch.place import find_output
     from ..store.reader import Store
 
-    store = Store(output, root)
+    store = Store(find_output(output), root)
     lines = csv.writer(sys.stdout, lineterminator="\n") if as_csv else None
     if lines:
         lines.writerow(COLUMNS)

@@ -7,13 +7,15 @@ from typing import Any
 import click
 
 from ..jobs.models import FetchJob
+from .flags import GroupedCommand
 
 CHECK_HELP = "Hash the cached files again instead of fetching; without a NAME, all of them."
 ARCHITECTURE_HELP = "With --to: the network of weights that do not show theirs, as of embed."
 TO_HELP = "Also write the weights of the one model to this file, with OpenAI's names."
+EXAMPLES = ("clip fetch ViT-B/32", "clip fetch --check")
 
 
-@click.command(short_help="Fetch the weights of models.")
+@click.command(cls=GroupedCommand, short_help="Fetch the weights of models.", examples=EXAMPLES)
 @click.argument("names", nargs=-1, metavar="NAME...")
 @click.option("--download-root", metavar="DIR", help="Folder to cache weights in.  [default: ~/.cache/clip]")
 @click.option("--check", is_flag=True, help=CHECK_HELP)

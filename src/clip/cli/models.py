@@ -6,23 +6,42 @@ from dataclasses import asdict
 
 import click
 
+from ..errors import InputError
+from ..jobs.health import CheckRow
 from ..jobs.models import DeviceRow, ModelRow
+from .exit_codes import EXIT_FAILED
+from .flags import GroupedCommand
 from .json_lines import to_json
 
 DEVICES_HELP = "List this machine's devices instead, with libraries and precisions; the first is what reference means."
 MODELS_HEAD = f"{'name':<16}{'dim':>5}{'pixels':>8}{'parameters':>13}{'GFLOPs':>9}{'MB':>7}  {'licence':<9}cached"
+CHECK_HELP = (
+    "Check the model NAME on this machine instead: pixels, tokens, each precision beside the network in float64, and "
+    "what OpenAI's ViT-B/32 gave where published; exit code 1 where something differs."
+)
+ARCHITECTURE_HELP = "With --check: the network of weights that do not show theirs, as of embed."
+PASSED = {True: "ok", False: "DIFFERS", None: "-"}
 DEVICES_HEAD = f"{'device':<10}{'back end':<20}{'precisions':<24}name"
+EXAMPLES = ("clip models", "clip models --check ViT-B/32")
 
 
-@click.command(short_help="List models, or this machine's devices.")
+@click.command(cls=GroupedCommand, short_help="List models, or this machine's devices.", examples=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per line.")
 @click.option("--devices", is_flag=True, help=DEVICES_HELP)
+@click.option("--check", metavar="NAME", help=CHECK_HELP)
+@click.option("--architecture", metavar="NAME|FILE", help=ARCHITECTURE_HELP)
 @click.option("--download-root", metavar="DIR", help="Folder with cached weights.  [default: ~/.cache/clip]")
-def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
+def models(
+    *, as_json: bool, devices: bool, check: str | None, architecture: str | None, download_root: str | None
+) -> int:
     """List the models that OpenAI released, and the small one that is included; or the devices of this machine.
 
     The last column has the path of the weights, where they are on this machine.
     """
+    if check is not None:
+        return _check(check, download_root, architecture, as_json=as_json)
+    if architecture is not None:
+        raise InputError("`architecture`", f"found {architecture!r}", "`check` with it", "Pass `check` too.")
     from ..engine.devices import list_devices
     from ..weights import catalog
 
@@ -30,10 +49,30 @@ def models(*, as_json: bool, devices: bool, download_root: str | None) -> None:
     if as_json:
         for row in rows:
             click.echo(to_json(asdict(row)))
-        return
+        return 0
     click.echo(DEVICES_HEAD if devices else MODELS_HEAD)
     for row in rows:
         click.echo(_format_device(row) if isinstance(row, DeviceRow) else _format_model(row))
+    return 0
+
+
+def _check(name: str, download_root: str | None, architecture: str | None, *, as_json: bool) -> int:
+    from ..health.check import check_model
+
+    rows = check_model(name, download_root, architecture)
+    for row in rows:
+        if as_json:
+            click.echo(to_json(asdict(row)))
+    if not as_json:
+        click.echo("\n".join(_tabulate_checks(rows)))
+    return EXIT_FAILED if any(row.passed is False for row in rows) else 0
+
+
+def _tabulate_checks(rows: list[CheckRow]) -> list[str]:
+    cells = [("check", "found", "expected", "")] + [(r.check, r.found, r.expected, PASSED[r.passed]) for r in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(3)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)) + f"  {row[3]}"
+            for row in cells]  # fmt: skip
 
 
 def _format_device(row: DeviceRow) -> str:

@@ -1,93 +1,233 @@
-"""The command `clip search`: find the rows of an output that are nearest to a query, and print them."""
+"""The commands `clip search` and `clip find`: find the images that are nearest to a query, and print them.
+
+`find` is for a folder of images, whose output it keeps by itself; `search` for an output that somebody named.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import asdict, replace
-from typing import Any
+import os
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..jobs.search import Hit, SearchJob
-from ..records import shorten
-from .json_lines import to_json
-from .progress import escape, say
+from ..jobs.embed import EmbedJob, EmbedReport, Progress
+from ..jobs.options import DecodeOptions, ModelOptions, OutputPolicy
+from ..jobs.search import SearchJob
+from ..own_files import is_output
+from .failures import list_first
+from .flags import ROOT_HELP, GroupedCommand, grouped
+from .hits import answer, choose_form
+from .progress import Reporter, describe_ignored, say
 
-MAX_ID_WIDTH = 60  # letters of an id's column in the table
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TEXT_HELP = "Text to find images of. May be repeated: all texts, images and the vector are averaged."
 IMAGE_HELP = "Image file to find similar images to; - is stdin. May be repeated."
 VECTOR_HELP = "File with a vector to find, as a JSON list or .npy; - is stdin. Needs no model."
+K_HELP = "Number of hits to return, the best first."
 NOT_HELP = "Text to avoid: its vector is subtracted. May be repeated."
 WHERE_HELP = (
     "Condition on the columns of OUT but the vectors, in SQL: \"width > 1000 AND format = 'JPEG'\". Needs DuckDB."
 )
 PLAIN_HELP = "Write only the paths, one per line; for a member of an archive, the archive's."
+PRINT0_HELP = "Write only the paths, as their bytes, each with a NUL after it, for xargs -0."
 SHEET_HELP = "Also write the hits, at most 1,000, as one image."
-ROOT_HELP = "Folder where the images are now, if they have moved since.  [default: as in the manifest]"
-FETCH_HELP = "Ask servers for images of the contact sheet that are there."
+HTML_HELP = "Also write the hits, at most 1,000, as a page with thumbnails, links and names in any script."
+OPEN_HELP = "Open the page or the contact sheet that is written, else the best hit, as a double click would."
+PREVIEWS_HELP = "Show the hits as pictures where the terminal can (kitty, iTerm2, WezTerm, Ghostty)."
+FETCH_HELP = "Ask servers for images of the contact sheet and the page that are there."
 MODEL_HELP = "Where the run's weights are.  [default: as in the manifest]"
+FIND_MODEL_HELP = "A released name, sketch, or the path of weights; each model has vectors of its own."
+WHERE_IS_HELP = "Print the folder that holds the vectors, and stop."
+NO_UPDATE_HELP = "Search what is indexed already, without a look at the folder."
 
-
-@click.command(short_help="Find images by texts, images or a vector.")
-@click.argument("output", metavar="OUT")
-@click.option("-t", "--text", "texts", metavar="TEXT", multiple=True, help=TEXT_HELP)
-@click.option("-i", "--image", "images", metavar="FILE", multiple=True, help=IMAGE_HELP)
-@click.option("--vector", metavar="FILE", help=VECTOR_HELP)
-@click.option("--not", "negative", metavar="TEXT", multiple=True, help=NOT_HELP)
-@click.option(
-    "-n", "k", metavar="N", type=int, default=SearchJob.k, show_default=True, help="Number of hits to return."
+QUERY, ANSWER = partial(grouped, "What to find"), partial(grouped, "How to answer")
+_QUERY = (
+    QUERY("-t", "--text", "texts", metavar="TEXT", multiple=True, help=TEXT_HELP),
+    QUERY("-i", "--image", "images", metavar="FILE", multiple=True, help=IMAGE_HELP),
+    QUERY("--vector", metavar="FILE", help=VECTOR_HELP),
+    QUERY("--not", "negative", metavar="TEXT", multiple=True, help=NOT_HELP),
+    QUERY("-n", "k", metavar="N", type=int, default=SearchJob.k, show_default=True, help=K_HELP),
+    QUERY("--min-score", metavar="S", type=float, help="Lowest cosine that a hit may have."),
+    QUERY("--where", metavar="SQL", help=WHERE_HELP),
 )
-@click.option("--min-score", metavar="S", type=float, help="Lowest cosine that a hit may have.")
-@click.option("--where", metavar="SQL", help=WHERE_HELP)
-@click.option("--contact-sheet", metavar="FILE.png", help=SHEET_HELP)
-@click.option("--root", metavar="DIR", help=ROOT_HELP)
-@click.option("--fetch", is_flag=True, help=FETCH_HELP)
-@click.option("-m", "--model", metavar="MODEL", help=MODEL_HELP)
-@click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object per hit: id, path, score.")
-@click.option("--csv", "as_csv", is_flag=True, help="Write CSV with a header: id, path, score.")
-@click.option("--plain", is_flag=True, help=PLAIN_HELP)
-def search(*, as_json: bool, as_csv: bool, plain: bool, **options: Any) -> None:
+_ANSWER = (
+    ANSWER("--contact-sheet", metavar="FILE.png", help=SHEET_HELP),
+    ANSWER("--html", metavar="FILE.html", help=HTML_HELP),
+    ANSWER("--open", "opens", is_flag=True, help=OPEN_HELP),
+    ANSWER("--previews/--no-previews", default=True, show_default=True, help=PREVIEWS_HELP),
+    ANSWER("--json", "as_json", is_flag=True, help="Write one JSON object per hit: id, path, score."),
+    ANSWER("--csv", "as_csv", is_flag=True, help="Write CSV with a header: id, path, score."),
+    ANSWER("--plain", is_flag=True, help=PLAIN_HELP),
+    ANSWER("--print0", is_flag=True, help=PRINT0_HELP),
+)
+MODEL = partial(grouped, "Model")
+
+
+def _with(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.command(
+    cls=GroupedCommand,
+    short_help="Find images in a folder by words, or like another.",
+    examples=('clip find "a red boat" photos/', "clip find holiday.jpg photos/ --html alike.html --open"),
+)
+@click.argument("words", metavar="[TEXT|IMAGE]... [FOLDER]", nargs=-1)
+@_with(_QUERY)
+@_with(_ANSWER)
+@MODEL("-m", "--model", metavar="MODEL", default=ModelOptions.name, show_default=True, help=FIND_MODEL_HELP)
+@MODEL("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
+@MODEL("--no-update", is_flag=True, help=NO_UPDATE_HELP)
+@MODEL("--where-is", is_flag=True, help=WHERE_IS_HELP)
+def find(*, words: tuple[str, ...], **options: Any) -> None:
+    """Find the images of FOLDER (default: the current one) that show a text, or are like an image.
+
+    New and changed images are indexed first, those that are gone are dropped; the first time takes a while, later ones
+    see only what is new. The vectors are kept in the user's data folder; --where-is says where. Photos that are stored
+    turned are looked at upright. Exit code 0: done, with or without hits; 1: it failed; 2: it did not begin.
+    """
+    folder, texts, images = _sort_words(words)
+    options["texts"] += texts
+    options["images"] += images
+    _find(folder or ".", **options)
+
+
+@click.command(
+    cls=GroupedCommand,
+    short_help="Find rows of an output by texts, images or a vector.",
+    examples=('clip search out/ "a red boat" --not "a car" -n 5',),
+)
+@click.argument("output", metavar="OUT...|FOLDER")
+@click.argument("words", metavar="[TEXT]...", nargs=-1)
+@_with(_QUERY)
+@_with(_ANSWER)
+@ANSWER("--root", metavar="DIR", help=ROOT_HELP)
+@ANSWER("--fetch", is_flag=True, help=FETCH_HELP)
+@MODEL("-m", "--model", metavar="MODEL", help=MODEL_HELP)
+@MODEL("--device", metavar="DEVICE", default="auto", show_default=True, help="Device of the model.")
+def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     """Find the images of OUT that are nearest to texts, images or a vector.
 
-    OUT is a folder that `clip embed` wrote. Each hit has an id, a path and a score, which is the cosine to the query.
-    The search is exact. Exit code 0: done, with or without hits; 1: the search failed; 2: it did not begin.
+    OUT is a folder that `clip embed` wrote; a FOLDER of images is indexed and searched as by `clip find`. Each hit has
+    an id, a path and a score, which is the cosine to the query. Several outputs of the same weights are searched as
+    one. The search is exact. Exit code 0: done, with or without hits; 1: the search failed; 2: it did not begin.
     """
-    if as_json + as_csv + plain > 1:
-        raise click.UsageError("found several of --json, --csv and --plain, expected one. Leave the others out.")
-    job = SearchJob(**options)
+    outputs = [output, *takewhile(is_output, words)]
+    words = words[len(outputs) - 1 :]
+    options["texts"] += words
+    if options["root"] is None and _is_folder_of_images(output):
+        del options["root"], options["fetch"]
+        options["model"] = options["model"] or ModelOptions.name
+        _find(output, **options)
+        return
+    form = choose_form(**{name: options.pop(name) for name in ("as_json", "as_csv", "plain", "print0")})
+    shown = {name: options.pop(name) for name in ("previews", "opens")}
+    job = SearchJob(output=output if len(outputs) == 1 else outputs, **options)
     from ..retrieval import search as search_module
+    from ..store.manifest import MANIFEST, read_manifest
+    from .sketch import warn_of_words
 
-    report = search_module.search(job, say)
-    render = _format_ndjson if as_json else _format_csv if as_csv else _format_plain if plain else _format_table
-    hits = tuple(replace(hit, path=shorten(hit.path)) for hit in report.hits)
-    click.echo(render(hits), nl=False)
-    if len(report.hits) < job.k:
-        filters = {"min_score": "--min-score", "where": "--where"}
-        flags = " and ".join(flag for name, flag in filters.items() if getattr(job, name) is not None)
-        say(f"{len(report.hits):,} hits of {job.k:,} asked for: {report.rows:,} rows{flags and f', fewer by {flags}'}")
-    if job.contact_sheet is not None:
-        unread = f", {report.unreadable:,} of them cannot be read any more" if report.unreadable else ""
-        say(f"{job.contact_sheet}: {len(report.hits):,} hits{unread}")
+    manifest = read_manifest(Path(output, MANIFEST))
+    warn_of_words(manifest and manifest.model, (*job.texts, *job.negative))
+
+    answer(job, search_module.search, say, form, **shown)
 
 
-def _format_table(hits: tuple[Hit, ...]) -> str:
-    rows = [("score", "id", "path"), *((f"{hit.score:.4f}", escape(hit.id), escape(hit.path)) for hit in hits)]
-    width = min(MAX_ID_WIDTH, max(len(own_id) for _, own_id, _ in rows))
-    return "".join(f"{score:<9}{own_id:<{width}}  {path}\n" for score, own_id, path in rows)
+def _sort_words(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+    """Return the folder among the arguments of `find`, the texts and the image files, in whichever order they came."""
+    folders = [word for word in words if os.path.isdir(word)]  # noqa: PTH112
+    if len(folders) > 1:
+        raise click.UsageError(f"found the folders {folders[0]} and {folders[1]}, expected one. Leave the other out.")
+    if not folders and words and words[-1].endswith(("/", os.sep)):
+        raise click.UsageError(f"found no folder {words[-1]}. Check its name.")
+    others = [word for word in words if word not in folders]
+    images = tuple(word for word in others if os.path.isfile(word))  # noqa: PTH113
+    return next(iter(folders), None), tuple(word for word in others if word not in images), images
 
 
-def _format_ndjson(hits: tuple[Hit, ...]) -> str:
-    return "".join(to_json(asdict(hit)) + "\n" for hit in hits)
+def _is_folder_of_images(name: str) -> bool:
+    """Whether an argument is no output but a folder with images; of any other a search says what it lacks."""
+    if not os.path.isdir(name) or is_output(name):  # noqa: PTH112
+        return False
+    from ..batch.opening import holds_images
+
+    return holds_images(name)
 
 
-def _format_csv(hits: tuple[Hit, ...]) -> str:
-    lines = io.StringIO(newline="")
-    csv.writer(lines, lineterminator="\n").writerows([("id", "path", "score"), *(asdict(h).values() for h in hits)])
-    return lines.getvalue()
+def _find(folder: str, *, model: str, no_update: bool = False, where_is: bool = False, **options: Any) -> None:
+    form = choose_form(**{name: options.pop(name) for name in ("as_json", "as_csv", "plain", "print0")})
+    shown = {name: options.pop(name) for name in ("previews", "opens")}
+    from ..batch.opening import refuse_early
+    from ..batch.place import find_place, take_along
+
+    place = find_place(folder, model)
+    if where_is:
+        click.echo(place)
+        return
+    query = SearchJob(output=place, **options)
+    if not no_update:
+        job = EmbedJob(
+            source=folder,
+            output=place,
+            model=ModelOptions(model, device=query.device),
+            decode=DecodeOptions(orient="exif"),
+            policy=OutputPolicy(update=True),
+        )
+        take_along(place, folder)
+        refuse_early(job)
+        _index(job, folder)
+    from ..retrieval import search as search_module
+    from ..store.reader import Store
+    from .sketch import warn_of_photographs, warn_of_words
+
+    warn_of_words(model, (*query.texts, *query.negative))
+    if is_output(str(place)):
+        warn_of_photographs(Store(place))
+    # Nothing is said of the index, which is made in a moment, and which nobody who searches a folder asked for.
+    answer(replace(query, model=model), search_module.search, lambda _: None, form, **shown)
 
 
-def _format_plain(hits: tuple[Hit, ...]) -> str:
-    return "".join(f"{hit.path}\n" for hit in hits)
+def _index(job: EmbedJob, folder: str) -> None:
+    """Bring the output of a folder up to date, and say what changed. Raises: InputError for one without images."""
+    from ..batch.finished import find_finished
+
+    report = find_finished(job)
+    if report is None:
+        from ..batch.folder import embed_folder
+
+        reporter = Reporter("auto", job.kind)
+        try:
+            report = embed_folder(job, partial(_report_rare, reporter))
+        finally:
+            reporter.close()
+        added = report.read - report.resumed
+        if added or report.removed or report.renamed:
+            for line in list_first(report.output, report.failed) if report.failed else ():
+                say(line)
+            say(_describe(report, added))
+    if report.failed or report.unread:
+        unread = "".join(f", {count:,} {kind} not read" for kind, count in report.unread.items())
+        say(f"{report.written:,} images searched, {report.failed:,} failed{unread}: clip failures {folder}")
+
+
+def _describe(report: EmbedReport, added: int) -> str:
+    counts = {"indexed": added, "dropped": report.removed, "renamed": report.renamed}
+    done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+    return f"{done} in {report.seconds:.1f} s; {report.written:,} images in all{describe_ignored(report.ignored)}"
+
+
+def _report_rare(reporter: Reporter, progress: Progress) -> None:
+    """Show progress, but not the first entry of a listing, which nobody who searches asked for."""
+    if progress.listing is None or not progress.listing.example:
+        reporter.update(progress)

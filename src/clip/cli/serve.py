@@ -10,7 +10,7 @@ import click
 from ..errors import MissingExtraError
 from ..jobs.fields import nest
 from ..jobs.serve import ServeJob
-from .flags import job_option
+from .flags import GroupedCommand, job_option
 from .progress import say
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ def _option(field: str, *flags: str, **settings: Any) -> Callable[..., Any]:
 
 
 _number, _seconds = partial(_option, metavar="N"), partial(_option, metavar="S")
+EXAMPLES = ("clip serve -m ViT-B/32 --index out/",)
 
 
-@click.command(short_help="Answer HTTP requests for vectors.")
+@click.command(cls=GroupedCommand, short_help="Answer HTTP requests for vectors.", examples=EXAMPLES)
 @_option("models", "-m", "--model", metavar="MODEL", multiple=True)
 @_option("index", "--index", metavar="OUT", multiple=True)
 @_option("root", "--root", metavar="DIR")

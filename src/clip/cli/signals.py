@@ -29,7 +29,7 @@ EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
 IMPORTING = "<frozen importlib"  # how the names of the files begin whose frames are in each import
 LOOK_AGAIN_S = 0.05  # whether the import is over, or the exception was lost
 GRACE_S = 8.0  # for an orderly end; people and schedulers wait about 10 s
-FORCED = b"ended without waiting for what was under way; finished parts are kept\n"
+FORCED = b"ended without waiting for what was under way; what was saved is kept\n"
 
 
 class InterruptedBySignal(BaseException):

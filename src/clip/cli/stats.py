@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..jobs.stats import PERCENTS, StatsJob
-from .flags import job_option
+from .flags import GroupedCommand, job_option
 from .json_lines import to_json
 from .progress import escape, say
 from .search import MODEL_HELP
@@ -16,18 +16,23 @@ from .search import MODEL_HELP
 NAME_WIDTH = 20  # letters
 
 
-@click.command(short_help="Show which cosines are usual.")
+EXAMPLES = ("clip stats out/", 'clip stats out/ -t "a red boat"')
+
+
+@click.command(cls=GroupedCommand, short_help="Show which cosines are usual.", examples=EXAMPLES)
 @click.argument("output", metavar="OUT")
 @job_option(StatsJob, "texts", "-t", "--text", metavar="TEXT", multiple=True)
 @click.option("-m", "--model", metavar="MODEL", help=MODEL_HELP)
 @job_option(StatsJob, "device", "--device", metavar="DEVICE")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object.")
-def stats(*, as_json: bool, **options: Any) -> None:
+def stats(output: str, *, as_json: bool, **options: Any) -> None:
     """Print percentiles of the cosines in OUT: of pairs of its images, and of texts to all of them.
 
     OUT is a folder that `clip embed` wrote. A score is high if it is high among these. Exit code 0: done; 1: it failed.
     """
-    job = StatsJob(**options)
+    from ..batch.place import find_output
+
+    job = StatsJob(output=find_output(output), **options)
     from ..retrieval.stats import stats as compute_stats
 
     report = compute_stats(job, say)

@@ -10,7 +10,7 @@ import click
 
 from ..jobs.fields import nest
 from ..jobs.tune import SettingRow, TuneJob, TuneReport
-from .flags import job_option
+from .flags import GroupedCommand, job_option
 from .json_lines import to_json
 from .progress import say
 
@@ -18,26 +18,28 @@ HEAD = (
     f"{'precision':<11}{'pixels':<8}{'images/s':>9}{'faster':>8}  cosine: {'min':>9}{'1 %':>10}{'mean':>10}"
     f"{'angle':>8}{'top 10':>8}"
 )
-_option = partial(job_option, TuneJob)
+EXAMPLES = ("clip tune photos/ --min-cosine 0.999",)
+MEASURE = partial(job_option, TuneJob, group="What to measure")
+READ = partial(job_option, TuneJob, group="What to read")
 
 
-@click.command(short_help="Measure the fastest setting of this machine.")
+@click.command(cls=GroupedCommand, short_help="Measure the fastest setting of this machine.", examples=EXAMPLES)
 @click.argument("source", metavar="INPUT...", nargs=-1, required=True)
-@_option("model.name", "-m", "--model", metavar="MODEL")
-@_option("model.untrained", "--untrained", metavar="SEED")
-@_option("model.architecture", "--architecture", metavar="NAME|FILE")
-@_option("model.device", "--device", metavar="DEVICE")
-@_option("min_cosine", "--min-cosine", metavar="X")
-@_option("images", "--pictures", metavar="N")
-@_option("seed", "--seed", metavar="N")
-@_option("calibration", "--calibration", metavar="DIR")
-@_option("globs", "--glob", metavar="PATTERN", multiple=True)
-@_option("columns.entry", "--column", metavar="NAME")
-@_option("columns.delimiter", "--delimiter", metavar="C")
-@_option("columns.quoting", "--quoting")
-@_option("root", "--root", metavar="DIR")
-@_option("workers", "--workers", metavar="N")
-@_option("model.threads", "--threads", metavar="N")
+@MEASURE("model.name", "-m", "--model", metavar="MODEL")
+@MEASURE("min_cosine", "--min-cosine", metavar="X")
+@MEASURE("images", "--pictures", "--images", metavar="N")
+@MEASURE("seed", "--seed", metavar="N")
+@MEASURE("model.device", "--device", metavar="DEVICE")
+@MEASURE("model.untrained", "--untrained", metavar="SEED")
+@MEASURE("model.architecture", "--architecture", metavar="NAME|FILE")
+@MEASURE("calibration", "--calibration", metavar="DIR")
+@MEASURE("workers", "--workers", metavar="N")
+@MEASURE("model.threads", "--threads", metavar="N")
+@READ("globs", "--glob", "--globs", metavar="PATTERN", multiple=True)
+@READ("columns.entry", "--column", metavar="NAME")
+@READ("columns.delimiter", "--delimiter", metavar="C")
+@READ("columns.quoting", "--quoting")
+@READ("root", "--root", metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as one JSON object to stdout.")
 def tune(*, as_json: bool, **options: Any) -> None:
     """Measure on some of your images how fast each setting of this machine is, and how exact its vectors are.

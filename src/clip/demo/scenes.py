@@ -7,6 +7,7 @@ images that a sentence should find are known without labelling.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -214,6 +215,20 @@ _OPENINGS = (
 )
 _SINGULAR_OPENINGS = ("there is {}", "this is {}")
 _ON_BACKGROUND = ("on a {} background", "on {}", "in front of a {} background", "with a {} background")
+
+
+def list_words() -> frozenset[str]:
+    """Return the words of all captions, which are all that the sketch model has seen."""
+    tables = (*_WORDS.values(), *_NUMBERS.values(), *_JOINS.values(), *_REVERSED_JOINS.values(), _OPENINGS)
+    phrases = [*(phrase for table in tables for phrase in table), *_ANY_SHAPE, *_ON_BACKGROUND, *SIZES, *BACKGROUNDS]
+    words = {word for phrase in phrases for word in re.findall(r"[a-z0-9]+", phrase)} | {
+        *SHAPES,
+        *COLOURS,
+        "a",
+        "an",
+        "the",
+    }
+    return frozenset(words | {_plural(word) for word in words})
 
 
 def claim(rng: Random, scene: Scene, *, full: bool = False) -> Statement:

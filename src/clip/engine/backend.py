@@ -13,9 +13,9 @@ from torch import Tensor
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..network.records import Architecture
-    from .fold import ImageTower, LeanText
+    from ..network.records import AnyArchitecture
     from .quantize import Calibration
+    from .tower import ImageTower, LeanText
 
 
 class Graph(Protocol):
@@ -49,10 +49,10 @@ class Backend(Protocol):
         remedy = "Leave the call out; Encoder.needs_calibration tells which encoders want it."
         raise InputError("calibrate", f"precision {self.precision!r} is not quantised by images", remedy=remedy)
 
-    def check(self, architecture: Architecture) -> None:
+    def check(self, architecture: AnyArchitecture) -> None:
         """Refuse a model that this precision is not for. Raises: DeviceError."""
 
-    def batch_size(self, architecture: Architecture) -> int:
+    def batch_size(self, architecture: AnyArchitecture) -> int:
         """Return how many images to run at a time."""
         ...
 

@@ -12,7 +12,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ from torch import Tensor
 from ..errors import DeviceError
 from .backend import Backend
 from .backend_torch import DTYPES, TorchOps, image_features, place, to_fp8
-from .fold import Block, ImageTower, LeanText, LeanViT, Mlp
 from .graph import text_features
+from .tower import Block, ImageTower, LeanSiglip, LeanText, LeanViT, Mlp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from ..network.records import Architecture
+    from ..network.records import AnyArchitecture
 
 WARM_UP_RUNS = 3  # before capture: libraries choose kernels and reserve memory
 SLOTS = 2  # of pinned memory: one is filled while the other crosses the bus
@@ -42,6 +42,7 @@ FP8 = "fp8"  # products of a large ViT's blocks; the rest, and texts, are comput
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 FP8_MIN_WIDTH = 1024  # ViT-L's; products of narrower ones gain nothing (pytorch/ao, small shapes)
 MAX_REASON = 200  # characters of a compiler's message
+ViT = TypeVar("ViT", LeanViT, LeanSiglip)
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
 _log = logging.getLogger("clip")
@@ -86,7 +87,7 @@ class CudaBackend(Backend):
         self._compiles = compiles
         self.dtype = torch.bfloat16 if precision == FP8 else DTYPES[precision]
 
-    def check(self, architecture: Architecture) -> None:
+    def check(self, architecture: AnyArchitecture) -> None:
         """Refuse a model that fp8 makes no faster.
 
         Raises:  DeviceError for fp8 with a ResNet, or a ViT narrower than ViT-L.
@@ -97,7 +98,7 @@ class CudaBackend(Backend):
             remedy = "Pass 'reference' or 'bf16'."
             raise DeviceError(f"precision {FP8!r}", found, f"a ViT of at least {FP8_MIN_WIDTH}", remedy)
 
-    def batch_size(self, architecture: Architecture) -> int:
+    def batch_size(self, architecture: AnyArchitecture) -> int:
         """Return the number of images that keeps this GPU busy."""
         side, patch = architecture.image_resolution, architecture.vision_patch_size
         if patch is None:
@@ -108,8 +109,10 @@ class CudaBackend(Backend):
 
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> CudaGraph:  # noqa: ARG002
         """Make the graph of an image tower for uint8 or float32 images in 0..255, captured when it first runs."""
-        placed = place(tower, self._place)
+        placed: ImageTower = place(tower, self._place)
         if self.precision == FP8 and isinstance(placed, LeanViT) and isinstance(tower, LeanViT):
+            placed = round_blocks_to_fp8(placed, tower)
+        if self.precision == FP8 and isinstance(placed, LeanSiglip) and isinstance(tower, LeanSiglip):
             placed = round_blocks_to_fp8(placed, tower)
         function = image_features(placed, self.dtype)
         compiled = torch.compile(function, dynamic=False, fullgraph=True) if self._compiles else None
@@ -287,8 +290,8 @@ class _Slot:
         self._read.record(current)
 
 
-def round_blocks_to_fp8(placed: LeanViT, exact: LeanViT) -> LeanViT:
-    """Round a placed ViT's blocks to fp8, from the exact weights; patches, the first and the last block keep theirs."""
+def round_blocks_to_fp8(placed: ViT, exact: ViT) -> ViT:
+    """Round a placed ViT's blocks to fp8, from the exact weights; patches, both ends and a pool keep theirs."""
 
     def round_block(block: Block, source: Block) -> Block:
         fc, proj = to_fp8(source.mlp.fc, block.mlp.fc), to_fp8(source.mlp.proj, block.mlp.proj)

@@ -21,21 +21,22 @@ from ..errors import DeviceError, InputError
 from . import quantize
 from .backend import Backend
 from .backend_torch import cpu_batch_size, place
-from .graph import LAYER_NORM_EPS, image_features, text_features
+from .graph import image_features, text_features
 from .telemetry import without_telemetry
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from ..network.records import Activation, Architecture
-    from .fold import Conv, ImageTower, LeanText, Linear
+    from ..network.records import AnyArchitecture, TowerActivation
     from .quantize import Calibration
+    from .tower import Conv, ImageTower, LeanText, Linear
 
 # The CPU plug-in's words. It takes "f16" too, and then computes in bf16, which it would also choose by itself.
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 INT8 = "int8"  # products of images' graphs are quantised; the rest, and texts, are computed in floats
 # Products of the last block that are not quantised: it has one token, so they cost little, and all of it is read.
 EXACT_PRODUCTS = 8
+GELUS = {"gelu": "erf", "gelu_tanh": "tanh"}
 Node = Any  # openvino has no types
 
 
@@ -89,9 +90,9 @@ class OpenVinoOps:
         product = self._op.convolution(x, self._constant(layer.weight), stride, pad, pad, [1, 1])
         return self._op.add(product, self._constant(layer.bias[None, :, None, None]))
 
-    def norm(self, x: Node) -> Node:
+    def norm(self, x: Node, eps: float) -> Node:
         """(..., W) to mean 0 and variance 1."""
-        return self._op.mvn(x, self._integers(-1), True, LAYER_NORM_EPS, "inside_sqrt")
+        return self._op.mvn(x, self._integers(-1), True, eps, "inside_sqrt")
 
     def add(self, x: Node, y: Node | Tensor) -> Node:
         """The sum."""
@@ -118,9 +119,9 @@ class OpenVinoOps:
         """Over the last axis."""
         return self._op.softmax(x, -1)
 
-    def activate(self, x: Node, activation: Activation) -> Node:
-        """SiLU or the exact GELU."""
-        return self._op.swish(x) if activation == "quick_gelu" else self._op.gelu(x, "erf")
+    def activate(self, x: Node, activation: TowerActivation) -> Node:
+        """SiLU, the exact GELU, or the approximation of it by tanh."""
+        return self._op.swish(x) if activation == "quick_gelu" else self._op.gelu(x, GELUS[activation])
 
     def relu(self, x: Node) -> Node:
         """max(x, 0)."""
@@ -133,6 +134,11 @@ class OpenVinoOps:
     def mean(self, x: Node) -> Node:
         """(B, L, C) -> (B, 1, C)."""
         return self._op.reduce_mean(x, self._integers(1), True)
+
+    def crop(self, x: Node, side: int) -> Node:
+        """(B, R, R, 3) -> (B, side, side, 3)."""
+        zero, one, stop = self._integers(0, 0), self._integers(1, 1), self._integers(side, side)
+        return self._op.slice(x, zero, stop, one, self._integers(1, 2))
 
     def concat(self, x: Node, y: Node) -> Node:
         """(B, L, C) and (B, M, C) -> (B, L + M, C)."""
@@ -224,7 +230,7 @@ class OpenVinoBackend(Backend):
             return self.precision
         return "bf16" if "bf16" in usable_precisions() else "fp32"
 
-    def batch_size(self, architecture: Architecture) -> int:
+    def batch_size(self, architecture: AnyArchitecture) -> int:
         """Return the number of images whose products are large enough for these threads."""
         return cpu_batch_size(architecture, self._threads)
 

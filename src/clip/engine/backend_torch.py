@@ -15,13 +15,13 @@ from torch import Tensor
 
 from . import graph
 from .backend import Backend
-from .fold import Conv, ImageTower, LeanText, Linear
-from .graph import LAYER_NORM_EPS, text_features
+from .graph import text_features
+from .tower import Conv, ImageTower, LeanText, Linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..network.records import Activation, Architecture
+    from ..network.records import AnyArchitecture, TowerActivation
 
 Tower = TypeVar("Tower")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -29,6 +29,7 @@ _scaled_mm: Any = getattr(torch, "_scaled_mm")  # noqa: B009  torch's one produc
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # the largest number of that type
 FP8_MIN_SCALE = 1e-12  # for rows of zeros
+GELUS = {"gelu": "none", "gelu_tanh": "tanh"}
 CPU_ROWS = 1600  # rows of a batch's products; more gain nothing on two cores (LOG.md)
 CPU_MIN_BATCH, CPU_MAX_BATCH = 8, 32  # images
 IMAGES_A_THREAD = 2
@@ -93,9 +94,9 @@ class TorchOps:
         """(B, I, R, R) -> (B, O, R', R')."""
         return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
 
-    def norm(self, x: Tensor) -> Tensor:
+    def norm(self, x: Tensor, eps: float) -> Tensor:
         """(..., W) to mean 0 and variance 1; computed in float32 for every dtype."""
-        return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+        return F.layer_norm(x, x.shape[-1:], eps=eps)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """The sum; a text's mask is float32."""
@@ -119,9 +120,9 @@ class TorchOps:
         """Over the last axis."""
         return x.softmax(dim=-1)
 
-    def activate(self, x: Tensor, activation: Activation) -> Tensor:
-        """SiLU or the exact GELU."""
-        return F.silu(x) if activation == "quick_gelu" else F.gelu(x)
+    def activate(self, x: Tensor, activation: TowerActivation) -> Tensor:
+        """SiLU, the exact GELU, or the approximation of it by tanh."""
+        return F.silu(x) if activation == "quick_gelu" else F.gelu(x, approximate=GELUS[activation])
 
     def relu(self, x: Tensor) -> Tensor:
         """max(x, 0)."""
@@ -134,6 +135,10 @@ class TorchOps:
     def mean(self, x: Tensor) -> Tensor:
         """(B, L, C) -> (B, 1, C)."""
         return x.mean(dim=1, keepdim=True)
+
+    def crop(self, x: Tensor, side: int) -> Tensor:
+        """(B, R, R, 3) -> (B, side, side, 3)."""
+        return x[:, :side, :side]
 
     def concat(self, x: Tensor, y: Tensor) -> Tensor:
         """(B, L, C) and (B, M, C) -> (B, L + M, C)."""
@@ -169,7 +174,7 @@ def image_features(tower: ImageTower, dtype: torch.dtype) -> Callable[[Tensor], 
     return partial(graph.image_features, TorchOps(dtype), tower)
 
 
-def cpu_batch_size(architecture: Architecture, threads: int) -> int:
+def cpu_batch_size(architecture: AnyArchitecture, threads: int) -> int:
     """Return how many images make CPU_ROWS rows: 32 for ViT-B/32, 8 for larger models; more for many threads."""
     rows = (architecture.image_resolution // (architecture.vision_patch_size or RESNET_PATCH_PX)) ** 2
     return max(CPU_MIN_BATCH, min(CPU_MAX_BATCH, CPU_ROWS // rows), IMAGES_A_THREAD * threads)
@@ -189,7 +194,7 @@ class TorchBackend(Backend):
         self.precision = precision
         self.dtype = DTYPES[precision]
 
-    def batch_size(self, architecture: Architecture) -> int:
+    def batch_size(self, architecture: AnyArchitecture) -> int:
         """Return the number of images that suits a CPU; on Apple's GPUs it is not measured yet."""
         return cpu_batch_size(architecture, torch.get_num_threads())
 

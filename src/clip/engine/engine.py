@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..errors import DeviceError, InputError
 from ..memory import FilePages, return_freed_memory
-from ..network.records import BYTE_MAX, Architecture, PreprocessSettings
+from ..network.records import BYTE_MAX, AnyArchitecture, PooledToken, PreprocessSettings, SiglipArchitecture
 from ..text.tokens import check_ids
 from .backend import Backend, Graph
 from .devices import MAX_REASON, limit_threads
 from .fold import fold_image_tower, fold_text_tower
+from .fold_siglip import fold_siglip_image, fold_siglip_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ class Engine:
     def __init__(
         self,
         state_dict: Mapping[str, Tensor],
-        architecture: Architecture,
+        architecture: AnyArchitecture,
         settings: PreprocessSettings,
         backend: Backend,
         batch_size: int | None = None,
@@ -119,14 +120,14 @@ class Engine:
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Encode a token table.
 
-        Tokens after a text's end cannot change its features, so a batch is only as long as its longest text, and texts
-        are batched in the order of their lengths.
+        Where tokens after a text's end cannot change its features, a batch is only as long as its longest text, and
+        texts are batched in the order of their lengths.
 
         Shapes:  int (T, L) -> (T, D) on the device.
         """
         tokens = tokens.detach().cpu()
         self._check_tokens(tokens)
-        ends = tokens.argmax(dim=-1)  # the end-of-text token has the highest id of all
+        ends = find_ends(tokens, self.architecture.pooled_token)
         order = ends.argsort(stable=True)
         tokens, ends = tokens[order], ends[order]
         by_length = self._run(
@@ -169,13 +170,19 @@ class Engine:
 
     def _image_graph(self, dtype: torch.dtype) -> Graph:
         with _folding, limit_threads(FOLDING_THREADS):
-            tower = fold_image_tower(self._state_dict, self.architecture, self.settings, self._pages.release)
+            if isinstance(self.architecture, SiglipArchitecture):
+                tower = fold_siglip_image(self._state_dict, self.architecture, self.settings, self._pages.release)
+            else:
+                tower = fold_image_tower(self._state_dict, self.architecture, self.settings, self._pages.release)
             self._give_back()
         return self.backend.image_graph(tower, dtype, self.batch_size)
 
     def _text_graph(self) -> Graph:
         with _folding, limit_threads(FOLDING_THREADS):
-            tower = fold_text_tower(self._state_dict, self.architecture, self._pages.release)
+            if isinstance(self.architecture, SiglipArchitecture):
+                tower = fold_siglip_text(self._state_dict, self.architecture, self._pages.release)
+            else:
+                tower = fold_text_tower(self._state_dict, self.architecture, self._pages.release)
             self._give_back()
         return self.backend.text_graph(tower, self._text_batch)
 
@@ -206,6 +213,14 @@ def _is_out_of_memory(exc: Exception) -> bool:
     """Return whether memory ran out; OpenVINO and torch on a CPU have no exception type for it, only messages."""
     out_of_memory = isinstance(exc, (MemoryError, torch.OutOfMemoryError))
     return out_of_memory or any(words in str(exc).lower() for words in ALLOCATION_FAILED)
+
+
+def find_ends(tokens: Tensor, pooled: PooledToken) -> Tensor:
+    """Return where each text is read: at the token of the highest id, its end, or at the last one, a pad or not.
+
+    Shapes:  int (T, L) -> int (T,).
+    """
+    return tokens.argmax(dim=-1) if pooled == "highest" else tokens.new_full((len(tokens),), tokens.shape[1] - 1)
 
 
 def make_text_inputs(tokens: Tensor, ends: Tensor) -> tuple[Tensor, ...]:

@@ -10,15 +10,28 @@ Axes: O outputs, I inputs, W width, H heads, N = W / H channels a head, L tokens
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..network.architecture import vision_heads
-from ..network.records import BYTE_MAX, Activation, Architecture, PreprocessSettings, Triple
+from ..network.records import BYTE_MAX, Architecture, PreprocessSettings, TowerActivation, Triple
 from ..parallel import available_cores
+from .tower import (
+    Block,
+    Conv,
+    ImageTower,
+    LastBlock,
+    LeanBottleneck,
+    LeanResNet,
+    LeanText,
+    LeanViT,
+    Linear,
+    Mlp,
+    OneQuery,
+    Stack,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,119 +40,7 @@ if TYPE_CHECKING:
 
 
 QUICK_GELU = 1.702  # x * sigmoid(1.702 x); openai/CLIP@d05afc4 clip/model.py:166
-BATCH_NORM_EPS = 1e-5  # of nn.BatchNorm2d
-
-
-@dataclass(frozen=True)
-class Linear:
-    """x -> x weight.T + bias."""
-
-    weight: Tensor  # (O, I)
-    bias: Tensor  # (O,)
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A convolution with its bias."""
-
-    weight: Tensor  # (O, I, k, k)
-    bias: Tensor  # (O,)
-    stride: int = 1
-    padding: int = 0
-
-
-@dataclass(frozen=True)
-class OneQuery:
-    """Attention for a single query: keys and values are never computed, their weights are applied to the query."""
-
-    query: Linear  # (W, W), scaled
-    key: Tensor  # (H, N, W)
-    value: Tensor  # (H, W, N)
-    out: Linear
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """Two linear layers with an activation between them."""
-
-    fc: Linear
-    proj: Linear
-
-
-@dataclass(frozen=True)
-class Block:
-    """A transformer block for all tokens."""
-
-    qkv: Linear  # (3W, W), queries scaled
-    out: Linear
-    mlp: Mlp
-
-
-@dataclass(frozen=True)
-class LastBlock:
-    """The block after which one token is read: for that token alone."""
-
-    attention: OneQuery
-    mlp: Mlp
-
-
-@dataclass(frozen=True)
-class Stack:
-    """The blocks of a tower, and the projection of the one token that is read after them."""
-
-    heads: int
-    activation: Activation  # "quick_gelu" is SiLU here
-    blocks: tuple[Block, ...]
-    last: LastBlock
-    head: Linear  # (D, W)
-
-
-@dataclass(frozen=True)
-class LeanViT:
-    """The weights of a VisionTransformer's lean graph; it reads bytes."""
-
-    resolution_px: int
-    patch_px: int
-    patches: Linear  # (W, P * P * 3)
-    tokens: Tensor  # (L, W): the class token with its position, then the positions of the patches
-    pre_gain: Tensor  # (W,)
-    pre_bias: Tensor  # (W,)
-    stack: Stack
-
-
-@dataclass(frozen=True)
-class LeanBottleneck:
-    """The weights of a residual block, its norms folded in."""
-
-    conv1: Conv
-    conv2: Conv
-    conv3: Conv
-    downsample: Conv | None
-    pool: int  # pixels a side that become one, before conv3 and downsample
-
-
-@dataclass(frozen=True)
-class LeanResNet:
-    """The weights of a ModifiedResNet's lean graph; it reads bytes."""
-
-    resolution_px: int
-    center: Tensor  # (3,), which is subtracted from bytes
-    stem: tuple[Conv, Conv, Conv]
-    blocks: tuple[LeanBottleneck, ...]
-    positions: Tensor  # (L, C)
-    attention: OneQuery
-
-
-@dataclass(frozen=True)
-class LeanText:
-    """The weights of the text tower's lean graph; it reads token ids."""
-
-    tokens: Tensor  # (vocabulary, W)
-    positions: Tensor  # (L, W)
-    stack: Stack
-
-
-ImageTower = LeanViT | LeanResNet
+LAYER_NORM_EPS, BATCH_NORM_EPS = 1e-5, 1e-5  # of nn.LayerNorm and nn.BatchNorm2d
 
 
 def fold_norm(linear: Linear, gain: Tensor, bias: Tensor) -> Linear:
@@ -227,7 +128,7 @@ def fold_class_token(class_embedding: Tensor, positions: Tensor) -> Tensor:
     return torch.cat([positions[:1] + class_embedding, positions[1:]])
 
 
-class _Weights:
+class Weights:
     """The entries of a state dict below a prefix, in float32 or wider; `release` is called when a block is folded."""
 
     def __init__(self, state_dict: Mapping[str, Tensor], release: Release, prefix: str = "") -> None:
@@ -247,13 +148,16 @@ class _Weights:
         # On the CPU, because CUDA may have its products in TF32.
         return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32), copy=copy)
 
-    def below(self, prefix: str) -> _Weights:
-        return _Weights(self._state_dict, self.release, f"{self._prefix}{prefix}.")
+    def below(self, prefix: str) -> Weights:
+        """Return the entries below a longer prefix."""
+        return Weights(self._state_dict, self.release, f"{self._prefix}{prefix}.")
 
     def linear(self, name: str) -> Linear:
+        """Return a layer, whose tensors a folding replaces."""
         return Linear(self[f"{name}.weight"], self[f"{name}.bias"])
 
     def own_linear(self, name: str) -> Linear:
+        """Return a layer in memory of its own."""
         return Linear(self.own(f"{name}.weight"), self.own(f"{name}.bias"))
 
     def head(self, norm: str, projection: str) -> Linear:
@@ -263,26 +167,30 @@ class _Weights:
         return fold_norm(bare, self[f"{norm}.weight"], self[f"{norm}.bias"])
 
     def conv(self, conv: str, norm: str, padding: int = 0) -> Conv:
+        """Return a convolution with the norm after it folded in."""
         parts = [self[f"{norm}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")]
         weight, bias = fold_batch_norm(self[f"{conv}.weight"], *parts)
         return Conv(weight, bias, padding=padding)
 
 
-def _keep() -> None:
+def keep_pages() -> None:
     """Release nothing."""
 
 
 def fold_image_tower(
-    state_dict: Mapping[str, Tensor], architecture: Architecture, settings: PreprocessSettings, release: Release = _keep
+    state_dict: Mapping[str, Tensor],
+    architecture: Architecture,
+    settings: PreprocessSettings,
+    release: Release = keep_pages,
 ) -> ImageTower:
     """Fold the image tower's weights, on the CPU; the state dict stays as it is.
 
     `release` is called after each block: what memory holds of a weights file need not be the whole tower.
     """
-    weights = _Weights(state_dict, release, "visual.")
+    weights = Weights(state_dict, release, "visual.")
     if isinstance(architecture.vision_layers, tuple):
         return _fold_resnet(weights, architecture.vision_layers, architecture, settings)
-    stack = _fold_stack(
+    stack = fold_stack(
         weights.below("transformer.resblocks"),
         architecture.vision_layers,
         vision_heads(architecture),
@@ -300,27 +208,40 @@ def fold_image_tower(
     )
 
 
-def fold_text_tower(state_dict: Mapping[str, Tensor], architecture: Architecture, release: Release = _keep) -> LeanText:
-    """Fold the text tower's weights like `fold_image_tower`."""
-    weights = _Weights(state_dict, release)
-    stack = _fold_stack(
+def fold_text_tower(
+    state_dict: Mapping[str, Tensor], architecture: Architecture, release: Release = keep_pages
+) -> LeanText:
+    """Fold the text tower's weights like `fold_image_tower`, in which a token sees those before it."""
+    weights = Weights(state_dict, release)
+    stack = fold_stack(
         weights.below("transformer.resblocks"),
         architecture.transformer_layers,
         architecture.transformer_heads,
         architecture.activation,
         weights.head("ln_final", "text_projection"),
     )
-    return LeanText(weights.own("token_embedding.weight"), weights.own("positional_embedding"), stack)
+    return LeanText(weights.own("token_embedding.weight"), weights.own("positional_embedding"), stack, causal=True)
 
 
-def _fold_stack(weights: _Weights, layers: int, heads: int, activation: Activation, head: Linear) -> Stack:
+def fold_stack(
+    weights: Weights, layers: int, heads: int, activation: TowerActivation, head: Linear, eps: float = LAYER_NORM_EPS
+) -> Stack:
+    """Fold the blocks of a tower of which one token is read, with its projection."""
+    blocks = fold_blocks(weights, layers - 1, heads, activation)
+    last = LastBlock(
+        one_query(*_fold_attention(weights.below(str(layers - 1)), heads), heads),
+        fold_mlp(weights.below(str(layers - 1)), activation),
+    )
+    return Stack(heads, activation, eps, blocks, last, head)
+
+
+def fold_blocks(weights: Weights, count: int, heads: int, activation: TowerActivation) -> tuple[Block, ...]:
+    """Fold the first `count` blocks of a tower."""
     with ThreadPoolExecutor(available_cores()) as pool:
-        blocks = tuple(pool.map(lambda i: _fold_block(weights.below(str(i)), heads, activation), range(layers - 1)))
-    last = _fold_last_block(weights.below(str(layers - 1)), heads, activation)
-    return Stack(heads, activation, blocks, last, head)
+        return tuple(pool.map(lambda i: _fold_block(weights.below(str(i)), heads, activation), range(count)))
 
 
-def _fold_attention(weights: _Weights, heads: int) -> tuple[Linear, Linear, Linear, Linear]:
+def _fold_attention(weights: Weights, heads: int) -> tuple[Linear, Linear, Linear, Linear]:
     """Fold the block's first norm into its queries, keys and values, and return them with the output layer."""
     gain, bias = weights["ln_1.weight"], weights["ln_1.bias"]
     parts = zip(weights["attn.in_proj_weight"].chunk(3), weights["attn.in_proj_bias"].chunk(3), strict=True)
@@ -329,26 +250,23 @@ def _fold_attention(weights: _Weights, heads: int) -> tuple[Linear, Linear, Line
     return scale_queries(query, query.weight.shape[0] // heads), drop_key_bias(key), value, out
 
 
-def _fold_mlp(weights: _Weights, activation: Activation) -> Mlp:
+def fold_mlp(weights: Weights, activation: TowerActivation) -> Mlp:
+    """Fold the norm before a block's MLP into it."""
     fc = fold_norm(weights.linear("mlp.c_fc"), weights["ln_2.weight"], weights["ln_2.bias"])
     mlp = Mlp(fc, weights.own_linear("mlp.c_proj"))
     return quick_gelu_to_silu(mlp) if activation == "quick_gelu" else mlp
 
 
-def _fold_block(weights: _Weights, heads: int, activation: Activation) -> Block:
+def _fold_block(weights: Weights, heads: int, activation: TowerActivation) -> Block:
     query, key, value, out = _fold_attention(weights, heads)
     qkv = Linear(torch.cat([query.weight, key.weight, value.weight]), torch.cat([query.bias, key.bias, value.bias]))
-    mlp = _fold_mlp(weights, activation)
+    mlp = fold_mlp(weights, activation)
     weights.release()
     return Block(qkv, out, mlp)
 
 
-def _fold_last_block(weights: _Weights, heads: int, activation: Activation) -> LastBlock:
-    return LastBlock(one_query(*_fold_attention(weights, heads), heads), _fold_mlp(weights, activation))
-
-
 def _fold_resnet(
-    weights: _Weights, stages: tuple[int, ...], architecture: Architecture, settings: PreprocessSettings
+    weights: Weights, stages: tuple[int, ...], architecture: Architecture, settings: PreprocessSettings
 ) -> LeanResNet:
     first = weights.conv("conv1", "bn1", padding=1)
     center, weight = fold_pixels_into_stem(first.weight, settings.mean, settings.std)
@@ -372,7 +290,7 @@ def _fold_resnet(
     return LeanResNet(architecture.image_resolution, center, stem, blocks, positions, attention)
 
 
-def _fold_bottleneck(weights: _Weights, *, shrinks: bool, widens: bool) -> LeanBottleneck:
+def _fold_bottleneck(weights: Weights, *, shrinks: bool, widens: bool) -> LeanBottleneck:
     block = LeanBottleneck(
         weights.conv("conv1", "bn1"),
         weights.conv("conv2", "bn2", padding=1),

@@ -12,15 +12,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from .fold import Block, Conv, ImageTower, LeanBottleneck, LeanResNet, LeanText, LeanViT, Linear, Mlp, OneQuery, Stack
+from .tower import (
+    AttentionPool,
+    Block,
+    Blocks,
+    Conv,
+    ImageTower,
+    LeanBottleneck,
+    LeanResNet,
+    LeanSiglip,
+    LeanText,
+    LeanViT,
+    Linear,
+    Mlp,
+    OneQuery,
+    Stack,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..network.records import Activation
+    from ..network.records import TowerActivation
 
 X = TypeVar("X")  # a back end's tensor
-LAYER_NORM_EPS = 1e-5  # of nn.LayerNorm
 
 
 class Ops(Protocol, Generic[X]):
@@ -38,8 +52,8 @@ class Ops(Protocol, Generic[X]):
         """(B, I, R, R) -> (B, O, R', R')."""
         ...
 
-    def norm(self, x: X) -> X:
-        """(..., W) to mean 0 and variance 1 over W."""
+    def norm(self, x: X, eps: float) -> X:
+        """(..., W) to mean 0 and variance 1 over W, with `eps` beside the variance."""
         ...
 
     def add(self, x: X, y: X | Tensor) -> X:
@@ -62,8 +76,8 @@ class Ops(Protocol, Generic[X]):
         """Softmax over the last axis. Shapes: (..., L) -> the same."""
         ...
 
-    def activate(self, x: X, activation: Activation) -> X:
-        """SiLU for "quick_gelu", whose factor is in the weights (fold.py), or the exact GELU. Shapes: unchanged."""
+    def activate(self, x: X, activation: TowerActivation) -> X:
+        """SiLU for "quick_gelu", whose factor is in the weights (fold.py), or either GELU. Shapes: unchanged."""
         ...
 
     def relu(self, x: X) -> X:
@@ -76,6 +90,10 @@ class Ops(Protocol, Generic[X]):
 
     def mean(self, x: X) -> X:
         """(B, L, C) -> (B, 1, C)."""
+        ...
+
+    def crop(self, x: X, side: int) -> X:
+        """(B, R, R, 3) -> (B, side, side, 3), from the top left."""
         ...
 
     def concat(self, x: X, y: X) -> X:
@@ -108,23 +126,40 @@ class Ops(Protocol, Generic[X]):
 
 
 def image_features(ops: Ops[X], tower: ImageTower, pixels: X) -> X:
-    """Compute the features of images with a tower of either family. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
-    return vit_features(ops, tower, pixels) if isinstance(tower, LeanViT) else resnet_features(ops, tower, pixels)
+    """Compute the features of images with a tower of any family. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
+    if isinstance(tower, LeanViT):
+        return vit_features(ops, tower, pixels)
+    return siglip_features(ops, tower, pixels) if isinstance(tower, LeanSiglip) else resnet_features(ops, tower, pixels)
 
 
 def vit_features(ops: Ops[X], tower: LeanViT, pixels: X) -> X:
     """Compute the features of images. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
+    x = ops.prepend_zeros(_patches(ops, tower, pixels))  # (B, L, W)
+    x = ops.norm(ops.add(x, tower.tokens), tower.stack.eps)
+    x = ops.add(ops.multiply(x, tower.pre_gain), tower.pre_bias)
+    x = _blocks(ops, tower.stack, x, causal=False)
+    n = ops.norm(x, tower.stack.eps)
+    return _last(ops, tower.stack, ops.token(x, 0), ops.token(n, 0), n)
+
+
+def siglip_features(ops: Ops[X], tower: LeanSiglip, pixels: X) -> X:
+    """Compute the features of images. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
+    x = ops.add(_patches(ops, tower, pixels), tower.positions)  # (B, L, W)
+    x = _blocks(ops, tower.stack, x, causal=False)
+    x = _pool(ops, tower.pool, ops.norm(x, tower.stack.eps))  # (B, W)
+    return ops.add(x, _mlp(ops, tower.pool.mlp, tower.stack.activation, ops.norm(x, tower.stack.eps)))
+
+
+def _patches(ops: Ops[X], tower: LeanViT | LeanSiglip, pixels: X) -> X:
+    """Compute the patches of images. Shapes: 0..255, (B, R, R, 3) -> (B, G * G, W)."""
     side, patch = tower.resolution_px // tower.patch_px, tower.patch_px
+    if side * patch < tower.resolution_px:
+        pixels = ops.crop(pixels, side * patch)
     # Channels come last, as Pillow leaves them: a patch of 32 px is cut in runs of 96 bytes instead of 32.
     x = ops.reshape(pixels, -1, side, patch, side, patch, 3)  # (B, G, P, G, P, 3)
     x = ops.transpose(x, 0, 1, 3, 2, 4, 5)  # (B, G, G, P, P, 3), cheaper while they are bytes
     x = ops.to_float(ops.reshape(x, -1, side * side, patch * patch * 3))  # (B, L-1, P * P * 3)
-    x = ops.prepend_zeros(ops.linear(x, tower.patches))  # (B, L, W)
-    x = ops.norm(ops.add(x, tower.tokens))
-    x = ops.add(ops.multiply(x, tower.pre_gain), tower.pre_bias)
-    x = _blocks(ops, tower.stack, x, causal=False)
-    n = ops.norm(x)
-    return _last(ops, tower.stack, ops.token(x, 0), ops.token(n, 0), n)
+    return ops.linear(x, tower.patches)
 
 
 def text_features(ops: Ops[X], tower: LeanText, tokens: X, places: X, ends: X, after_end: X) -> X:
@@ -134,8 +169,8 @@ def text_features(ops: Ops[X], tower: LeanText, tokens: X, places: X, ends: X, a
              (T, 1, L), 0 up to each text's end and -inf after it -> (T, D).
     """
     x = ops.add(ops.look_up(tower.tokens, tokens), ops.look_up(tower.positions, places))  # (T, L, W)
-    x = _blocks(ops, tower.stack, x, causal=True)
-    n = ops.norm(x)
+    x = _blocks(ops, tower.stack, x, causal=tower.causal)
+    n = ops.norm(x, tower.stack.eps)
     return _last(ops, tower.stack, ops.tokens_at(x, ends), ops.tokens_at(n, ends), n, after_end)
 
 
@@ -164,38 +199,49 @@ def _bottleneck(ops: Ops[X], block: LeanBottleneck, x: X) -> X:
     return ops.relu(ops.add(ops.conv(y, block.conv3), shortcut))
 
 
-def _blocks(ops: Ops[X], stack: Stack, x: X, *, causal: bool) -> X:
-    """Apply all blocks but the last. (B, L, W) -> (B, L, W)."""
+def _blocks(ops: Ops[X], stack: Blocks, x: X, *, causal: bool) -> X:
+    """Apply the blocks that compute all tokens. (B, L, W) -> (B, L, W)."""
     for block in stack.blocks:
         x = _block(ops, stack, block, x, causal=causal)
     return x
 
 
-def _block(ops: Ops[X], stack: Stack, block: Block, x: X, *, causal: bool) -> X:
-    qkv = ops.linear(ops.norm(x), block.qkv)  # (B, L, 3W)
+def _block(ops: Ops[X], stack: Blocks, block: Block, x: X, *, causal: bool) -> X:
+    qkv = ops.linear(ops.norm(x, stack.eps), block.qkv)  # (B, L, 3W)
     x = ops.add(x, ops.linear(ops.self_attention(qkv, stack.heads, causal=causal), block.out))
-    return ops.add(x, _mlp(ops, block.mlp, stack.activation, ops.norm(x)))
+    return ops.add(x, _mlp(ops, block.mlp, stack.activation, ops.norm(x, stack.eps)))
 
 
 def _last(ops: Ops[X], stack: Stack, x: X, query: X, n: X, mask: X | None = None) -> X:
     """Apply the last block and the projection to one token. x and query (B, W), all tokens n (B, L, W) -> (B, D)."""
     x = ops.add(x, _attend_once(ops, stack.last.attention, query, n, mask))
-    x = ops.add(x, _mlp(ops, stack.last.mlp, stack.activation, ops.norm(x)))
-    return ops.linear(ops.norm(x), stack.head)
+    x = ops.add(x, _mlp(ops, stack.last.mlp, stack.activation, ops.norm(x, stack.eps)))
+    return ops.linear(ops.norm(x, stack.eps), stack.head)
 
 
-def _mlp(ops: Ops[X], mlp: Mlp, activation: Activation, x: X) -> X:
+def _mlp(ops: Ops[X], mlp: Mlp, activation: TowerActivation, x: X) -> X:
     return ops.linear(ops.activate(ops.linear(x, mlp.fc), activation), mlp.proj)
 
 
 def _attend_once(ops: Ops[X], attention: OneQuery, query: X, x: X, mask: X | None = None) -> X:
     """Attend from one query (B, W) to all tokens (B, L, W) -> (B, O)."""
-    heads, head_width, width = attention.key.shape
+    heads, head_width, _ = attention.key.shape
     q = ops.reshape(ops.linear(query, attention.query), -1, heads, head_width)  # (B, H, N)
     q = ops.matmul(ops.transpose(q, 1, 0, 2), attention.key)  # (H, B, N) x (H, N, W) -> (H, B, W)
     scores = ops.matmul(ops.transpose(q, 1, 0, 2), x, transposed=True)  # (B, H, L)
     if mask is not None:
         scores = ops.add(scores, mask)
+    return _see(ops, scores, x, attention.value, attention.out)
+
+
+def _pool(ops: Ops[X], pool: AttentionPool, x: X) -> X:
+    """Attend from the query of the weights to all tokens (B, L, W) -> (B, W)."""
+    scores = ops.transpose(ops.matmul(x, pool.keys, transposed=True), 0, 2, 1)  # (B, L, H) -> (B, H, L)
+    return _see(ops, scores, x, pool.value, pool.out)
+
+
+def _see(ops: Ops[X], scores: X, x: X, value: Tensor, out: Linear) -> X:
+    """Gather what the heads of one query see. Scores (B, H, L), tokens (B, L, W), value (H, W, N) -> (B, O)."""
     seen = ops.matmul(ops.softmax(scores), x)  # (B, H, W)
-    v = ops.matmul(ops.transpose(seen, 1, 0, 2), attention.value)  # (H, B, N)
-    return ops.linear(ops.reshape(ops.transpose(v, 1, 0, 2), -1, width), attention.out)
+    v = ops.matmul(ops.transpose(seen, 1, 0, 2), value)  # (H, B, N)
+    return ops.linear(ops.reshape(ops.transpose(v, 1, 0, 2), -1, value.shape[0] * value.shape[2]), out)

@@ -49,7 +49,13 @@ def adjust(image: Image.Image, options: DecodeOptions) -> Image.Image:
 
 def count_held_images(options: DecodeOptions) -> int:
     """Return how many images of full size these steps hold at the same time, including the decoded one."""
-    return 1 + (options.orient == "exif") + 2 * (options.background != "none" or options.sixteen_bit == "scale")
+    converted = options.pixels == "immich"  # a second one, before the resize
+    return (
+        1
+        + converted
+        + (options.orient == "exif")
+        + 2 * (options.background != "none" or options.sixteen_bit == "scale")
+    )
 
 
 def turn_upright(image: Image.Image) -> Image.Image:

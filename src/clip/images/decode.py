@@ -1,7 +1,7 @@
 """Where a JPEG becomes pixels: an encoded image -> uint8 pixels as a model reads them, or a failure. Needs no torch.
 
 `open_encoded` reads the header, `adjust` does what the options ask for, and `to_pixels` has Pillow decode and makes
-OpenAI's pixels; with `pixels="fast"` that is `shrink_on_load` and `to_pixels_fast`.
+OpenAI's pixels; with `pixels="fast"` that is `shrink_on_load` and `to_pixels_fast`, with "immich" `to_pixels_immich`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .ending import describe_ending
 from .fast import FAST_MODES, shrink_on_load, to_pixels_fast
 from .geometry import resized_size
 from .heif import HEIF, remove_rotation
+from .immich import to_pixels_immich
 from .jpeg import find_frame
 from .mend import mend
 from .metadata import describe_damage, is_stored_turned
@@ -119,7 +120,7 @@ def read_pixels(image: object, settings: PreprocessSettings, pixels: PixelMode =
     """
     if not is_encoded(image):
         opened = open_image(image)  # the caller's own image is not shrunk
-        return to_pixels(opened, settings) if pixels == "exact" else _to_pixels_near(opened, opened.size, 1, settings)
+        return _make_pixels(opened, opened.size, 1, settings, pixels)
     return read_pixels_of(read_bytes(image), settings, pixels)
 
 
@@ -135,23 +136,22 @@ def read_pixels_of(
     With `max_pixels` that is the limit, and not the program's own.
     """
 
-    def use(image: Image.Image, mode: PixelMode = "exact") -> np.ndarray:
+    def use(image: Image.Image, mode: PixelMode) -> np.ndarray:
         opened()
         if max_pixels is None:
             check_program_limit(image.size)
         else:
             _check_size(*image.size, Limits(max_pixels=max_pixels))
         with unchecked() if max_pixels is not None and is_above_limit(image.size) else nullcontext():
-            if mode == "exact":
-                return to_pixels(image, settings)
             size = image.size
-            divisor = shrink_on_load(image, settings.resolution_px, DecodeOptions())
-            return _to_pixels_near(image, size, divisor, settings)
+            divisor = shrink_on_load(image, settings.resolution_px, DecodeOptions()) if mode == "fast" else 1
+            return _make_pixels(image, size, divisor, settings, mode)
 
     if pixels == "fast":
         with suppress(OSError):  # what cannot be decoded fast is decoded exactly
             return read_encoded(data, partial(use, mode="fast"), max_pixels=max_pixels)[0]
-    return read_encoded(data, use, max_pixels=max_pixels)[0]
+        pixels = "exact"
+    return read_encoded(data, partial(use, mode=pixels), max_pixels=max_pixels)[0]
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,6 @@ class _Decoder:
         """Decode the frame that an opened file is at."""
         stage: Stage = "open"
         item, options, settings = self.item, self.options, self.settings
-        exact = options.pixels == "exact"
         try:
             _check_size(*image.size, self.limits)
             if self.orientation is not None and ORIENTATION not in image.getexif():
@@ -199,15 +198,12 @@ class _Decoder:
             stage = "decode"
             with self.reserve(_decoded_bytes(*image.size, settings.resolution_px, count_held_images(options))):
                 full_size = image.size
-                divisor = 1 if exact else shrink_on_load(image, settings.resolution_px, options)
+                divisor = shrink_on_load(image, settings.resolution_px, options) if options.pixels == "fast" else 1
                 adjusted = adjust(image, options)
                 width, height = adjusted.size  # as the header has it, unless `adjust` had to decode the image
                 if divisor > 1:
                     width, height = full_size if adjusted is image else (width * divisor, height * divisor)
-                if exact:
-                    array = to_pixels(adjusted, settings)
-                else:
-                    array = _to_pixels_near(adjusted, (width, height), divisor, settings)
+                array = _make_pixels(adjusted, (width, height), divisor, settings, options.pixels)
             damage = list(describe_damage(image))
             if options.orient == "exif" and read_orientation(image) is None:
                 damage = ["the EXIF data cannot be read, so the image is not turned"]
@@ -220,10 +216,13 @@ class _Decoder:
             return make_failure(item, stage, exc, image.format)
 
 
-def _to_pixels_near(
-    image: Image.Image, size: tuple[int, int], divisor: int, settings: PreprocessSettings
+def _make_pixels(
+    image: Image.Image, size: tuple[int, int], divisor: int, settings: PreprocessSettings, mode: PixelMode
 ) -> np.ndarray:
-    if image.mode in FAST_MODES and image.format in STEADY_FORMATS:
+    """Return the pixels of an image that was `size` before its sides were divided."""
+    if mode == "immich":
+        return to_pixels_immich(image, settings)
+    if mode == "fast" and image.mode in FAST_MODES and image.format in STEADY_FORMATS:
         return to_pixels_fast(image, size, divisor, settings)
     return to_pixels(image, settings)
 

@@ -8,7 +8,9 @@ from .demo import DemoJob
 from .duplicates import Duplicate, DuplicateGroup, DuplicatesJob, DuplicatesReport
 from .embed import EmbedJob, EmbedReport, Listing, Progress
 from .export import ExportJob, ExportReport
+from .health import CheckRow, ExtraRow, Health
 from .index import IndexJob, IndexReport
+from .merge import MergeJob, MergeReport
 from .models import DeviceRow, Fetched, FetchJob, ModelRow
 from .options import Columns, DecodeOptions, Limits, ModelOptions, OutputPolicy
 from .search import Hit, SearchJob, SearchReport
@@ -18,9 +20,10 @@ from .tune import SettingRow, TuneJob, TuneReport
 from .verify import Problem, VerifyJob, VerifyReport
 
 __all__ = [
-    "Classified", "ClassifyJob", "ClassifyReport", "Columns", "Cosines", "DecodeOptions", "DemoJob", "DeviceRow",
-    "Duplicate", "DuplicateGroup", "DuplicatesJob", "DuplicatesReport", "EmbedJob", "EmbedReport", "ExportJob",
-    "ExportReport", "FetchJob", "Fetched", "Hit", "IndexJob", "IndexReport", "Limits", "Listing", "ModelOptions",
-    "ModelRow", "OutputPolicy", "Problem", "Progress", "SearchJob", "SearchReport", "ServeJob", "SettingRow",
-    "StatsJob", "StatsReport", "Traffic", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport",
+    "CheckRow", "Classified", "ClassifyJob", "ClassifyReport", "Columns", "Cosines", "DecodeOptions", "DemoJob",
+    "DeviceRow", "Duplicate", "DuplicateGroup", "DuplicatesJob", "DuplicatesReport", "EmbedJob", "EmbedReport",
+    "ExportJob", "ExportReport", "ExtraRow", "FetchJob", "Fetched", "Health", "Hit", "IndexJob", "IndexReport",
+    "Limits", "Listing", "MergeJob", "MergeReport", "ModelOptions", "ModelRow", "OutputPolicy", "Problem", "Progress",
+    "SearchJob", "SearchReport", "ServeJob", "SettingRow", "StatsJob", "StatsReport", "Traffic", "TuneJob",
+    "TuneReport", "VerifyJob", "VerifyReport",
 ]  # fmt: skip

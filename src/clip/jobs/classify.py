@@ -11,6 +11,7 @@ from .fields import documented
 if TYPE_CHECKING:
     from pathlib import Path
 
+OTHER = "other"  # the label of an image whose labels are all improbable
 FOLDER_NAMES = "folder-names"  # as `truth`: the name of the folder that an image is in
 TEMPLATE = "a photo of a {}"
 
@@ -30,6 +31,8 @@ class ClassifyJob:
     """A set of templates instead: "openai7", or a file with one per line."""
     k: int = 5
     """Number of labels to return per image, the most probable first."""
+    other: float | None = None
+    """Probability below which the most probable label does not count, and the image is "other"."""
     truth: str | None = None
     """Column with the correct label, or "folder-names"."""
     model: str | None = None
@@ -44,6 +47,8 @@ class ClassifyJob:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError("`k`", f"found {self.k}", "at least 1 label", "Pass a larger number.")
+        if self.other is not None and not 0 <= self.other <= 1:
+            raise InputError("`other`", f"found {self.other}", "a probability from 0 to 1", "Pass 0.5, say.")
         if self.template and self.templates:
             raise InputError("`templates`", "found template too", "one of the two", "Leave out `template`.")
 
@@ -59,6 +64,8 @@ class Classified:
     """Where the image is, by the output's base."""
     top: tuple[tuple[str, float], ...] = ()
     """Labels and their probabilities, the most probable first."""
+    label: str | None = None
+    """The predicted label: the most probable one, or "other" where its probability is below the job's bound."""
     truth: str | None = None
     """The correct label, where it was asked for and is known."""
     stage: str | None = None
@@ -87,9 +94,11 @@ class ClassifyReport:
     evaluated: int = 0
     """Images whose truth is one of the labels."""
     correct: int = 0
-    """Of these, images whose predicted label, the most probable one, is the truth."""
+    """Of these, images whose predicted label is the truth."""
     unknown: tuple[str, ...] = ()
     """Some truths that are not among the labels."""
+    counts: tuple[tuple[str, int], ...] = ()
+    """Predicted labels, and how many images have each, in the order of the labels."""
     confusion: tuple[tuple[str, str, int], ...] = ()
     """Truth, predicted label, and how many images have both."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, is_dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
 from ..records import STDIN, Kind, as_utf8
@@ -27,16 +27,20 @@ from .options import (
     find_differences,
     list_inputs,
 )
+from .part import parse_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from .part import PartOf
 
 IMAGES_ONLY = (
     *("model.batch_size", "policy.hashes", "columns.text", "limits", "decode", "root", "decoders", "isolate"),
     *("max_seconds", "read_budget_bytes", "decode_budget_bytes", "min_cosine", "calibration"),
 )
 DECODE_SECONDS = 60.0  # for one image in a separate process
+Phase = Literal["loading", "listing", "running"]
 MAX_SECONDS = 86_400  # a day
 MAX_READERS = 100  # as many connections as aiohttp opens
 
@@ -88,6 +92,8 @@ class EmbedJob:
     """Decode in separate processes, so that an image that kills its decoder becomes a failure row."""
     max_seconds: float | None = None
     """Seconds that decoding an image may take, with isolate; default: 60."""
+    part: str | None = None
+    """Do one of N parts of the run, I/N with I from 0; auto takes both numbers from Slurm, Kubernetes or AWS Batch."""
     on_failure: OnFailure = "record"
     """record: write a failure row and continue; stop: end the run at the first failure."""
     max_failures: str | None = None
@@ -107,6 +113,7 @@ class EmbedJob:
             raise InputError("`isolate`", "found decoders='threads' too", "processes", "Leave out `decoders`.")
         self._check_columns()
         self._check_speed()
+        self._check_part()
         check_counts(self, ("workers", "readers", "limit", "read_budget_bytes", "decode_budget_bytes"))
         check_words(self)
         if self.readers > MAX_READERS:
@@ -163,6 +170,24 @@ class EmbedJob:
             those = " or ".join(sorted(CALIBRATED_PRECISIONS))
             raise InputError("`calibration`", f"found precision {precision}", those, f"Leave it out, or pass {those}.")
 
+    def _check_part(self) -> None:
+        if self.share is None:
+            return
+        reasons = {
+            "overwrite": (self.policy.overwrite, "Remove the output instead, once."),
+            "update": (self.policy.update, "Update with one process, or write another output."),
+            "min_cosine": (self.min_cosine is not None, "Run `clip tune`, and pass its precision and pixels."),
+            f"{STDIN!r} as input": (STDIN in self.inputs, "Write the list to a file, as only one part lists it."),
+        }
+        for name, (is_there, remedy) in reasons.items():
+            if is_there:
+                raise InputError("`part`", f"found {name} too", "a run that several processes can share", remedy)
+
+    @property
+    def share(self) -> PartOf | None:
+        """Which part of the run to do; None for all of it."""
+        return None if self.part is None else parse_part(self.part)
+
     @property
     def model_options(self) -> ModelOptions:
         """The model's options, also where only its name was given."""
@@ -211,11 +236,24 @@ class Listing:
 
 @documented
 @dataclass(frozen=True)
+class Estimate:
+    """How long a run would take on this machine."""
+
+    measured: int
+    """Images that were embedded to measure."""
+    images_per_s: float
+    """From files to vectors."""
+    seconds: float | None
+    """For all images, or for those of one part; None where an archive does not say how many it holds."""
+
+
+@documented
+@dataclass(frozen=True)
 class Progress:
     """How far a run is."""
 
     read: int
-    """Entries read, those of earlier runs included."""
+    """Entries that have a vector or a failure, those of earlier runs included; an image that waits does not count."""
     total: int | None
     """Entries counted before the run; None where an archive does not say; 0 during listing."""
     failed: int
@@ -230,6 +268,17 @@ class Progress:
     """Shards of the run."""
     message: str = ""
     """Something else to say to the user; then the numbers mean nothing."""
+    kept: int = 0
+    """Entries whose rows or failures are on the disk, so that no later run reads them again."""
+    bytes: int = 0
+    """Encoded bytes of the images that this run read."""
+    loading: str = ""
+    """The model that is being loaded; then the numbers mean nothing."""
+
+    @property
+    def phase(self) -> Phase:
+        """What the run is doing."""
+        return "loading" if self.loading else "listing" if self.listing is not None else "running"
 
 
 @documented
@@ -261,5 +310,9 @@ class EmbedReport:
     """Images that this run embedded as they are stored, though their files say that they are to be turned."""
     unread: dict[str, int] = field(default_factory=dict[str, int])
     """HEIC, RAW and video files without a vector, by kind, though nobody chose files with `globs`."""
+    part: str = ""
+    """Which part of the run this was, as 3/8; then the counts are of its shards."""
+    unfinished: tuple[str, ...] = ()
+    """Parts whose shards are not all written, as 3/8."""
     advice: tuple[str, ...] = ()
     """What helps with these; text in backticks is an argument as Python spells it."""

@@ -20,7 +20,7 @@ OWN_COLUMNS = (
     *("id", "path", "embedding", "text_embedding", "width", "height", "format", "size_bytes", "sha256", "warning"),
     *("text", "embedding.list.element", "text_embedding.list.element"),  # how Parquet names the numbers of vectors
 )
-PixelMode = Literal["exact", "fast"]
+PixelMode = Literal["exact", "fast", "immich"]
 Orient = Literal["none", "exif"]
 Background = Literal["none", "white", "black"]
 SixteenBit = Literal["clip", "scale"]
@@ -33,7 +33,8 @@ OnFailure = Literal["record", "stop"]
 Decoders = Literal["auto", "threads", "processes"]
 Quoting = Literal["auto", "standard", "none"]
 DuplicateIds = Literal["error", "keep"]
-ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors"]
+ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors", "pgvector"]
+MAX_SAVE_SECONDS = 86_400  # a day
 MAX_SEED = 2**63 - 1  # the largest that torch takes
 FAST_COSINE = 0.999  # the bound of `clip embed --fast`
 MAX_THREADS = 1024  # of one kind; torch ends the process when it cannot start all it is asked for
@@ -97,7 +98,8 @@ class DecodeOptions:
     """How a file becomes pixels where there is a choice. Each default is what OpenAI's code does."""
 
     pixels: PixelMode = "exact"
-    """exact: the pixels of OpenAI's code, bit for bit; fast: nearly those, several times faster for large JPEGs."""
+    """exact: the pixels of OpenAI's code, bit for bit; fast: nearly those, several times faster for large JPEGs;
+    immich: those of Immich's own server, to keep an index of its."""
     orient: Orient = "none"
     """none: pixels as stored; exif: turned as the file's EXIF data says."""
     background: Background = "none"
@@ -193,9 +195,14 @@ class OutputPolicy:
     """Remove an earlier run's files from the output, instead of resuming that run."""
     update: bool = False
     """Bring the output up to date with a folder that changed: embed only what is new, drop what is gone."""
+    save_seconds: float = 45.0
+    """Seconds after which the rows of an unfinished part are saved: a run that is killed loses no more than these."""
 
     def __post_init__(self) -> None:
         check_counts(self, ("shard_size",))
+        if not 0 <= self.save_seconds <= MAX_SAVE_SECONDS:
+            found, expected = f"found {self.save_seconds}", f"a number from 0 to {MAX_SAVE_SECONDS:,}"
+            raise InputError("`save_seconds`", found, expected, "Pass another one.")
         check_words(self)
 
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..records import STDIN
 from .fields import documented
-from .options import check_place
+from .options import check_place, list_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 MAX_SHEET = 1_000  # images on a contact sheet, 75 million pixels
+SHEET_ENDINGS = {"contact_sheet": (".png",), "html": (".html", ".htm")}
 
 
 @documented
@@ -22,8 +24,8 @@ MAX_SHEET = 1_000  # images on a contact sheet, 75 million pixels
 class SearchJob:
     """A query over an output. Texts, images and the vector are averaged; negative texts are subtracted."""
 
-    output: str | Path
-    """The folder that `clip.embed` wrote."""
+    output: str | Path | Sequence[str | Path]
+    """The folder that `clip.embed` wrote; or several of the same weights, which are searched as one."""
     texts: tuple[str, ...] = ()
     """Texts to find images of."""
     images: tuple[str, ...] = ()
@@ -40,10 +42,12 @@ class SearchJob:
     """Condition on the columns, in SQL; default: all rows."""
     contact_sheet: str | Path | None = None
     """PNG file to write the hits to, as one image."""
+    html: str | Path | None = None
+    """HTML file to write the hits to, as a page that needs no other file."""
     root: str | Path | None = None
     """Folder where the images are now, if they have moved since; it replaces the one that the output names."""
     fetch: bool = False
-    """Ask servers for images of the contact sheet that are there, at the addresses that the output names."""
+    """Ask servers for images of the contact sheet or the page that are there, at addresses that the output names."""
     model: str | None = None
     """The run's weights; default: as in the manifest."""
     device: str = "auto"
@@ -54,15 +58,25 @@ class SearchJob:
             raise InputError("query", "found nothing to look for", "a text, an image or a vector", "Pass `texts`.")
         if [*self.images, self.vector].count(STDIN) > 1:
             raise InputError("query", "found '-' twice", "stdin to be read once", "Name a file for the other.")
-        sheet = None if self.contact_sheet is None else str(self.contact_sheet)
-        if sheet is not None:
-            check_place("contact_sheet", sheet)
-        if sheet is not None and not sheet.lower().endswith(".png"):
-            raise InputError("`contact_sheet`", f"found {sheet!r}", "a name in .png", "Pass one.")
-        if sheet is not None and self.k > MAX_SHEET:
-            found = f"found {self.k:,} hits"
-            raise InputError("`contact_sheet`", found, f"at most {MAX_SHEET:,}", "Pass a smaller `k`.")
+        for name, endings in SHEET_ENDINGS.items():
+            sheet = getattr(self, name)
+            if sheet is None:
+                continue
+            check_place(name, sheet)
+            if not str(sheet).lower().endswith(endings):
+                raise InputError(f"`{name}`", f"found {str(sheet)!r}", f"a name in {endings[0]}", "Pass one.")
+            if self.k > MAX_SHEET:
+                raise InputError(f"`{name}`", f"found {self.k:,} hits", f"at most {MAX_SHEET:,}", "Pass a smaller `k`.")
         check_search(self.k, self.min_score)
+        if not self.outputs:
+            raise InputError("`output`", "found none", "one or several outputs", "Pass them.")
+        if self.root is not None and self.outputs[1:]:
+            raise InputError("`root`", "found several outputs", "one, whose images moved", "Search them one by one.")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs in `output`, as texts."""
+        return list_inputs(self.output)
 
 
 def check_search(k: int, min_score: float | None) -> None:
@@ -96,4 +110,6 @@ class SearchReport:
     rows: int
     """Rows searched."""
     unreadable: int = 0
-    """Hits whose image the contact sheet could not read."""
+    """Hits whose image the contact sheet, or the page, could not read."""
+    missing_letters: str = ""
+    """Letters of the contact sheet that no font of this machine has, so that boxes are drawn."""

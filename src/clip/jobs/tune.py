@@ -55,7 +55,7 @@ class TuneJob:
     images: int = 256
     """Images to measure on."""
     seed: int = 0
-    """Seed that draws these images."""
+    """Seed that draws these images; another one draws others."""
     isolated_s: float | None = None
     """Seconds an image may take in a separate process, which decodes it first; default: threads decode."""
 

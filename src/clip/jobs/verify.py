@@ -26,7 +26,7 @@ class VerifyJob:
     device: str = "auto"
     """Device for the sample."""
     seed: int = 0
-    """Seed that draws the sample."""
+    """Seed that draws the sample; another one draws other images."""
     root: str | Path | None = None
     """Folder where the images are now, if they have moved since; it replaces the one that the output names."""
     fetch: bool = False

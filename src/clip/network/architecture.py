@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, CheckpointKeyError, quote
-from .records import Activation, Architecture
+from .records import Activation, AnyArchitecture, Architecture, Gelu, SiglipArchitecture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +82,49 @@ def infer_architecture(
     return architecture
 
 
+def infer_siglip(
+    state_dict: Mapping[str, Tensor],
+    *,
+    vision_heads: int,
+    transformer_heads: int,
+    vision_activation: Gelu,
+    text_activation: Gelu,
+    image_resolution: int | None = None,
+) -> SiglipArchitecture:
+    """Return the arguments of the SigLIP that has these weights. The caller passes what shapes do not show.
+
+    `image_resolution` has at most the pixels of a patch more than the patches, which is the default.
+
+    Raises:  as `infer_architecture`.
+    """
+    entries = _Entries(state_dict)
+    width, _, _, patch = entries.shape("visual.conv1.weight", 4)
+    side = patch * entries.grid_side("visual.positional_embedding", more=0)
+    text_width = entries.shape("ln_final.weight", 1)[0]
+    architecture = SiglipArchitecture(
+        embed_dim=entries.shape("text_projection.weight", 2)[0],
+        image_resolution=image_resolution if image_resolution and 0 < image_resolution - side < patch else side,
+        vision_layers=entries.count("visual.transformer.resblocks.", part=3),
+        vision_width=width,
+        vision_patch_size=patch,
+        vision_heads=vision_heads,
+        vision_mlp_width=entries.shape("visual.attnpool.mlp.c_fc.weight", 2)[0],
+        context_length=entries.shape("positional_embedding", 2)[0],
+        vocab_size=entries.shape("token_embedding.weight", 2)[0],
+        transformer_width=text_width,
+        transformer_heads=transformer_heads,
+        transformer_layers=entries.count("transformer.resblocks."),
+        transformer_mlp_width=entries.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        vision_activation=vision_activation,
+        text_activation=text_activation,
+    )
+    if architecture.embed_dim != width:
+        found = f"images have {width} features and texts {architecture.embed_dim}"
+        raise CheckpointError("weights", found, "the same", "Pass the weights of a SigLIP.")
+    _check_sizes(architecture, width, vision_heads, architecture.vision_layers)
+    return architecture
+
+
 @dataclass(frozen=True)
 class _Entries:
     """Shapes and counts of a state dict's entries, with errors that name the entry."""
@@ -99,12 +142,14 @@ class _Entries:
             raise CheckpointError("weights", f"entry {key!r} has shape {shape}", f"{ndim} sizes above 0", remedy)
         return shape
 
-    def grid_side(self, key: str) -> int:
+    def grid_side(self, key: str, more: int = 1) -> int:
+        """Return the patches a side, where there is a position for each, and for `more` tokens before them."""
         tokens = self.shape(key, 2)[0]
-        side = math.isqrt(tokens - 1)
-        if side == 0 or side**2 + 1 != tokens:
+        side = math.isqrt(tokens - more)
+        if side == 0 or side**2 + more != tokens:
             found = f"entry {key!r} has {tokens} positions"
-            raise CheckpointError("weights", found, "a square number and 1 more", "Pass weights for square images.")
+            expected = "a square number" + (f" and {more} more" if more else "")
+            raise CheckpointError("weights", found, expected, "Pass weights for square images.")
         return side
 
     def count(self, prefix: str, suffix: str = "", part: int = 2) -> int:
@@ -130,8 +175,10 @@ def _attention_width(architecture: Architecture) -> int:
 def _check_plausible(a: Architecture) -> None:
     """Raise CheckpointError for sizes that cost a hostile file nothing to state and us gigabytes to build."""
     layers = a.vision_layers
-    depth = sum(layers) if isinstance(layers, tuple) else layers
-    vision_width, in_heads = _attention_width(a), vision_heads(a)
+    _check_sizes(a, _attention_width(a), vision_heads(a), sum(layers) if isinstance(layers, tuple) else layers)
+
+
+def _check_sizes(a: AnyArchitecture, vision_width: int, in_heads: int, depth: int) -> None:
     heads = a.transformer_heads
     divides = heads and a.transformer_width % heads == 0
     for size, value, fits, expected in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     import torch
 
     from ..simple_tokenizer import SimpleTokenizer
+    from ..tokenizer_file import TokenizerFile
 
 Activation = Literal["quick_gelu", "gelu"]
+Gelu = Literal["gelu", "gelu_tanh"]  # exact, or the approximation of it by tanh
+TowerActivation = Activation | Gelu
+PooledToken = Literal["highest", "last"]  # the token of a text that is read: that of the highest id, or the last one
 Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "squash"]  # resize the shorter side to the resolution, or both
 Triple = tuple[float, float, float]
@@ -38,6 +42,39 @@ class Architecture:
     vision_mlp_width: int | None = None  # of a ViT; None: four times its width
     transformer_mlp_width: int | None = None  # None: four times the width
 
+    pooled_token: ClassVar[PooledToken] = "highest"
+
+
+@dataclass(frozen=True)
+class SiglipArchitecture:
+    """The arguments of `clip.network.siglip.SigLIP`; what both networks have has the name that `Architecture` gives it.
+
+    The shapes of weights show neither the heads nor the activations, nor the pixels at the right and at the bottom that
+    are not enough for another patch.
+    """
+
+    embed_dim: int
+    image_resolution: int  # [Unit: px]
+    vision_layers: int
+    vision_width: int
+    vision_patch_size: int  # [Unit: px]
+    vision_heads: int
+    vision_mlp_width: int
+    context_length: int
+    vocab_size: int
+    transformer_width: int
+    transformer_heads: int
+    transformer_layers: int
+    transformer_mlp_width: int
+    vision_activation: Gelu
+    text_activation: Gelu
+    network: Literal["siglip"] = "siglip"  # which is what tells its record in a manifest from the other's
+
+    pooled_token: ClassVar[PooledToken] = "last"
+
+
+AnyArchitecture = Architecture | SiglipArchitecture
+
 
 HEADER_KEY = "clip-turbo"  # of a safetensors file's metadata; its value is the records that `export` writes
 BYTE_MAX = 255.0
@@ -61,10 +98,10 @@ class PreprocessSettings:
 class Checkpoint:
     """The weights of a model, with its architecture, preprocessing, vocabulary and origin."""
 
-    architecture: Architecture
-    state_dict: dict[str, torch.Tensor]  # OpenAI's keys; tensors may be views of the file
+    architecture: AnyArchitecture
+    state_dict: dict[str, torch.Tensor]  # the network's keys; tensors may be views of the file
     preprocess: PreprocessSettings
     source: str  # a path, or "untrained:SEED"; manifests carry it
     files: tuple[Path, ...] = ()  # that the weights were read from
-    tokenizer: SimpleTokenizer | None = None  # None for the vocabulary of the released models
+    tokenizer: SimpleTokenizer | TokenizerFile | None = None  # None for the vocabulary of the released models
     seed: int | None = None  # of untrained weights, which were drawn at random

@@ -1,7 +1,8 @@
 """classify(job): images and labels -> probabilities, as in the CLIP paper.
 
 A label's vector is the mean of the unit vectors of its texts, one per template, at unit length. An image's
-probabilities are the softmax of its cosines to the labels times the model's logit scale.
+probabilities are the softmax of its cosines to the labels times the model's logit scale; of a SigLIP each label has a
+probability of its own, the sigmoid of that product and the model's bias.
 Source:  Radford et al. 2021, 3.1.4; openai/CLIP@d05afc4 notebooks/Prompt_Engineering_for_ImageNet.ipynb.
 """
 
@@ -19,7 +20,7 @@ from ..batch.encoders import load_encoder
 from ..batch.replay import load_run_encoder
 from ..encoder import Encoder
 from ..errors import InputError, StoreError
-from ..jobs.classify import FOLDER_NAMES, Classified, ClassifyJob, ClassifyReport
+from ..jobs.classify import FOLDER_NAMES, OTHER, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob, Progress
 from ..jobs.options import ModelOptions
 from ..store.manifest import MANIFEST, read_manifest
@@ -78,7 +79,7 @@ class Classifier:
 
     def __init__(self, encoder: Encoder, labels: tuple[str, ...], templates: tuple[str, ...]) -> None:
         self.labels = labels
-        self._logit_scale = encoder.logit_scale
+        self._logit_scale, self._logit_bias = encoder.logit_scale, encoder.logit_bias
         group = max(1, BATCH_TEXTS // len(templates))
         vectors: list[np.ndarray] = []
         for start in range(0, len(labels), group):
@@ -97,6 +98,9 @@ class Classifier:
         for start in range(0, len(vectors), rows):
             images = unit_vectors(vectors[start : start + rows].astype(np.float64))  # (n, D)
             logits = self._logit_scale * (images @ self._vectors.T)  # (n, L)
+            if self._logit_bias is not None:
+                yield 1 / (1 + np.exp(-(logits + self._logit_bias)))
+                continue
             raised = np.exp(logits - logits.max(axis=1, keepdims=True))
             yield raised / raised.sum(axis=1, keepdims=True)
 
@@ -108,14 +112,17 @@ def _classify_store(
     truth = _Truth(job.truth, store, classifier.labels)
     rows: list[Classified] = []
     counts: Counter[str] = Counter()
+    predicted: Counter[str] = Counter()
     for row in _classify_rows(job, store, classifier, truth):
         counts["failed" if row.error else "classified"] += 1
+        predicted.update([] if row.label is None else [row.label])
         truth.evaluate(row)
         (each or rows.append)(row)
     if not counts:
         raise StoreError(store.path, "holds no vectors", remedy="Embed images into it first.")
     classified, failed = counts["classified"], counts["failed"]
-    confusion = tuple((true, predicted, count) for (true, predicted), count in sorted(truth.confusion.items()))
+    confusion = tuple((true, label, count) for (true, label), count in sorted(truth.confusion.items()))
+    names = dict.fromkeys((*classifier.labels, OTHER))
     return ClassifyReport(
         read=classified + failed,
         classified=classified,
@@ -123,8 +130,9 @@ def _classify_store(
         labels=classifier.labels,
         rows=tuple(rows),
         evaluated=sum(truth.confusion.values()),
-        correct=sum(count for true, predicted, count in confusion if true == predicted),
+        correct=sum(count for true, label, count in confusion if true == label),
         unknown=tuple(truth.unknown),
+        counts=tuple((label, predicted[label]) for label in names if predicted[label]),
         confusion=confusion,
     )
 
@@ -139,7 +147,8 @@ def _classify_rows(job: ClassifyJob, store: Store, classifier: Classifier, truth
             best = np.argsort(-block, axis=1, kind="stable")[:, : job.k]  # ties in the labels' order
             for row, order in zip(block, best.tolist(), strict=True):
                 top = tuple((classifier.labels[label], float(row[label])) for label in order)
-                yield Classified(ids[place], store.locate(paths[place]), top, truths[place])
+                label = OTHER if job.other is not None and top[0][1] < job.other else top[0][0]
+                yield Classified(ids[place], store.locate(paths[place]), top, label, truths[place])
                 place += 1
         for failure in store.files.read_or_empty(store.path / FAILURES / path.name).to_pylist():
             yield Classified(**failure | {"path": store.locate(failure["path"])})
@@ -174,7 +183,7 @@ class _Truth:
 
     def evaluate(self, row: Classified) -> None:
         """Count a row's prediction, or note a truth that is not among the labels."""
-        if row.truth in self._labels and row.top:
-            self.confusion[row.truth or "", row.top[0][0]] += 1
+        if row.truth in self._labels and row.label is not None:
+            self.confusion[row.truth or "", row.label] += 1
         elif row.truth is not None and row.truth not in self.unknown and len(self.unknown) < MAX_UNKNOWN:
             self.unknown.append(row.truth)

@@ -22,9 +22,10 @@ import numpy as np
 from ..errors import ImageError, InputError, StoreError
 from ..images.decode import decode, read_pixels
 from ..jobs.index import IndexJob, IndexReport
-from ..jobs.search import Hit, SearchJob, SearchReport, check_search
+from ..jobs.search import SHEET_ENDINGS, Hit, SearchJob, SearchReport, check_search
 from ..records import STDIN, Failure, Item
 from ..store.manifest import INDEX
+from ..store.merge import check_alike
 from ..store.reader import Store
 from ..vectors import usable_norms
 from .index_file import FILE, check_index, open_index
@@ -106,7 +107,11 @@ class Index:
                  ImageError; as Encoder; StoreError for a damaged index.
         """
         check_search(k, min_score)
-        query = self._build_query(_as_list(text), _as_list(image), vector, _as_list(negative))
+        query = self.build_query(_as_list(text), _as_list(image), vector, _as_list(negative))
+        return self.find(query, k, min_score, where)
+
+    def find(self, query: np.ndarray, k: int, min_score: float | None = None, where: str | None = None) -> list[Hit]:
+        """Return the k rows nearest to a direction, as `search` does; shapes and errors as `rank`."""
         nearest = self.rank(query, k, min_score=min_score, where=where)
         ids, paths = (self.rows.column(name) for name in ("id", "path"))
         return [Hit(ids[place].as_py(), self.store.locate(paths[place].as_py()), score) for place, score in nearest]
@@ -137,10 +142,10 @@ class Index:
         """Return the vector of a row at unit length. Shapes: float64 (D,). Raises: StoreError for a damaged index."""
         return self._normalise(f"row {place}", self._index.read_vector(place))
 
-    def _build_query(
+    def build_query(
         self, texts: Sequence[str], images: Sequence[ImageLike], vector: ArrayLike | None, negative: Sequence[str]
     ) -> np.ndarray:
-        """Return the direction to search in. Shapes: float64 (D,), of unit length."""
+        """Return the direction to search in. Shapes: float64 (D,), of unit length. Raises: as `search`."""
         positive = [] if vector is None else [self._normalise("`vector`", vector)[None]]
         if images:
             positive.append(np.stack([self._normalise("`image`", self._encode_image(image)) for image in images]))
@@ -217,32 +222,48 @@ def _as_list(value: Any) -> Sequence[Any]:
 
 
 def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> SearchReport:
-    """Return the hits of a query, and write the contact sheet if the job has one. `tell` is Index's.
+    """Return the hits of a query, and write the contact sheet and the page if the job has them. `tell` is Index's.
 
-    Raises:  as Index and its search; InputError for a file that holds no vector; StoreError if the contact sheet
-             cannot be written.
+    Raises:  as Index and its search; InputError for a file that holds no vector; StoreError if the contact sheet or the
+             page cannot be written.
     """
     vector = None if job.vector is None else _read_vector(job.vector)
     images = [sys.stdin.buffer.read() if name == STDIN else name for name in job.images]
-    output = Index(job.output, root=job.root, model=job.model, device=job.device, tell=tell)
-    if job.contact_sheet is not None and output.store.manifest.kind == "texts":
-        raise InputError("`contact_sheet`", f"{output.store.path} holds texts", "images", "Leave it out.")
-    hits = output.search(
-        text=job.texts,
-        image=images,
-        vector=vector,
-        negative=job.negative,
-        k=job.k,
-        min_score=job.min_score,
-        where=job.where,
-    )
-    unreadable = 0
-    if job.contact_sheet is not None:
-        from .contact_sheet import write_sheet  # here, because few searches ask for it
+    indexes = [Index(name, root=job.root, model=job.model, device=job.device, tell=tell) for name in job.outputs]
+    first = indexes[0]
+    for other in indexes[1:]:
+        check_alike(first.store, other.store)
+    for name in SHEET_ENDINGS:
+        if getattr(job, name) is not None and first.store.manifest.kind == "texts":
+            raise InputError(f"`{name}`", f"{first.store.path} holds texts", "images", "Leave it out.")
+    query = first.build_query(job.texts, images, vector, job.negative)
+    found = [(hit, index.store) for index in indexes for hit in index.find(query, job.k, job.min_score, job.where)]
+    found = sorted(found, key=lambda pair: (-pair[0].score, pair[0].id, pair[0].path))[: job.k]
+    hits = [hit for hit, _ in found]
+    return SearchReport(tuple(hits), sum(map(len, indexes)), *_write_sheets(job, found))
 
-        sheet = Path(job.contact_sheet)
-        unreadable = write_sheet(sheet, output.store, hits, _describe_query(job), fetch=job.fetch)
-    return SearchReport(tuple(hits), len(output), unreadable)
+
+def _write_sheets(job: SearchJob, found: Sequence[tuple[Hit, Store]]) -> tuple[int, str]:
+    """Write what a job asks for; return how many images could not be read, and the letters that no font has."""
+    missing = ""
+    if job.contact_sheet is None and job.html is None:
+        return 0, missing
+    from .contact_sheet import write_sheet  # here, because few searches ask for it
+    from .page import write_page
+    from .tiles import load_tiles
+
+    tiles, title, hits = {}, _describe_query(job), [hit for hit, _ in found]
+    for store in {id(store): store for _, store in found}.values():
+        of_store = {hit.id for hit, own in found if own is store}
+        if clashing := of_store.intersection(tiles):
+            remedy = "Merge the outputs, which gives ids of their own."
+            raise InputError("outputs", f"{min(clashing)!r} is the id of hits in two", "one image for an id", remedy)
+        tiles |= load_tiles(store, of_store, fetch=job.fetch)
+    if job.contact_sheet is not None:
+        missing = write_sheet(Path(job.contact_sheet), tiles, hits, title)
+    if job.html is not None:
+        write_page(Path(job.html), tiles, hits, title)
+    return sum(isinstance(tiles.get(hit.id, ""), str) for hit in hits), missing
 
 
 def _describe_query(job: SearchJob) -> str:

@@ -16,6 +16,7 @@ from .embeddings import Embeddings
 from .gate import Gate, guarded, make_response
 from .immich import Immich
 from .metrics import CONTENT_TYPE
+from .openapi import describe
 from .request_error import RequestError
 from .search import Search
 
@@ -49,6 +50,7 @@ def make_app(service: Service, write: Callable[[str], None] = lambda _: None) ->
         _route("/health/ready", status.ready, "GET"),
         _route("/health", status.ready, "GET"),
         _route("/metrics", status.metrics, "GET"),
+        _route("/openapi.json", status.document, "GET"),
         _route("/v1/search", search.search, "POST"),
         _route("/v1/classify", search.classify, "POST"),
         _route("/v1/indexes", search.indexes, "GET"),
@@ -124,6 +126,10 @@ class _Status:
         if (reason := self._service.explain_not_ready()) is not None:
             raise RequestError(503, reason, "not_ready", retry_after_s=1.0)
         return make_json_response({"status": "ready"})
+
+    async def document(self, _: Request) -> Response:
+        """Answer with the description of the server for programs."""
+        return make_json_response(describe(asks_for_key=self._service.job.api_key is not None))
 
     async def metrics(self, _: Request) -> Response:
         """Answer Prometheus."""

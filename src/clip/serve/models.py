@@ -18,6 +18,7 @@ from ..errors import InputError, StoreMismatchError, UnknownModelError, quote
 from ..jobs.options import ModelOptions
 from ..store.reader import Store
 from ..weights.releases import RELEASES
+from ..weights.spellings import find_spelled
 from .batcher import Tower
 from .decoders import Decoders, make_decoding
 
@@ -154,7 +155,7 @@ class Models:
             return self.first
         if not isinstance(name, str):
             raise InputError("model", f"found a {type(name).__name__}", "a model's name", "Pass one.")
-        if (model := self._by_name.get(name)) is None:
+        if (model := self._by_name.get(name) or self._by_name.get(find_spelled(name, RELEASES) or "")) is None:
             names = ", ".join(model.name for model in self.all)
             raise UnknownModelError("model", f"found {quote(name)}", f"one of {names}", "Ask GET /v1/models.")
         return model

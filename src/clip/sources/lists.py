@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from ..errors import InputError
@@ -21,7 +20,7 @@ from .columns import find_entry_column, is_id, list_usual_columns, to_text
 from .delimited import DELIMITERS, read_rows
 from .files import stat_here
 from .remote.client import get_local_path, get_path
-from .text_file import TextLine, make_line_error, open_text, read_text_lines
+from .text_file import COMPRESSED, TextLine, make_line_error, open_text, read_text_lines, split_ending
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
 
 PLAIN_ENDINGS = (".txt", ".lst", ".list")
 COLUMN_ENDINGS = (*DELIMITERS, ".ndjson", ".jsonl")
-LIST_ENDINGS = PLAIN_ENDINGS + COLUMN_ENDINGS
+PLAIN_LIST_ENDINGS = PLAIN_ENDINGS + COLUMN_ENDINGS
+LIST_ENDINGS = PLAIN_LIST_ENDINGS + tuple(ending + more for ending in PLAIN_LIST_ENDINGS for more in COMPRESSED)
 FIRST_LINES = 10  # of NDJSON: where none is an object, the file is something else
 
 
@@ -57,7 +57,7 @@ def read_lines(path: str, columns: Columns) -> Iterator[Line]:
     """
     try:
         with open_text(path) as (file, begin):
-            ending = Path(get_path(path)).suffix.lower()
+            ending = split_ending(path)[0]
             if ending in DELIMITERS:
                 yield from _read_delimited(path, ending, file, columns)
             elif ending in COLUMN_ENDINGS:

@@ -4,6 +4,7 @@
     'photos/**/*.jpg'    a pattern: * ? [] inside a name, ** across folders
     photo.jpg            an image
     list.txt, -          paths, one per line; .csv, .tsv, .ndjson by a column; .parquet by a column of texts
+    list.csv.gz, .zst    the same, compressed
     a.tar, b.tar.gz      archives, read from front to back; each is a shard
     c.zip, d.parquet     archives and tables that hold images; shards of at most `shard_size`, or of a row group
     e.arrow, dataset/    a table, and a dataset of Hugging Face as `save_to_disk` writes it: saved_dataset.py
@@ -278,9 +279,11 @@ class Source:
         """
         endings, asked = list_endings(self.columns), False
         found: set[str] = set()
+        if not (self.columns.beside or self.columns.kind == "texts"):
+            yield from entries
+            return
         for entry in entries:
-            asks = bool(self.columns.beside) or self.columns.kind == "texts"
-            if asks and isinstance(entry, Item) and not has_known_ending(entry.path):
+            if isinstance(entry, Item) and not has_known_ending(entry.path):
                 self._check_types(entry.path)
                 self._check_place(entry)
                 entry, beside = self._read_beside(entry)

@@ -1,7 +1,8 @@
 """Open a list as text, and read its lines: their encoding, their ends, and how long they may be.
 
-A list is UTF-8, with a byte order mark or without; UTF-16 and UTF-32 are read where a mark says so. Bytes that are not
-UTF-8 stay as surrogates, as paths may have them. A line ends with LF, CRLF or CR, whatever the other lines end with.
+A list may be compressed, which the last ending of its name says: captions.csv.gz, paths.jsonl.zst. It is UTF-8, with a
+byte order mark or without; UTF-16 and UTF-32 are read where a mark says so. Other bytes stay as surrogates,
+as paths may have them. A line ends with LF, CRLF or CR, whatever the other lines end with.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ import io
 import sys
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
+
+import pyarrow as pa
 
 from ..errors import InputError
 from ..records import STDIN
 from .files import open_file
+from .remote.client import get_path
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 PEEKED_BYTES = 65_536
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # by the last ending, as pyarrow names the codec
 MAX_LINE = 10_000_000  # characters of a line, or of a row of several; captions and base64 may be beside a path
 # UTF-32's first, as its mark for little-endian begins with that of UTF-16.
 MARKS = (
@@ -42,7 +48,9 @@ def open_text(path: str) -> Generator[tuple[TextIO, str]]:
     Raises:  InputError for UTF-16 without a mark, and for a list with one that its bytes do not keep to; OSError.
     """
     binary = sys.stdin.buffer if path == STDIN else open_file(path)
-    peekable = io.BufferedReader(cast("io.RawIOBase", binary), PEEKED_BYTES)
+    codec = COMPRESSED.get(split_ending(path)[1])
+    plain = pa.CompressedInputStream(pa.PythonFile(binary, "r"), codec) if codec else binary
+    peekable = io.BufferedReader(cast("io.RawIOBase", plain), PEEKED_BYTES)
     try:
         begin = peekable.peek(PEEKED_BYTES)
         encoding = next((encoding for mark, encoding in MARKS if begin.startswith(mark)), "utf-8-sig")
@@ -61,6 +69,12 @@ def open_text(path: str) -> Generator[tuple[TextIO, str]]:
         peekable.detach()
         if path != STDIN:
             binary.close()
+
+
+def split_ending(path: str) -> tuple[str, str]:
+    """Return the ending of a list's name, and the one after it that says how the list is compressed, or nothing."""
+    name = Path(get_path(path).lower())
+    return (Path(name.stem).suffix, name.suffix) if name.suffix in COMPRESSED else (name.suffix, "")
 
 
 def _looks_wide(begin: bytes) -> bool:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ..atomic_files import TEMPORARY, open_regular
 from ..errors import StoreError
 from .checksummed_file import ChecksummedFile
-from .lock import GUARD, LOCK
+from .journal import JOURNAL
+from .lock import GUARD, LOCK, PART_LOCK_NAME, PLAN_LOCK
 from .manifest import CALIBRATION, INDEX, MANIFEST
 from .parts import EMBEDDINGS, FAILURES, PART_NAME
 from .plan import LISTED, PLAN, PLAN_FOLDERS, SHARD_NAME, SUMMARY
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INDEX_NAMES = "*.index"
+FILES = (MANIFEST, CALIBRATION, LOCK, GUARD, PLAN_LOCK)
+FOLDERS = (EMBEDDINGS, FAILURES, INDEX, JOURNAL, *PLAN_FOLDERS)
 # By folder, the names that are ours.
 OURS: dict[str, re.Pattern[str]] = {
-    "": re.compile(
-        "|".join(map(re.escape, (MANIFEST, CALIBRATION, LOCK, GUARD, EMBEDDINGS, FAILURES, INDEX, *PLAN_FOLDERS)))
-    ),
+    "": re.compile("|".join([*map(re.escape, (*FILES, *FOLDERS)), PART_LOCK_NAME.pattern])),
     EMBEDDINGS: PART_NAME,
     FAILURES: PART_NAME,
     PLAN: re.compile(f"{SHARD_NAME.pattern}|{re.escape(SUMMARY)}|{re.escape(LISTED)}"),

@@ -4,6 +4,7 @@
     clip-retrieval  img_emb/img_emb_0.npy and metadata/metadata_0.parquet, and so on, a pair for each part
     csv             vectors.csv: the columns of a row, then e0 to e{D-1}
     safetensors     vectors.safetensors with a tensor "embedding" (N, D), and ids.parquet
+    pgvector        pgvector.csv: the columns of a row, then its vectors as [0.1,0.2]; and pgvector.sql, which loads it
 
 Vectors of texts get the same names, except text_emb/text_emb_0.npy in clip-retrieval. Pairs add
 text_vectors.npy, text_emb/, t0 to t{D-1}, and a tensor "text_embedding".
@@ -43,10 +44,11 @@ if TYPE_CHECKING:
 SUMMARY, IDS = "export.json", "ids.parquet"
 NPY = {EMBEDDING: "vectors.npy", TEXT_EMBEDDING: "text_vectors.npy"}
 CSV, SAFETENSORS = "vectors.csv", "vectors.safetensors"
+PGVECTOR, PGVECTOR_LOAD, PG_TABLE = "pgvector.csv", "pgvector.sql", "clip"
 CSV_PREFIXES = {EMBEDDING: "e", TEXT_EMBEDDING: "t"}
 IMAGES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
 OURS = (
-    *(*NPY.values(), CSV, SAFETENSORS, IDS),
+    *(*NPY.values(), CSV, SAFETENSORS, IDS, PGVECTOR, PGVECTOR_LOAD),
     *(f"{IMAGES}/{IMAGES}_*.npy", f"{TEXTS}/{TEXTS}_*.npy", f"{METADATA}/{METADATA}_*.parquet"),
 )
 CLIP_RETRIEVAL_DTYPE = "float16"
@@ -327,6 +329,42 @@ def _write_csv(run: _Run, target: _Target) -> None:
                 file.write(_format_lines([[*row, *vector] for row, vector in zip(rows_of_text, numbers, strict=True)]))
 
 
+def _write_pgvector(run: _Run, target: _Target) -> None:
+    """Write what PostgreSQL's COPY reads, and the commands that make a table of it.
+
+    Source:  pgvector README.md, "Loading": vectors are [1,2,3]; PostgreSQL 17, COPY, "CSV Format".
+    """
+    columns = [f'"{field.name}" {_find_sql_type(field.type)}' for field in run.schema]
+    columns += [f'"{name}" vector({run.store.dim})' for name in run.columns]
+    load = (
+        "CREATE EXTENSION IF NOT EXISTS vector;\n"
+        f"CREATE TABLE {PG_TABLE} ({', '.join(columns)});\n"
+        f"\\copy {PG_TABLE} FROM '{PGVECTOR}' WITH (FORMAT csv, HEADER)\n"
+    )
+    with target.open_file(PGVECTOR_LOAD) as file:
+        file.write(load.encode())
+    with target.open_file(PGVECTOR) as file:
+        file.write(_format_lines([[*run.schema.names, *run.columns]]))
+        for rows, blocks in run.read():
+            for start in range(0, len(rows), CSV_ROWS):
+                values = [map(_format_value, column.to_pylist()) for column in rows.slice(start, CSV_ROWS).columns]
+                vectors = [
+                    [f"[{','.join(row)}]" for row in blocks[name][start : start + CSV_ROWS].astype(str).tolist()]
+                    for name in run.columns
+                ]
+                file.write(_format_lines([list(row) for row in zip(*values, *vectors, strict=True)]))
+
+
+def _find_sql_type(kind: pa.DataType) -> str:
+    """Return PostgreSQL's type for a column; times are kept as they are spelt."""
+    kinds = pa.types
+    if kinds.is_boolean(kind):
+        return "boolean"
+    if kinds.is_integer(kind):
+        return "numeric" if kinds.is_uint64(kind) else "bigint"
+    return "double precision" if kinds.is_floating(kind) else "text"
+
+
 def _format_lines(rows: list[list[str]]) -> bytes:
     lines = io.StringIO(newline="")
     csv.writer(lines).writerows(rows)
@@ -343,4 +381,5 @@ WRITERS: dict[ExportFormat, Callable[[_Run, _Target], None]] = {
     "clip-retrieval": _write_clip_retrieval,
     "csv": _write_csv,
     "safetensors": _write_safetensors,
+    "pgvector": _write_pgvector,
 }

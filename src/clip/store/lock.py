@@ -1,6 +1,10 @@
-"""A lock that admits one job at a time to an output, and that no dead process keeps.
+"""Locks that admit one job at a time to an output, or the parts of one job, and that no dead process keeps.
 
-The lock is a record (host, pid, start of the process, a count) whose owner increases the count every few seconds. On
+    .lock                  of a job that has the output for itself
+    .lock.part-3-of-8      of a process that does one part of a job; others of the same number of parts are beside it
+    .lock.plan             of the one process of these that lists the input, or writes the counts; the others wait
+
+A lock is a record (host, pid, start of the process, a count) whose owner increases the count every few seconds. On
 the same host it is stale once its process is gone. On another host, over a network disk, it is stale once its count has
 not changed for a while by this host's monotonic clock: no two clocks are compared, and setting one back does no harm.
 """
@@ -11,11 +15,12 @@ import errno
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -29,21 +34,27 @@ from ..parallel import start_thread
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-LOCK, GUARD = ".lock", ".lock.guard"  # the record; and a file lock, held while the record is read and replaced
+    from ..jobs.part import PartOf
+
+LOCK, GUARD = ".lock", ".lock.guard"  # the record; and a file lock, held while records are read and replaced
+PLAN_LOCK, PART_LOCK = ".lock.plan", ".lock.part-{}-of-{}"
+PART_LOCK_NAME = re.compile(r"\.lock\.part-\d+-of-(\d+)")
 HEARTBEAT_S = 5.0
 STALE_S = 30.0  # six heartbeats
 ENDED_STATES = ("Z", "X")  # man 5 proc
 MAX_BYTES = 2**16  # of a record
 LOOK_S = 1.0  # between looks at another host's count
+WAIT_S = 0.2  # between looks of a process that waits for its turn
 
 _log = logging.getLogger("clip")
 
 
 class Lock:
-    """The lock of a folder."""
+    """A lock of a folder, that of the whole by default."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK
+    def __init__(self, folder: Path, name: str = LOCK, part: PartOf | None = None) -> None:
+        self._path = folder / name
+        self._part = part
         self._owner = secrets.token_hex(8)
         self._count = 0
         self._over = threading.Event()
@@ -88,25 +99,47 @@ class Lock:
 
     def _take(self) -> None:
         folder = self._path.parent
-        watched, since = None, time.monotonic()
+        waits = self._path.name == PLAN_LOCK
+        watched: dict[str, tuple[dict[str, Any], float]] = {}
         while True:
             with FileLock(check_guard(folder / GUARD)):
-                record = _read(self._path)
-                unchanged = record is not None and record == watched and time.monotonic() - since >= STALE_S
-                if record is None or _is_gone(record) or unchanged:
-                    remove_temporaries(folder, LOCK.removeprefix("."))
-                    if record is not None:
-                        _log.warning("%s: taking over the lock of %s, which is gone", folder, _name_owner(record))
+                rival = self._find_rival(watched)
+                if rival is None:
+                    remove_temporaries(folder, self._path.name.removeprefix("."))
                     self._write()
                     return
-            if _is_local(record) or watched not in (None, record):
+            name, record = rival
+            before, _ = watched.get(name, (record, 0.0))
+            if not waits and (_is_local(record) or before != record):
                 found = f"{_name_owner(record)} is at work there"
                 raise StoreBusyError(folder, found, "no other job", "Wait for it, or choose another output.")
-            if watched is None:
+            if name not in watched and not _is_local(record):
                 message = "%s: locked by %s; waiting %.0f s to see whether it is alive"
                 _log.warning(message, folder, _name_owner(record), STALE_S)
-                watched = record
-            time.sleep(LOOK_S)
+            if name not in watched or before != record:
+                watched[name] = (record, time.monotonic())
+            time.sleep(WAIT_S if waits else LOOK_S)
+
+    def _find_rival(self, watched: dict[str, tuple[dict[str, Any], float]]) -> tuple[str, dict[str, Any]] | None:
+        """Return a lock that keeps this one out; remove those of owners that are gone."""
+        folder = self._path.parent
+        for name in sorted(path.name for path in folder.iterdir()):
+            record = _read(folder / name) if self._excludes(name) else None
+            if record is None:
+                continue
+            before, since = watched.get(name, (None, 0.0))
+            if not (_is_gone(record) or (record == before and time.monotonic() - since >= STALE_S)):
+                return name, record
+            _log.warning("%s: taking over the lock of %s, which is gone", folder, _name_owner(record))
+            (folder / name).unlink(missing_ok=True)
+        return None
+
+    def _excludes(self, name: str) -> bool:
+        """Whether nobody may hold a lock of that name beside this one."""
+        if self._path.name == PLAN_LOCK or name == self._path.name:
+            return name == self._path.name
+        other = PART_LOCK_NAME.fullmatch(name)
+        return name == LOCK or (other is not None and (self._part is None or int(other[1]) != self._part.count))
 
     def _write(self) -> None:
         record = {
@@ -117,7 +150,7 @@ class Lock:
             "owner": self._owner,
             "count": self._count,
         }
-        temporary = self._path.with_name(f"{LOCK}.{self._owner}{TEMPORARY}")
+        temporary = self._path.with_name(f"{self._path.name}.{self._owner}{TEMPORARY}")
         temporary.write_text(json.dumps(record))
         temporary.replace(self._path)
 
@@ -125,7 +158,9 @@ class Lock:
         while not self._over.wait(HEARTBEAT_S):
             self._count += 1
             try:
-                with FileLock(check_guard(self._path.with_name(GUARD))):
+                # A thousand parts would wait for each other; without, one that stalled goes on to its next `check`.
+                guard = nullcontext() if self._part else FileLock(check_guard(self._path.with_name(GUARD)))
+                with guard:
                     self.check()
                     self._write()
             except (OSError, StoreError) as exc:
@@ -133,12 +168,25 @@ class Lock:
 
 
 @contextmanager
-def hold_lock(folder: Path) -> Generator[Lock]:
-    """Hold a folder's lock in a `with` block. Taking over a stale one of another host takes half a minute.
+def hold_lock(folder: Path, part: PartOf | None = None) -> Generator[Lock]:
+    """Hold a folder's lock in a `with` block, or that of one part. Taking over another host's takes half a minute.
 
     Raises:  StoreBusyError where another job is at work there, StoreError where the folder cannot be written.
     """
-    lock = Lock(folder)
+    name = LOCK if part is None else PART_LOCK.format(part.index, part.count)
+    with _hold(Lock(folder, name, part)) as lock:
+        yield lock
+
+
+@contextmanager
+def hold_plan_lock(folder: Path) -> Generator[Lock]:
+    """Hold the lock of what one process does for all parts of a job; wait for it. Raises: as `hold_lock`."""
+    with _hold(Lock(folder, PLAN_LOCK)) as lock:
+        yield lock
+
+
+@contextmanager
+def _hold(lock: Lock) -> Generator[Lock]:
     lock.acquire()
     try:
         yield lock

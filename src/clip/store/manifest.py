@@ -93,6 +93,7 @@ class Manifest:
     counts: dict[str, Any] | None = None  # None until the run is over
     warnings: bool = True  # whether rows have a column for them; those of version 0.1.0 have none
     text_warnings: bool = False  # likewise for rows of texts, where a text that is too long is cut
+    parts: int = 0  # how many processes shared the run when one was last begun; 0 where it was one alone
     run: str = ""  # goes into the checksums of the parts; empty where they carry none, as those of version 0.1.0
 
     @property
@@ -148,7 +149,7 @@ class Manifest:
             "counts": self.counts,
         }
         # unknown to version 0.1.0
-        names = ("stated_architecture", "warnings", "text_warnings", "run", "base_from_output")
+        names = ("stated_architecture", "warnings", "text_warnings", "run", "base_from_output", "parts")
         rare: dict[str, Any] = {name: getattr(self, name) for name in names}
         content |= {key: value for key, value in rare.items() if value}
         content |= {} if self.base is None else {"base": self.base}  # likewise

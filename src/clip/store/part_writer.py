@@ -27,7 +27,7 @@ class PartWriter:
     def __init__(self, parts: Parts, shard: Shard) -> None:
         """Prepare to write a shard of an output."""
         self._parts = parts
-        self._schema = parts.schema
+        self.schema = parts.schema  # of the embeddings
         self._shard = shard
         self._paths = {folder: parts.path(folder, shard.index) for folder in (FAILURES, EMBEDDINGS)}
         self._files = {folder: ExitStack() for folder in self._paths}
@@ -38,7 +38,7 @@ class PartWriter:
         return self  # files are opened by the first `add`: decoding a shard may take hours
 
     def _open_file(self, folder: str) -> TableWriter:
-        columns = self._schema if folder == EMBEDDINGS else FAILURE_SCHEMA
+        columns = self.schema if folder == EMBEDDINGS else FAILURE_SCHEMA
         schema = columns.with_metadata({FINGERPRINT_KEY: self._shard.fingerprint})
         path = self._paths[folder]
         file = self._files[folder].enter_context(atomic_write(path))
@@ -50,20 +50,27 @@ class PartWriter:
         return TableWriter(file, schema, self._parts.seed(path), dictionary=strings, encoding=encoding)
 
     def add(self, rows: Sequence[Row], vectors: Mapping[str, np.ndarray], failures: Sequence[Failure]) -> None:
-        """Write rows with their `vectors`, and failures.
+        """Write rows with their `vectors`, and failures. Shapes and errors: as `make_tables` and `add_tables`."""
+        self.add_tables(self.make_tables(rows, vectors, failures))
+
+    def make_tables(
+        self, rows: Sequence[Row], vectors: Mapping[str, np.ndarray], failures: Sequence[Failure]
+    ) -> dict[str, pa.Table]:
+        """Return the rows of the embeddings, and of the failures, as they are written, by the names of the folders.
+
+        Shapes:  vectors float (N, D) for each of their columns.
+        """
+        return _make_tables(self.schema, rows, vectors, failures)
+
+    def add_tables(self, tables: Mapping[str, pa.Table]) -> None:
+        """Write rows of the embeddings, and of the failures.
 
         A shard that carries rows over merges them with the new ones, so it must be written with one call.
 
-        Shapes:  vectors float (N, D) for each of their columns.
         Raises:  StoreError where they cannot be written, or the earlier part changed.
         """
-        tables = _make_tables(self._schema, rows, vectors, failures)
         if self._shard.carried_over:
             tables = self._merge_carried_over(tables)
-        self.add_tables(tables)
-
-    def add_tables(self, tables: Mapping[str, pa.Table]) -> None:
-        """Write rows of the embeddings, and of the failures, as they are. Raises: StoreError as `add`."""
         for folder, path in self._paths.items() if not self._writers else ():
             with translate_os_errors(path):
                 self._writers[folder] = self._open_file(folder)
@@ -72,7 +79,7 @@ class PartWriter:
                 with translate_os_errors(self._paths[folder]):
                     self._writers[folder].write(table)
 
-    def _merge_carried_over(self, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    def _merge_carried_over(self, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
         places = {entry.id: place for place, entry in enumerate(self._shard.entries)}
         # The entries that are carried over, by the ids that they have in the earlier part.
         renamed, paths = self._shard.renamed, [utf8_path(entry.path) for entry in self._shard.entries]

@@ -115,6 +115,11 @@ class Parts:
         """Return what goes into the checksums of a file."""
         return f"{self.run}/{path.parent.name}/{path.name}"
 
+    def has(self, index: int) -> bool:
+        """Whether both files of a shard are there. One of 0 bytes, as a power cut may leave on some disks, is not."""
+        paths = [self.path(folder, index) for folder in (EMBEDDINGS, FAILURES)]
+        return all(path.exists() and path.stat().st_size for path in paths)
+
     def find(self, folder: str = EMBEDDINGS) -> list[Path]:
         """List the files in the order of their shards."""
         return sorted((path for path in self._list(folder) if PART_NAME.fullmatch(path.name)), key=shard_number)

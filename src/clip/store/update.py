@@ -191,6 +191,8 @@ class _Comparison:
                 touched = True
         if not touched:
             return Shard(old.index, entries, old.fingerprint)
+        if not outcomes.done and (entries, carried_over, renamed) == (old.entries, old.carried_over, old.renamed):
+            return old  # its part was never written; its journal may be there
         fingerprint = compute_fingerprint(entries, old.fingerprint, has_base=self._has_base)
         return Shard(old.index, entries, fingerprint, frozenset(carried_over), renamed)
 
@@ -234,13 +236,24 @@ def _read_outcomes(store: StoreWriter, shard: Shard, *, retry: bool) -> _Outcome
         if (own_id := listed.get(listed_id(row["id"], listed))) is not None:
             outcomes.rows[own_id] = row.get("sha256")
     for row in store.parts.read_or_empty(failures, ["id", "stage", "error"]).to_pylist():
-        of_system = row["stage"] == "read" and _is_os_error(row["error"])
         file = listed_id(row["id"], listed)
         own_id = listed.get(file, file if done else None)  # of a member of an archive the own one
         if own_id is not None:
-            again = retry and (of_system or row["error"] in TRANSIENT_ERRORS)
+            again = retry and _may_pass(row)
             outcomes.failed[own_id] = again or outcomes.failed.get(own_id, False)
     return outcomes
+
+
+def has_passing_failure(store: StoreWriter, index: int) -> bool:
+    """Whether a shard has a failure that an update would try again. Raises: StoreError for a part that is damaged."""
+    failures = store.parts.read_or_empty(store.parts.path(FAILURES, index), ["stage", "error"])
+    return any(map(_may_pass, failures.to_pylist()))
+
+
+def _may_pass(failure: dict[str, str]) -> bool:
+    """Whether a failure may not occur again."""
+    of_system = failure["stage"] == "read" and _is_os_error(failure["error"])
+    return of_system or failure["error"] in TRANSIENT_ERRORS
 
 
 def _is_os_error(name: str) -> bool:

@@ -10,16 +10,17 @@ first, its embeddings last: a shard is done when both files are there and carry 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..atomic_files import make_folder, remove_temporaries, translate_os_errors
+from ..atomic_files import TEMPORARY, make_folder, remove_temporaries, translate_os_errors
 from ..errors import StoreMismatchError
+from .journal import JOURNAL, Journal
 from .manifest import CALIBRATION, INDEX, MANIFEST, READING_KEYS, Manifest, read_manifest, write_manifest
 from .part_writer import PartWriter
 from .parts import EMBEDDING, EMBEDDINGS, FAILURES, Parts, embedding_schema, shard_number
@@ -28,8 +29,10 @@ from .plan import PLAN_FOLDERS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ..jobs.part import PartOf
     from ..records import Failure, Row, Shard
 
+TEMPORARY_NAME = re.compile(r"\.part-(\d{5,9})\.parquet\.")
 MAX_SHOWN = 60  # characters of a value in an error
 
 
@@ -41,7 +44,7 @@ def check_room(path: Path) -> None:
     with translate_os_errors(path):
         if path.exists() and not path.is_dir():
             raise StoreMismatchError(path, "is a file", "a folder or nothing", "Choose another output.")
-        for name in (EMBEDDINGS, FAILURES, INDEX, *PLAN_FOLDERS):
+        for name in (EMBEDDINGS, FAILURES, INDEX, JOURNAL, *PLAN_FOLDERS):
             folder = path / name
             if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
                 found = "is a link" if folder.is_symlink() else "is no folder"
@@ -112,7 +115,8 @@ class StoreWriter:
             self._earlier = None  # the manifest is written anew, the parts stay
         if self._earlier is not None:
             # The same images may be elsewhere by now.
-            places = {name: getattr(self.manifest, name) for name in ("source", "root", "base", "base_from_output")}
+            names = ("source", "root", "base", "base_from_output", "parts")
+            places = {name: getattr(self.manifest, name) for name in names}
             self.manifest = replace(self._earlier, **places)
             has_moved = self.manifest != self._earlier
         with translate_os_errors(self.path):
@@ -120,8 +124,9 @@ class StoreWriter:
                 for folder in (EMBEDDINGS, FAILURES):
                     for path in self.parts.find(folder):
                         path.unlink()
-                if (self.path / INDEX).exists():
-                    shutil.rmtree(self.path / INDEX)
+                for folder in (INDEX, JOURNAL):
+                    if (self.path / folder).exists():
+                        shutil.rmtree(self.path / folder)
                 (self.path / CALIBRATION).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             if self._earlier is None or has_moved:
@@ -130,6 +135,31 @@ class StoreWriter:
             for folder in (EMBEDDINGS, FAILURES):
                 make_folder(self.path / folder)
                 remove_temporaries(self.path / folder, "part-")
+
+    def join(self) -> None:
+        """Take part in the run that another process has begun.
+
+        Raises:  StoreMismatchError for one of other inputs, as it is not listed again.
+        """
+        earlier = self._earlier
+        if earlier is None:
+            raise AssertionError("there is no run to take part in")
+        keys = (*READING_KEYS, "source", "root", "duplicate_ids")
+        if difference := earlier.first_difference(self.manifest, keys):
+            raise self._mismatch(*difference)
+        self.manifest = replace(earlier, parts=self.manifest.parts)
+        if self.manifest != earlier:
+            with translate_os_errors(self.path):
+                write_manifest(self.path, self.manifest)
+
+    def remove_temporaries(self, part: PartOf) -> None:
+        """Remove what killed processes left of the shards of a part; other parts are being written meanwhile."""
+        for folder in (EMBEDDINGS, FAILURES):
+            with translate_os_errors(self.path / folder):
+                for path in (self.path / folder).glob(f".part-*{TEMPORARY}"):
+                    number = TEMPORARY_NAME.match(path.name)
+                    if number is not None and part.owns(int(number[1])):
+                        path.unlink(missing_ok=True)
 
     def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:
         earlier, wanted = map(_show, values)
@@ -153,10 +183,9 @@ class StoreWriter:
 
         Raises:  StoreError for a file that cannot be read.
         """
-        paths = self._paths(index)
-        if not all(path.exists() for path in paths):
+        if not self.parts.has(index):
             return None
-        fingerprints = {self.parts.summarise(path).fingerprint for path in paths}
+        fingerprints = {self.parts.summarise(path).fingerprint for path in self._paths(index)}
         return fingerprints.pop() if len(fingerprints) == 1 else None
 
     def is_done(self, index: int, fingerprint: str) -> bool:
@@ -184,16 +213,13 @@ class StoreWriter:
                         path.unlink()
 
     def reopen(self) -> None:
-        """Record that the run is not over."""
-        if self.manifest.counts is not None:
+        """Record that the run is not over. Raises: StoreError."""
+        if self._read_again().counts is not None:
             self.finish(None)
 
-    def ignored(self, shards: Iterable[int]) -> Counter[str]:
-        """Count what was passed over while these shards were read, by reason. Raises: StoreError as `counts`."""
-        ignored: Counter[str] = Counter()
-        for index in shards:
-            ignored.update(self.parts.summarise(self.parts.path(EMBEDDINGS, index)).ignored)
-        return ignored
+    def _read_again(self) -> Manifest:
+        """Return the manifest as it is now, which others that share the run may have written."""
+        return (read_manifest(self.path / MANIFEST) if self.manifest.parts else None) or self.manifest
 
     def counts(self, shards: Iterable[int]) -> tuple[int, int]:
         """Count the rows and the failures in the parts of these shards.
@@ -218,8 +244,14 @@ class StoreWriter:
         """
         return PartWriter(self.parts, shard)
 
+    def journal(self, shard: Shard) -> Journal:
+        """Return the journal of a shard, as far as it can be used. Raises: StoreError."""
+        journal = Journal(self.parts, shard)
+        journal.recover()
+        return journal
+
     def finish(self, counts: dict[str, Any] | None) -> None:
         """Write the counts of the run into the manifest; None for a run that is not over."""
-        self.manifest = replace(self.manifest, counts=counts)
+        self.manifest = replace(self._read_again(), counts=counts)
         with translate_os_errors(self.path):
             write_manifest(self.path, self.manifest)

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from ..errors import InputError, InputTypeError, TextTooLongError
+from ..errors import InputError, TextTooLongError
 from ..records import Failure, Item, Kind
 from ..simple_tokenizer import END, START, SimpleTokenizer, shared_tokenizer
+from ..tokenizer_file import TokenizerFile, list_texts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..jobs.options import LongText
 
 
 def token_table(
-    tokenizer: SimpleTokenizer, texts: str | Iterable[str], context_length: int, truncate: bool = False
+    tokenizer: SimpleTokenizer | TokenizerFile, texts: str | Iterable[str], context_length: int, truncate: bool = False
 ) -> torch.Tensor:
-    """Return the ids of texts, one row per text: start, tokens, end, then zeros.
+    """Return the ids of texts, one row per text: start, tokens, end, then zeros; those of a file as it pads them.
 
     Shapes:  T texts -> int32 (T, context_length).
     Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for other types.
     """
-    rows = _as_list(texts)
+    if isinstance(tokenizer, TokenizerFile):
+        return torch.from_numpy(tokenizer.tabulate(texts, context_length, truncate))
+    rows = list_texts(texts)
     table = torch.zeros(len(rows), context_length, dtype=torch.int32)
     for i, text in enumerate(rows):
         ids = [tokenizer.encoder[START], *tokenizer.encode(text), tokenizer.encoder[END]]
@@ -47,20 +51,6 @@ def check_ids(tokens: torch.Tensor, vocab_size: int) -> None:
         raise InputError("`tokens`", found, f"0 to {vocab_size - 1}, those of this model's vocabulary", remedy)
 
 
-def _as_list(texts: object) -> list[str]:
-    if isinstance(texts, str):
-        return [texts]
-    if not isinstance(texts, Iterable):
-        found = f"found {type(texts).__name__}"
-        raise InputTypeError("`texts`", found, "str or a list of str", "Pass a text or a list of texts.")
-    rows: list[str] = []
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputTypeError(f"text {i}", f"found {type(text).__name__}", "str", "Pass a text or a list of texts.")
-        rows.append(text)
-    return rows
-
-
 # The time of byte-pair encoding grows with the square of a word's length: 1.7 s for 10,000 random letters, which are
 # more tokens than any model reads.
 MAX_WORD = 10_000  # characters
@@ -80,7 +70,11 @@ class Tokenizing:
     kind: Kind
     context_length: int
     long_text: LongText
-    tokenizer: SimpleTokenizer | None = None  # None for the vocabulary of the released models
+    tokenizer: SimpleTokenizer | TokenizerFile | None = None  # None for the vocabulary of the released models
+
+    def __post_init__(self) -> None:
+        if self.kind != "images" and isinstance(self.tokenizer, TokenizerFile):
+            self.tokenizer.check()  # once, instead of a failure for each text
 
     def __call__(self, item: Item) -> Tokenized | Failure:
         """Return the tokens of an item's text, the first of its values, or the reason why there are none."""
@@ -96,6 +90,9 @@ class Tokenizing:
             text.encode()
         except UnicodeEncodeError as exc:  # lists are read with surrogates for bytes that are not UTF-8
             raise InputError("text", "its text is not UTF-8", remedy="Save the list as UTF-8.") from exc
+        if isinstance(self.tokenizer, TokenizerFile):
+            row, whole = self.tokenizer.encode(text, self.context_length)
+            return self._cut(row, is_cut=whole > self.context_length)
         room = self.context_length - 2  # without start and end
         ids: list[int] = []
         tokenizer = self.tokenizer or shared_tokenizer()
@@ -107,9 +104,13 @@ class Tokenizing:
             if len(ids) > room:
                 break  # the rest would be cut, or fails the text
         is_cut = len(ids) > room
+        ids = [tokenizer.encoder[START], *ids[:room], tokenizer.encoder[END]]
+        return self._cut(np.array(ids + [0] * (self.context_length - len(ids)), np.int32), is_cut=is_cut)
+
+    def _cut(self, ids: np.ndarray, *, is_cut: bool) -> Tokenized:
+        """Return the tokens that are left of a text; raise TextTooLongError for a tail, unless the job cuts those."""
         if is_cut and self.long_text == "fail":
             found = f"more than {self.context_length} tokens"
             raise TextTooLongError("text", found, "fewer", 'Shorten it, or pass `long_text="cut"`.')
-        ids = [tokenizer.encoder[START], *ids[:room], tokenizer.encoder[END]]
         warning = f"the text has more than {self.context_length} tokens, and its tail is left out" if is_cut else None
-        return Tokenized(np.array(ids + [0] * (self.context_length - len(ids)), np.int32), warning)
+        return Tokenized(ids, warning)

@@ -26,7 +26,7 @@ def list_models(download_root: str | None = None) -> list[ModelRow]:
             gflops=release.gflops,
             size_bytes=release.size_bytes,
             licence=LICENCE,
-            cached=_find_cached(release, download_root),
+            cached=find_cached(release, download_root),
         )
         for name, release in RELEASES.items()
     ]
@@ -96,7 +96,8 @@ def _check(job: FetchJob) -> list[Fetched]:
     return checked
 
 
-def _find_cached(release: Release, download_root: str | None) -> str | None:
+def find_cached(release: Release, download_root: str | None) -> str | None:
+    """Return where a released model is on this machine: in the cache, or in the Hub's own."""
     path = locate.cache_path(release.url, download_root)
     if path.is_file() and path.stat().st_size == release.size_bytes:
         return str(path)

@@ -9,45 +9,44 @@ from __future__ import annotations
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import CheckpointError, InputError, UnknownModelError, quote
 from ..model import CLIP
 from ..network.architecture import infer_architecture
-from ..network.meta_init import build_on_meta, check_fit
-from ..network.records import (
-    HEADER_KEY,
-    Activation,
-    Architecture,
-    Checkpoint,
-    Interpolation,
-    PreprocessSettings,
-    ResizeMode,
-)
-from ..simple_tokenizer import make_tokenizer
+from ..network.meta_init import check_fit
+from ..network.records import HEADER_KEY, AnyArchitecture, Checkpoint, PreprocessSettings, SiglipArchitecture
+from ..network.siglip import SigLIP
+from ..tokenizer_file import TokenizerFile
 from .architectures import find_architecture
 from .configurations import (
     OPEN_CLIP_CONFIG,
     TRANSFORMERS_CONFIG,
     Configuration,
     load_json,
-    read_choice,
-    read_configuration,
-    read_count,
     read_preprocess,
     read_transformers_preprocess,
-    read_triple,
-    refuse,
 )
 from .entries import check_aliases, check_numbers, take_entries, unwrap
 from .folders import find_clip_folder, find_weights
+from .headers import make_header, read_header
 from .layouts import Place, from_transformers
 from .origin import find_script_sign, find_sign, refuse_origin
 from .releases import RELEASES
+from .siglip import (
+    SIGLIP_NAMES,
+    SiglipConfiguration,
+    find_naming,
+    find_siglip,
+    make_settings,
+    name_siglip,
+    read_any_configuration,
+    read_siglip,
+)
 from .spellings import find_spelled
 from .torch_file import FETCH_AGAIN, ScriptState, read_torch_file
 
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
 
-EXPORT_AGAIN = "Export the weights again."
+AnyConfiguration = Configuration | SiglipConfiguration
 OPEN_CLIP_PREFIX = "open_clip_"  # of the name of a file that means nothing without its configuration
 
 # Exceptions of our code for a configuration with wrong types, numbers or names.
@@ -109,14 +108,8 @@ def export(checkpoint: Checkpoint, path: Path, notes: Mapping[str, str] | None =
     """
     from safetensors.torch import save_file
 
-    header: dict[str, Any] = {
-        "architecture": asdict(checkpoint.architecture),
-        "preprocess": asdict(checkpoint.preprocess),
-    }
-    if checkpoint.tokenizer is not None:
-        header["merges"] = [" ".join(pair) for pair in checkpoint.tokenizer.bpe_ranks]
     tensors = {key: tensor.contiguous() for key, tensor in checkpoint.state_dict.items()}
-    save_file(tensors, path, metadata={**(notes or {}), HEADER_KEY: json.dumps(header)})
+    save_file(tensors, path, metadata={**(notes or {}), **make_header(checkpoint)})
 
 
 def draw_checkpoint(name: str, seed: int) -> Checkpoint:
@@ -125,18 +118,25 @@ def draw_checkpoint(name: str, seed: int) -> Checkpoint:
     Raises:  UnknownModelError (a RuntimeError) for a name that was not released.
     """
     released = find_spelled(name, RELEASES)
-    if released is None:
-        remedy = "Pass a released name to draw its weights."
-        raise UnknownModelError(f"model {name!r}", "not found", f"one of {list(RELEASES)}", remedy)
-    architecture = RELEASES[released].architecture
+    siglip = find_siglip(name)
+    if released is None and siglip is None:
+        remedy = "Pass a released name, or one of open_clip's SigLIPs, to draw its weights."
+        raise UnknownModelError(f"model {name!r}", "not found", f"one of {[*RELEASES, *SIGLIP_NAMES]}", remedy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if siglip is not None:
+            model, settings = SigLIP(siglip), make_settings(siglip.image_resolution)
+            tokenizer = TokenizerFile(None, f"untrained {name}", "open_clip", "<pad>")
+            return Checkpoint(siglip, model.state_dict(), settings, f"untrained:{seed}", tokenizer=tokenizer, seed=seed)
+        architecture = RELEASES[str(released)].architecture
         model = CLIP(**vars(architecture))
     settings = PreprocessSettings(architecture.image_resolution)
     return Checkpoint(architecture, model.state_dict(), settings, source=f"untrained:{seed}", seed=seed)
 
 
-def _find_configuration(architecture: str) -> Configuration:
+def _find_configuration(architecture: str) -> AnyConfiguration:
+    if siglip := name_siglip(architecture):
+        return siglip
     known = find_architecture(architecture)
     if known is not None:
         return Configuration.of_architecture(architecture, known)
@@ -151,7 +151,7 @@ def _find_configuration(architecture: str) -> Configuration:
         raise InputError("`architecture`", f"found {quote(architecture)}", expected, "Pass one.")
     try:
         with _translate_errors(path):
-            return read_configuration(path)
+            return read_any_configuration(path)
     except CheckpointError as exc:
         raise exc.about(path) from exc
 
@@ -186,37 +186,48 @@ def _read_file(path: Path) -> _Content:
         raise CheckpointError(path, f"damaged ({quote(str(exc))})", "safetensors", FETCH_AGAIN) from exc
 
 
-def _check_weights(path: Path, files: list[Path], content: _Content, named: Configuration | None) -> Checkpoint:
+def _check_weights(path: Path, files: list[Path], content: _Content, named: AnyConfiguration | None) -> Checkpoint:
     """Return the CLIP with these entries. Raises CheckpointError, naming `path`, where they make none."""
     try:
         state_dict, place = take_entries(content.state_dict)
         check_aliases(state_dict, sum(file.stat().st_size for file in files))
         header = content.metadata.get(HEADER_KEY)
         if header is not None:
-            read = _from_header(state_dict, json.loads(header))
+            read = read_header(state_dict, json.loads(header), content.metadata)
             _check_named(named, read)
         else:
             read = _read_network(state_dict, place, content, files[0], named)
-        check_fit(read.state_dict, build_on_meta(lambda: CLIP(**vars(read.architecture))).state_dict())
+        check_fit(read.state_dict, lay_out(read.architecture).state_dict())
         check_numbers(read.state_dict)
     except CheckpointError as exc:
         raise exc.about(path) from exc
     return read
 
 
+def lay_out(architecture: AnyArchitecture) -> CLIP | SigLIP:
+    """Return the network of an architecture, without memory for its weights."""
+    siglip = isinstance(architecture, SiglipArchitecture)
+    return SigLIP.lay_out(architecture) if siglip else CLIP.lay_out(architecture)
+
+
 def _read_network(
-    state_dict: dict[str, torch.Tensor], place: Place, content: _Content, file: Path, named: Configuration | None
+    state_dict: dict[str, torch.Tensor], place: Place, content: _Content, file: Path, named: AnyConfiguration | None
 ) -> Checkpoint:
     """Read what the configuration says, that which was named or lies beside the weights; without one, assume OpenAI's.
 
     Raises:  CheckpointError where OpenAI's network may not be assumed.
     """
+    if siglip := find_naming(place, state_dict):
+        return read_siglip(state_dict, siglip, file, named)
     transformers = place.naming == "transformers"
     weights = from_transformers(state_dict) if transformers else state_dict
     sign = None if content.archive is None else find_script_sign(content.archive)
     configuration = named
     if named is None and (content.archive is None or sign):  # OpenAI's archives show what they are
         configuration = _read_beside(file, transformers=transformers)
+    if isinstance(configuration, SiglipConfiguration):
+        found = f"{configuration.origin} describes a SigLIP, and the weights are of a CLIP"
+        raise CheckpointError("weights", found, "a configuration of a CLIP", "Pass that of these weights.")
     if configuration is not None:
         _check_script(content.archive, configuration)
         architecture, settings = configuration.apply(weights)
@@ -236,13 +247,13 @@ def _read_network(
     return Checkpoint(architecture, weights, PreprocessSettings(architecture.image_resolution), source="")
 
 
-def _read_beside(file: Path, *, transformers: bool) -> Configuration | None:
+def _read_beside(file: Path, *, transformers: bool) -> AnyConfiguration | None:
     """Return what the configuration in the folder of weights says; for OpenAI's names open_clip's comes first."""
     theirs, open_clip = file.with_name(TRANSFORMERS_CONFIG), file.with_name(OPEN_CLIP_CONFIG)
     if not transformers and open_clip.is_file():
-        return read_configuration(open_clip)
+        return read_any_configuration(open_clip)
     if transformers and theirs.is_file():
-        return read_configuration(theirs)
+        return read_any_configuration(theirs)
     if theirs.is_file():  # of weights with OpenAI's names only one of a CLIP counts; any script may have a config.json
         try:
             config = load_json(theirs)
@@ -251,13 +262,17 @@ def _read_beside(file: Path, *, transformers: bool) -> Configuration | None:
         if isinstance(config, dict) and (
             config.get("model_type") == "clip" or {"model_cfg", "vision_cfg"} & config.keys()
         ):
-            return read_configuration(theirs)
+            return read_any_configuration(theirs)
     return None
 
 
-def _check_named(named: Configuration | None, read: Checkpoint) -> None:
+def _check_named(named: AnyConfiguration | None, read: Checkpoint) -> None:
     """Refuse an architecture that contradicts the header of an exported file."""
-    if named is not None and named.apply(read.state_dict)[0] != read.architecture:
+    if isinstance(named, SiglipConfiguration):
+        other = named.apply(read.state_dict) != read.architecture
+    else:
+        other = named is not None and named.apply(read.state_dict)[0] != read.architecture
+    if named is not None and other:
         found = f"{named.origin}: another activation or other heads than in its header"
         raise CheckpointError("weights", found, "the same", "Leave `architecture` out.")
 
@@ -271,43 +286,6 @@ def _check_script(archive: ScriptState | None, configuration: Configuration) -> 
     if shown != configuration.activation:
         found = f"{configuration.origin}: the activation is {configuration.activation}"
         raise CheckpointError("weights", found, f"{shown}, as in the archive's code", "Pass the one of these weights.")
-
-
-def _from_header(state_dict: dict[str, torch.Tensor], header: dict[str, Any]) -> Checkpoint:
-    """Read the records that `export` wrote into the header of weights with OpenAI's names.
-
-    Raises:  CheckpointError for records that are not ours or contradict the weights.
-    """
-    file = "header"
-    try:
-        arguments = dict(header["architecture"])
-        if isinstance(arguments["vision_layers"], list):
-            arguments["vision_layers"] = tuple(arguments["vision_layers"])
-        stated = Architecture(**arguments)
-        settings = PreprocessSettings(**header["preprocess"])
-    except (KeyError, TypeError, ValueError) as exc:
-        found = f"header: not one that clip-turbo wrote ({quote(str(exc))})"
-        raise CheckpointError("weights", found, "architecture and preprocess", EXPORT_AGAIN) from exc
-    read_choice(file, "activation", stated.activation, get_args(Activation))
-    read_choice(file, "interpolation", settings.interpolation, get_args(Interpolation))
-    read_choice(file, "resize_mode", settings.resize_mode, get_args(ResizeMode))
-    architecture = infer_architecture(
-        state_dict,
-        activation=stated.activation,
-        vision_heads=None if stated.vision_heads is None else read_count(file, vars(stated), "vision_heads"),
-        transformer_heads=read_count(file, vars(stated), "transformer_heads"),
-    )
-    for name, value in vars(stated).items():
-        if (shown := getattr(architecture, name)) != value:
-            found = f"header: describes {name} {quote(str(value))}, and the weights' shapes {shown}"
-            raise CheckpointError("weights", found, "the same", EXPORT_AGAIN)
-    if settings.resolution_px != architecture.image_resolution:
-        raise refuse(file, "resolution_px", settings.resolution_px, architecture.image_resolution)
-    mean, std = read_triple(file, "mean", settings.mean), read_triple(file, "std", settings.std, above=0)
-    merges = header.get("merges")
-    tokenizer = None if merges is None else make_tokenizer(merges, architecture.vocab_size)
-    settings = replace(settings, mean=mean, std=std)
-    return Checkpoint(architecture, state_dict, settings, source="", tokenizer=tokenizer)
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -58,16 +58,16 @@ VISION_DEFAULTS = TOWER_DEFAULTS | {
 }  # fmt: skip
 
 # Settings of open_clip that change what the network computes, with the one value that this network has.
-_SAME_BLOCKS = {
+SAME_BLOCKS = {
     "ls_init_value": None, "final_ln_after_pool": False, "block_type": None, "qk_norm": False,
     "scaled_cosine_attn": False, "scale_heads": False, "scale_attn_inner": False, "scale_attn": False,
     "scale_fc": False, "act_kwargs": None, "norm_kwargs": None,
 }  # fmt: skip
-OPEN_CLIP_VISION = _SAME_BLOCKS | {
+OPEN_CLIP_VISION = SAME_BLOCKS | {
     "attentional_pool": False, "no_ln_pre": False, "pos_embed_type": "learnable", "pool_type": "tok",
     "global_average_pool": False, "timm_model_name": None,
 }  # fmt: skip
-OPEN_CLIP_TEXT = _SAME_BLOCKS | {
+OPEN_CLIP_TEXT = SAME_BLOCKS | {
     "hf_model_name": None, "hf_tokenizer_name": None, "tokenizer_mode": None, "tokenizer_kwargs": None,
     "embed_cls": False, "no_causal_mask": False, "pool_type": "argmax", "proj_bias": False, "proj_type": "linear",
 }  # fmt: skip
@@ -190,8 +190,8 @@ def from_transformers_config(
     if config.get("model_type") != "clip":
         found = f"{file}: model_type is {reprlib.repr(config.get('model_type'))}"
         raise CheckpointError("weights", found, "'clip'", "Pass a CLIPModel.")
-    text = _read_tower(file, config, "text_config", TEXT_DEFAULTS)
-    vision = _read_tower(file, config, "vision_config", VISION_DEFAULTS)
+    text = read_tower(file, config, "text_config", TEXT_DEFAULTS)
+    vision = read_tower(file, config, "vision_config", VISION_DEFAULTS)
     dim = read_count(file, config, "projection_dim", 512)
     for tower in (text, vision):
         _check_tower(file, tower, dim)
@@ -204,12 +204,12 @@ def from_transformers_config(
     for key in ("hidden_act", "layer_norm_eps", "eos_token_id"):  # transformers reads them of the towers alone
         if config.get(key) not in (None, text[key]):
             raise refuse(file, key, config[key], f"{reprlib.repr(text[key])}, as in text_config")
-    resolution = _read_side(file, vision, "image_size")
+    resolution = read_side(file, vision, "image_size")
     sizes = {
         "vision_layers": read_count(file, vision, "num_hidden_layers"),
         "vision_width": read_count(file, vision, "hidden_size"),
         "vision_mlp_width": read_count(file, vision, "intermediate_size"),
-        "vision_patch_size": _read_side(file, vision, "patch_size"),
+        "vision_patch_size": read_side(file, vision, "patch_size"),
         "image_resolution": resolution,
         "embed_dim": dim,
         "context_length": read_count(file, text, "max_position_embeddings"),
@@ -223,7 +223,7 @@ def from_transformers_config(
     return Configuration(file, ACTIVATIONS[text["hidden_act"]], heads[0], heads[1], sizes, settings)
 
 
-def _read_tower(file: str, config: dict[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
+def read_tower(file: str, config: dict[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
     """Return a tower's settings. One under `text_config_dict` replaces `text_config` whole, as in transformers."""
     stated = config.get(f"{name}_dict")
     stated = config.get(name) if stated is None else stated
@@ -259,14 +259,14 @@ def from_open_clip(config: dict[str, Any], file: str = OPEN_CLIP_CONFIG) -> Conf
         found = f"{file}: has no model_cfg"
         raise CheckpointError("weights", found, remedy="Pass the configuration of an open_clip model.")
     vision, text = (tower or {} for tower in towers)
-    _check_settings(file, model, OPEN_CLIP_MODEL, {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"})
-    _check_settings(file, vision, OPEN_CLIP_VISION, OPEN_CLIP_VISION_READ)
-    _check_settings(file, text, OPEN_CLIP_TEXT, OPEN_CLIP_TEXT_READ)
+    check_settings(file, model, OPEN_CLIP_MODEL, {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"})
+    check_settings(file, vision, OPEN_CLIP_VISION, OPEN_CLIP_VISION_READ)
+    check_settings(file, text, OPEN_CLIP_TEXT, OPEN_CLIP_TEXT_READ)
     if not isinstance(model.get("quick_gelu", False), bool):
         raise refuse(file, "quick_gelu", model["quick_gelu"], "true or false")
     width, text_width = read_count(file, vision, "width", 768), read_count(file, text, "width", 512)
     head_width, layers = read_count(file, vision, "head_width", HEAD_WIDTH), vision.get("layers", 12)
-    resolution = _read_side(file, vision, "image_size", 224)
+    resolution = read_side(file, vision, "image_size", 224)
     sizes: dict[str, Any] = {
         "embed_dim": read_count(file, model, "embed_dim"),
         "image_resolution": resolution,
@@ -274,7 +274,7 @@ def from_open_clip(config: dict[str, Any], file: str = OPEN_CLIP_CONFIG) -> Conf
         "context_length": read_count(file, text, "context_length", 77),
         "vocab_size": read_count(file, text, "vocab_size", 49408),
         "transformer_width": text_width,
-        "transformer_mlp_width": _read_mlp_width(file, text, text_width),
+        "transformer_mlp_width": read_mlp_width(file, text, text_width),
         "transformer_layers": read_count(file, text, "layers", 12),
     }
     if isinstance(layers, list):
@@ -283,8 +283,8 @@ def from_open_clip(config: dict[str, Any], file: str = OPEN_CLIP_CONFIG) -> Conf
             raise refuse(file, "head_width of a ResNet", head_width, HEAD_WIDTH)
     else:
         sizes["vision_layers"] = read_count(file, vision, "layers", 12)
-        sizes["vision_patch_size"] = _read_side(file, vision, "patch_size", 16)
-        sizes["vision_mlp_width"] = _read_mlp_width(file, vision, width)
+        sizes["vision_patch_size"] = read_side(file, vision, "patch_size", 16)
+        sizes["vision_mlp_width"] = read_mlp_width(file, vision, width)
     heads = None if isinstance(layers, list) else max(1, width // head_width)
     pixels = config.get("preprocess_cfg")
     return Configuration(
@@ -293,11 +293,11 @@ def from_open_clip(config: dict[str, Any], file: str = OPEN_CLIP_CONFIG) -> Conf
         heads,
         read_count(file, text, "heads", 8),
         sizes,
-        None if pixels is None else _read_open_clip_preprocess(pixels, resolution),
+        None if pixels is None else read_open_clip_preprocess(pixels, resolution),
     )
 
 
-def _check_settings(file: str, settings: dict[str, Any], only: Mapping[str, Any], read: set[str]) -> None:
+def check_settings(file: str, settings: dict[str, Any], only: Mapping[str, Any], read: set[str]) -> None:
     """Raise CheckpointError for a setting with another value than in `only`, and for one that nothing here knows."""
     for key, value in settings.items():
         same = value in (None, {}) or (value == "default" and key == "block_type")
@@ -322,7 +322,7 @@ def read_count(file: str, settings: Mapping[str, Any], key: str, default: object
     return value
 
 
-def _read_side(file: str, settings: Mapping[str, Any], key: str, default: object = None) -> int:
+def read_side(file: str, settings: Mapping[str, Any], key: str, default: object = None) -> int:
     """Return the side of a square, which may be given as two."""
     value = settings.get(key, default)
     sides: list[Any] = value if isinstance(value, list) else [value]
@@ -331,7 +331,8 @@ def _read_side(file: str, settings: Mapping[str, Any], key: str, default: object
     return read_count(file, {key: sides[0]}, key)
 
 
-def _read_mlp_width(file: str, tower: Mapping[str, Any], width: int) -> int:
+def read_mlp_width(file: str, tower: Mapping[str, Any], width: int) -> int:
+    """Return the width of the MLPs of a tower of this width, which open_clip states as a ratio."""
     ratio = tower.get("mlp_ratio", float(MLP_RATIO))
     if type(ratio) not in (int, float) or not 0 < ratio < MAX_NUMBER:
         raise refuse(file, "mlp_ratio", ratio, "a number above 0")
@@ -346,13 +347,14 @@ def read_triple(file: str, key: str, numbers: object, *, above: float = -math.in
     return triple
 
 
-def _read_open_clip_preprocess(config: Any, resolution_px: int) -> PreprocessSettings:
+def read_open_clip_preprocess(config: Any, resolution_px: int) -> PreprocessSettings:
+    """Read how open_clip makes pixels. Raises: CheckpointError for another transform."""
     file, settings = "preprocess_cfg", PreprocessSettings(resolution_px)
     if not isinstance(config, dict):
         raise refuse(file, "it", config, "an object")
-    _check_settings(file, config, OPEN_CLIP_PREPROCESS, OPEN_CLIP_PREPROCESS_READ)
+    check_settings(file, config, OPEN_CLIP_PREPROCESS, OPEN_CLIP_PREPROCESS_READ)
     size = config.get("size", resolution_px)
-    if _read_side(file, {"size": size[-2:] if isinstance(size, list) else size}, "size") != resolution_px:
+    if read_side(file, {"size": size[-2:] if isinstance(size, list) else size}, "size") != resolution_px:
         raise refuse(file, "size", size, resolution_px)
     interpolation, resize_mode = config.get("interpolation", "bicubic"), config.get("resize_mode", "shortest")
     return replace(

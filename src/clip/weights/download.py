@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import socket
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,7 +28,19 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 MAX_RESTARTS = 1  # of a file whose hash turned out wrong; after a second wrong one the server is at fault
+NOT_KNOWN = "the name of its host is not known here, as where there is no network"
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
+
+
+def knows_host(url: str) -> bool:
+    """Return whether the name of a URL's host is known, where it is asked directly; with a proxy that is not known."""
+    parts = urllib.parse.urlsplit(url)
+    if urllib.request.getproxies().get(parts.scheme) or not parts.hostname:
+        return True
+    try:
+        return bool(socket.getaddrinfo(parts.hostname, None))
+    except OSError:
+        return False
 
 
 class _RetryError(Exception):
@@ -162,7 +176,10 @@ class _Download:
                 raise DownloadError(self.url, found, "the file", remedy) from exc
             raise _RetryError(f"answered {exc.code} {exc.reason}") from exc
         except (OSError, http.client.HTTPException) as exc:
-            raise _RetryError(f"cannot be reached ({getattr(exc, 'reason', None) or exc})") from exc
+            reason = getattr(exc, "reason", None) or exc
+            if isinstance(reason, socket.gaierror):  # another try asks the same name server
+                raise DownloadError(self.url, NOT_KNOWN, "the file", "Check the network.") from exc
+            raise _RetryError(f"cannot be reached ({reason})") from exc
 
     def _continues(self, response: http.client.HTTPResponse) -> bool:
         wanted = f"bytes {self.done}-"

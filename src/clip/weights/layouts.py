@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..network.records import Architecture
 
-Naming = Literal["openai", "transformers"]
+Naming = Literal["openai", "transformers", "open_clip_timm"]
 # For each naming: entries of the image side, of the text side, and the modules that both consist of.
 _SIDES: dict[Naming, tuple[str, str]] = {
     "openai": (
@@ -35,10 +35,15 @@ _SIDES: dict[Naming, tuple[str, str]] = {
         r"vision_model\.(?:embeddings|encoder|pre_layrnorm|post_layernorm)\.",
         r"text_model\.(?:embeddings|encoder|final_layer_norm)\.",
     ),
+    "open_clip_timm": (
+        r"visual\.trunk\.(?:patch_embed|pos_embed|blocks|norm|attn_pool)(?:\.|$)",
+        r"text\.(?:token_embedding\.weight|positional_embedding|ln_final|transformer\.resblocks)(?:\.|$)",
+    ),
 }
 _MODULES: dict[Naming, frozenset[str]] = {
-    "openai": frozenset({"visual", "transformer", "token_embedding", "ln_final", "text"}),
+    "openai": frozenset({"visual", "transformer", "token_embedding", "ln_final", "text", "text_projection"}),
     "transformers": frozenset({"vision_model", "text_model", "visual_projection", "text_projection"}),
+    "open_clip_timm": frozenset({"visual", "text"}),
 }
 _ENTRY: dict[Naming, re.Pattern[str]] = {
     naming: re.compile(rf"(?P<prefix>(?:[^.]+\.)*?)(?:(?P<image>{image})|(?P<text>{text}))")
@@ -47,11 +52,10 @@ _ENTRY: dict[Naming, re.Pattern[str]] = {
 # What else the entries can be of, for the error.
 _OTHERS = (
     (r"(?:^|[._])lora_", "LoRA adapters, which are changes to a model"),
-    (r"(?:^|\.)visual\.trunk\.", "an open_clip model whose image tower is timm's, as SigLIP, EVA and MobileCLIP"),
+    (r"(?:^|\.)visual\.trunk\.", "an open_clip model whose image tower is timm's, as EVA and MobileCLIP"),
     (r"(?:^|\.)text_decoder\.", "a CoCa"),
     (r"(?:^|\.)visual\.blocks\.\d", "an EVA-CLIP"),
     (r"(?:^|\.)prompt_learner\.", "prompts learned for a CLIP, as CoOp's"),
-    (r"vision_model\.head\.|patch_embedding\.bias$", "a SigLIP of transformers"),
     (r"model\.diffusion_model\.|first_stage_model\.", "a diffusion model"),
     (
         r"(?:^|\.)text\.transformer\.(?:embeddings|encoder|layer)",

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, DownloadError, UnknownModelError, WeightsMissingError
-from .download import fetch
+from ..tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE
+from .configurations import MAX_JSON_BYTES
+from .download import NOT_KNOWN, fetch, knows_host
 from .folders import SENTENCE_MODULES, list_parts, name_clip_folder
 from .releases import RELEASES, Release
 from .spellings import find_spelled, suggest
@@ -40,6 +42,7 @@ HUB_FILES = {
     ),
 }
 HUB_EXTRAS = ("preprocessor_config.json", "processor_config.json")
+HUB_VOCABULARY = (TOKENIZER_FILE, TOKENIZER_CONFIG)  # of a model whose configuration names SigLIP: 34 MB
 # The model that comes with the package, made by training/sketch.py and described in docs/sketch.md. Its image side is a
 # ResNet: after three minutes of training that had 0.99 of shapes right, a ViT 0.40 (LOG.md).
 SKETCH, SKETCH_FILE = "sketch", Path(__file__).with_name("sketch.safetensors")
@@ -215,8 +218,12 @@ def _locate_release(name: str, url: str, root: str | os.PathLike[str] | None, do
             return _fetch_snapshot(copy.repository, copy.revision)
         except DownloadError as exc:
             problems.append(f"{exc.item}: {exc.found}")
-    remedy = f"Put the file with sha256 {url.split('/')[-2]} at {cache_path(url, root)}, or pass the path of a copy."
-    raise WeightsMissingError(name, f"no source has the weights ({'; '.join(problems)})", remedy=remedy)
+    lines = "".join(f"\n  {problem}" for problem in problems)
+    remedy = (
+        f"Put the file with sha256 {url.split('/')[-2]} at {cache_path(url, root)}, or pass the path of a copy. "
+        f"The model {SKETCH!r} needs no download: clip demo shows it."
+    )
+    raise WeightsMissingError(name, f"no source has the weights:{lines}", remedy=remedy)
 
 
 def find_cached_copy(release: Release) -> Path | None:
@@ -233,10 +240,12 @@ def _fetch_snapshot(repository: str, revision: str | None, *, cached_only: bool 
     Raises:  DownloadError if that fails, or if the repository has nothing that we read.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import hf_hub_download  # here, because most loads need no Hub, and it takes 0.3 s
+    from huggingface_hub import constants, hf_hub_download  # here, because most loads need no Hub, and it takes 0.3 s
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     only_local = cached_only or is_offline()
+    if not only_local and not knows_host(constants.ENDPOINT):  # whose client would try for half a minute
+        raise DownloadError(repository, NOT_KNOWN, "its files", "Check the network and HF_ENDPOINT.")
 
     def get(file_name: str) -> Path | None:
         try:
@@ -273,7 +282,8 @@ def _fetch_files(get: Callable[[str], Path | None], folder: str) -> Path | None:
                 if file.suffix == ".json":
                     for part in list_parts(file):
                         get(folder + part)
-                for extra in HUB_EXTRAS:
+                own_vocabulary = b"siglip" in path.read_bytes()[:MAX_JSON_BYTES].lower()
+                for extra in (*HUB_EXTRAS, *(HUB_VOCABULARY if own_vocabulary else ())):
                     get(folder + extra)
                 return path
     return None

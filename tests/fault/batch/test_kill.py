@@ -64,6 +64,15 @@ class Kills:
                     if self.kill(name, update, ("kill_at_call", call, number, after)) == DONE:
                         break  # there was no such call any more
 
+    def kill_while_saving(self) -> None:
+        """Kill where pieces of a journal come to be: one part, saved after each batch of two."""
+        self.flags += ["--save-seconds", "0", "--batch-size", "2", "--shard-size", "20", "--workers", "1"]
+        assert self.embed(self.folder / "saved-whole", False) == DONE
+        for call in ("replace", "mkdir"):
+            for number in range(1, 100):
+                if self.kill(f"saving-{call}-{number}", False, ("kill_at_call", call, number, False)) == DONE:
+                    break
+
     def kill_everywhere(self) -> None:
         assert self.embed(self.folder / "whole", False) == DONE
         # A fresh run: there is nothing to be updated.
@@ -79,6 +88,7 @@ class Kills:
             took_s = (time.monotonic() - started) / 2
             for number in range(RANDOM_KILLS // 2):
                 self.kill(f"random-{number}", update, kill_after_s=chance.random() * took_s)
+        self.kill_while_saving()
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +125,7 @@ def test_there_were_points_to_kill_at(outputs: tuple[Path, list[Run]]) -> None:
             assert sum(name.startswith(f"{what}-{kind}") for name in names) >= least, (what, kind)
         assert sum(name.startswith(f"{what}-in-write") for name in names) >= 8, what
         assert sum(run["killed"] == -9 and run["name"].startswith(what) for run in outputs[1]) >= 30, what
+    assert sum(name.startswith("run-saving-replace") for name in names) >= 16
     assert sum(name.startswith("run-before-fsync") for name in names) >= 10
     assert sum(name.startswith("run-after-replace") for name in names) >= 10
 
@@ -128,7 +139,8 @@ def test_after_a_kill_and_a_resume_everything_is_there_once(outputs: tuple[Path,
         if run["name"].startswith("run"):
             assert run["resumed"] == DONE, run
             out = folder / run["name"]
-            assert contents(out) == whole, run["name"]
+            expected = contents(folder / "saved-whole") if "saving" in run["name"] else whole
+            assert contents(out) == expected, run["name"]
             counts = json.loads((out / "manifest.json").read_text())["counts"]
             assert counts == {"read": 12, "written": 11, "failed": 1, "ignored": {}}, run["name"]
 
@@ -168,7 +180,8 @@ def test_shards_that_were_written_are_not_written_again(outputs: tuple[Path, lis
 def test_nothing_of_a_killed_process_is_left(outputs: tuple[Path, list[Run]]) -> None:
     folder, runs = outputs
     for run in runs:
-        whole = folder / ("update-not" if run["name"].startswith("update") else "whole")
+        name = "saved-whole" if "saving" in run["name"] else "whole"
+        whole = folder / ("update-not" if run["name"].startswith("update") else name)
         left = {str(path.relative_to(folder / run["name"])) for path in (folder / run["name"]).rglob("*")}
         expected = {str(path.relative_to(whole)) for path in whole.rglob("*")}
         assert left == expected, run["name"]

@@ -3,81 +3,33 @@
 import base64
 import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from kit import draws, hostile
+from kit.server_command import PATIENCE_S, ServerCommand
 
 from clip import Encoder
 
-PATIENCE_S = 120
 CONNECTIONS = 30
-HOST = "127.0.0.1"
-
-
-class Command:
-    """The command in a process of its own."""
-
-    def __init__(self, weights: Path, folder: Path) -> None:
-        plugin = hostile.write_plugin(folder)
-        flags = ("--header-seconds", "1", "--body-seconds", "1", "--max-connections", str(CONNECTIONS))
-        limits = ("--max-seconds", "2", "--max-body-bytes", "3000000", "--workers", "2", "--threads", "1")
-        self.stderr = (folder / "stderr").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "clip", "serve", "-m", f"tiny={weights}", "--port", "0", *flags, *limits],
-            env=hostile.environment(plugin) | {"CLIP_QUEUE": "64"},
-            stdout=subprocess.DEVNULL,
-            stderr=self.stderr,
-        )
-        said = self._wait_for(r"listening at http://127\.0\.0\.1:(\d+)")
-        self.port = int(said[1])
-        self._wait_for("ready: tiny")
-
-    def _wait_for(self, pattern: str) -> re.Match[str]:
-        end = time.monotonic() + PATIENCE_S
-        while time.monotonic() < end and self.process.poll() is None:
-            if found := re.search(pattern, Path(self.stderr.name).read_text()):
-                return found
-            time.sleep(0.02)
-        raise AssertionError(Path(self.stderr.name).read_text())
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection((HOST, self.port), PATIENCE_S)
-
-    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[HTTPResponse, bytes]:
-        connection = HTTPConnection(HOST, self.port, timeout=PATIENCE_S)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body, named)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        return answer, content
-
-    def embed(self, *inputs: object) -> tuple[int, Any]:
-        body = json.dumps({"input": list(inputs)}).encode()
-        answer, content = self.ask("POST", "/v1/embeddings", body, content_type="application/json")
-        return answer.status, json.loads(content)
 
 
 @pytest.fixture(scope="module")
-def server(text_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    command = Command(text_weights, tmp_path_factory.mktemp("server"))
+def server(text_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerCommand]:
+    folder = tmp_path_factory.mktemp("server")
+    environment = hostile.environment(hostile.write_plugin(folder)) | {"CLIP_QUEUE": "64"}
+    flags = ("--header-seconds", "1", "--body-seconds", "1", "--max-connections", str(CONNECTIONS))
+    limits = ("--max-seconds", "2", "--max-body-bytes", "3000000", "--workers", "2", "--threads", "1")
+    command = ServerCommand(text_weights, folder, *flags, *limits, environment=environment)
     yield command
-    command.process.kill()
-    command.process.wait(PATIENCE_S)
-    command.stderr.close()
+    command.close()
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -111,7 +63,7 @@ def make_animation(frames: int) -> bytes:
     return b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff" + frame * frames + b";"
 
 
-def test_headers_that_do_not_come_end_their_connections(server: Command) -> None:
+def test_headers_that_do_not_come_end_their_connections(server: ServerCommand) -> None:
     slow = [server.connect() for _ in range(3)]
     slow[1].sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nX-")
     slow[2].sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health")  # and half of another
@@ -121,7 +73,7 @@ def test_headers_that_do_not_come_end_their_connections(server: Command) -> None
     assert answers == [b"", b"", b"HTTP/1.1 200 OK"]
 
 
-def test_more_silent_connections_than_may_be_open_keep_nobody_out(server: Command) -> None:
+def test_more_silent_connections_than_may_be_open_keep_nobody_out(server: ServerCommand) -> None:
     silent = [server.connect() for _ in range(2 * CONNECTIONS)]
     for each in silent:
         each.sendall(b"POST /v1/embeddings HTTP/1.1\r\n")
@@ -132,7 +84,7 @@ def test_more_silent_connections_than_may_be_open_keep_nobody_out(server: Comman
         each.close()
 
 
-def test_a_body_that_does_not_come_or_does_not_end_is_refused(server: Command) -> None:
+def test_a_body_that_does_not_come_or_does_not_end_is_refused(server: ServerCommand) -> None:
     head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with server.connect() as half:
         half.sendall(head + b"Content-Length: 1000\r\n\r\n{")
@@ -155,7 +107,7 @@ def test_a_body_that_does_not_come_or_does_not_end_is_refused(server: Command) -
     assert server.embed("a")[0] == 200
 
 
-def test_what_is_no_http_gets_an_error_in_our_shape(server: Command) -> None:
+def test_what_is_no_http_gets_an_error_in_our_shape(server: ServerCommand) -> None:
     for junk in (b"\x16\x03\x01\x02\0\1\0\1\xfc\3\3", b"GET / and more HTTP/1.1\r\n\r\n", b"GET /" + b"a" * 100_000):
         with server.connect() as connection:
             connection.sendall(junk)
@@ -165,7 +117,7 @@ def test_what_is_no_http_gets_an_error_in_our_shape(server: Command) -> None:
 
 
 def test_hostile_images_fail_by_themselves_and_never_keep_the_probe_waiting(
-    server: Command, text_weights: Path
+    server: ServerCommand, text_weights: Path
 ) -> None:
     """They crash and hang decoders, and are larger than any image may be; good ones go in between."""
     good = draws.png(1, 40, 30)
@@ -194,7 +146,7 @@ def test_hostile_images_fail_by_themselves_and_never_keep_the_probe_waiting(
     assert server.embed(uri(make_animation(10_000)))[0] == 200, "its first frame is an image"
 
 
-def test_decoders_that_are_killed_are_started_again(server: Command) -> None:
+def test_decoders_that_are_killed_are_started_again(server: ServerCommand) -> None:
     good = uri(draws.png(2, 40, 30))
     tasks = Path(f"/proc/{server.process.pid}/task")
     found = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
@@ -204,7 +156,7 @@ def test_decoders_that_are_killed_are_started_again(server: Command) -> None:
     assert all(server.embed(good)[0] == 200 for _ in range(4))
 
 
-def test_sigterm_answers_what_was_begun_refuses_what_comes_and_ends_with_0(server: Command) -> None:
+def test_sigterm_answers_what_was_begun_refuses_what_comes_and_ends_with_0(server: ServerCommand) -> None:
     """The last test of the module, as the server ends."""
     image = uri(draws.png(3, 200, 200))
     with ThreadPoolExecutor(8) as pool, server.connect() as kept:

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import socket
 from pathlib import Path
 
 import pytest
 from kit.loopback import Server, serving
 
 from clip.errors import DownloadError
-from clip.weights.download import Patience, fetch
+from clip.weights.download import Patience, fetch, knows_host
 
 CONTENT = os.urandom(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -134,3 +135,22 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_its_path(tmp_path: Pat
     (tmp_path / "file").write_bytes(b"")
     with serving(CONTENT) as server, pytest.raises(DownloadError, match=r"file/a\.pt: cannot be written"):
         get(server, tmp_path / "file" / "a.pt")
+
+
+def test_a_host_whose_name_is_not_known_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(host: str, *_: object, **__: object) -> list[object]:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    url = f"http://weights.example/{'0' * 64}/x.pt"
+    with pytest.raises(DownloadError, match="the name of its host is not known here"):
+        fetch(url, tmp_path / "x.pt", sha256="0" * 64, is_whole=lambda: False)
+    assert asked == ["weights.example"]
+    assert not knows_host(url)
+    monkeypatch.setenv("http_proxy", "http://proxy.example:8080")
+    assert knows_host(url), "the proxy asks for the name"

@@ -23,6 +23,7 @@ from kit.jobs import embed_job
 from kit.outputs import write_part
 
 import clip
+from clip.batch import part_in_work as part_module
 from clip.batch import run as run_module
 from clip.batch.count import Count, Expected
 from clip.batch.decode import Answer, Chunk
@@ -119,13 +120,13 @@ def lose_in_decoder(patch: pytest.MonkeyPatch) -> None:
 
 def lose_in_part(patch: pytest.MonkeyPatch) -> None:
     """An outcome, of a file with three frames the second one, does not reach its part."""
-    add = run_module._Part.add
+    add = part_module.PartInWork.add
 
-    def lose(self: Any, block: Block) -> None:
+    def lose(self: Any, block: Block) -> int:
         kept = [outcome for outcome in block.outcomes if not outcome.id.endswith(("5.png", "5", "5.png#1"))]
-        add(self, replace(block, outcomes=kept))
+        return add(self, replace(block, outcomes=kept))
 
-    patch.setattr(run_module._Part, "add", lose)
+    patch.setattr(part_module.PartInWork, "add", lose)
 
 
 def lose_rows_in_writer(patch: pytest.MonkeyPatch) -> None:
@@ -139,14 +140,14 @@ def lose_rows_in_writer(patch: pytest.MonkeyPatch) -> None:
 
 
 def double_in_part(patch: pytest.MonkeyPatch) -> None:
-    add = run_module._Part.add
+    add = part_module.PartInWork.add
 
-    def double(self: Any, block: Block) -> None:
+    def double(self: Any, block: Block) -> int:
         outcomes = [o for o in block.outcomes for _ in range(1 + (isinstance(o, Row) and "5" in o.id))]
         crops = None if block.crops is None else np.concatenate([block.crops, block.crops])
-        add(self, replace(block, outcomes=outcomes, crops=crops, start=None))
+        return add(self, replace(block, outcomes=outcomes, crops=crops, start=None))
 
-    patch.setattr(run_module._Part, "add", double)
+    patch.setattr(part_module.PartInWork, "add", double)
 
 
 @pytest.mark.parametrize("form", FORMS)

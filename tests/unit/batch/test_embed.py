@@ -23,7 +23,7 @@ from kit.jobs import change_job, embed_job
 from kit.outputs import read_manifest, read_rows
 
 import clip
-from clip.batch import embed as embed_module
+from clip.batch import planning
 from clip.batch import run as run_module
 from clip.batch.verify import verify
 from clip.budgets import ByteBudget
@@ -218,7 +218,7 @@ def test_counting_tells_what_a_run_reads_and_passes_over(photos: Path, weights: 
     for choice in ({}, {"limit": 4, "shard_size": 3}, {"globs": ("0*",)}):
         wanted = job(photos, tmp_path, weights, overwrite=True, **choice)
         report = clip.embed(wanted)
-        found = embed_module.count(wanted)
+        found = planning.count(wanted)
         assert (found.images, found.ignored) == (report.read, report.ignored)
 
 

@@ -22,8 +22,8 @@ from kit.outputs import read_vectors, write_part
 
 import clip
 from clip.atomic_files import atomic_write
-from clip.batch import embed as embed_module
-from clip.batch import run as run_module
+from clip.batch import part_in_work as part_module
+from clip.batch import planning
 from clip.batch.decode import Decoding
 from clip.batch.verify import verify
 from clip.errors import InputError, StoreBusyError, StoreError, TooManyFailuresError
@@ -174,9 +174,9 @@ def test_what_was_read_is_counted_before_a_run_is_said_to_be_over(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = draw(tmp_path / "photos", 5)
-    add = run_module._Part.add
+    add = part_module.PartInWork.add
     monkeypatch.setattr(
-        run_module._Part, "add", lambda self, block: add(self, replace(block, outcomes=block.outcomes[:1]))
+        part_module.PartInWork, "add", lambda self, block: add(self, replace(block, outcomes=block.outcomes[:1]))
     )
     with pytest.raises(StoreError, match="holds 1 rows and 0 failures, expected 4 together, as many as were read"):
         run(photos, tmp_path / "out", weights)
@@ -324,7 +324,7 @@ def test_a_plain_run_over_what_was_updated_has_nothing_to_do(
     draw(photos, 1, first=60, prefix="more")
     run(photos, out, weights, hashes=True, update=True)
     monkeypatch.setattr(Decoding, "__call__", lambda *_: pytest.fail("an image was read"))
-    monkeypatch.setattr(embed_module, "_hash_content", lambda *_: pytest.fail("a file was hashed"))
+    monkeypatch.setattr(planning, "_hash_content", lambda *_: pytest.fail("a file was hashed"))
     assert run(photos, out, weights, hashes=True).resumed == 6
 
 

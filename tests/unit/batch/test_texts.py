@@ -22,7 +22,7 @@ from kit.inputs import draw_photos
 from kit.jobs import embed_job
 
 import clip
-from clip.batch import run as run_module
+from clip.batch import part_in_work as part_module
 from clip.batch.verify import verify
 from clip.encoder import Encoder
 from clip.errors import InputError, StoreError, StoreMismatchError, TooManyFailuresError
@@ -594,15 +594,15 @@ def test_a_run_that_ended_early_is_gone_on_with(
     choices: dict[str, Any] = {"keep": ("tag",)}
     choices |= {"texts": True, "column": "said"} if kind == "texts" else {"text_column": "said"}
     whole, failures = embedded(tmp_path / "whole", text_weights, path, **choices)
-    finish = run_module._Part.finish
+    finish = part_module.PartInWork.finish
 
-    def end(part: Any, ignored: Any) -> None:
+    def end(part: Any, *counts: Any) -> None:
         if part.shard.index == 2:
             raise KeyboardInterrupt
-        finish(part, ignored)
+        finish(part, *counts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module._Part, "finish", end)
+        patch.setattr(part_module.PartInWork, "finish", end)
         with pytest.raises(KeyboardInterrupt):
             embedded(tmp_path / "out", text_weights, path, **choices)
     parts = {part.name: part.stat().st_ino for part in (tmp_path / "out/embeddings").iterdir()}

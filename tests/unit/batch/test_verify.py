@@ -81,9 +81,9 @@ def doubled(table: pa.Table) -> pa.Table:
 
 PART, FAILED = "embeddings/part-00000.parquet", "failures/part-00000.parquet"
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a part is gone": (lambda out: (out / PART).unlink(), "cannot be read"),
+    "a part is gone": (lambda out: (out / PART).unlink(), "parts are not there"),
     "a part is cut": (lambda out: (out / PART).write_bytes((out / PART).read_bytes()[:-9]), "cannot be read"),
-    "failures are gone": (lambda out: (out / FAILED).unlink(), "cannot be read"),
+    "failures are gone": (lambda out: (out / FAILED).unlink(), "parts are not there"),
     "a row is gone": (
         lambda out: rewrite(out / PART, lambda table: table.slice(1)),
         "1 ids are listed and missing: '00",

@@ -5,11 +5,15 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from kit import siglip
 from torch import Tensor
 
-from clip.engine import fold
-from clip.engine.fold import Linear, Mlp
+from clip.engine import fold, graph
+from clip.engine.backend_torch import TorchOps
+from clip.engine.fold_siglip import fold_pool
+from clip.engine.tower import Linear, Mlp
 from clip.network.records import OPENAI_MEAN, OPENAI_STD
+from clip.network.siglip import LAYER_NORM_EPS, SigLIP
 
 TOLERANCE = 1e-12  # of the largest number; float64 rounds at 1e-16
 WIDTH, HEADS, TOKENS, BATCH = 24, 3, 7, 5
@@ -129,13 +133,26 @@ def test_the_class_token_goes_into_the_positions(draw: torch.Generator) -> None:
     assert_equal(F.pad(patches, (0, 0, 1, 0)) + fold.fold_class_token(token, positions), expected)
 
 
+def test_a_pool_with_one_query_for_all_images_is_its_attention(draw: torch.Generator) -> None:
+    """With the norm before it, in float64, beside the module."""
+    a = siglip.TINY
+    state_dict = {key: normal(draw, *one.shape, 1)[..., 0] for key, one in siglip.state_dict(a).items()}
+    model = SigLIP(a).double()
+    model.load_state_dict(state_dict)
+    tokens = normal(draw, BATCH, 9, a.vision_width)
+    expected = model.visual.attnpool(model.visual.ln_post(tokens))
+    pool = fold_pool(fold.Weights(state_dict, fold.keep_pages, "visual."), a)
+    ops = TorchOps(torch.float64)
+    seen = graph._pool(ops, pool, ops.norm(tokens, LAYER_NORM_EPS))
+    found = seen + graph._mlp(ops, pool.mlp, a.vision_activation, ops.norm(seen, LAYER_NORM_EPS))
+    assert_equal(found, expected)
+
+
 def test_every_folding_has_a_test() -> None:
     """Those that take tensors or layers; the others put them together."""
     foldings = {"fold_norm", "scale_queries", "drop_key_bias", "move_value_bias", "one_query", "quick_gelu_to_silu"}
     foldings |= {"fold_batch_norm", "fold_pixels_into_patches", "fold_pixels_into_stem", "fold_class_token"}
     public = {name for name, value in vars(fold).items() if callable(value) and value.__module__ == "clip.engine.fold"}
     records = {name for name in public if dataclasses.is_dataclass(getattr(fold, name))}
-    assert {name for name in public - records if not name.startswith("_")} == foldings | {
-        "fold_image_tower",
-        "fold_text_tower",
-    }
+    together = {"fold_image_tower", "fold_text_tower", "fold_stack", "fold_blocks", "fold_mlp", "Weights", "keep_pages"}
+    assert {name for name in public - records if not name.startswith("_")} == foldings | together

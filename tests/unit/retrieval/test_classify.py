@@ -1,5 +1,6 @@
 """clip.classify: the drop-in model's probabilities, ensembles as the paper has them, and nothing lost."""
 
+import csv
 import json
 import re
 import shutil
@@ -277,6 +278,40 @@ def test_the_command_classifies_images_and_names_the_most_frequent_mistakes(run:
         assert run("classify", folder / "photos", *flags)[0] == 0
     finally:
         (folder / "bad").rename(folder / "photos/dog/bad.png")
+
+
+def test_improbable_labels_are_other(folder: Path, run: Run) -> None:
+    sure = classify(folder)
+    assert dict(sure.counts).keys() <= set(LABELS)
+    assert sum(count for _, count in sure.counts) == sure.classified
+    bound = sorted(row.top[0][1] for row in sure.rows if row.label)[2]
+    doubted = classify(folder, other=bound)
+    assert [row.label for row in doubted.rows if row.label] == [
+        row.label if row.top[0][1] >= bound else "other" for row in sure.rows if row.label
+    ]
+    assert dict(doubted.counts)["other"] == 2
+    none = classify(folder, other=1.0, truth="folder-names")
+    assert (none.correct, {label for _, label, _ in none.confusion}) == (0, {"other"})
+    with pytest.raises(InputError, match="from 0 to 1"):
+        classify(folder, other=1.5)
+    code, out, said = run("classify", folder / "out", "--labels", "cat,dog", "--other", "1", "--truth", "folder-names")
+    assert (code, [json.loads(line).get("label") for line in out.splitlines()].count("other")) == (3, 5)
+    assert re.search(r"^truth +cat +dog +other$", said, re.MULTILINE)
+
+
+def test_a_terminal_gets_a_table_and_counts_and_csv_can_be_asked_for(run: Run, folder: Path) -> None:
+    code, out, said = run("classify", folder / "out", "--labels", "cat,dog", "--format", "table")
+    lines = out.splitlines()
+    assert (code, len(lines)) == (3, 6)
+    assert sum(bool(re.match(r" +[0-9.]+%  (cat|dog)  .*[0-9]\.png$", line)) for line in lines) == 5
+    assert sum(line.startswith(" failed  ") for line in lines) == 1
+    counts = re.findall(r"^([0-9]+)  (cat|dog)$", said, re.MULTILINE)
+    assert sum(int(count) for count, _ in counts) == 5
+    _, out, _ = run("classify", folder / "out", "--labels", "cat,dog", "--format", "csv")
+    rows = list(csv.DictReader(out.splitlines()))
+    assert len(rows) == 6
+    assert {row["label"] for row in rows} <= {"cat", "dog", ""}
+    assert [bool(row["error"]) for row in rows].count(True) == 1
 
 
 def test_vectors_alone_decide(folder: Path) -> None:

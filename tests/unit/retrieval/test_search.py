@@ -226,7 +226,7 @@ def test_the_command_takes_all_that_a_query_has(
 REFUSED = {
     "nothing to look for": ([], 2, "query: found nothing to look for"),
     "stdin twice": (["-i", "-", "--vector", "-"], 2, "query: found '-' twice"),
-    "two forms": (["-t", "x", "--json", "--csv"], 2, "found several of --json, --csv and --plain"),
+    "two forms": (["-t", "x", "--json", "--csv"], 2, "found several of --json, --csv, --plain and --print0"),
     "no hits": (["-t", "x", "-n", "0"], 2, "-n: found 0"),
     "no such column": (["-t", "x", "--where", "nope"], 2, '"nope" not found'),
     "a text too long": (["-t", "word " * 99], 2, "found 101 tokens"),
@@ -341,7 +341,7 @@ def test_the_command_makes_the_index_and_says_whether_it_had_to(run: Run, folder
 
 
 def test_each_field_of_a_job_has_a_flag_and_each_flag_a_field() -> None:
-    forms = {"as_json", "as_csv", "plain"}
+    forms = {"as_json", "as_csv", "plain", "print0", "words", "previews", "opens"}
     jobs: dict[str, tuple[type, set[str]]] = {
         "search": (SearchJob, forms),
         "index": (IndexJob, {"as_json"}),

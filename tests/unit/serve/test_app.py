@@ -230,7 +230,7 @@ def test_a_model_goes_by_the_names_that_clients_have_for_it() -> None:
     from clip.serve.models import Models
 
     models = Models(ServeJob(models=("ViT-B/32", "ViT-L/14@336px")))
-    for name in ("ViT-B/32", "ViT-B-32__openai", "ViT-B-32", "openai/clip-vit-base-patch32", None):
+    for name in ("ViT-B/32", "ViT-B-32__openai", "ViT-B-32", "openai/clip-vit-base-patch32", "vit-b_32", None):
         assert models.find(name) is models.first
     assert models.find("ViT-L-14-336__openai").name == "ViT-L/14@336px"
     with pytest.raises(InputError, match="twice"):

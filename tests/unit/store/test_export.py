@@ -267,6 +267,20 @@ def test_safetensors_reads_what_was_streamed(tmp_path: Path, dtype: str, model: 
     assert report.files == ("ids.parquet", "vectors.safetensors", "export.json")
 
 
+def test_pgvector_has_vectors_in_brackets_and_the_commands_that_load_them(tmp_path: Path) -> None:
+    tables, vectors, names = three_parts()
+    export(write_run(tmp_path / "out", tables), tmp_path / "to", "pgvector")
+    with (tmp_path / "to/pgvector.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == names
+    assert_same_bits(np.array([json.loads(row["embedding"]) for row in rows], np.float32), vectors)
+    load = (tmp_path / "to/pgvector.sql").read_text(encoding="utf-8").splitlines()
+    assert load[0] == "CREATE EXTENSION IF NOT EXISTS vector;"
+    assert load[1].startswith('CREATE TABLE clip ("id" text, "path" text, "width" bigint,')
+    assert load[1].endswith(f'"embedding" vector({DIM}));')
+    assert load[2] == "\\copy clip FROM 'pgvector.csv' WITH (FORMAT csv, HEADER)"
+
+
 def test_untrained_weights_have_no_hash_in_safetensors(tmp_path: Path) -> None:
     out = write_run(tmp_path / "out", three_parts()[0], weights_sha256=None, weights_source="untrained:0")
     export(out, tmp_path / "to", "safetensors")

@@ -154,7 +154,7 @@ def test_what_open_clips_configuration_asks_for_and_we_cannot_do_is_refused_by_n
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("model_type", "siglip", "model_type is 'siglip'"),
+        ("model_type", "siglip", "describes a SigLIP, and the weights are of a CLIP"),
         ("model_type", "chinese_clip", "model_type is 'chinese_clip'"),
         ("text_config.hidden_act", "gelu", "hidden_act of text and vision"),
         ("vision_config.layer_norm_eps", 1e-6, "layer_norm_eps is 1e-06"),

@@ -1,0 +1,141 @@
+"""Recognise a run that has nothing left to do without loading a model, which takes a second and more.
+
+Only where nothing is in doubt: the run is over, by the same model and options; the same images are listed, of the same
+sizes and times; every part is there, and as it was written. Anything else is left to `embed`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ClipError
+from ..images.transform import PREPROCESS_ID
+from ..jobs.embed import EmbedReport
+from ..records import STDIN
+from ..sources.remote.client import is_remote
+from ..store.manifest import MANIFEST, Manifest, read_manifest
+from ..store.plan import read_plan, write_plan
+from ..store.update import has_passing_failure
+from ..store.writer import StoreWriter
+from ..weights.locate import SKETCH, SKETCH_FILE, URLS, file_sha256
+from ..weights.releases import RELEASES
+from ..weights.spellings import find_spelled
+from .notes import Notes, advise
+from .opening import open_source
+
+if TYPE_CHECKING:
+    from ..jobs.embed import EmbedJob
+    from ..jobs.options import ModelOptions
+
+
+def find_finished(job: EmbedJob) -> EmbedReport | None:
+    """Return the report of a run that `embed` would find finished; None where that is not certain.
+
+    Raises:  nothing of a damaged output, which `embed` reports; InputError for an input that is not there.
+    """
+    started = time.monotonic()
+    output = Path(job.output)
+    policy = job.policy
+    compares_contents = policy.update and policy.hashes
+    if policy.overwrite or compares_contents or job.calibration or job.part or any(map(_is_elsewhere, job.inputs)):
+        return None
+    try:
+        manifest = read_manifest(output / MANIFEST)
+        if manifest is None or manifest.counts is None or not _is_of_job(manifest, job):
+            return None
+        if not _is_same_input(manifest, job) or not _is_whole(manifest, job):
+            return None
+    except (ClipError, OSError):
+        return None
+    counts = dict(manifest.counts)
+    ignored: dict[str, int] = counts.pop("ignored", {})
+    unread = Notes().count_unread(ignored)
+    return EmbedReport(
+        output,
+        **counts,
+        ignored=ignored,
+        seconds=time.monotonic() - started,
+        resumed=counts["read"],
+        unread=unread,
+        advice=advise(unread, 0),
+    )
+
+
+def _is_elsewhere(name: str) -> bool:
+    return name == STDIN or is_remote(name)
+
+
+def _is_of_job(manifest: Manifest, job: EmbedJob) -> bool:
+    """Whether a run had the model and the options of a job."""
+    precision, pixels = job.model_options.precision, job.decode.pixels
+    if job.min_cosine is not None:
+        if manifest.tuned is None or manifest.tuned["min_cosine"] != job.min_cosine:
+            return False
+        precision, pixels = manifest.precision, manifest.decode.pixels
+    asked = replace(
+        manifest,
+        preprocess=f"{PREPROCESS_ID}/pillow-{metadata.version('pillow')}",
+        precision=precision,
+        decode=replace(job.decode, pixels=pixels),
+        limits=job.limits,
+        normalised=job.policy.normalize,
+        dtype=job.policy.dtype,
+        hashes=job.policy.hashes,
+        long_text=None if job.kind == "images" else job.long_text,
+        stated_architecture=job.model_options.architecture,
+        duplicate_ids=job.duplicate_ids,
+        shard_size=job.policy.shard_size,
+        limit=job.limit,
+    )
+    return asked == manifest and _is_model(manifest, job.model_options)
+
+
+def _is_model(manifest: Manifest, options: ModelOptions) -> bool:
+    """Whether a run had the weights that these options name, on a device that they name."""
+    if options.device not in ("auto", manifest.device):
+        return False
+    if options.untrained is not None or manifest.untrained is not None:
+        return options.untrained == manifest.untrained and options.name == manifest.model
+    if options.name == SKETCH:
+        return file_sha256(SKETCH_FILE) == manifest.weights_sha256
+    released = options.name if options.name in URLS else find_spelled(options.name, URLS)
+    path = Path(options.name)
+    if released is not None and (released == options.name or not path.exists()):
+        return RELEASES[released].sha256 == manifest.weights_sha256
+    return path.is_file() and file_sha256(path) == manifest.weights_sha256
+
+
+def _is_same_input(manifest: Manifest, job: EmbedJob) -> bool:
+    """Whether the input is where it was, and lists the same entries."""
+    source = open_source(job)
+    if source.base is None or (source.base, source.list_places()) != (manifest.base, manifest.source):
+        return False
+    if source.columns != manifest.columns or job.globs != manifest.globs or source.root != manifest.root:
+        return False
+    if manifest.base_from_output != os.path.relpath(source.base, os.path.abspath(job.output)):  # noqa: PTH100
+        return False  # the output was moved, and says so from now on
+    ignored: Counter[str] = Counter()
+    shards = source.shards(job.policy.shard_size, ignored, job.limit, iter(()), Path(job.output))
+    with tempfile.TemporaryDirectory() as folder:
+        plan = write_plan(Path(folder), shards, ignored, has_base=True)
+    earlier = read_plan(Path(job.output))
+    if earlier is None or earlier.ignored != plan.ignored:  # a video that is new is no entry, but counts
+        return False
+    return plan.fingerprint == manifest.input_fingerprint
+
+
+def _is_whole(manifest: Manifest, job: EmbedJob) -> bool:
+    """Whether every shard of a run is there as it was written, and no failure is to be tried again."""
+    plan, store = read_plan(Path(job.output)), StoreWriter(Path(job.output), manifest)
+    if plan is None or plan.fingerprint != manifest.input_fingerprint:
+        return False
+    if not all(store.is_done(index, summary.fingerprint) for index, summary in enumerate(plan.summaries())):
+        return False
+    return not job.policy.update or not any(has_passing_failure(store, index) for index in range(plan.shards))
