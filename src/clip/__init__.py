@@ -26,6 +26,10 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from .jobs import Classified as Classified
     from .jobs import ClassifyJob as ClassifyJob
     from .jobs import ClassifyReport as ClassifyReport
+    from .jobs import Duplicate as Duplicate
+    from .jobs import DuplicateGroup as DuplicateGroup
+    from .jobs import DuplicatesJob as DuplicatesJob
+    from .jobs import DuplicatesReport as DuplicatesReport
     from .jobs import EmbedJob as EmbedJob
     from .jobs import EmbedReport as EmbedReport
     from .jobs import ExportJob as ExportJob
@@ -37,15 +41,19 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from .jobs import MergeReport as MergeReport
     from .jobs import SearchJob as SearchJob
     from .jobs import SearchReport as SearchReport
+    from .jobs import StatsJob as StatsJob
+    from .jobs import StatsReport as StatsReport
     from .jobs import TuneJob as TuneJob
     from .jobs import TuneReport as TuneReport
     from .jobs import VerifyJob as VerifyJob
     from .jobs import VerifyReport as VerifyReport
     from .records import Failure as Failure
     from .retrieval.classify import classify as classify
+    from .retrieval.duplicates import find_duplicates as find_duplicates
     from .retrieval.search import Index as Index
     from .retrieval.search import index as index
     from .retrieval.search import search as search
+    from .retrieval.stats import stats as stats
     from .store.export import export as export
     from .store.merge import merge as merge
     from .store.reader import Store as Store
@@ -61,23 +69,17 @@ _HOMES = {
     "clip": ("available_models", "load", "tokenize"),
     "encoder": ("Encoder",),
     "jobs": (
-        *("Classified", "ClassifyJob", "ClassifyReport", "EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "Hit"),
-        *(
-            "IndexJob",
-            "IndexReport",
-            "MergeJob",
-            "MergeReport",
-            "SearchJob",
-            "SearchReport",
-            "TuneJob",
-            "TuneReport",
-            "VerifyJob",
-            "VerifyReport",
-        ),
+        *("Classified", "ClassifyJob", "ClassifyReport"),
+        *("Duplicate", "DuplicateGroup", "DuplicatesJob", "DuplicatesReport"),
+        *("EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "Hit"),
+        *("IndexJob", "IndexReport", "MergeJob", "MergeReport", "SearchJob", "SearchReport"),
+        *("StatsJob", "StatsReport", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport"),
     ),
     "records": ("Failure",),
     "retrieval.classify": ("classify",),
+    "retrieval.duplicates": ("find_duplicates",),
     "retrieval.search": ("Index", "index", "search"),
+    "retrieval.stats": ("stats",),
     "store.export": ("export",),
     "store.merge": ("merge",),
     "store.reader": ("Store",),

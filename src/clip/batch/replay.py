@@ -6,12 +6,12 @@ import json
 import os
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from ..encoder import Encoder
 from ..engine.quantize import Calibration
 from ..errors import InputError, StoreError, StoreMismatchError
-from ..records import ContainerPart, Failure, Item, Member, Pixels, Shard, Tokens
+from ..records import ContainerPart, Failure, Item, Member, Row, Shard
 from ..sources.remote.client import is_remote
 from ..sources.source import Source
 from ..store.manifest import CALIBRATION, read_calibration
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from ..network.records import PreprocessSettings
     from ..store.reader import Store
 
-Outcome = TypeVar("Outcome", Pixels, Pixels | Tokens)
+
+class HasRow(Protocol):
+    """What is made of an entry."""
+
+    @property
+    def row(self) -> Row:
+        """What is stored of it beside its vector."""
+        ...
+
+
+Outcome = TypeVar("Outcome", bound=HasRow)
 
 
 class NotAsked(Failure):

@@ -21,6 +21,7 @@ from .classify import classify
 from .completion import completion
 from .demo import demo
 from .doctor import doctor
+from .duplicates import duplicates
 from .embed import embed
 from .exit_codes import EXIT_FAILED, EXIT_REFUSED, REFUSALS
 from .export import export
@@ -34,6 +35,7 @@ from .progress import say
 from .search import find, search
 from .serve import serve
 from .signals import InterruptedBySignal, interruptible
+from .stats import stats
 from .tune import tune
 from .vector import vector
 from .verify import verify
@@ -41,7 +43,7 @@ from .verify import verify
 VERBS = {  # in the order of use
     "Start here": (demo, find, vector),
     "Vectors of your images": (embed, failures, verify, merge),
-    "What to do with them": (search, classify, export, index, serve),
+    "What to do with them": (search, duplicates, stats, classify, export, index, serve),
     "Models and this machine": (models, fetch, tune, doctor, completion),
 }
 

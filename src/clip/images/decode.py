@@ -76,7 +76,7 @@ def decode(
     Shapes:  data in any of `decodable_formats` -> uint8 (R, R, 3).
     """
     try:
-        encoded, warnings = (data, list[str]()) if not options.raw_previews else _replace_raw(data)
+        encoded, warnings = (data, list[str]()) if not options.raw_previews else replace_raw(data)
     except ImageError as exc:
         return [Failure.of(item, "open", exc)]
     decoder = _Decoder(item, len(data), settings, reserve, limits, options)
@@ -97,7 +97,7 @@ def decode(
     return [_with_warnings(outcome, warnings) for outcome in outcomes] if warnings else outcomes
 
 
-def _replace_raw(data: bytes) -> tuple[bytes, list[str]]:
+def replace_raw(data: bytes) -> tuple[bytes, list[str]]:
     """Return the JPEG inside a RAW photo, and the warning of it; any other encoded image with none.
 
     Raises:  ImageError for a RAW photo without a JPEG.
@@ -175,7 +175,7 @@ class _Decoder:
             with open_encoded(data, self.options.orient, self.limits.max_pixels) as image:
                 is_turned = image.format == HEIF and self.options.orient == "none" and remove_rotation(data) != data
                 with unchecked() if is_above_limit(image.size) else nullcontext():
-                    for _ in _seek_frames(image, self.limits.max_frames) if all_frames else (0,):
+                    for _ in seek_frames(image, self.limits.max_frames) if all_frames else (0,):
                         outcomes.append(self._decode_frame(image, is_turned))
                         if isinstance(outcomes[-1], Failure):
                             animated = all_frames and _is_animated(image)
@@ -242,7 +242,7 @@ def _decoded_bytes(width: int, height: int, resolution_px: int, held_images: int
     return 4 * (held_images * width * height + resized_width * resized_height)
 
 
-def _seek_frames(image: Image.Image, max_frames: int) -> Iterator[int]:
+def seek_frames(image: Image.Image, max_frames: int) -> Iterator[int]:
     """Go to each frame of a file in turn. Raises: ImageError if there are more, or fewer than the file announces."""
     if image.format not in FORMATS_WITH_FRAMES:
         yield 0

@@ -5,6 +5,7 @@ It may import the ground floor, and so needs no torch: `clip embed --help` takes
 
 from .classify import Classified, ClassifyJob, ClassifyReport
 from .demo import DemoJob
+from .duplicates import Duplicate, DuplicateGroup, DuplicatesJob, DuplicatesReport
 from .embed import EmbedJob, EmbedReport, Listing, Progress
 from .export import ExportJob, ExportReport
 from .health import CheckRow, ExtraRow, Health
@@ -14,13 +15,15 @@ from .models import DeviceRow, Fetched, FetchJob, ModelRow
 from .options import Columns, DecodeOptions, Limits, ModelOptions, OutputPolicy
 from .search import Hit, SearchJob, SearchReport
 from .serve import ServeJob, Traffic
+from .stats import Cosines, StatsJob, StatsReport
 from .tune import SettingRow, TuneJob, TuneReport
 from .verify import Problem, VerifyJob, VerifyReport
 
 __all__ = [
-    "CheckRow", "Classified", "ClassifyJob", "ClassifyReport", "Columns", "DecodeOptions", "DemoJob", "DeviceRow",
-    "EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "ExtraRow", "FetchJob", "Fetched", "Health", "Hit",
-    "IndexJob", "IndexReport", "Limits", "Listing", "MergeJob", "MergeReport", "ModelOptions", "ModelRow",
-    "OutputPolicy", "Problem", "Progress", "SearchJob", "SearchReport", "ServeJob", "SettingRow", "Traffic",
-    "TuneJob", "TuneReport", "VerifyJob", "VerifyReport",
+    "CheckRow", "Classified", "ClassifyJob", "ClassifyReport", "Columns", "Cosines", "DecodeOptions", "DemoJob",
+    "DeviceRow", "Duplicate", "DuplicateGroup", "DuplicatesJob", "DuplicatesReport", "EmbedJob", "EmbedReport",
+    "ExportJob", "ExportReport", "ExtraRow", "FetchJob", "Fetched", "Health", "Hit", "IndexJob", "IndexReport",
+    "Limits", "Listing", "MergeJob", "MergeReport", "ModelOptions", "ModelRow", "OutputPolicy", "Problem", "Progress",
+    "SearchJob", "SearchReport", "ServeJob", "SettingRow", "StatsJob", "StatsReport", "Traffic", "TuneJob",
+    "TuneReport", "VerifyJob", "VerifyReport",
 ]  # fmt: skip

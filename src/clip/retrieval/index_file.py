@@ -95,6 +95,11 @@ class ExactIndex:
         )
         return [(place, -negated) for negated, _, place in ranked[:k]]
 
+    @property
+    def codes(self) -> np.ndarray:
+        """The vectors at unit length, rounded, mapped. Shapes: float16 (N, D)."""
+        return self._codes
+
     def read_vector(self, place: int) -> np.ndarray:
         """Return the vector of a row as it is stored. Shapes: (D,). Raises: StoreError if it is damaged."""
         block, row = divmod(place, VECTOR_BLOCK_ROWS)

@@ -133,6 +133,11 @@ class Index:
         """All columns but the vectors, in the order of the parts; paths are relative to the output's base."""
         return self._index.rows
 
+    @property
+    def codes(self) -> np.ndarray:
+        """All vectors at unit length, rounded, mapped. Shapes: float16 (N, D)."""
+        return self._index.codes
+
     def read_vector(self, place: int) -> np.ndarray:
         """Return the vector of a row at unit length. Shapes: float64 (D,). Raises: StoreError for a damaged index."""
         return self._normalise(f"row {place}", self._index.read_vector(place))
