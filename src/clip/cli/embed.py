@@ -138,36 +138,46 @@ def embed(
             code = _end(finished, job.kind, progress, as_json=as_json, words="nothing to do: ")
             return _forgive(job, finished, code, tolerate=tolerate)
         refuse_early(job)
-    from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
-    from ..batch import planning
-
     if dry_run:
-        listing = planning.count(job)
-        estimated = _estimate(job, listing) if estimate else None
-        if as_json:
-            summarise(asdict(listing) | (_price(estimated, job, price_per_hour) if estimated else {}))
-            return 0
-        words = f"; {_describe_estimate(estimated, job, price_per_hour)}" if estimated else ""
-        summarise(f"{describe_listing(listing, job.kind)}{words}")
-        return 0
-    model = job.model_options
-    if model.untrained is not None:
-        say(f"{model.name} is untrained (random weights of seed {model.untrained}): similar vectors mean nothing yet")
-    reporter = Reporter(progress, job.kind)
-    try:
-        report = embed_module.embed(job, reporter.update)
-    except BaseException as exc:
-        if reporter.kept is not None:
-            exc.add_note(f"{reporter.kept} are kept; the same command goes on from there")
-        raise
-    finally:
-        reporter.close()
+        return _count(job, price_per_hour, estimate=estimate, as_json=as_json)
+    report = _run(job, progress)
     if report.written > report.resumed and not as_json and progress not in ("json", "none"):
         from ..store.reader import Store
         from .sketch import warn_of_photographs
 
         warn_of_photographs(Store(report.output))
     return _forgive(job, report, _end(report, job.kind, progress, as_json=as_json), tolerate=tolerate)
+
+
+def _count(job: EmbedJob, price_per_hour: float | None, *, estimate: bool, as_json: bool) -> int:
+    """Say what a run would read, and how long it would take."""
+    from ..batch import planning
+
+    listing = planning.count(job)
+    estimated = _estimate(job, listing) if estimate else None
+    if as_json:
+        summarise(asdict(listing) | (_price(estimated, job, price_per_hour) if estimated else {}))
+        return 0
+    words = f"; {_describe_estimate(estimated, job, price_per_hour)}" if estimated else ""
+    summarise(f"{describe_listing(listing, job.kind)}{words}")
+    return 0
+
+
+def _run(job: EmbedJob, progress: Style) -> EmbedReport:
+    from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
+
+    model = job.model_options
+    if model.untrained is not None:
+        say(f"{model.name} is untrained (random weights of seed {model.untrained}): similar vectors mean nothing yet")
+    reporter = Reporter(progress, job.kind)
+    try:
+        return embed_module.embed(job, reporter.update)
+    except BaseException as exc:
+        if reporter.kept is not None:
+            exc.add_note(f"{reporter.kept} are kept; the same command goes on from there")
+        raise
+    finally:
+        reporter.close()
 
 
 def _forgive(job: EmbedJob, report: EmbedReport, code: int, *, tolerate: bool) -> int:
