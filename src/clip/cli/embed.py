@@ -124,10 +124,7 @@ def embed(
         raise click.UsageError(f"found {'--estimate' if estimate else '--price-per-hour'} without {missing}. Add it.")
     if price_per_hour is not None and not price_per_hour >= 0:
         raise click.UsageError(f"found --price-per-hour {price_per_hour}, expected 0 or more. Pass another.")
-    if fast and options["min_cosine"] is not None:
-        raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
-    if tolerate and options["max_failures"] is None:
-        raise click.UsageError("found --tolerate without --max-failures, expected both. Pass --max-failures 1%, say.")
+    _check_flags(options, fast=fast, tolerate=tolerate)
     options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
     job = EmbedJob(**nest(EmbedJob, {**options, "policy__normalize": not raw}))
     if not dry_run:  # which needs no weights
@@ -168,6 +165,14 @@ def embed(
 
         warn_of_photographs(Store(report.output))
     return _forgive(job, report, _end(report, job.kind, progress, as_json=as_json), tolerate=tolerate)
+
+
+def _check_flags(options: dict[str, Any], *, fast: bool, tolerate: bool) -> None:
+    """Raise click.UsageError for flags that no job has, and that do not go together."""
+    if fast and options["min_cosine"] is not None:
+        raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
+    if tolerate and options["max_failures"] is None:
+        raise click.UsageError("found --tolerate without --max-failures, expected both. Pass --max-failures 1%, say.")
 
 
 def _forgive(job: EmbedJob, report: EmbedReport, code: int, *, tolerate: bool) -> int:
