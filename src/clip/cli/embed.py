@@ -147,9 +147,7 @@ def embed(
         words = f"; {_describe_estimate(estimated, job, price_per_hour)}" if estimated else ""
         summarise(f"{describe_listing(listing, job.kind)}{words}")
         return 0
-    model = job.model_options
-    if model.untrained is not None:
-        say(f"{model.name} is untrained (random weights of seed {model.untrained}): similar vectors mean nothing yet")
+    _say_untrained(job)
     reporter = Reporter(progress, job.kind)
     try:
         report = embed_module.embed(job, reporter.update)
@@ -160,10 +158,7 @@ def embed(
     finally:
         reporter.close()
     if report.written > report.resumed and not as_json and progress not in ("json", "none"):
-        from ..store.reader import Store
-        from .sketch import warn_of_photographs
-
-        warn_of_photographs(Store(report.output))
+        _warn(report)
     return _forgive(job, report, _end(report, job.kind, progress, as_json=as_json), tolerate=tolerate)
 
 
@@ -173,6 +168,20 @@ def _check_flags(options: dict[str, Any], *, fast: bool, tolerate: bool) -> None
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
     if tolerate and options["max_failures"] is None:
         raise click.UsageError("found --tolerate without --max-failures, expected both. Pass --max-failures 1%, say.")
+
+
+def _warn(report: EmbedReport) -> None:
+    """Say what the sketch model does not know, where it was given that."""
+    from ..store.reader import Store
+    from .sketch import warn_of_photographs
+
+    warn_of_photographs(Store(report.output))
+
+
+def _say_untrained(job: EmbedJob) -> None:
+    model = job.model_options
+    if model.untrained is not None:
+        say(f"{model.name} is untrained (random weights of seed {model.untrained}): similar vectors mean nothing yet")
 
 
 def _forgive(job: EmbedJob, report: EmbedReport, code: int, *, tolerate: bool) -> int:
