@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 
 from ..errors import spell_arguments
-from ..jobs.embed import EmbedJob, EmbedReport, Estimate, Listing, Progress
+from ..jobs.embed import EmbedJob, EmbedReport, Estimate, Progress
 from ..jobs.fields import nest
 from ..jobs.options import FAST_COSINE
 from ..records import Kind
@@ -119,11 +119,7 @@ def embed(
     interrupted, at most a minute before its end. Exit code 0: all images have vectors; 3: some are failure rows, or
     HEIC, RAW photos or videos that are not read; 1: the run failed; 2: it did not begin.
     """
-    if (estimate and not dry_run) or (price_per_hour is not None and not estimate):
-        missing = "--dry-run" if estimate else "--estimate"
-        raise click.UsageError(f"found {'--estimate' if estimate else '--price-per-hour'} without {missing}. Add it.")
-    if price_per_hour is not None and not price_per_hour >= 0:
-        raise click.UsageError(f"found --price-per-hour {price_per_hour}, expected 0 or more. Pass another.")
+    _check_estimate(price_per_hour, estimate=estimate, dry_run=dry_run)
     if fast and options["min_cosine"] is not None:
         raise click.UsageError("found --fast and --min-cosine, expected one of them. Leave one out.")
     if tolerate and options["max_failures"] is None:
@@ -139,16 +135,9 @@ def embed(
             return _forgive(job, finished, code, tolerate=tolerate)
         refuse_early(job)
     from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
-    from ..batch import planning
 
     if dry_run:
-        listing = planning.count(job)
-        estimated = _estimate(job, listing) if estimate else None
-        if as_json:
-            summarise(asdict(listing) | (_price(estimated, job, price_per_hour) if estimated else {}))
-            return 0
-        words = f"; {_describe_estimate(estimated, job, price_per_hour)}" if estimated else ""
-        summarise(f"{describe_listing(listing, job.kind)}{words}")
+        _count(job, price_per_hour, estimates=estimate, as_json=as_json)
         return 0
     model = job.model_options
     if model.untrained is not None:
@@ -189,10 +178,26 @@ def _end(report: EmbedReport, kind: Kind, progress: Style, *, as_json: bool, wor
     return EXIT_WITH_FAILURES if report.failed or report.unread else 0
 
 
-def _estimate(job: EmbedJob, listing: Listing) -> Estimate:
+def _check_estimate(price_per_hour: float | None, *, estimate: bool, dry_run: bool) -> None:
+    if (estimate and not dry_run) or (price_per_hour is not None and not estimate):
+        missing = "--dry-run" if estimate else "--estimate"
+        raise click.UsageError(f"found {'--estimate' if estimate else '--price-per-hour'} without {missing}. Add it.")
+    if price_per_hour is not None and not price_per_hour >= 0:
+        raise click.UsageError(f"found --price-per-hour {price_per_hour}, expected 0 or more. Pass another.")
+
+
+def _count(job: EmbedJob, price_per_hour: float | None, *, estimates: bool, as_json: bool) -> None:
+    """List the input, and say what it holds, and how long it takes."""
+    from ..batch import planning
     from ..batch.estimate import estimate
 
-    return estimate(job, listing)
+    listing = planning.count(job)
+    estimated = estimate(job, listing) if estimates else None
+    if as_json:
+        summarise(asdict(listing) | (_price(estimated, job, price_per_hour) if estimated else {}))
+        return
+    words = f"; {_describe_estimate(estimated, job, price_per_hour)}" if estimated else ""
+    summarise(f"{describe_listing(listing, job.kind)}{words}")
 
 
 def _price(estimate: Estimate, job: EmbedJob, price_per_hour: float | None) -> dict[str, Any]:
