@@ -204,7 +204,7 @@ def test_an_output_can_be_verified(
     found, said = capsys.readouterr()
     assert ended.value.code == 1
     assert json.loads(found)["problems"][0]["where"] == "failures/part-00000.parquet"
-    assert "; 3 problems; " in said
+    assert "; 2 problems; " in said
 
 
 def test_a_run_that_is_over_is_said_to_be(run: Run, mixed: Path, weights: Path, tmp_path: Path) -> None:
@@ -345,6 +345,8 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--delimiter", ";"], "delimiter", ";"),
     (["--quoting", "none"], "quoting", "none"),
     (["--raw-previews"], "raw_previews", True),
+    (["--part", "1/3"], "part", "1/3"),
+    (["--save-seconds", "7"], "save_seconds", 7.0),
 ]
 
 
@@ -353,7 +355,8 @@ def test_each_field_of_the_job_has_a_flag_and_each_flag_a_field() -> None:
     nested = {f"{record}__{field.name}" for record in RECORDS for field in fields(getattr(EmbedJob, record))}
     flags = {parameter.name for parameter in main.cli.commands["embed"].params}
     without_flag = {"policy__normalize", "columns__types"}  # --raw says the first; tables have the second
-    assert flags == (own | nested) - without_flag | {"raw", "fast", "dry_run", "progress", "as_json"}
+    of_command = {"raw", "fast", "dry_run", "estimate", "price_per_hour", "tolerate", "progress", "as_json"}
+    assert flags == (own | nested) - without_flag | of_command
     tried = set(flatten(EmbedJob, {field: None for _, field, _ in FLAGS}))
     assert tried == (own | nested) - {"source", "output", "columns__types", "max_seconds", "calibration"}
 
@@ -375,7 +378,7 @@ def test_a_summary_for_programs_is_one_object_on_stdout_and_the_last_line_on_std
     assert told == json.loads(ran.stderr.splitlines()[-1])
     assert told.pop("seconds") > 0
     counts = {"read": 2, "written": 1, "failed": 1, "resumed": 0, "removed": 0, "renamed": 0}
-    notes = {"warned": 0, "stored_turned": 0, "unread": {}, "advice": []}
+    notes = {"warned": 0, "stored_turned": 0, "unread": {}, "advice": [], "part": "", "unfinished": []}
     assert told == {"output": str(tmp_path / "out"), **counts, **notes, "ignored": {"not an image": 1}}
     assert ran.returncode == 3
     ran = subprocess.run(

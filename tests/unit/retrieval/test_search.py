@@ -345,7 +345,7 @@ def test_each_field_of_a_job_has_a_flag_and_each_flag_a_field() -> None:
     jobs: dict[str, tuple[type, set[str]]] = {
         "search": (SearchJob, forms),
         "index": (IndexJob, {"as_json"}),
-        "classify": (clip.ClassifyJob, {"as_json"}),
+        "classify": (clip.ClassifyJob, {"as_json", "format"}),
     }
     for name, (job, more) in jobs.items():
         parameters = {parameter.name: parameter.default for parameter in main.cli.commands[name].params}
