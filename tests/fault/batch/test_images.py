@@ -151,7 +151,7 @@ def test_the_run_ends_with_a_summary_and_the_code_that_says_there_are_failures(o
     *lines, summary = outcome.stderr.splitlines()
     events = [json.loads(line) for line in lines]  # and no warning, no traceback
     failed = len(BAD) + 3
-    assert {event["event"] for event in events} <= {"listing", "listed", "progress"}
+    assert {event["event"] for event in events} <= {"listing", "listed", "loading", "progress"}
     assert [event["images"] for event in events if event["event"] == "listed"] == [len(GOOD) + failed]
     assert summary.startswith(f"read {len(GOOD) + failed} = written {len(GOOD)}, failed {failed} (see ")
     assert summary.endswith("; ignored: 1 hidden, 1 link to a folder, 2 not a file, 4 not an image")

@@ -489,7 +489,7 @@ def test_an_update_that_ends_before_an_archive_is_renamed_is_finished_by_the_nex
     def end(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clip.batch.embed.rename_containers", end)
+    monkeypatch.setattr("clip.batch.planning.rename_containers", end)
     with pytest.raises(KeyboardInterrupt):
         clip.embed(job)
     monkeypatch.undo()
