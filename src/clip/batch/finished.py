@@ -20,6 +20,7 @@ from ..images.transform import PREPROCESS_ID
 from ..jobs.embed import EmbedReport
 from ..records import STDIN
 from ..sources.remote.client import is_remote
+from ..store.lock import LOCK
 from ..store.manifest import MANIFEST, Manifest, read_manifest
 from ..store.plan import read_plan, write_plan
 from ..store.update import has_passing_failure
@@ -45,6 +46,8 @@ def find_finished(job: EmbedJob) -> EmbedReport | None:
     policy = job.policy
     compares_contents = policy.update and policy.hashes
     if policy.overwrite or compares_contents or job.calibration or job.part or any(map(_is_elsewhere, job.inputs)):
+        return None
+    if (output / LOCK).exists():  # of a job that is at work, or was killed as it ended: `embed` takes it away
         return None
     try:
         manifest = read_manifest(output / MANIFEST)
