@@ -5,7 +5,6 @@ Each entry of the source becomes a row or a failure row, so that read = written 
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections import Counter
@@ -21,7 +20,6 @@ from ..atomic_files import translate_os_errors
 from ..encoder import Encoder
 from ..engine.devices import limit_threads
 from ..errors import InputError, StoreError
-from ..images.transform import PREPROCESS_ID
 from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
@@ -40,6 +38,7 @@ from .given_columns import check_ids, find_empty
 from .notes import advise
 from .opening import open_source
 from .planning import plan_run
+from .recorded import record_base, record_options
 from .run import Run
 from .sample import draw_calibration
 from .tune import summarise, tune
@@ -226,14 +225,6 @@ def _choose_calibration(job: EmbedJob, source: Source, settings: PreprocessSetti
     return draw_calibration(decoding, job.isolated_s)[0].pixels
 
 
-def _make_relative(base: str, output: str | Path) -> str:
-    """Return where a folder is from an output; empty where it is on another drive."""
-    try:
-        return os.path.relpath(base, os.path.abspath(output))  # noqa: PTH100
-    except ValueError:
-        return ""
-
-
 def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, Any] | None) -> Manifest:
     """Return the manifest: all that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
@@ -241,36 +232,25 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         versions["pi-heif"] = metadata.version("pi-heif")  # which reads HEIC files where it is installed
     calibration = encoder.calibration
     return Manifest(
+        **record_options(job),
         model=encoder.model_name,
         weights_sha256=encoder.weights_sha256,
         weights_source=encoder.source,
         architecture=encoder.architecture,
-        stated_architecture=job.model_options.architecture,
-        preprocess=f"{PREPROCESS_ID}/pillow-{versions['pillow']}",
         preprocess_settings=asdict(encoder.settings),
         precision=encoder.precision,
         computed_in=encoder.computed_in,
         calibration=calibration and {"pictures": len(calibration.pixels), "sha256": calibration.sha256},
         tuned=tuned,
         engine=encoder.backend,
-        decode=job.decode,
-        limits=job.limits,
         columns=source.columns,
-        normalised=job.policy.normalize,
-        dtype=job.policy.dtype,
-        hashes=job.policy.hashes,
-        long_text=None if job.kind == "images" else job.long_text,
         text_warnings=job.kind == "texts" and job.long_text == "cut",
         dim=encoder.dim,
         device=str(encoder.device),
         versions={"clip-turbo": __version__, **versions},
         source=job.inputs if source.base is None else source.list_places(),
-        globs=job.globs,
         root=job.root if source.base is None else source.root,
         base=source.base,
-        base_from_output=_make_relative(source.base, job.output) if source.base else "",
-        duplicate_ids=job.duplicate_ids,
-        limit=job.limit,
-        shard_size=job.policy.shard_size,
+        base_from_output=record_base(source.base, job.output) if source.base else "",
         parts=job.share.count if job.share else 0,
     )

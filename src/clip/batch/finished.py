@@ -6,17 +6,14 @@ sizes and times; every part is there, and as it was written. Anything else is le
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ClipError
-from ..images.transform import PREPROCESS_ID
 from ..jobs.embed import EmbedReport
 from ..records import STDIN
 from ..sources.remote.client import is_remote
@@ -30,10 +27,12 @@ from ..weights.releases import RELEASES
 from ..weights.spellings import find_spelled
 from .notes import Notes, advise
 from .opening import open_source
+from .recorded import record_base, record_options
 
 if TYPE_CHECKING:
     from ..jobs.embed import EmbedJob
     from ..jobs.options import ModelOptions
+    from ..store.plan import Plan
 
 
 def find_finished(job: EmbedJob) -> EmbedReport | None:
@@ -53,7 +52,10 @@ def find_finished(job: EmbedJob) -> EmbedReport | None:
         manifest = read_manifest(output / MANIFEST)
         if manifest is None or manifest.counts is None or not _is_of_job(manifest, job):
             return None
-        if not _is_same_input(manifest, job) or not _is_whole(manifest, job):
+        plan = read_plan(output)
+        if plan is None or plan.fingerprint != manifest.input_fingerprint:
+            return None
+        if not _is_same_input(manifest, plan, job) or not _is_whole(manifest, plan, job):
             return None
     except (ClipError, OSError):
         return None
@@ -82,21 +84,8 @@ def _is_of_job(manifest: Manifest, job: EmbedJob) -> bool:
         if manifest.tuned is None or manifest.tuned["min_cosine"] != job.min_cosine:
             return False
         precision, pixels = manifest.precision, manifest.decode.pixels
-    asked = replace(
-        manifest,
-        preprocess=f"{PREPROCESS_ID}/pillow-{metadata.version('pillow')}",
-        precision=precision,
-        decode=replace(job.decode, pixels=pixels),
-        limits=job.limits,
-        normalised=job.policy.normalize,
-        dtype=job.policy.dtype,
-        hashes=job.policy.hashes,
-        long_text=None if job.kind == "images" else job.long_text,
-        stated_architecture=job.model_options.architecture,
-        duplicate_ids=job.duplicate_ids,
-        shard_size=job.policy.shard_size,
-        limit=job.limit,
-    )
+    options = record_options(job) | {"decode": replace(job.decode, pixels=pixels)}
+    asked = replace(manifest, precision=precision, **options)
     return asked == manifest and _is_model(manifest, job.model_options)
 
 
@@ -115,30 +104,26 @@ def _is_model(manifest: Manifest, options: ModelOptions) -> bool:
     return path.is_file() and file_sha256(path) == manifest.weights_sha256
 
 
-def _is_same_input(manifest: Manifest, job: EmbedJob) -> bool:
+def _is_same_input(manifest: Manifest, plan: Plan, job: EmbedJob) -> bool:
     """Whether the input is where it was, and lists the same entries."""
     source = open_source(job)
     if source.base is None or (source.base, source.list_places()) != (manifest.base, manifest.source):
         return False
-    if source.columns != manifest.columns or job.globs != manifest.globs or source.root != manifest.root:
+    if source.columns != manifest.columns or source.root != manifest.root:
         return False
-    if manifest.base_from_output != os.path.relpath(source.base, os.path.abspath(job.output)):  # noqa: PTH100
+    if manifest.base_from_output != record_base(source.base, job.output):
         return False  # the output was moved, and says so from now on
     ignored: Counter[str] = Counter()
     shards = source.shards(job.policy.shard_size, ignored, job.limit, iter(()), Path(job.output))
     with tempfile.TemporaryDirectory() as folder:
-        plan = write_plan(Path(folder), shards, ignored, has_base=True)
-    earlier = read_plan(Path(job.output))
-    if earlier is None or earlier.ignored != plan.ignored:  # a video that is new is no entry, but counts
-        return False
-    return plan.fingerprint == manifest.input_fingerprint
+        listed = write_plan(Path(folder), shards, ignored, has_base=True)
+    # A video that is new is no entry, but counts.
+    return (listed.fingerprint, listed.ignored) == (plan.fingerprint, plan.ignored)
 
 
-def _is_whole(manifest: Manifest, job: EmbedJob) -> bool:
+def _is_whole(manifest: Manifest, plan: Plan, job: EmbedJob) -> bool:
     """Whether every shard of a run is there as it was written, and no failure is to be tried again."""
-    plan, store = read_plan(Path(job.output)), StoreWriter(Path(job.output), manifest)
-    if plan is None or plan.fingerprint != manifest.input_fingerprint:
-        return False
+    store = StoreWriter(Path(job.output), manifest)
     if not all(store.is_done(index, summary.fingerprint) for index, summary in enumerate(plan.summaries())):
         return False
     return not job.policy.update or not any(has_passing_failure(store, index) for index in range(plan.shards))

@@ -130,18 +130,14 @@ class _Reader:
             ", ..." if count > MAX_NAMED else ""
         )
         what = f"{count:,} of {self._plan.shards:,} parts are not there: {numbers}."
-        where = EMBEDDINGS if count > 1 else self._find_missing_file(self._missing[0])
+        first, *_ = self._store.files.find_missing(self._missing[0])
+        where = EMBEDDINGS if count > 1 else f"{first.parent.name}/{first.name}"
         if not parts:
             return Problem(where, f"{what} Run the job again.")
         shares = sorted({index % parts for index in self._missing})
         names = ", ".join(f"{share}/{parts}" for share in shares[:MAX_NAMED])
         more = f" and {len(shares) - MAX_NAMED:,} more of {parts:,}" if len(shares) > MAX_NAMED else ""
         return Problem(where, f"{what} Run the job again as part {names}{more}.")
-
-    def _find_missing_file(self, index: int) -> str:
-        paths = [self._store.files.path(folder, index) for folder in (EMBEDDINGS, FAILURES)]
-        missing = next((path for path in paths if not (path.exists() and path.stat().st_size)), paths[0])
-        return f"{missing.parent.name}/{missing.name}"
 
     def _check_shard(self, shard: Shard) -> Iterator[Problem]:
         part = PART.format(shard.index)

@@ -160,6 +160,12 @@ class Weights:
         """Return a layer in memory of its own."""
         return Linear(self.own(f"{name}.weight"), self.own(f"{name}.bias"))
 
+    def projections(self) -> tuple[Linear, Linear, Linear]:
+        """Return the queries, keys and values of an attention, whose tensors a folding replaces."""
+        weights, biases = self["attn.in_proj_weight"].chunk(3), self["attn.in_proj_bias"].chunk(3)
+        query, key, value = map(Linear, weights, biases)
+        return query, key, value
+
     def head(self, norm: str, projection: str) -> Linear:
         """Fold a tower's last norm into its projection, a matrix (W, D)."""
         weight = self[projection].T.contiguous()
@@ -244,8 +250,7 @@ def fold_blocks(weights: Weights, count: int, heads: int, activation: TowerActiv
 def _fold_attention(weights: Weights, heads: int) -> tuple[Linear, Linear, Linear, Linear]:
     """Fold the block's first norm into its queries, keys and values, and return them with the output layer."""
     gain, bias = weights["ln_1.weight"], weights["ln_1.bias"]
-    parts = zip(weights["attn.in_proj_weight"].chunk(3), weights["attn.in_proj_bias"].chunk(3), strict=True)
-    query, key, value = (fold_norm(Linear(*part), gain, bias) for part in parts)
+    query, key, value = (fold_norm(projection, gain, bias) for projection in weights.projections())
     value, out = move_value_bias(value, weights.own_linear("attn.out_proj"))
     return scale_queries(query, query.weight.shape[0] // heads), drop_key_bias(key), value, out
 

@@ -59,8 +59,7 @@ def fold_pool(weights: Weights, architecture: SiglipArchitecture) -> AttentionPo
     """
     pool, heads = weights.below("attnpool"), architecture.vision_heads
     gain, bias = weights["ln_post.weight"], weights["ln_post.bias"]
-    parts = zip(pool["attn.in_proj_weight"].chunk(3), pool["attn.in_proj_bias"].chunk(3), strict=True)
-    query, key, value = (Linear(*part) for part in parts)
+    query, key, value = pool.projections()
     query = scale_queries(query, query.weight.shape[0] // heads)
     q = (query.weight @ pool["probe"] + query.bias).unflatten(0, (heads, 1, -1))  # (H, 1, N)
     keys = (q @ fold_norm(key, gain, bias).weight.unflatten(0, (heads, -1))).squeeze(1)  # (H, N, W) -> (H, W)

@@ -6,8 +6,9 @@ OpenAI's archives carry no configuration: the shapes of the weights are all ther
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, CheckpointKeyError, quote
 from .records import Activation, AnyArchitecture, Architecture, Gelu, SiglipArchitecture
@@ -191,3 +192,12 @@ def _check_sizes(a: AnyArchitecture, vision_width: int, in_heads: int, depth: in
         if not fits:
             found = f"the {size} is {value}, by the weights' shapes"
             raise CheckpointError("weights", found, expected, "Pass the weights of a CLIP.")
+
+
+def check_sizes(stated: Mapping[str, Any], shown: Mapping[str, Any], origin: str) -> None:
+    """Compare the sizes that a configuration states with those of the weights. Raises: CheckpointError."""
+    for key, value in stated.items():
+        if shown[key] != value:
+            found = f"{origin}: {key} is {reprlib.repr(value)}, and {shown[key]} by the weights' shapes"
+            remedy = "Pass the configuration of these weights as `architecture`."
+            raise CheckpointError("weights", found, "the same", remedy)

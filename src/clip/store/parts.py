@@ -116,9 +116,13 @@ class Parts:
         return f"{self.run}/{path.parent.name}/{path.name}"
 
     def has(self, index: int) -> bool:
-        """Whether both files of a shard are there. One of 0 bytes, as a power cut may leave on some disks, is not."""
+        """Whether both files of a shard are there."""
+        return not self.find_missing(index)
+
+    def find_missing(self, index: int) -> list[Path]:
+        """Return the files of a shard that are not there. One of 0 bytes, as a power cut may leave, is not."""
         paths = [self.path(folder, index) for folder in (EMBEDDINGS, FAILURES)]
-        return all(path.exists() and path.stat().st_size for path in paths)
+        return [path for path in paths if not (path.exists() and path.stat().st_size)]
 
     def find(self, folder: str = EMBEDDINGS) -> list[Path]:
         """List the files in the order of their shards."""

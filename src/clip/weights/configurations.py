@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import MAX_SHOWN, CheckpointError, quote
-from ..network.architecture import HEAD_WIDTH, MLP_RATIO, infer_architecture
+from ..network.architecture import HEAD_WIDTH, MLP_RATIO, check_sizes, infer_architecture
 from ..network.records import (
     OPENAI_MEAN,
     OPENAI_STD,
@@ -122,11 +122,7 @@ class Configuration:
             transformer_heads=self.transformer_heads,
         )
         shapes = vars(architecture) | _mlp_widths(architecture)
-        for key, value in self.sizes.items():
-            if shapes[key] != value:
-                found = f"{self.origin}: {key} is {reprlib.repr(value)}, and {shapes[key]} by the weights' shapes"
-                remedy = "Pass the configuration of these weights as `architecture`."
-                raise CheckpointError("weights", found, "the same", remedy)
+        check_sizes(self.sizes, shapes, self.origin)
         return architecture, self.preprocess or PreprocessSettings(architecture.image_resolution)
 
 

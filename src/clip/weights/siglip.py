@@ -8,12 +8,11 @@ SigLIP 2. So vectors are those of the library that the configuration is of, and 
 from __future__ import annotations
 
 import re
-import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CheckpointError, CheckpointKeyError
-from ..network.architecture import infer_siglip
+from ..network.architecture import check_sizes, infer_siglip
 from ..network.records import Checkpoint, Gelu, PreprocessSettings, SiglipArchitecture
 from ..tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE, Clean, TokenizerFile, read_tokenizer_file
 from .configurations import (
@@ -120,11 +119,8 @@ class SiglipConfiguration:
             text_activation=self.text_activation,
             image_resolution=self.preprocess.resolution_px,
         )
-        for key, value in (self.sizes | {"image_resolution": self.preprocess.resolution_px}).items():
-            if (shown := getattr(architecture, key)) != value:
-                found = f"{self.origin}: {key} is {reprlib.repr(value)}, and {shown} by the weights' shapes"
-                remedy = "Pass the configuration of these weights as `architecture`."
-                raise CheckpointError("weights", found, "the same", remedy)
+        stated = self.sizes | {"image_resolution": self.preprocess.resolution_px}
+        check_sizes(stated, {key: getattr(architecture, key) for key in stated}, self.origin)
         return architecture
 
 
