@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from .engine.backend import Backend
+    from .images.windows import Windows
     from .network.records import Checkpoint
     from .records import Failure
 
@@ -351,6 +352,13 @@ class Encoder:
             raise InputError("`pixels`", found, "uint8 (B, R, R, 3)", "Normalised ones go to encode_image.")
         pixels = np.require(pixels, requirements=["C", "W"])  # torch takes neither mirrored nor read-only arrays
         return self._engine.encode_pixels(torch.from_numpy(pixels)).float().cpu().numpy()
+
+    def encode_windows(self, windows: Windows) -> np.ndarray:
+        """Resize and crop decoded images on the encoder's device, bit for bit as Pillow does, and encode them.
+
+        Shapes:  N windows (images/windows.py) -> float32 (N, D), not normalised.
+        """
+        return self._engine.encode_windows(windows).float().cpu().numpy()
 
     def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """Turn the tokens of texts into features, in batches.

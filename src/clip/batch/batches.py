@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ..images.windows import Windows, join_windows
 from ..records import Failure
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Batch:
 
     rows: list[Row]
     places: list[int]  # of each in its shard
-    crops: np.ndarray | None  # uint8 (B, R, R, 3), until `Batches.give_back`; None for texts
+    crops: np.ndarray | Windows | None  # uint8 (B, R, R, 3), until `Batches.give_back`; None for texts
     tokens: np.ndarray | None  # int32 (B, L); None for images without texts
 
 
@@ -32,7 +33,7 @@ class _Piece:
     """Rows of one block that are in no batch yet."""
 
     rows: int
-    crops: np.ndarray | None
+    crops: np.ndarray | Windows | None
     tokens: np.ndarray | None
     start: int | None  # the first crop's place in the ring; None where they are elsewhere
     taken: int  # crops of the ring to give back after the last row
@@ -118,9 +119,12 @@ class Batches:
             piece.start, piece.taken = None, 0
         self.give_back()
 
-    def _join(self, pieces: list[_Piece]) -> np.ndarray | None:
+    def _join(self, pieces: list[_Piece]) -> np.ndarray | Windows | None:
         """Return the crops of pieces: as they lie where that is one piece of the ring, else copied together."""
-        crops = [piece.crops for piece in pieces if piece.crops is not None]
+        windows = [piece.crops for piece in pieces if isinstance(piece.crops, Windows)]
+        if windows:
+            return join_windows(windows)
+        crops = [piece.crops for piece in pieces if isinstance(piece.crops, np.ndarray)]
         if len(crops) < 2:
             return crops[0] if crops else None
         in_one = all(one.start is not None and one.start + one.rows == other.start for one, other in pairwise(pieces))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from ..images.windows import Windows
 from ..jobs.options import OutputPolicy
 from ..records import Failure, Item, Row, Shard, count_values
 from ..store.parts import EMBEDDING, EMBEDDINGS, FAILURES, TEXT_EMBEDDING, vector_columns
@@ -223,10 +224,17 @@ def _cut_block(block: Block, count: int) -> Block:
     return replace(block, outcomes=block.outcomes[count:], start=start, **arrays)
 
 
-def encode_batch(crops: np.ndarray | None, tokens: np.ndarray | None, encoder: Encoder) -> dict[str, np.ndarray]:
-    """Encode a batch. Shapes: uint8 (B, R, R, 3), int32 (B, L) -> float32 (B, D) for each column of vectors."""
+def encode_batch(
+    crops: np.ndarray | Windows | None, tokens: np.ndarray | None, encoder: Encoder
+) -> dict[str, np.ndarray]:
+    """Encode a batch, and resize its images where they are windows.
+
+    Shapes:  B windows or uint8 (B, R, R, 3), int32 (B, L) -> float32 (B, D) for each column of vectors.
+    """
     features: dict[str, np.ndarray] = {}
-    if crops is not None:
+    if isinstance(crops, Windows):
+        features[EMBEDDING] = encoder.encode_windows(crops)
+    elif crops is not None:
         features[EMBEDDING] = encoder.encode_pixels(crops)
     if tokens is not None:
         features[EMBEDDING if crops is None else TEXT_EMBEDDING] = encoder.encode_tokens(tokens)

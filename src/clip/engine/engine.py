@@ -21,10 +21,12 @@ from .backend import Backend, Graph
 from .devices import MAX_REASON, limit_threads
 from .fold import fold_image_tower, fold_text_tower
 from .fold_siglip import fold_siglip_image, fold_siglip_text
+from .resize import resize_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ..images.windows import Windows
     from .quantize import Calibration
 
 LENGTH_BUCKET = 8  # tokens: texts run at the next multiple of it, so that few shapes occur
@@ -89,6 +91,16 @@ class Engine:
             remedy = "Preprocess the images for this model."
             raise InputError("`pixels`", found, f"(B, {side}, {side}, 3) of bytes or float32", remedy)
         return self._run(pixels.dtype, len(pixels), lambda start, stop: (pixels[start:stop],))
+
+    def encode_windows(self, windows: Windows) -> Tensor:
+        """Resize and crop images on the device as Pillow does, and encode them. Shapes: N windows -> (N, D) there."""
+        settings, device = self.settings, self.backend.device
+
+        def pixels(start: int, stop: int) -> tuple[Tensor]:
+            with torch.inference_mode():
+                return (resize_windows(windows[start:stop], settings, device),)
+
+        return self._run(torch.uint8, len(windows), pixels)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Encode images as the reference's transform returns them, or as bytes.
