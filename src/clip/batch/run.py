@@ -121,8 +121,7 @@ class Run:
         """Write the missing shards."""
         state = _State(self.resumed, self._failed, self._done, self.resumed)
         with ExitStack() as all_files, closing(self._blocks(self.missing)) as blocks, ExitStack() as files:
-            if self._ring is not None:
-                all_files.callback(self._ring.close)  # after the processes that write into it
+            all_files.callback(self.close)  # after the processes that write into the ring
             try:
                 for block in blocks:
                     self._take(block, state, files)
@@ -132,6 +131,11 @@ class Run:
                 self._save_last(state, exc)
                 self._report(state)
                 raise
+
+    def close(self) -> None:
+        """Close what a run holds that writes nothing; `write` does so itself."""
+        if self._ring is not None:
+            self._ring.close()
 
     def _take(self, block: Block | Shard | _End, state: _State, files: ExitStack) -> None:
         """Take what comes next: the begin of a shard, what became of some entries, or its end."""
@@ -211,13 +215,7 @@ class Run:
         last = part.last_failure if part else None
         if part is None or last is None or state.failed + part.failed <= allowed:
             return
-        raise TooManyFailuresError(
-            self._job.output,
-            f"more than {allowed:,} of {total:,} {self._job.kind} failed; "
-            f"the last was {last.id!r} ({last.message[:MAX_MESSAGE]})",
-            f"at most {self._job.max_failures or '0'}",  # with on_failure="stop" there is no number
-            "Repair them, or raise `max_failures` and run again: finished parts are kept.",
-        )
+        raise make_limit_error(self._job, allowed, total, f"the last was {last.id!r} ({last.message[:MAX_MESSAGE]})")
 
     def _blocks(self, indices: Iterable[int]) -> Generator[Block | Shard | _End]:
         """Yield each shard, what became of its entries in order, and its end.
@@ -313,6 +311,14 @@ class _State:
 
 _Entry = Item | Member | Failure
 _Listed = _Entry | Shard | _End
+
+
+def make_limit_error(job: EmbedJob, allowed: int, total: int, last: str = "") -> TooManyFailuresError:
+    """Return the error for more failures than a job allows; `last` tells of one."""
+    found = f"more than {allowed:,} of {total:,} {job.kind} failed{'; ' if last else ''}{last}"
+    expected = f"at most {job.max_failures or '0'}"  # with on_failure="stop" there is no number
+    remedy = "Repair them, or raise `max_failures` and run again: finished parts are kept."
+    return TooManyFailuresError(job.output, found, expected, remedy)
 
 
 def _choose_processes(job: EmbedJob, workers: int, images: int | None, device: str) -> bool:
