@@ -57,20 +57,21 @@ class Pace:
     batch: int  # rows that the model reads together
     chunk: int  # entries
     ahead: int  # chunks in work, or waiting to be taken
+    under_way: int = 0  # batches that models read while others wait to be full
 
     @classmethod
-    def of(cls, batch: int, workers: int, *, most: int, many_frames: bool = False) -> Pace:
+    def of(cls, batch: int, workers: int, *, most: int, many_frames: bool = False, under_way: int = 0) -> Pace:
         """Choose chunks of up to `most` entries that make up a batch; of one where a file may have many frames."""
         if many_frames:  # no more files are ahead than are being decoded
-            return cls(batch, 1, workers)
+            return cls(batch, 1, workers, under_way)
         even = min(most, max(CHUNK_ENTRIES, batch // (2 * workers)))
         chunk = max(size for size in range(1, even + 1) if batch % size == 0)
-        return cls(batch, chunk, math.ceil(2 * batch / chunk) + workers)
+        return cls(batch, chunk, math.ceil((2 + under_way) * batch / chunk) + workers, under_way)
 
     @property
     def most_held(self) -> int:
-        """Crops of the ring that rows may hold while they wait for a full batch: the first and the last block's too."""
-        return self.batch + 2 * self.chunk
+        """Crops of the ring that rows may hold until a model has read them: the first and the last block's too."""
+        return (1 + self.under_way) * self.batch + 2 * self.chunk
 
     @property
     def spare(self) -> int:

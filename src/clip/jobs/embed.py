@@ -79,6 +79,8 @@ class EmbedJob:
     """Measure first; take the fastest precision and pixels whose vectors have at least this cosine to exact ones."""
     calibration: str | Path | None = None
     """Folder of images to quantise int8 by; default: the first images of the input."""
+    devices: str | None = None
+    """GPUs that run the model side by side, as in cuda:0,cuda:1, or all of them; default: the one of `device`."""
     workers: int | None = None
     """Threads or processes that decode; default: one per core."""
     decoders: Decoders = "auto"
@@ -115,6 +117,9 @@ class EmbedJob:
         if self.resize == "device" and (self.decode.pixels != "exact" or self.decode.frames == "all"):
             other = f"{self.decode.pixels} pixels" if self.decode.pixels != "exact" else "all frames"
             raise InputError("`resize`", f"found device with {other}", "decoders", "Leave it out.")
+        if self.devices is not None and self.model_options.device != ModelOptions.device:
+            found = f"found device {self.model_options.device!r} too"
+            raise InputError("`devices`", found, "one of them", "Leave out `device`.")
         if self.isolate and self.decoders == "threads":
             raise InputError("`isolate`", "found decoders='threads' too", "processes", "Leave out `decoders`.")
         self._check_columns()

@@ -12,6 +12,7 @@ from kit import formula
 from kit.windows import ROOM_BYTES, make_windows, resize
 from PIL import Image
 
+import clip
 from clip.engine import resize as module
 from clip.errors import ImageError
 from clip.images.transform import to_pixels
@@ -152,3 +153,13 @@ def test_windows_are_cut_and_joined_without_their_neighbours_bytes() -> None:
         part.memory[0][:] = 0
     assert np.array_equal(module.resize_windows(copied, settings, device).numpy(), expected[2:])
     assert module.resize_windows(join_windows([]), settings, device).shape == (0, 8, 8, 3)
+
+
+def test_an_encoder_encodes_windows_in_its_batches_as_it_does_their_crops() -> None:
+    encoder = clip.Encoder("sketch", device="cpu", batch_size=4)
+    assert torch.uint8 not in encoder._engine._graphs
+    encoder.warm_up(9)
+    assert torch.uint8 in encoder._engine._graphs
+    images = [make_image(20 + 31 * n, 300 - 17 * n, MODES[n % 4], n) for n in range(10)]
+    crops = np.stack([to_pixels(image, encoder.settings) for image in images])
+    assert np.array_equal(encoder.encode_windows(make_windows(images, encoder.settings)), encoder.encode_pixels(crops))
