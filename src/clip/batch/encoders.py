@@ -81,14 +81,14 @@ def encode_batch(crops: np.ndarray | Windows | None, tokens: np.ndarray | None, 
 class Encoders:
     """The model on one or several devices, which take batches from one queue.
 
-    On a GPU a thread for each of them encodes, while the caller's goes on: `ahead` batches may be under way when it
-    waits for the oldest. One encoder on a CPU, which has the cores to itself, encodes in the caller's thread.
+    On a GPU a thread for each of them encodes, while the caller's goes on: `ahead` batches are under way once it has
+    waited for those before. One encoder on a CPU, which has the cores to itself, encodes in the caller's thread.
     """
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         self.first = encoders[0]
         self.count = len(encoders)
-        self.ahead = self.count + 1 if self.count > 1 or self.first.device.type == "cuda" else 0
+        self.ahead = self.count if self.count > 1 or self.first.device.type == "cuda" else 0
         self._idle: SimpleQueue[Encoder] = SimpleQueue()
         for encoder in encoders:
             self._idle.put(encoder)

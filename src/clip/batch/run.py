@@ -52,7 +52,7 @@ THREADS_ENOUGH = 4  # threads that Python's lock does not hold up: 16 decoded 1.
 IMAGES_A_PROCESS = 64  # fewer are decoded in threads before a process has started
 # Of all images that wait for the model, where its device resizes them: 0.6 MB each for ViT-B/32 on an H200. A JPEG of
 # 500 x 375 px takes 0.4. What does not fit is resized where it is decoded.
-WINDOW_BYTES = 1_000_000_000
+WINDOW_BYTES = 1_500_000_000
 TEXTS_AT_A_TIME = 1024  # of which the engine runs those of similar lengths together
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 
