@@ -4,7 +4,7 @@ Usage: python bench/device_feed.py [--images 60000] [--files 2000] [--model ViT-
 
 A list names the same JPEGs of 0.2 MP again and again, so that the disk is no part of it. Weights are untrained.
 
-  first   seconds from the model's being loaded to the first vectors
+  first   seconds from the end of loading and listing to the first vectors
   at 10, 30   images/s in the five seconds up to these, after that
   steady  images/s in the second half
   whole   images/s, start included
@@ -24,7 +24,7 @@ import pictures
 
 import clip
 from clip.jobs.embed import EmbedJob, Progress
-from clip.jobs.options import ModelOptions
+from clip.jobs.options import ModelOptions, Resize
 
 SPAN_S = 5.0  # over which a rate is taken
 HEAD = f"{'model':<12}{'resize':<10}{'first s':>9}{'at 10 s':>9}{'at 30 s':>9}{'steady':>9}{'whole':>9}  images/s"
@@ -43,8 +43,8 @@ class Watch:
         if progress.phase == "running" and progress.read:
             self.times.append(time.monotonic() - self.loaded)
             self.counts.append(progress.read)
-        elif not self.times:
-            self.loaded = time.monotonic()  # loading and listing go before
+        elif progress.phase != "running":
+            self.loaded = time.monotonic()
 
     def rate(self, start_s: float, stop_s: float) -> float | None:
         """Images per second between two times; None where the run was over before the second."""
@@ -54,7 +54,7 @@ class Watch:
         return (self.counts[last] - self.counts[first]) / (self.times[last] - self.times[first])
 
 
-def measure(arguments: argparse.Namespace, resize: str) -> str:
+def measure(arguments: argparse.Namespace, resize: Resize) -> str:
     """Embed once; return a line of the table."""
     folder = pictures.folder("web", arguments.files)
     with tempfile.TemporaryDirectory() as scratch:
@@ -62,14 +62,16 @@ def measure(arguments: argparse.Namespace, resize: str) -> str:
         files = sorted(str(file) for file in folder.iterdir())
         listed.write_text("".join(f"{file}\n" for file in islice(cycle(files), arguments.images)))
         watch, started = Watch(), time.monotonic()
-        model = ModelOptions(arguments.model, device=arguments.device, untrained=0 if "/" in arguments.model else None)
+        model = ModelOptions(
+            arguments.model, device=arguments.device, untrained=None if arguments.model == "sketch" else 0
+        )
         job = EmbedJob(
             source=listed,
             output=Path(scratch) / "out",
             model=model,
             duplicate_ids="keep",
             workers=arguments.workers,
-            resize=resize,  # type: ignore[arg-type]
+            resize=resize,
         )
         report = clip.embed(job, watch)
     if report.written != arguments.images:
@@ -89,7 +91,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     arguments = parser.parse_args()
     print(HEAD)
-    for resize in ("decoders", "device"):
+    ways: tuple[Resize, ...] = ("decoders", "device")
+    for resize in ways:
         print(measure(arguments, resize), flush=True)
 
 
