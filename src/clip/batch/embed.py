@@ -24,6 +24,7 @@ from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
 from ..memory import set_aside_objects
+from ..object_paths import open_place
 from ..parallel import available_cores
 from ..sources.source import Source
 from ..store.lock import hold_lock, hold_plan_lock
@@ -65,7 +66,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
              StoreError for an output that cannot be written; TooManyFailuresError, with finished parts kept.
     """
     started = time.monotonic()
-    output = Path(job.output)
+    output = open_place(job.output)
     check_room(output)
     source = open_source(job)  # first, as it refuses an input that is not there before weights are read
     with limit_threads(job.model_options.threads or available_cores()), warnings.catch_warnings():

@@ -9,7 +9,6 @@ import os
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +16,7 @@ import click
 from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import DecodeOptions, ModelOptions, OutputPolicy
 from ..jobs.search import SearchJob
+from ..object_paths import open_place
 from ..own_files import is_output
 from .failures import list_first
 from .flags import ROOT_HELP, GroupedCommand, grouped
@@ -138,7 +138,7 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     from ..store.manifest import MANIFEST, read_manifest
     from .sketch import warn_of_words
 
-    manifest = read_manifest(Path(output, MANIFEST))
+    manifest = read_manifest(open_place(output) / MANIFEST)
     warn_of_words(manifest and manifest.model, (*job.texts, *job.negative))
 
     answer(job, search_module.search, say, form, **shown)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,11 @@ from ..batch.embed import embed
 from ..batch.encoders import load_encoder
 from ..batch.replay import load_run_encoder
 from ..encoder import Encoder
-from ..errors import InputError, StoreError
+from ..errors import InputError, StoreError, StoreUnreachableError
 from ..jobs.classify import FOLDER_NAMES, OTHER, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob, Progress
 from ..jobs.options import ModelOptions
+from ..object_paths import open_place
 from ..store.manifest import MANIFEST, read_manifest
 from ..store.parts import EMBEDDINGS, FAILURES
 from ..store.reader import Store, stack_vectors
@@ -54,7 +56,7 @@ def classify(
     """
     labels = read_labels(job.labels)
     templates = read_templates(job.template, job.templates)
-    if read_manifest(Path(job.source) / MANIFEST) is not None:
+    if _is_output(job.source):
         store = Store(job.source)
         if job.untrained is not None:
             found = f"found {job.untrained}, but {store.path} has a model"
@@ -72,6 +74,13 @@ def classify(
         embed_job = EmbedJob(source=job.source, output=output, model=model, duplicate_ids="keep")
         embed(embed_job, progress)
         return _classify_store(job, Store(output), classifier, each)
+
+
+def _is_output(source: str | Path) -> bool:
+    """Whether a source is an output of `clip embed`. One that gives no answer as an output may give one as an input."""
+    with suppress(StoreUnreachableError):
+        return read_manifest(open_place(source) / MANIFEST) is not None
+    return False
 
 
 class Classifier:

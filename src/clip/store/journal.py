@@ -10,12 +10,11 @@ with all pieces before it; any other is removed, and its rows are made again. Wh
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..atomic_files import make_folder, remove_temporaries, translate_os_errors
-from ..errors import StoreError
+from ..atomic_files import make_folder, remove_folder, remove_temporaries, translate_os_errors
+from ..errors import StoreError, StoreUnreachableError
 from ..records import Shard
 from .part_writer import PartWriter
 from .parts import EMBEDDINGS, FAILURES, Parts, shard_number
@@ -71,6 +70,8 @@ class Journal:
                 return None
             rows, failures = (self._parts.summarise(path) for path in paths)
             are_whole = all([self._parts.check(path) for path in paths])
+        except StoreUnreachableError:
+            raise  # nothing is known of the piece, so it is not removed
         except (StoreError, OSError):
             return None
         if not are_whole or {rows.fingerprint, failures.fingerprint} != {self._shard.fingerprint}:
@@ -149,7 +150,7 @@ def remove_journals(output: Path, shards: Container[int]) -> None:
 def _remove(folder: Path) -> None:
     with translate_os_errors(folder):
         if folder.is_dir():
-            shutil.rmtree(folder)
+            remove_folder(folder)
         if folder.parent.is_dir() and not any(folder.parent.iterdir()):
             try:
                 folder.parent.rmdir()
