@@ -22,22 +22,25 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path, PosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from .errors import InputError, StoreUnreachableError
 from .parallel import map_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from obstore import ObjectMeta, PutMode
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
+T = TypeVar("T")
+R = TypeVar("R")
 URL = re.compile(r"(s3|gs|az)://[^/]+(/.*)?", re.DOTALL)
 MANY = 32  # requests at a time, where many objects are asked for; their time is waiting
 TAIL_BYTES = 2**16  # at the end of a Parquet file, where its footer is
 FIRST_BYTES, MOST_BYTES = 2**18, 2**23  # of a requested part; doubled while parts follow each other
 WHOLE_BYTES = 2**26  # up to which an object is sent by one request; a larger one in pieces, which appear together
+STATUS, CODE = re.compile(r"status code: (\d{3}[^:\n]*)"), re.compile(r"<Code>(\w+)</Code>")
 MAX_REASON = 300  # characters of a library's message
 
 
@@ -63,7 +66,9 @@ def is_object_url(name: str | Path) -> bool:
 
 def open_place(name: str | Path) -> Path:
     """Return the path of an output: on this machine, or on an object store."""
-    return ObjectPath(str(name)) if not isinstance(name, Path) and is_object_url(name) else Path(name)
+    if isinstance(name, Path):
+        return name  # `Path(name)` would make of an ObjectPath one of this machine
+    return ObjectPath(name) if is_object_url(name) else Path(name)
 
 
 class ObjectPath(PosixPath):
@@ -323,9 +328,17 @@ def translate_store_errors(path: ObjectPath) -> Generator[None]:
     except FileNotFoundError as exc:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from exc
     except (BaseError, OSError, ValueError) as exc:
-        reason = next(iter(str(exc).strip().splitlines()), type(exc).__name__)[:MAX_REASON]
         remedy = "Check the bucket, its region, the credentials and the network, and run again: what is written stays."
-        raise StoreUnreachableError(path, f"cannot be reached ({reason})", "an object store", remedy) from exc
+        raise StoreUnreachableError(path, f"cannot be reached ({_describe(exc)})", "an answer", remedy) from exc
+
+
+def _describe(exc: Exception) -> str:
+    """Return what a server answered, or else what obstore says in its first line, before its record of the request."""
+    text = str(exc)
+    if (status := STATUS.search(text)) is None:
+        return next(iter(text.strip().splitlines()), type(exc).__name__)[:MAX_REASON]
+    code = CODE.search(text)
+    return f"its server answered {status[1]}{f', {code[1]}' if code else ''}"
 
 
 @cache
@@ -380,7 +393,8 @@ def _find_aws_settings() -> dict[str, Any]:
     return given | {"credential_provider": provide}
 
 
-def map_objects(function: Any, items: Iterable[Any], path: Path) -> Iterator[Any]:
+def map_objects(function: Callable[[T], R], items: Iterable[T], path: Path) -> Iterator[R]:
     """Call a function for each item, in their order; many at a time where the path is on an object store."""
-    workers = MANY if isinstance(path, ObjectPath) else 1
-    return map_ahead(function, items, workers=workers, ahead=2 * workers)
+    if not isinstance(path, ObjectPath):
+        return map(function, items)
+    return map_ahead(function, items, workers=MANY, ahead=2 * MANY)

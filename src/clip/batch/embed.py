@@ -24,7 +24,7 @@ from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
 from ..memory import set_aside_objects
-from ..object_paths import open_place
+from ..object_paths import map_objects, open_place
 from ..parallel import available_cores
 from ..sources.source import Source
 from ..store.lock import hold_lock, hold_plan_lock
@@ -32,7 +32,7 @@ from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest
 from ..store.parts import EMBEDDINGS, Parts
 from ..store.plan import Plan
 from ..store.writer import StoreWriter, check_room
-from .count import count_expected, count_ignored, count_shard, find_unfinished
+from .count import Count, Expected, count_expected, count_ignored, count_shard, find_unfinished
 from .decode import Decoding
 from .encoders import load_encoder
 from .given_columns import check_ids, find_empty
@@ -149,9 +149,12 @@ def _finish(
 def _check_counts(parts: Parts, plan: Plan, frames: Frames, indices: Sequence[int]) -> dict[str, int]:
     """Count what the parts hold, and compare it with the plan. Raises: StoreError where an entry is missing."""
     read = written = failed = 0
-    for index in indices:
+
+    def count_one(index: int) -> tuple[Expected, Count]:
         expected = count_expected(plan, index)
-        count = count_shard(parts, index, expected)
+        return expected, count_shard(parts, index, expected)
+
+    for index, (expected, count) in zip(indices, map_objects(count_one, indices, parts.output), strict=True):
         if error := count.find_error(expected, frames):
             remedy = "Run again with `overwrite=True`, and report this."
             raise StoreError(parts.path(EMBEDDINGS, index), f"holds {error}", remedy=remedy)

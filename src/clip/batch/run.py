@@ -19,6 +19,7 @@ from ..budgets import ByteBudget
 from ..encoder import Encoder
 from ..errors import ClipError, StoreBusyError, TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
+from ..object_paths import MANY, ObjectPath, map_objects
 from ..parallel import available_cores, map_ahead, read_ahead
 from ..records import ContainerPart, Failure, Item, Member, Row, Shard, count_bytes
 from ..sources.remote.prefetch import prefetch
@@ -98,7 +99,8 @@ class Run:
         Raises:  StoreError for a part that is not as it was written.
         """
         store, share = self._store, self._job.share
-        summaries = {index: self._plan.summary(index) for index in self.indices}
+        read = map_objects(self._plan.summary, self.indices, store.path)
+        summaries = dict(zip(self.indices, read, strict=True))
         self._done = self._find_done({index: summary.fingerprint for index, summary in summaries.items()})
         self._missing = [index for index in self.indices if index not in self._done]
         if share is not None:
@@ -185,6 +187,7 @@ class Run:
     def _find_done(self, fingerprints: Mapping[int, str]) -> set[int]:
         """Return the shards whose parts are there, whole and of these fingerprints. Threads compare the parts."""
         store, workers = self._store, available_cores()
+        workers = MANY if isinstance(store.path, ObjectPath) else workers
         found = map_ahead(lambda pair: store.is_done(*pair), fingerprints.items(), workers=workers, ahead=4 * workers)
         return {index for index, is_done in zip(fingerprints, found, strict=True) if is_done}
 

@@ -86,7 +86,7 @@ class Lock:
             record = _read(self._path)
             if record is not None and record["owner"] == self._owner:
                 self._path.unlink(missing_ok=True)  # the guard stays, as another job may be waiting for it
-        except OSError as exc:
+        except (OSError, StoreError) as exc:
             # The job's own error says more, and the lock of a dead process is taken over.
             _log.debug("%s: cannot be removed (%s)", self._path, exc)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..atomic_files import TEMPORARY, make_folder, remove_folder, remove_temporaries, translate_os_errors
 from ..errors import StoreMismatchError
-from ..object_paths import ObjectPath
+from ..object_paths import ObjectPath, map_objects
 from .journal import JOURNAL, Journal
 from .manifest import CALIBRATION, INDEX, MANIFEST, READING_KEYS, Manifest, read_manifest, write_manifest
 from .part_writer import PartWriter
@@ -229,11 +229,9 @@ class StoreWriter:
 
         Raises:  StoreError for a part that cannot be read.
         """
-        rows = failed = 0
-        for index in shards:
-            counts = [self.parts.summarise(path).rows for path in self._paths(index)]
-            rows, failed = rows + counts[0], failed + counts[1]
-        return rows, failed
+        paths = (path for index in shards for path in self._paths(index))
+        counts = [summary.rows for summary in map_objects(self.parts.summarise, paths, self.path)]
+        return sum(counts[::2]), sum(counts[1::2])
 
     def commit(self, shard: Shard, rows: Sequence[Row], vectors: np.ndarray, failures: Sequence[Failure]) -> None:
         """Write a shard with one call; see `part`."""
