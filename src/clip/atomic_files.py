@@ -67,6 +67,8 @@ def _refuse_special(path: Path | str, status: os.stat_result) -> None:
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """Read a whole file, as `open_regular` opens it. Raises: OSError, for a larger file too."""
+    if isinstance(path, ObjectPath):
+        return path.read_object(max_bytes)[0]
     with open_regular(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:

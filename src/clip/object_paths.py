@@ -169,13 +169,16 @@ class ObjectPath(PosixPath):
             _delete(self, [sealing])
         self.remove_tree()
 
-    def read_object(self) -> tuple[bytes, str]:
-        """Return the bytes of the object, and the ETag of their version. Raises: FileNotFoundError."""
+    def read_object(self, max_bytes: int) -> tuple[bytes, str]:
+        """Return the bytes of the object, and the ETag of their version. Raises: OSError if it is missing or larger."""
         import obstore
 
         with translate_store_errors(self):
             answer = obstore.get(self.client, self.key)
-            return bytes(answer.bytes()), answer.meta["e_tag"] or ""
+            meta, data = answer.meta, bytes(answer.bytes()) if answer.meta["size"] <= max_bytes else None
+        if data is None:
+            raise OSError(errno.EFBIG, f"more than {max_bytes:,} bytes", str(self))
+        return data, meta["e_tag"] or ""
 
     def put_if(self, data: bytes, etag: str | None) -> str | None:
         """Write the object if its version is this one, or with None if it is absent; return the ETag that it has then.

@@ -47,6 +47,7 @@ PLAN_LOCK, PART_LOCK = ".lock.plan", ".lock.part-{}-of-{}"
 PART_LOCK_NAME = re.compile(r"\.lock\.part-\d+-of-(\d+)")
 HEARTBEAT_S = 5.0
 STALE_S = 30.0  # six heartbeats
+PUTS = 3  # of a record, where a server gives no answer
 OBJECT_HEARTBEAT_S, OBJECT_STALE_S = 15.0, 90.0  # a put costs money: a thousand for each machine in four hours
 ENDED_STATES = ("Z", "X")  # man 5 proc
 MAX_BYTES = 2**16  # of a record
@@ -221,15 +222,12 @@ class ObjectLock(Lock):
         return OBJECT_STALE_S
 
     def _try(self, watched: dict[str, tuple[dict[str, Any], float]]) -> list[tuple[dict[str, Any], bool]]:
-        rivals = self._find_rivals(watched)
-        if rivals:
-            return rivals
-        if _read(self._object) is None and self._object.is_file():
-            self._object.unlink()  # what a process left that was killed while it removed a stale record
-        while not self._put(None):
+        is_put = False
+        while not is_put:
             rivals = self._find_rivals(watched)
             if rivals:
                 return rivals
+            is_put = self._put(self._find_void())
         rivals = self._find_rivals(watched)  # of two that put records at the same time each sees the other's
         if rivals:
             self._object.unlink(missing_ok=True)
@@ -238,20 +236,31 @@ class ObjectLock(Lock):
     def _put(self, etag: str | None) -> bool:
         """Put the record in the place of a version, or of nothing; return whether it is there."""
         data = self._make_record()
+        for number in reversed(range(PUTS)):
+            try:
+                written = self._object.put_if(data, etag)
+            except StoreUnreachableError:  # obstore does not repeat a put under a condition that may have been done
+                if self._is_there(data):
+                    return True
+                if not number:
+                    raise
+                continue
+            self._etag = written or self._etag
+            return written is not None or self._is_there(data)
+        return False
+
+    def _find_void(self) -> str | None:
+        """Return the version of what stands in the place of a record that was stale; None where there is nothing."""
         try:
-            written = self._object.put_if(data, etag)
-        except StoreUnreachableError:
-            if not self._is_there(data):
-                raise
-            return True
-        if written is not None:
-            self._etag = written
-        return written is not None or self._is_there(data)
+            data, etag = self._object.read_object(MAX_BYTES)
+        except FileNotFoundError:
+            return None
+        return etag if _parse(data) is None else None
 
     def _is_there(self, data: bytes) -> bool:
         """Whether a put that was answered by an error, or refused when it was repeated, has written the record."""
         try:
-            there, etag = self._object.read_object()
+            there, etag = self._object.read_object(MAX_BYTES)
         except FileNotFoundError:
             return False
         if there == data:
@@ -261,7 +270,7 @@ class ObjectLock(Lock):
     def _write(self) -> None:
         if self._put(self._etag):
             return
-        record, self._etag = self._object.read_object()  # an earlier heartbeat that was answered too late
+        record, self._etag = self._object.read_object(MAX_BYTES)  # an earlier heartbeat that was answered too late
         if json.loads(record).get("owner") != self._owner:
             raise StoreBusyError(self._object.parent, "another job has taken it over")
 
@@ -269,12 +278,13 @@ class ObjectLock(Lock):
         """Remove a record unless its owner, or who takes it over too, has put another in its place meanwhile."""
         there = path if isinstance(path, ObjectPath) else self._object
         try:
-            data, etag = there.read_object()
+            data, etag = there.read_object(MAX_BYTES)
         except FileNotFoundError:
             return True
         if _parse(data) != record or there.put_if(b"{}", etag) is None:
             return False
-        there.unlink()
+        if there != self._object:
+            there.unlink()  # of its own name this lock replaces it, under a condition
         return True
 
     def _guard(self) -> AbstractContextManager[object]:
