@@ -25,6 +25,7 @@ from ..records import ContainerPart, Failure, Item, Member, Row, Shard, count_by
 from ..sources.remote.prefetch import prefetch
 from ..store.journal import Journal, Saved, find_journals, remove_journals
 from ..store.parts import FAILURES
+from ..store.update import may_pass
 from ..text.tokens import Tokenizing
 from .batches import Batches
 from .crops import CropRing
@@ -108,7 +109,9 @@ class Run:
         begun = {index for index in find_journals(store.path) if share is None or share.owns(index)}
         remove_journals(store.path, begun.difference(self._missing))
         for index in sorted(begun.intersection(self._missing)):
-            self._journals[index] = store.journal(self._plan.shard(index))
+            self._journals[index] = journal = store.journal(self._plan.shard(index))
+            if self._job.policy.update:
+                journal.remove_failures(may_pass)
         rows, self._failed = store.counts(self._done)
         self.resumed = rows + self._failed + sum(summaries[index].carried_over for index in self._missing)
         self.resumed += sum(journal.saved.outcomes for journal in self._journals.values())

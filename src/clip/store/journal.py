@@ -20,7 +20,7 @@ from .part_writer import PartWriter
 from .parts import EMBEDDINGS, FAILURES, Parts, shard_number
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping
     from pathlib import Path
 
     import pyarrow as pa
@@ -107,10 +107,13 @@ class Journal:
             self._pieces + 1,
         )
 
-    def remove_failures(self) -> None:
-        """Remove the pieces from the first with a failure on, so that these entries are tried again."""
+    def remove_failures(self, which: Callable[[dict[str, str]], bool] = lambda _: True) -> None:
+        """Remove the pieces from the first with such a failure on, so that these entries are tried again."""
         self.saved, pieces, self._pieces = Saved(), self._pieces, 0
-        while self._pieces < pieces and (saved := self._check(self._pieces)) is not None and not saved.failed:
+        while self._pieces < pieces and (saved := self._check(self._pieces)) is not None:
+            path = self._parts.path(FAILURES, self._pieces)
+            if saved.failed > self.saved.failed and any(map(which, self._parts.read(path).to_pylist())):
+                break
             self.saved, self._pieces = saved, self._pieces + 1
         self._remove_from(self._pieces)
 

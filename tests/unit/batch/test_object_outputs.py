@@ -13,7 +13,7 @@ import clip
 from clip import object_paths
 from clip.batch.verify import verify
 from clip.errors import InputError, StoreUnreachableError
-from clip.jobs import EmbedJob, EmbedReport
+from clip.jobs import EmbedJob, EmbedReport, ExportJob, MergeJob
 from clip.jobs.verify import VerifyJob
 
 IMAGES = 11
@@ -63,11 +63,11 @@ def test_a_run_is_written_verified_listed_and_searched(
     check(job, objects, tmp_path)
     assert run("verify", OUT).code == 0
     assert "05.broken.jpg" in run("failures", OUT).stdout
-    found = run("search", OUT, "--image", str(tmp_path / "photos" / "00.jpg"), "-k", "1", "--json")
-    assert json.loads(found.stdout.splitlines()[0])["id"] == "00.jpg", found.stderr
+    found = run("search", OUT, "--image", str(tmp_path / "photos" / "00.png"), "-k", "1", "--json")
+    assert json.loads(found.stdout.splitlines()[0])["id"] == "00.png", found.stderr
     requests = len(objects.requests)
     assert json.loads(
-        run("search", OUT, "--image", str(tmp_path / "photos" / "00.jpg"), "--json").stdout.splitlines()[0]
+        run("search", OUT, "--image", str(tmp_path / "photos" / "00.png"), "--json").stdout.splitlines()[0]
     )
     assert not [one for one in objects.requests[requests:] if "part-" in one], "the index is in a cache here"
     assert not (tmp_path / "s3:").exists()
@@ -89,8 +89,8 @@ def test_parts_of_a_run_share_an_output(job: EmbedJob, objects: ObjectServer, tm
 
 def test_an_update_replaces_the_plan(job: EmbedJob, objects: ObjectServer, photos: Path) -> None:
     clip.embed(job)
-    (photos / "00.jpg").unlink()
-    draw_photos(photos, ["new.jpg"])
+    (photos / "00.png").unlink()
+    draw_photos(photos, ["new.png"])
     report = clip.embed(change_job(job, update=True))
     assert (report.read, report.removed) == (IMAGES + 1, 1)
     assert verify(VerifyJob(output=OUT)).problems == ()
@@ -138,3 +138,20 @@ def test_a_run_that_dies_at_any_request_is_resumed(
 def test_an_output_that_names_no_folder_of_a_bucket_is_refused(output: str, photos: Path) -> None:
     with pytest.raises(InputError):
         embed_job(source=photos, output=output)
+
+
+def test_an_output_that_was_copied_there_is_read_as_it_was_here(
+    job: EmbedJob, objects: ObjectServer, photos: Path, tmp_path: Path
+) -> None:
+    local = tmp_path / "local"
+    clip.embed(change_job(job, output=local))
+    for path in local.rglob("*"):
+        if path.is_file():
+            objects.put(f"photos/out/{path.relative_to(local).as_posix()}", path.read_bytes())
+    photos.rename(tmp_path / "elsewhere")  # so that the base is looked for
+    assert verify(VerifyJob(output=OUT)).problems == ()
+    report = clip.export(ExportJob(output=OUT, target=tmp_path / "to", format="npy"))
+    assert report.rows == IMAGES
+    merged = clip.merge(MergeJob(source=OUT, output=tmp_path / "merged"))
+    assert (merged.read, merged.written) == (IMAGES + 1, IMAGES)
+    assert verify(VerifyJob(output=tmp_path / "merged")).problems == ()
