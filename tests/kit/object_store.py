@@ -23,6 +23,7 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from clip import object_paths
+from clip.sources.remote.schemes import get_server
 
 BUCKET = "bucket"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -108,6 +109,7 @@ def running() -> Iterator[ObjectServer]:
             patch.setenv(name, value)
         patch.setattr(object_paths, "PATIENCE", PATIENCE)
         object_paths._connect.cache_clear()
+        get_server.cache_clear()
         try:
             make_bucket(application.url)
             yield application
@@ -118,6 +120,7 @@ def running() -> Iterator[ObjectServer]:
             server.server_close()
             moto.s3.models.s3_backends.reset()
             object_paths._connect.cache_clear()
+            get_server.cache_clear()
 
 
 def make_bucket(url: str) -> None:
