@@ -47,7 +47,7 @@ FLOORS = (
     {"clip"},
     {"encoder"},
     {"batch", "health"},
-    {"retrieval"},
+    {"retrieval", "cluster"},
     {"serve"},
     {"cli"},
 )
@@ -111,6 +111,7 @@ def test_imports_go_down_the_floors(path: Path) -> None:
     with_network = own in ("weights", "sources.remote", "serve") or dotted(path) == "object_paths"
     assert with_network or not (others & NETWORK)
     assert own == "serve" or not (others & SERVER)
+    assert own == "cluster" or "ray" not in others
 
 
 def test_no_module_is_reached_from_itself() -> None:
