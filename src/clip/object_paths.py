@@ -40,6 +40,7 @@ MANY = 32  # requests at a time, where many objects are asked for; their time is
 TAIL_BYTES = 2**16  # at the end of a Parquet file, where its footer is
 FIRST_BYTES, MOST_BYTES = 2**18, 2**23  # of a requested part; doubled while parts follow each other
 WHOLE_BYTES = 2**26  # up to which an object is sent by one request; a larger one in pieces, which appear together
+DELETES = 3  # attempts, where a server gives no answer
 STATUS, CODE = re.compile(r"status code: (\d{3}[^:\n]*)"), re.compile(r"<Code>(\w+)</Code>")
 MAX_REASON = 300  # characters of a library's message
 
@@ -234,9 +235,14 @@ class ObjectPath(PosixPath):
 def _delete(path: ObjectPath, keys: list[str]) -> None:
     import obstore
 
-    with translate_store_errors(path):
-        if keys:
-            obstore.delete(path.client, keys)
+    for number in reversed(range(DELETES if keys else 0)):
+        try:
+            with translate_store_errors(path):
+                obstore.delete(path.client, keys)
+            return
+        except StoreUnreachableError:  # obstore does not repeat what is no put and may have been done
+            if not number:
+                raise
 
 
 class _ObjectFile(io.RawIOBase):
