@@ -22,13 +22,13 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from clip import object_paths
+from clip import object_stores
 from clip.sources.remote.schemes import get_server
 
 BUCKET = "bucket"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-PATIENCE = object_paths.StorePatience(timeout_s=2.0, first_wait_s=0.01, longest_wait_s=0.02)
+PATIENCE = object_stores.StorePatience(timeout_s=2.0, first_wait_s=0.01, longest_wait_s=0.02)
 
 
 class ObjectServer:
@@ -107,8 +107,8 @@ def running() -> Iterator[ObjectServer]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": application.url}).items():
             patch.setenv(name, value)
-        patch.setattr(object_paths, "PATIENCE", PATIENCE)
-        object_paths._connect.cache_clear()
+        patch.setattr(object_stores, "PATIENCE", PATIENCE)
+        object_stores.connect.cache_clear()
         get_server.cache_clear()
         try:
             make_bucket(application.url)
@@ -119,7 +119,7 @@ def running() -> Iterator[ObjectServer]:
             thread.join()
             server.server_close()
             moto.s3.models.s3_backends.reset()
-            object_paths._connect.cache_clear()
+            object_stores.connect.cache_clear()
             get_server.cache_clear()
 
 

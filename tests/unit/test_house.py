@@ -25,6 +25,7 @@ GROUND = {
     "parallel",
     "atomic_files",
     "object_paths",
+    "object_stores",
     "own_files",
     "records",
     "retry",
@@ -108,7 +109,7 @@ def test_imports_go_down_the_floors(path: Path) -> None:
     if own in TORCH_FREE and dotted(path) not in WITH_TORCH and dotted(path) != "records":
         assert "torch" not in others
     assert own == "cli" or "click" not in others
-    with_network = own in ("weights", "sources.remote", "serve") or dotted(path) == "object_paths"
+    with_network = own in ("weights", "sources.remote", "serve") or dotted(path) in ("object_paths", "object_stores")
     assert with_network or not (others & NETWORK)
     assert own == "serve" or not (others & SERVER)
     assert own == "cluster" or "ray" not in others

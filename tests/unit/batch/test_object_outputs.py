@@ -10,7 +10,7 @@ from kit.jobs import change_job, embed_job
 from kit.object_store import BUCKET, ObjectServer
 
 import clip
-from clip import object_paths
+from clip import object_stores
 from clip.batch.verify import verify
 from clip.errors import InputError, StoreUnreachableError
 from clip.jobs import EmbedJob, EmbedReport, ExportJob, MergeJob
@@ -127,11 +127,11 @@ def test_a_run_that_dies_at_any_request_is_resumed(
     for dying in range(3, count - 6, 17):
         objects.fail(".*", *[""] * dying, *["500"] * 10_000)
         with monkeypatch.context() as patch:
-            patch.setattr(object_paths, "PATIENCE", object_paths.StorePatience(attempts=1))
-            object_paths._connect.cache_clear()
+            patch.setattr(object_stores, "PATIENCE", object_stores.StorePatience(attempts=1))
+            object_stores.connect.cache_clear()
             with pytest.raises(StoreUnreachableError):
                 clip.embed(job)
-        object_paths._connect.cache_clear()
+        object_stores.connect.cache_clear()
         objects.scripts.clear()
         for key in [key for key in objects.list() if "/.lock" in key]:
             objects.delete(key)  # the owner is gone after a kill
