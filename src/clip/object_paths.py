@@ -47,10 +47,17 @@ def is_object_url(name: str | Path) -> bool:
 
 
 def open_place(name: str | Path) -> Path:
-    """Return the path of an output: on this machine, or on an object store."""
+    """Return the path of an output: on this machine, or on an object store.
+
+    Raises:  InputError where the library for a store, or settings of it, are missing.
+    """
     if isinstance(name, Path):
         return name  # `Path(name)` would make of an ObjectPath one of this machine
-    return ObjectPath(name) if is_object_url(name) else Path(name)
+    if not is_object_url(name):
+        return Path(name)
+    place = ObjectPath(name)
+    connect(place.parts[0].removesuffix(":"), place.parts[1])  # which says at once what is missing
+    return place
 
 
 class ObjectPath(PosixPath):

@@ -68,8 +68,12 @@ def _describe(exc: Exception) -> str:
 
 @cache
 def connect(scheme: str, bucket: str) -> ObjectStore:
-    """Return the store of a bucket, by the environment's settings. Raises: InputError where obstore is missing."""
+    """Return the store of a bucket, by the user's settings; no request is made.
+
+    Raises:  InputError where obstore is missing, or settings are missing or wrong.
+    """
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError as exc:
         remedy = "Run: pip install 'clip-turbo[remote]'"
@@ -87,24 +91,36 @@ def connect(scheme: str, bucket: str) -> ObjectStore:
         },
         "retry_timeout": timedelta(seconds=PATIENCE.total_s),
     }
-    given = _find_aws_settings() if scheme == "s3" else {}
-    return from_url(f"{scheme}://{bucket}", client_options=options, retry_config=retry, **given)
+    given = _find_aws_settings(bucket) if scheme == "s3" else {}
+    try:
+        return from_url(f"{scheme}://{bucket}", client_options=options, retry_config=retry, **given)
+    except (BaseError, ValueError) as exc:
+        raise _make_settings_error(f"{scheme}://{bucket}", exc) from exc
 
 
-def _find_aws_settings() -> dict[str, Any]:
+def _make_settings_error(item: str, exc: Exception) -> InputError:
+    expected = "an account, a region and credentials"
+    return InputError(item, f"cannot be set up ({_describe(exc)})", expected, "Set them, as docs/scale.md says.")
+
+
+def _find_aws_settings(bucket: str) -> dict[str, Any]:
     """Return credentials, region and endpoint of a profile, which object_store does not read; botocore does.
 
-    Those of the environment's variables are object_store's own.
+    Those of the environment's variables are object_store's own. Raises: InputError for a profile that is not there.
     """
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return {}
     try:
+        from botocore.exceptions import BotoCoreError
         from botocore.session import Session
     except ImportError:
         return {}
     session = Session()
-    credentials = session.get_credentials()
-    region, endpoint = session.get_config_variable("region"), session.get_scoped_config().get("endpoint_url")
+    try:
+        credentials = session.get_credentials()
+        region, endpoint = session.get_config_variable("region"), session.get_scoped_config().get("endpoint_url")
+    except BotoCoreError as exc:
+        raise _make_settings_error(f"s3://{bucket}", exc) from exc
     settings = {"region": region, "endpoint": endpoint}
     given: dict[str, Any] = {name: value for name, value in settings.items() if value}
     if credentials is None:
