@@ -134,7 +134,7 @@ def test_of_many_that_come_at_once_at_most_one_gets_in(
         with guard:
             inside.append(1)
             most.append(len(inside))
-        mine.check()
+        mine.holding.check()
         with guard:
             inside.pop()
         mine.release()
