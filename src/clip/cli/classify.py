@@ -44,7 +44,7 @@ WHAT, MODEL, HOW = (partial(grouped, name) for name in ("Labels", "Model", "How 
 
 
 @click.command(cls=GroupedCommand, short_help="Classify images into your labels.", examples=EXAMPLES)
-@click.argument("source", metavar="OUT|IMAGES")
+@click.argument("source", metavar="OUT...|IMAGES...", nargs=-1, required=True)
 @WHAT("--labels", metavar="FILE|A,B", multiple=True, required=True, help=LABELS_HELP)
 @WHAT("--template", metavar="TEXT", multiple=True, help=TEMPLATE_HELP)
 @WHAT("--templates", metavar="SET", help=SET_HELP)
@@ -64,10 +64,11 @@ def classify(*, format: Format, as_json: bool, labels: tuple[str, ...], **option
     find` it.
 
     OUT is a folder that `clip embed` wrote; its vectors are used. IMAGES is any input of `clip embed`; it is embedded
-    first. On a terminal a line has the probability, the label and the path, and the end has the counts of each label.
-    Elsewhere it is a JSON object with id, path, top (labels and their probabilities, the most probable first), label
-    with --other, and truth with --truth; for an image that cannot be read it has id, path, stage, error, message. Exit
-    code 0: all images are classified; 3: some could not be read; 1: the command failed; 2: it did not begin.
+    first. There may be several of one kind. On a terminal a line has the probability, the label and the path, and the
+    end has the counts of each label. Elsewhere it is a JSON object with id, path, top (labels and their probabilities,
+    the most probable first), label with --other, and truth with --truth; for an image that cannot be read it has id,
+    path, stage, error, message. Exit code 0: all images are classified; 3: some could not be read; 1: the command
+    failed; 2: it did not begin.
     """
     from ..retrieval.prompts import read_labels, split_labels
 

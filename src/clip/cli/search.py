@@ -19,6 +19,7 @@ import click
 from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import DecodeOptions, ModelOptions, OutputPolicy
 from ..jobs.search import SearchJob
+from ..object_paths import open_place
 from ..own_files import is_output
 from .failures import list_first
 from .flags import ROOT_HELP, GroupedCommand, grouped
@@ -143,10 +144,10 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     from ..store.manifest import MANIFEST, read_manifest
     from .sketch import warn_of_words
 
-    manifest = read_manifest(Path(output, MANIFEST))
+    manifest = read_manifest(open_place(output) / MANIFEST)
     warn_of_words(manifest and manifest.model, (*job.texts, *job.negative))
     if manifest is not None and job.root is None and manifest.base:
-        base = manifest.find_base(Path(output))
+        base = manifest.find_base(open_place(output))
         if not (is_remote(base) or os.path.isdir(base)):  # noqa: PTH112
             say(f"{base} is not there any more: name the folder where the images are now with --root DIR")
 

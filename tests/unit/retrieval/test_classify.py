@@ -134,6 +134,28 @@ def test_nothing_is_lost(folder: Path, source: str) -> None:
     assert len(classify(folder, k=99).rows[0].top) == 3
 
 
+def test_several_outputs_are_classified_one_after_another(folder: Path, tmp_path: Path) -> None:
+    job = embed_job(
+        source=folder / "photos/cat", output=tmp_path / "cats", model=str(folder / "tiny-vit.pt"), threads=1
+    )
+    clip.embed(job)
+    report = clip.classify(clip.ClassifyJob(source=(tmp_path / "cats", folder / "out"), labels=LABELS, k=2))
+    alone = clip.classify(clip.ClassifyJob(source=tmp_path / "cats", labels=LABELS, k=2))
+    assert report.rows == alone.rows + classify(folder, k=2).rows
+    assert (report.read, report.classified, report.failed) == (8, 7, 1)
+
+
+def test_outputs_of_different_runs_and_outputs_beside_images_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+    job = embed_job(
+        source=folder / "photos/cat", output=tmp_path / "cats", model=str(folder / "tiny-vit.pt"), threads=1
+    )
+    clip.embed(change_job(job, orient="exif"))
+    with pytest.raises(StoreMismatchError, match="policies"):
+        clip.classify(clip.ClassifyJob(source=(folder / "out", tmp_path / "cats"), labels=LABELS))
+    with pytest.raises(InputError, match=r"is an output, .* is none"):
+        clip.classify(clip.ClassifyJob(source=(folder / "out", folder / "photos"), labels=LABELS))
+
+
 def test_an_image_that_is_listed_twice_has_two_rows(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{folder}/photos/4.png\n{folder}/photos/4.png\n")
     job = clip.ClassifyJob(source=tmp_path / "list.txt", labels=LABELS, model=str(folder / "tiny-vit.pt"))
