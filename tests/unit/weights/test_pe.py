@@ -63,7 +63,7 @@ def test_an_exported_file_has_all_that_the_folder_had(tmp_path: Path) -> None:
     image = formula.picture(0, 64, 43)
     whole, one = clip.Encoder(folder), clip.Encoder(tmp_path / "one.safetensors")
     assert np.array_equal(whole.embed_images([image]), one.embed_images([image]))
-    with pytest.raises(CheckpointError, match="vision_heads"):
+    with pytest.raises(CheckpointError, match=r"vision width is 64.* for each of 3 heads"):
         save_with_header(tmp_path, {"vision_heads": 3})
 
 
@@ -155,7 +155,7 @@ def test_a_text_has_room_for_thirty_tokens(tmp_path: Path) -> None:
 
 def test_it_is_eager_when_loaded_and_cannot_be_told_a_precision(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a network that is eager"):
-        clip.load(pe.write(tmp_path), device="cpu", precision="bf16")
+        clip.load(pe.write(tmp_path), device="cpu", precision="fp32")
 
 
 def test_it_is_checked_embedded_and_classified(tmp_path: Path) -> None:
