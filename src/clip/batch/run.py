@@ -35,10 +35,10 @@ from .prepare import Preparing
 from .processes import DecoderProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from ..sources.source import Source
-    from ..store.lock import Lock
+    from ..store.lock import Holding
     from ..store.plan import Plan
     from ..store.writer import StoreWriter
 
@@ -60,10 +60,12 @@ class Run:
         source: Source,
         plan: Plan,
         store: StoreWriter,
-        lock: Lock,
+        lock: Holding,
         progress: Callable[[Progress], None] | None,
         clock: Callable[[], float] = time.monotonic,
+        indices: Sequence[int] | None = None,
     ) -> None:
+        """Write the shards of these numbers; by default all, or those of the job's part."""
         self._job = job
         self._encoder = encoder
         self._decoding = Decoding(source, encoder.settings, job.limits, job.decode, job.policy.hashes)
@@ -76,10 +78,11 @@ class Run:
         self._ring = None if texts else CropRing(self._pace.ring, encoder.resolution_px, shared=self._in_processes)
         self._waiting = Batches(self._ring, self._pace.most_held)  # empty between shards
         self._plan = plan
-        share = job.share
-        self.indices = [index for index in range(plan.shards) if share is None or share.owns(index)]
-        self._total = plan.total if share is None else None
-        self._missing: list[int] = []
+        self._shares = job.share is not None or indices is not None  # with processes that write other shards
+        own = range(plan.shards) if job.share is None else job.share.choose(plan.shards)
+        self.indices = own if indices is None else indices
+        self._total = None if self._shares else plan.total
+        self.missing: list[int] = []  # shards, once they are looked for
         self._done: set[int] = set()
         self._failed = 0  # in shards that are done
         self.resumed = 0  # entries that earlier runs had written
@@ -97,29 +100,28 @@ class Run:
 
         Raises:  StoreError for a part that is not as it was written.
         """
-        store, share = self._store, self._job.share
+        store = self._store
         summaries = {index: self._plan.summary(index) for index in self.indices}
         self._done = self._find_done({index: summary.fingerprint for index, summary in summaries.items()})
-        self._missing = [index for index in self.indices if index not in self._done]
-        if share is not None:
-            store.remove_temporaries(share)
-        begun = {index for index in find_journals(store.path) if share is None or share.owns(index)}
-        remove_journals(store.path, begun.difference(self._missing))
-        for index in sorted(begun.intersection(self._missing)):
+        self.missing = [index for index in self.indices if index not in self._done]
+        if self._shares:
+            store.remove_temporaries(self.indices)
+        begun = find_journals(store.path).intersection(self.indices)
+        remove_journals(store.path, begun.difference(self.missing))
+        for index in sorted(begun.intersection(self.missing)):
             self._journals[index] = store.journal(self._plan.shard(index))
         rows, self._failed = store.counts(self._done)
-        self.resumed = rows + self._failed + sum(summaries[index].carried_over for index in self._missing)
+        self.resumed = rows + self._failed + sum(summaries[index].carried_over for index in self.missing)
         self.resumed += sum(journal.saved.outcomes for journal in self._journals.values())
-        if share is not None and not self._plan.containers:
+        if self._shares and not self._plan.containers:
             self._total = sum(summary.entries for summary in summaries.values())
-        return bool(self._missing)
+        return bool(self.missing)
 
     def write(self) -> None:
         """Write the missing shards."""
         state = _State(self.resumed, self._failed, self._done, self.resumed)
-        with ExitStack() as all_files, closing(self._blocks(self._missing)) as blocks, ExitStack() as files:
-            if self._ring is not None:
-                all_files.callback(self._ring.close)  # after the processes that write into it
+        with ExitStack() as all_files, closing(self._blocks(self.missing)) as blocks, ExitStack() as files:
+            all_files.callback(self.close)  # after the processes that write into the ring
             try:
                 for block in blocks:
                     self._take(block, state, files)
@@ -129,6 +131,11 @@ class Run:
                 self._save_last(state, exc)
                 self._report(state)
                 raise
+
+    def close(self) -> None:
+        """Close what a run holds that writes nothing; `write` does so itself."""
+        if self._ring is not None:
+            self._ring.close()
 
     def _take(self, block: Block | Shard | _End, state: _State, files: ExitStack) -> None:
         """Take what comes next: the begin of a shard, what became of some entries, or its end."""
@@ -208,13 +215,7 @@ class Run:
         last = part.last_failure if part else None
         if part is None or last is None or state.failed + part.failed <= allowed:
             return
-        raise TooManyFailuresError(
-            self._job.output,
-            f"more than {allowed:,} of {total:,} {self._job.kind} failed; "
-            f"the last was {last.id!r} ({last.message[:MAX_MESSAGE]})",
-            f"at most {self._job.max_failures or '0'}",  # with on_failure="stop" there is no number
-            "Repair them, or raise `max_failures` and run again: finished parts are kept.",
-        )
+        raise make_limit_error(self._job, allowed, total, f"the last was {last.id!r} ({last.message[:MAX_MESSAGE]})")
 
     def _blocks(self, indices: Iterable[int]) -> Generator[Block | Shard | _End]:
         """Yield each shard, what became of its entries in order, and its end.
@@ -310,6 +311,14 @@ class _State:
 
 _Entry = Item | Member | Failure
 _Listed = _Entry | Shard | _End
+
+
+def make_limit_error(job: EmbedJob, allowed: int, total: int, last: str = "") -> TooManyFailuresError:
+    """Return the error for more failures than a job allows; `last` tells of one."""
+    found = f"more than {allowed:,} of {total:,} {job.kind} failed{'; ' if last else ''}{last}"
+    expected = f"at most {job.max_failures or '0'}"  # with on_failure="stop" there is no number
+    remedy = "Repair them, or raise `max_failures` and run again: finished parts are kept."
+    return TooManyFailuresError(job.output, found, expected, remedy)
 
 
 def _choose_processes(job: EmbedJob, workers: int, images: int | None, device: str) -> bool:
