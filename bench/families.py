@@ -1,6 +1,6 @@
 """The image towers that are not OpenAI's beside the libraries they come from: transformers, and open_clip with timm.
 
-Usage: python bench/families.py [--models ViT-B-16-SigLIP-256,PE-Core-B-16] [--turns 7] [--batch 16]
+Usage: python bench/families.py [--models ViT-B-16-SigLIP-256,PE-Core-B-16] [--turns 7] [--batch 4]
        [--precision fp32]
 
 Weights are drawn at random, the same for both; images are bytes for ours, which it normalises itself, and tensors that
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="ViT-B-16-SigLIP-256,PE-Core-B-16")
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--precision", default="fp32")
     asked = parser.parse_args()
     for name in asked.models.split(","):

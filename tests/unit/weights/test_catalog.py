@@ -159,3 +159,22 @@ def test_the_lists_of_what_runs_are_those_of_the_catalog() -> None:
         assert tool["update_lists"](page.read_text()) == page.read_text(), "run `python tools/make_model_lists.py`"
     assert sum(map(len, tool["list_families"]().values())) == len(published.PUBLISHED) + len(releases.RELEASES)
     assert tool["write_sentence"]() in (ROOT / "README.md").read_text()
+
+
+def test_metas_names_of_a_pe_core_are_open_clips_and_its_repository_is_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def download(repository: str, file_name: str, **_: object) -> str:
+        asked.append((repository, file_name))
+        return str(tmp_path / file_name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(locate, "knows_host", lambda _: True)
+    for name in locate.OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+    assert locate.locate("hf-hub:facebook/PE-Core-B16-224") == tmp_path / "PE-Core-B16-224.pt"
+    assert asked == [("facebook/PE-Core-B16-224", "PE-Core-B16-224.pt")]
+    assert published.find_published("PE-Core-G14-448") == "PE-Core-bigG-14-448/meta"
+    locate.check_name("PE-Core-L14-336")

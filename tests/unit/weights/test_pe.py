@@ -62,7 +62,7 @@ def test_an_exported_file_has_all_that_the_folder_had(tmp_path: Path) -> None:
     assert (again.architecture, again.preprocess) == (checkpoint.architecture, checkpoint.preprocess)
     image = formula.picture(0, 64, 43)
     whole, one = clip.Encoder(folder), clip.Encoder(tmp_path / "one.safetensors")
-    assert np.array_equal(whole.embed_images([image]), one.embed_images([image]))
+    assert np.abs(whole.embed_images([image]) - one.embed_images([image])).max() < 1e-6
     with pytest.raises(CheckpointError, match=r"vision width is 64.* for each of 3 heads"):
         save_with_header(tmp_path, {"vision_heads": 3})
 
