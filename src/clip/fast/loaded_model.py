@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..network.architecture import infer_architecture
+from ..network.pe import PE
 from ..network.records import AnyArchitecture, Architecture, Checkpoint, PreprocessSettings, SiglipArchitecture
+from ..network.siglip import SigLIP
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CONTAINERS = ("_parameters", "_buffers", "_modules")
@@ -34,7 +36,7 @@ def read_loaded_model(model: Any) -> Checkpoint:
     Raises:  InputError for a model whose modules a user replaced, changed or hooked: the lean graph would ignore that;
              and for a SigLIP or a PE-Core that no checkpoint gave its pixels and its vocabulary.
     """
-    architecture: AnyArchitecture = getattr(model, "architecture", None) or read_architecture(model)
+    architecture: AnyArchitecture = model.architecture if isinstance(model, (SigLIP, PE)) else read_architecture(model)
     change = find_change(model, model.lay_out(architecture).train(model.training))
     if change:
         remedy = "Call model.encode_image, which runs your changes, or pass the path of weights."

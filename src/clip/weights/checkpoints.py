@@ -34,7 +34,7 @@ from .families import AnyConfiguration, build, lay_out, name_configuration, read
 from .folders import find_clip_folder, find_weights
 from .headers import make_header, read_header
 from .layouts import Place, from_transformers
-from .origin import find_script_sign, find_sign, refuse_origin
+from .origin import find_script_sign, find_sign, refuse_network, refuse_origin
 from .pe import PE_NAMES, find_pe, find_pe_naming, make_pe_settings, read_pe
 from .releases import RELEASES
 from .siglip import SIGLIP_NAMES, find_naming, find_siglip, make_settings, read_siglip
@@ -212,8 +212,7 @@ def _read_network(
     if named is None and (content.archive is None or sign):  # OpenAI's archives show what they are
         configuration = _read_beside(file, transformers=transformers)
     if not isinstance(configuration, (Configuration, type(None))):
-        found = f"{configuration.origin} describes {configuration.network}, and the weights are of a CLIP"
-        raise CheckpointError("weights", found, "a configuration of a CLIP", "Pass that of these weights.")
+        raise refuse_network(configuration, Configuration.network)
     if configuration is not None:
         _check_script(content.archive, configuration)
         architecture, settings = configuration.apply(weights)

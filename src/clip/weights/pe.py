@@ -26,7 +26,7 @@ from .configurations import (
     read_side,
     refuse,
 )
-from .origin import refuse_origin
+from .origin import Stated, refuse_network, refuse_origin
 from .pe_layouts import META_ONLY, OWN_ONLY, TIMM_ONLY, PeNaming, to_pe
 from .published import META_NAMES
 
@@ -141,7 +141,7 @@ def find_pe_naming(place: Place, keys: Mapping[str, object]) -> PeNaming | Liter
     return "own" if all(key in keys for key in OWN_ONLY) else None
 
 
-def read_pe(state_dict: Mapping[str, Tensor], naming: PeNaming | Literal["own"], named: object) -> Checkpoint:
+def read_pe(state_dict: Mapping[str, Tensor], naming: PeNaming | Literal["own"], named: Stated | None) -> Checkpoint:
     """Read the weights by the configuration that was named or lies beside them, or by their sizes.
 
     Raises:  CheckpointError for a configuration of another network, and where nothing says how many heads there are.
@@ -152,9 +152,7 @@ def read_pe(state_dict: Mapping[str, Tensor], naming: PeNaming | Literal["own"],
     if named is None:
         raise refuse_origin(f"weights of a PE-Core of other sizes than the published, without their {OPEN_CLIP_CONFIG}")
     if not isinstance(named, PeConfiguration):
-        found = f"{getattr(named, 'origin', named)} describes {getattr(named, 'network', 'another network')}"
-        found += ", and the weights are of a PE-Core"
-        raise CheckpointError("weights", found, "a configuration of a PE-Core", "Pass that of these weights.")
+        raise refuse_network(named, PeConfiguration.network)
     architecture, settings = named.apply(weights)
     return Checkpoint(architecture, weights, settings, source="")
 

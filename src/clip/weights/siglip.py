@@ -34,7 +34,7 @@ from .configurations import (
     read_triple,
     refuse,
 )
-from .origin import refuse_origin
+from .origin import Stated, refuse_network, refuse_origin
 from .siglip_layouts import PROBE, SIGLIP_ONLY, SiglipNaming, to_siglip
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def find_naming(place: Place, keys: Mapping[str, object]) -> SiglipNaming | Lite
 
 
 def read_siglip(
-    state_dict: Mapping[str, Tensor], naming: SiglipNaming | Literal["own"], file: Path, named: object
+    state_dict: Mapping[str, Tensor], naming: SiglipNaming | Literal["own"], file: Path, named: Stated | None
 ) -> Checkpoint:
     """Read the weights by the configuration that was named or lies beside them.
 
@@ -197,9 +197,7 @@ def read_siglip(
     if named is None:
         raise refuse_origin(f"weights of a SigLIP without their {config.name}")
     if not isinstance(named, SiglipConfiguration):
-        found = f"{getattr(named, 'origin', named)} describes {getattr(named, 'network', 'another network')}"
-        found += ", and the weights are of a SigLIP"
-        raise CheckpointError("weights", found, "a configuration of a SigLIP", "Pass that of these weights.")
+        raise refuse_network(named, SiglipConfiguration.network)
     tokenizer = read_tokenizer(file.parent, named.clean)
     architecture, settings = named.apply(weights)
     return Checkpoint(architecture, weights, settings, source="", tokenizer=tokenizer)
