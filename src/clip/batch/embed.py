@@ -34,7 +34,7 @@ from ..store.writer import StoreWriter, check_room
 from ..tokenizer_file import TokenizerFile
 from .count import count_expected, count_ignored, count_shard, find_unfinished
 from .decode import Decoding
-from .encoders import load_encoder
+from .encoders import Encoders, load_encoder, load_encoders
 from .given_columns import check_ids, find_empty
 from .notes import advise
 from .opening import open_source
@@ -75,7 +75,10 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         job, tuned = _tune(job, output, progress)
         if progress:
             progress(Progress(0, 0, 0, loading=job.model_options.name))
-        encoder = load_encoder(job.model_options, job.decode.pixels)
+        encoders = load_encoders(job.model_options, job.decode.pixels, job.devices, load_encoder)
+        encoder = encoders[0]
+        if job.devices:  # of "all", which these are
+            job = replace(job, devices=",".join(str(one.device) for one in encoders))
         with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
         with hold_lock(output, job.share) as lock:
@@ -83,6 +86,10 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
             alone = partial(hold_plan_lock, output) if job.share else nullcontext
             with alone():
                 opened = begin_run(job, encoder, source, tuned, lock, progress)
+                for other in encoders[1:]:
+                    if encoder.calibration is not None:
+                        other.calibrate(encoder.calibration.pixels)
+                opened = replace(opened, others=tuple(encoders[1:]))
             run = opened.make_run(lock, progress)
             if run.find_missing():
                 with alone():
@@ -123,12 +130,14 @@ class OpenedRun:
     plan: Plan
     removed: int = 0  # entries that an update drops
     renamed: int = 0  # and those that it keeps under another id
+    others: tuple[Encoder, ...] = ()  # on further devices of this process
 
     def make_run(
         self, lock: Holding, progress: Callable[[Progress], None] | None, indices: Sequence[int] | None = None
     ) -> Run:
         """Return what writes these shards, or all that are the job's."""
-        return Run(self.job, self.encoder, self.source, self.plan, self.store, lock, progress, indices=indices)
+        encoders = Encoders((self.encoder, *self.others))
+        return Run(self.job, encoders, self.source, self.plan, self.store, lock, progress, indices=indices)
 
     def count(self, indices: Sequence[int]) -> tuple[dict[str, int], dict[str, int]]:
         """Count what the parts of some shards hold, and what was passed over, by reason.
@@ -295,7 +304,7 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         columns=source.columns,
         text_warnings=job.kind == "texts" and job.long_text == "cut",
         dim=encoder.dim,
-        device=str(encoder.device),
+        device=job.devices or str(encoder.device),
         versions={"clip-turbo": __version__, **versions},
         source=job.inputs if source.base is None else source.list_places(),
         root=job.root if source.base is None else source.root,

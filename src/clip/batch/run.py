@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..budgets import ByteBudget
-from ..encoder import Encoder
-from ..errors import ClipError, StoreBusyError, TooManyFailuresError
+from ..engine.pinned import pin
+from ..errors import ClipError, DeviceError, StoreBusyError, TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
 from ..parallel import available_cores, map_ahead, read_ahead
 from ..records import ContainerPart, Failure, Item, Member, Row, Shard, count_bytes
@@ -28,6 +28,7 @@ from ..text.tokens import Tokenizing
 from .batches import Batches
 from .crops import CropRing
 from .decode import Decoding
+from .encoders import Encoders
 from .feed import Block, Feed, Pace
 from .notes import Notes
 from .part_in_work import PartInWork
@@ -37,6 +38,9 @@ from .processes import DecoderProcesses
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
+    import torch
+
+    from ..encoder import Encoder
     from ..sources.source import Source
     from ..store.lock import Holding
     from ..store.plan import Plan
@@ -46,6 +50,9 @@ READ_AHEAD_BYTES = 100_000_000  # of images and copied values, read of an archiv
 IMAGES_IN_CHUNK, TEXTS_IN_CHUNK = 32, 64
 THREADS_ENOUGH = 4  # threads that Python's lock does not hold up: 16 decoded 1.6 times as much as 4, 16 processes 4.5
 IMAGES_A_PROCESS = 64  # fewer are decoded in threads before a process has started
+# Of all images that wait for the model, where its device resizes them: 0.6 MB each for ViT-B/32 on an H200. A JPEG of
+# 500 x 375 px takes 0.4. What does not fit is resized where it is decoded.
+WINDOW_BYTES = 1_500_000_000
 TEXTS_AT_A_TIME = 1024  # of which the engine runs those of similar lengths together
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 
@@ -56,7 +63,7 @@ class Run:
     def __init__(
         self,
         job: EmbedJob,
-        encoder: Encoder,
+        encoders: Encoders,
         source: Source,
         plan: Plan,
         store: StoreWriter,
@@ -67,15 +74,18 @@ class Run:
     ) -> None:
         """Write the shards of these numbers; by default all, or those of the job's part."""
         self._job = job
-        self._encoder = encoder
+        self._encoders, encoder = encoders, encoders.first
         self._decoding = Decoding(source, encoder.settings, job.limits, job.decode, job.policy.hashes)
         self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text, encoder.tokenizer)
         self._workers = job.workers or available_cores()
         self._in_processes = _choose_processes(job, self._workers, plan.total, encoder.device.type)
         texts, batch = job.kind == "texts", TEXTS_AT_A_TIME if job.kind == "texts" else encoder.batch_size
         most = 1 if job.isolate else TEXTS_IN_CHUNK if texts else IMAGES_IN_CHUNK
-        self._pace = Pace.of(batch, self._workers, most=most, many_frames=job.decode.frames == "all")
-        self._ring = None if texts else CropRing(self._pace.ring, encoder.resolution_px, shared=self._in_processes)
+        many_frames = job.decode.frames == "all"
+        self._pace = Pace.of(
+            batch, self._workers, most=most, many_frames=many_frames, under_way=0 if texts else encoders.ahead
+        )
+        self._ring = None if texts else self._make_ring(encoder)
         self._waiting = Batches(self._ring, self._pace.most_held)  # empty between shards
         self._plan = plan
         self._shares = job.share is not None or indices is not None  # with processes that write other shards
@@ -94,6 +104,14 @@ class Run:
         self._journals: dict[int, Journal] = {}  # of shards that an earlier run had begun
         self._bytes = 0  # of the images that were read
         self.notes = Notes()
+
+    def _make_ring(self, encoder: Encoder) -> CropRing:
+        """Make the memory that decoders write into: for crops, or where the device resizes for the images' windows."""
+        side, shared = encoder.resolution_px, self._in_processes
+        if not _resizes_on_device(self._job, encoder.device):
+            return CropRing(self._pace.ring, side, shared=shared)
+        places = self._pace.window_ring
+        return CropRing(places, side, shared=shared, window_bytes=max(side**2 * 3, WINDOW_BYTES // places))
 
     def find_missing(self) -> bool:
         """Find which shards are missing, and how far the one is that a killed run was writing; return whether any is.
@@ -122,6 +140,11 @@ class Run:
         state = _State(self.resumed, self._failed, self._done, self.resumed)
         with ExitStack() as all_files, closing(self._blocks(self.missing)) as blocks, ExitStack() as files:
             all_files.callback(self.close)  # after the processes that write into the ring
+            if self._ring is not None:
+                all_files.enter_context(pin(self._ring.crops, self._encoders.first.device))
+                if self.missing:
+                    self._encoders.prepare(self._plan.total or self._pace.batch)
+            all_files.callback(self._encoders.close)
             try:
                 for block in blocks:
                     self._take(block, state, files)
@@ -185,7 +208,7 @@ class Run:
         """Report how many entries have a vector or a failure; those that wait for the model do not count."""
         if self._progress:
             failed = state.failed + (state.part.failed if state.part else 0)
-            finished = state.read - len(self._waiting)
+            finished = state.read - self._waiting.pending
             counts = (finished, self._total, failed, self.resumed, None, len(state.done), len(self.indices))
             self._progress(Progress(*counts, kept=state.kept, bytes=self._bytes))
 
@@ -198,8 +221,8 @@ class Run:
     def _begin(self, shard: Shard, files: ExitStack) -> tuple[PartInWork, Journal]:
         journal = self._journals.get(shard.index) or Journal(self._store.parts, shard)
         writer = files.enter_context(self._store.part(shard))
-        batch = TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoder.batch_size
-        part = PartInWork(self._encoder, self._job.policy, writer, journal, shard, self._waiting, batch)
+        batch = TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoders.first.batch_size
+        part = PartInWork(self._encoders, self._job.policy, writer, journal, shard, self._waiting, batch)
         if shard.carried_over:
             path = self._store.parts.path(FAILURES, shard.index)
             ids = self._store.parts.read_or_empty(path, ["id"])["id"].to_pylist()
@@ -311,6 +334,15 @@ class _State:
 
 _Entry = Item | Member | Failure
 _Listed = _Entry | Shard | _End
+
+
+def _resizes_on_device(job: EmbedJob, device: torch.device) -> bool:
+    """Decide whether images are resized where the model runs. Raises: DeviceError for a device without doubles."""
+    if job.resize == "device" and device.type == "mps":
+        remedy = "Leave out `resize`."
+        raise DeviceError(f"device {str(device)!r}", "computes no doubles", "one that does, to resize on", remedy)
+    exact = job.decode.pixels == "exact" and job.decode.frames == "first"
+    return job.resize == "device" or (job.resize == "auto" and exact and device.type == "cuda")
 
 
 def make_limit_error(job: EmbedJob, allowed: int, total: int, last: str = "") -> TooManyFailuresError:

@@ -87,6 +87,7 @@ def embed_on_ray(
 def _refuse(job: EmbedJob) -> None:
     reasons = {
         "part": (job.part is not None, "Leave out `part`: actors share the run by themselves."),
+        "devices": (job.devices is not None, "Leave out `devices`: an actor has one GPU."),
         "min_cosine": (job.min_cosine is not None, "Run `clip tune`, and pass its precision and pixels."),
         f"{STDIN!r} as input": (STDIN in job.inputs, "Write the list to a file that all nodes see."),
     }

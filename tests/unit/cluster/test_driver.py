@@ -235,7 +235,9 @@ def test_a_cluster_on_which_no_model_can_be_loaded_is_an_error(photos: Path, pla
 
 
 @pytest.mark.parametrize(
-    "options", [{"part": "0/2"}, {"min_cosine": 0.99}, {"source": "-"}], ids=lambda o: next(iter(o))
+    "options",
+    [{"part": "0/2"}, {"min_cosine": 0.99}, {"source": "-"}, {"devices": "cpu,cpu"}],
+    ids=lambda o: next(iter(o)),
 )
 def test_what_one_process_alone_can_do_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
     job = EmbedJob(**{"source": tmp_path, "output": tmp_path / "out", "model": "sketch"} | options)
