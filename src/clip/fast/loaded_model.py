@@ -36,7 +36,7 @@ def read_loaded_model(model: Any) -> Checkpoint:
     Raises:  InputError for a model whose modules a user replaced, changed or hooked: the lean graph would ignore that;
              and for a SigLIP or a PE-Core that no checkpoint gave its pixels and its vocabulary.
     """
-    architecture: AnyArchitecture = model.architecture if isinstance(model, (SigLIP, PE)) else read_architecture(model)
+    architecture = _get_architecture(model)
     change = find_change(model, model.lay_out(architecture).train(model.training))
     if change:
         remedy = "Call model.encode_image, which runs your changes, or pass the path of weights."
@@ -49,6 +49,10 @@ def read_loaded_model(model: Any) -> Checkpoint:
         raise InputError("`model`", found, "one of clip.load", "Pass the name or the path of its weights.")
     state_dict = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     return Checkpoint(architecture, state_dict, settings, source="a loaded model", tokenizer=model.tokenizer)
+
+
+def _get_architecture(model: nn.Module) -> AnyArchitecture:
+    return model.architecture if isinstance(model, (SigLIP, PE)) else read_architecture(model)
 
 
 def read_architecture(model: nn.Module) -> Architecture:
