@@ -22,11 +22,10 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from ..atomic_files import atomic_write, make_folder, open_regular, remove_temporaries, translate_os_errors
+from ..atomic_files import atomic_write, open_regular, remove_temporaries, translate_os_errors
 from ..errors import StoreBusyError, StoreError
 from ..store.checksummed_file import ChecksummedFile, SectionWriter
 from ..store.lock import check_guard
-from ..store.manifest import INDEX
 from ..store.reader import Store, stack_vectors
 from ..vectors import usable_norms
 from .scan import ScanEngine, choose_engine, compute_scores, find_candidates, make_codes
@@ -135,15 +134,15 @@ def open_index(store: Store, tell: Callable[[str], None] = lambda _: None) -> Ex
 
 
 def _make_anywhere(store: Store, tell: Callable[[str], None]) -> ExactIndex:
-    tell(f"{store.path / INDEX / FILE}: being made, as none fits the present parts")
+    tell(f"{store.index_folder / FILE}: being made, as none fits the present parts")
     try:
         return _make(store)
     except OSError as exc:
-        _log.warning("%s: cannot be written (%s); the index is made in a temporary file", store.path / INDEX, exc)
+        _log.warning("%s: cannot be written (%s); the index is made in a temporary file", store.index_folder, exc)
     with translate_os_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
         _write(file, store)
         file.flush()
-        return ExactIndex(ChecksummedFile(file, str(store.path / INDEX / FILE)), store)
+        return ExactIndex(ChecksummedFile(file, str(store.index_folder / FILE)), store)
 
 
 def check_index(store: Store) -> tuple[ExactIndex, bool]:
@@ -158,9 +157,9 @@ def check_index(store: Store) -> tuple[ExactIndex, bool]:
             return index, False
     except StoreError as exc:
         _log.warning("%s", exc)
-    with translate_os_errors(store.path / INDEX):
-        make_folder(store.path / INDEX)  # which no link may lead out of the output
-        (store.path / INDEX / FILE).unlink(missing_ok=True)
+    with translate_os_errors(store.index_folder):
+        folder = store.make_index_folder()  # which no link may lead out of the output
+        (folder / FILE).unlink(missing_ok=True)
         return _make(store), True
 
 
@@ -169,7 +168,7 @@ def _open_current(store: Store) -> ExactIndex | None:
 
     Raises:  StoreError if it is damaged.
     """
-    path = store.path / INDEX / FILE
+    path = store.index_folder / FILE
     try:
         with open_regular(path) as opened:
             file = ChecksummedFile(opened, str(path))
@@ -187,8 +186,7 @@ def _open_current(store: Store) -> ExactIndex | None:
 
 def _make(store: Store) -> ExactIndex:
     """Make the index, unless another process does so meanwhile. Raises: OSError if it cannot be written."""
-    folder = store.path / INDEX
-    make_folder(folder)
+    folder = store.make_index_folder()
     with FileLock(check_guard(folder / LOCK)):
         index = _open_current(store)  # another process may have made it while this one waited
         if index is not None:

@@ -24,7 +24,6 @@ from ..images.decode import decode, read_pixels
 from ..jobs.index import IndexJob, IndexReport
 from ..jobs.search import SHEET_ENDINGS, Hit, SearchJob, SearchReport, check_search
 from ..records import STDIN, Failure, Item
-from ..store.manifest import INDEX
 from ..store.merge import check_alike
 from ..store.reader import Store
 from ..vectors import usable_norms
@@ -293,5 +292,5 @@ def index(job: IndexJob) -> IndexReport:
     store = Store(job.output)
     checked, made = check_index(store)
     store.check_rows(checked.rows.num_rows)
-    path = store.path / INDEX / FILE
+    path = store.index_folder / FILE
     return IndexReport(path, checked.rows.num_rows, path.stat().st_size, made, time.monotonic() - started)

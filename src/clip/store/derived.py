@@ -37,10 +37,10 @@ def check_derived(store: Store) -> Iterator[tuple[Path, StoreError]]:
     try:
         store.check_vectors()
     except (StoreError, OSError) as exc:
-        path = store.path / INDEX / VECTORS
+        path = store.index_folder / VECTORS
         if isinstance(exc, StoreError) and exc.item == str(path):  # else a part's, and reported with it
             yield path, exc
-    for path in sorted((store.path / INDEX).glob(INDEX_NAMES)):
+    for path in sorted(store.index_folder.glob(INDEX_NAMES)):
         try:
             with open_regular(path) as file:
                 ChecksummedFile(file, str(path)).check_all()

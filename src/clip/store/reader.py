@@ -6,7 +6,9 @@ import hashlib
 import io
 import logging
 import os
+import shlex
 import zlib
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ import pyarrow as pa
 
 from ..atomic_files import atomic_write, make_folder, open_regular
 from ..errors import InputError, StoreError
+from ..object_paths import ObjectPath, open_place
 from ..parallel import available_cores, map_ahead
 from ..records import as_utf8, join_root
 from .checksums import CHANGED, dump_json, load_json
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 VECTORS, STAMP = "vectors.npy", "vectors.json"
+HASH_DIGITS = 16  # of an address
 BLOCK_BYTES = 2**24  # of vectors.npy, with a checksum each, which threads compare
 
 _log = logging.getLogger("clip")
@@ -38,10 +42,10 @@ class Store:
 
         Raises:  StoreError where it has none of ours, or a damaged one; InputError for a root that is no folder.
         """
-        self.path = Path(path)
+        self.path = open_place(path)
         manifest = read_manifest(self.path / MANIFEST)
         if manifest is None:
-            raise StoreError(self.path, f"holds no {MANIFEST} of ours", "the output of clip embed", "Check the path.")
+            raise _make_missing_error(self.path)
         self.manifest = manifest
         self.dim = manifest.dim
         if root is not None and not Path(root).is_dir():
@@ -52,6 +56,23 @@ class Store:
         self.files = Parts(self.path, self.schema, manifest.run)
         self.files.warn_of_copies()
         self._checked: object = None  # the file of vectors whose bytes were compared
+
+    @cached_property
+    def index_folder(self) -> Path:
+        """Where files are that are derived from the parts: in the output; of one on an object store in a cache here."""
+        if not isinstance(self.path, ObjectPath):
+            return self.path / INDEX
+        home = os.environ.get("XDG_CACHE_HOME", "")
+        home = home if os.path.isabs(home) else os.path.join("~", ".cache")  # noqa: PTH117, PTH118
+        name = hashlib.sha256(str(self.path).encode()).hexdigest()[:HASH_DIGITS]
+        return Path(home).expanduser() / "clip-turbo" / "outputs" / f"{self.path.name}-{name}"
+
+    def make_index_folder(self) -> Path:
+        """Make the folder of derived files unless it is there. Raises: OSError, for a link too."""
+        if isinstance(self.path, ObjectPath):
+            self.index_folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.index_folder)
+        return self.index_folder
 
     def locate(self, path: str) -> str:
         """Return where the path of a row leads."""
@@ -123,7 +144,7 @@ class Store:
         Shapes:  float32 or float16 (N, D), read-only.
         Raises:  StoreError for a part, or a file of vectors, that is not as it was written.
         """
-        path, stamp = self.path / INDEX / VECTORS, self.stamp()
+        path, stamp = self.index_folder / VECTORS, self.stamp()
         self.check_rows(stamp["rows"])
         checks = _read_checks(path.with_name(STAMP), stamp, self._count_bytes(stamp["rows"]))
         if checks is None or not path.is_file():
@@ -137,7 +158,7 @@ class Store:
 
     def check_vectors(self) -> None:
         """Compare the file of vectors with its checksums, if there is one of the present parts. Raises: StoreError."""
-        path = self.path / INDEX / VECTORS
+        path = self.index_folder / VECTORS
         try:
             content, carried = load_json(path.with_name(STAMP))
             if "checks" in content and not carried:
@@ -175,7 +196,7 @@ class Store:
         return vectors
 
     def _write_vectors(self, path: Path, stamp: dict[str, Any]) -> list[int]:
-        make_folder(path.parent)
+        self.make_index_folder()
         path.with_name(STAMP).unlink(missing_ok=True)  # first, so that the stamp never belongs to another file
         checks, check, room = [], 0, BLOCK_BYTES
         with atomic_write(path) as file:
@@ -211,12 +232,15 @@ class Store:
         """
         identities = hashlib.sha256()
         rows = 0
+        # A footer on an object store is a request, and a finished run has counted its rows.
+        counts = self.manifest.counts if isinstance(self.path, ObjectPath) else None
         for path in self.parts():
             if path.is_symlink() and not path.exists():
                 raise StoreError(path, "is a broken link", "a part as clip embed wrote it", "Remove it.")
             status = path.stat()
             identities.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-            rows += self.files.summarise(path).rows
+            rows += self.files.summarise(path).rows if counts is None else 0
+        rows = rows if counts is None else counts["written"]
         return {"parts": identities.hexdigest(), "rows": rows}
 
 
@@ -259,3 +283,14 @@ def _read_checks(path: Path, stamp: dict[str, Any], size_bytes: int) -> list[int
     checks = content.pop("checks", None)
     usable = isinstance(checks, list) and len(checks) == -(-size_bytes // BLOCK_BYTES)
     return checks if content == stamp and usable else None
+
+
+def _make_missing_error(path: Path) -> StoreError:
+    """Return the error for a path without vectors."""
+    expected = "the output of clip embed"
+    if not path.exists():
+        return StoreError(path, "is not there", expected, "Check the path.")
+    if not path.is_dir():
+        return StoreError(path, "is a file", expected, "Check the path.")
+    remedy = f"If it holds your images, run `clip embed {shlex.quote(str(path))} -o OUT` first, and pass OUT."
+    return StoreError(path, "holds no vectors", expected, remedy)
