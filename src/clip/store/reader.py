@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import os
+import shlex
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +45,7 @@ class Store:
         self.path = open_place(path)
         manifest = read_manifest(self.path / MANIFEST)
         if manifest is None:
-            raise StoreError(self.path, f"holds no {MANIFEST} of ours", "the output of clip embed", "Check the path.")
+            raise _make_missing_error(self.path)
         self.manifest = manifest
         self.dim = manifest.dim
         if root is not None and not Path(root).is_dir():
@@ -282,3 +283,14 @@ def _read_checks(path: Path, stamp: dict[str, Any], size_bytes: int) -> list[int
     checks = content.pop("checks", None)
     usable = isinstance(checks, list) and len(checks) == -(-size_bytes // BLOCK_BYTES)
     return checks if content == stamp and usable else None
+
+
+def _make_missing_error(path: Path) -> StoreError:
+    """Return the error for a path without vectors."""
+    expected = "the output of clip embed"
+    if not path.exists():
+        return StoreError(path, "is not there", expected, "Check the path.")
+    if not path.is_dir():
+        return StoreError(path, "is a file", expected, "Check the path.")
+    remedy = f"If it holds your images, run `clip embed {shlex.quote(str(path))} -o OUT` first, and pass OUT."
+    return StoreError(path, "holds no vectors", expected, remedy)

@@ -21,7 +21,7 @@ from PIL import Image
 import clip
 from clip.errors import ClipError, InputError, StoreError, StoreMismatchError, TextTooLongError
 from clip.jobs.classify import TEMPLATE
-from clip.retrieval.prompts import OPENAI7, read_labels, read_templates
+from clip.retrieval.prompts import OPENAI7, read_labels, read_templates, split_labels
 
 LABELS = ("cat", "dog", "boat")
 
@@ -252,6 +252,7 @@ def test_labels_come_from_files_and_texts(tmp_path: Path) -> None:
     file.write_bytes("\ufeffcat\r\n\r\n  great white shark \nÜber, alles\n".encode())
     assert read_labels(file) == read_labels(str(file)) == ("cat", "great white shark", "Über, alles")
     assert read_labels("cat, dog,,a boat ") == ("cat", "dog", "a boat")
+    assert split_labels((str(file), "dog, a boat")) == ("cat", "great white shark", "Über, alles", "dog", "a boat")
     assert read_templates((), None) == (TEMPLATE,)
     for name, content, words in (("e.txt", b"", "is empty"), ("l.txt", b"\xff", "cannot be read")):
         (tmp_path / name).write_bytes(content)
@@ -333,6 +334,8 @@ def test_a_terminal_gets_a_table_and_counts_and_csv_can_be_asked_for(run: Run, f
     rows = list(csv.DictReader(out.splitlines()))
     assert len(rows) == 6
     assert {row["label"] for row in rows} <= {"cat", "dog", ""}
+    flags = ("--labels", "cat", "--labels", "dog", "--format", "csv")
+    assert run("classify", folder / "out", *flags)[1] == out, "labels of all flags count"
     assert [bool(row["error"]) for row in rows].count(True) == 1
 
 
