@@ -10,6 +10,7 @@ import os
 import shlex
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     manifest = read_manifest(open_place(output) / MANIFEST)
     warn_of_words(manifest and manifest.model, (*job.texts, *job.negative))
     if manifest is not None and job.root is None and manifest.base:
-        base = manifest.find_base(Path(output))
+        base = manifest.find_base(open_place(output))
         if not (is_remote(base) or os.path.isdir(base)):  # noqa: PTH112
             say(f"{base} is not there any more: name the folder where the images are now with --root DIR")
 
