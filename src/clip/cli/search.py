@@ -10,8 +10,8 @@ import os
 import shlex
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
