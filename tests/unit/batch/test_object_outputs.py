@@ -63,7 +63,7 @@ def test_a_run_is_written_verified_listed_and_searched(
     check(job, objects, tmp_path)
     assert run("verify", OUT)[0] == 0
     assert "05.broken.jpg" in run("failures", OUT)[1]
-    query = ("search", OUT, "--image", tmp_path / "photos" / "00.png", "-k", 1, "--json")
+    query = ("search", OUT, "--image", tmp_path / "photos" / "00.png", "-n", 1, "--json")
     assert json.loads(run(*query)[1].splitlines()[0])["id"] == "00.png"
     requests = len(objects.requests)
     assert json.loads(run(*query)[1].splitlines()[0])["id"] == "00.png"
