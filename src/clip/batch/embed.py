@@ -32,6 +32,7 @@ from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest
 from ..store.parts import EMBEDDINGS, Parts
 from ..store.plan import Plan, read_plan
 from ..store.writer import StoreWriter, check_room
+from ..tokenizer_file import TokenizerFile
 from .count import Count, Expected, count_expected, count_ignored, count_shard, find_unfinished
 from .decode import Decoding
 from .encoders import Encoders, load_encoder, load_encoders
@@ -288,8 +289,9 @@ def _choose_calibration(job: EmbedJob, source: Source, settings: PreprocessSetti
 def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, Any] | None) -> Manifest:
     """Return the manifest: all that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
-    with suppress(metadata.PackageNotFoundError):
-        versions["pi-heif"] = metadata.version("pi-heif")  # which reads HEIC files where it is installed
+    for name in ("pi-heif", *(["tokenizers"] if isinstance(encoder.tokenizer, TokenizerFile) else [])):
+        with suppress(metadata.PackageNotFoundError):  # HEIC files and these vocabularies are read where it is there
+            versions[name] = metadata.version(name)
     calibration = encoder.calibration
     return Manifest(
         **record_options(job),
