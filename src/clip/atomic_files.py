@@ -92,11 +92,12 @@ def remove_folder(path: Path, *, ignore_errors: bool = False) -> None:
 
 
 def move_folder(path: Path, target: Path, seal: str) -> None:
-    """Give a folder another name. One that was cut short, on an object store, lacks the file named `seal`."""
+    """Give a folder another name, on the disk. One that is cut short, on an object store, lacks the file `seal`."""
     if isinstance(path, ObjectPath) and isinstance(target, ObjectPath):
         path.move(target, seal)
     else:
         path.rename(target)
+        sync_folder(target.parent)
 
 
 def sync_folder(path: Path) -> None:

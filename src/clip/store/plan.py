@@ -25,15 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
-from ..atomic_files import (
-    atomic_write,
-    move_folder,
-    open_regular,
-    read_regular,
-    remove_folder,
-    sync_folder,
-    translate_os_errors,
-)
+from ..atomic_files import atomic_write, move_folder, open_regular, read_regular, remove_folder, translate_os_errors
 from ..errors import StoreError
 from ..records import ContainerPart, Entry, Failure, Item, Shard, id_hash
 from .checksums import TableWriter, check_whole, dump_json, load_json
@@ -179,7 +171,6 @@ class Plan:
                 move_folder(final, replaced, SUMMARY)
             remove_folder(final, ignore_errors=True)
             move_folder(self.folder, final, SUMMARY)
-            sync_folder(final.parent)
             (final / LISTED).unlink(missing_ok=True)
             for name in (REPLACED, IN_WORK, MERGED, INTERRUPTED):
                 remove_folder(self.folder.with_name(name), ignore_errors=True)
