@@ -342,6 +342,8 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--hash"], "hashes", True),
     (["--isolate"], "isolate", True),
     (["--decoders", "processes"], "decoders", "processes"),
+    (["--resize", "device"], "resize", "device"),
+    (["--devices", "cuda:0,cuda:1"], "devices", "cuda:0,cuda:1"),
     (["--architecture", "ViT-B-32"], "architecture", "ViT-B-32"),
     (["--delimiter", ";"], "delimiter", ";"),
     (["--quoting", "none"], "quoting", "none"),
