@@ -35,9 +35,9 @@ def export(*, as_json: bool, **options: Any) -> None:
     the order of OUT; export.json describes the export. Exit code 0: done; 1: the export failed, and nothing is left of
     it; 2: it did not begin.
     """
-    from ..batch.place import find_output
+    from .outputs import choose_output
 
-    options["output"] = find_output(options["output"])
+    options["output"] = choose_output(options["output"])
     job = ExportJob(**options)
     from ..store import export as export_module
 
