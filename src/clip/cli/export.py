@@ -30,8 +30,8 @@ def export(*, as_json: bool, output: tuple[str, ...], **options: Any) -> None:
     DuckDB, pandas, polars and whatever else reads Parquet need none of it: they read OUT/embeddings/*.parquet.
 
     OUT is a folder that `clip embed` wrote; several are exported as the one that `clip merge` would make of them. The
-    formats are npy (vectors.npy and ids.parquet), clip-retrieval (img_emb/img_emb_*.npy, metadata/metadata_*.parquet, in
-    float16 and of unit length), csv (vectors.csv), safetensors (vectors.safetensors and ids.parquet) and pgvector
+    formats are npy (vectors.npy and ids.parquet), clip-retrieval (img_emb/img_emb_*.npy, metadata/metadata_*.parquet,
+    in float16 and of unit length), csv (vectors.csv), safetensors (vectors.safetensors and ids.parquet) and pgvector
     (pgvector.csv and pgvector.sql, for psql). Rows keep the order of OUT; export.json describes the export. Exit code
     0: done; 1: the export failed, and nothing is left of it; 2: it did not begin.
     """
