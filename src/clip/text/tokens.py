@@ -29,7 +29,7 @@ def token_table(
     """
     if isinstance(tokenizer, TokenizerFile):
         return torch.from_numpy(tokenizer.tabulate(texts, context_length, truncate))
-    return torch.from_numpy(tabulate(tokenizer, texts, context_length, truncate))
+    return torch.tensor(tabulate(tokenizer, texts, context_length, truncate))  # on the default device, as OpenAI's
 
 
 def check_ids(tokens: torch.Tensor, vocab_size: int) -> None:
