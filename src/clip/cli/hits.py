@@ -46,6 +46,7 @@ def answer(
     *,
     previews: bool,
     opens: bool,
+    explains: bool = False,
 ) -> None:
     """Search, and write the hits: pictures first, where the terminal shows them."""
     protocol = find_protocol() if form == "table" and previews and job.contact_sheet is None else None
@@ -68,6 +69,8 @@ def answer(
     if report.missing_letters and job.contact_sheet is not None and job.html is None:
         letters = report.missing_letters[:MAX_LETTERS]
         say(f"{job.contact_sheet}: no font of this machine has {letters}; --html FILE.html shows every script")
+    for line in report.how if explains else ():
+        say(line)
     if opens:
         _open_first(job, report)
 

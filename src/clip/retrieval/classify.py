@@ -24,8 +24,8 @@ from ..jobs.classify import FOLDER_NAMES, OTHER, Classified, ClassifyJob, Classi
 from ..jobs.embed import EmbedJob, Progress
 from ..jobs.options import ModelOptions
 from ..store.manifest import MANIFEST, read_manifest
-from ..store.parts import EMBEDDINGS, FAILURES
-from ..store.reader import Store, stack_vectors
+from ..store.parts import EMBEDDINGS, FAILURES, stack_vectors
+from ..store.reader import Store
 from ..vectors import unit_vectors
 from .prompts import PLACEHOLDER, read_labels, read_templates
 

@@ -32,8 +32,8 @@ from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.export import ExportJob, ExportReport
 from ..parallel import map_ahead
 from .manifest import MANIFEST, read_manifest
-from .parts import EMBEDDING, TEXT_EMBEDDING, vector_columns
-from .reader import Store, stack_vectors
+from .parts import EMBEDDING, TEXT_EMBEDDING, stack_vectors, vector_columns
+from .reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
