@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from .clip import available_models as available_models
     from .clip import load as load
     from .clip import tokenize as tokenize
+    from .cluster.embed import embed_on_ray as embed_on_ray
     from .encoder import Encoder as Encoder
     from .jobs import Classified as Classified
     from .jobs import ClassifyJob as ClassifyJob
@@ -69,6 +70,7 @@ _HOMES = {
     "batch.tune": ("tune",),
     "batch.verify": ("verify",),
     "clip": ("available_models", "load", "tokenize"),
+    "cluster.embed": ("embed_on_ray",),
     "encoder": ("Encoder",),
     "jobs": (
         *("Classified", "ClassifyJob", "ClassifyReport"),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from .clip import tokenize
 from .engine.devices import make_backend, resolve_device
-from .engine.engine import Engine
+from .engine.engine import make_engine
 from .engine.quantize import Calibration
 from .errors import ImageError, InputError, InputTypeError
 from .fast.loaded_model import read_loaded_model
@@ -24,7 +24,6 @@ from .foreign_distribution import warn_of_foreign_distribution
 from .images.preprocess import Compose, make_preprocess
 from .images.stream import BadImage, DecodedImage, decode_stream, split_batches
 from .jobs.options import PixelMode, Precision
-from .memory import FilePages
 from .model import CLIP
 from .text.tokens import token_table
 from .vectors import unit_vectors, usable_norms
@@ -34,8 +33,7 @@ from .weights.checkpoints import draw_checkpoint, read_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from .engine.backend import Backend
-    from .network.records import Checkpoint
+    from .images.windows import Windows
     from .records import Failure
 
     ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -116,7 +114,7 @@ class Encoder:
         self.computed_in = backend.computed_in  # the meaning of the precision here
         self.backend = backend.name
         self.calibration: Calibration | None = None
-        self._engine = _make_engine(checkpoint, backend, size)
+        self._engine = make_engine(checkpoint, backend, size)
 
     def __repr__(self) -> str:
         device = str(self.device)
@@ -352,6 +350,14 @@ class Encoder:
         pixels = np.require(pixels, requirements=["C", "W"])  # torch takes neither mirrored nor read-only arrays
         return self._engine.encode_pixels(torch.from_numpy(pixels)).float().cpu().numpy()
 
+    def warm_up(self, images: int) -> None:
+        """Do now what the first batch of so many images would wait for; on a GPU that takes seconds."""
+        self._engine.warm_up(images)
+
+    def encode_windows(self, windows: Windows) -> np.ndarray:
+        """Resize images on the device, as Pillow does to the bit, and encode them. Shapes: N -> float32 (N, D)."""
+        return self._engine.encode_windows(windows).float().cpu().numpy()
+
     def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """Turn the tokens of texts into features, in batches.
 
@@ -360,14 +366,6 @@ class Encoder:
         """
         _check_type("tokens", tokens, np.ndarray, "Call encode_text for a tensor.")
         return self._engine.encode_text(torch.from_numpy(tokens)).float().cpu().numpy()
-
-
-def _make_engine(checkpoint: Checkpoint, backend: Backend, batch_size: int | None) -> Engine:
-    weights = checkpoint.state_dict.values()
-    pages = FilePages([(weight.data_ptr(), weight.nbytes) for weight in weights], checkpoint.files)
-    return Engine(
-        checkpoint.state_dict, checkpoint.architecture, checkpoint.preprocess, backend, batch_size, pages=pages
-    )
 
 
 def _explain_norm(norm: float) -> tuple[str, str, str]:

@@ -102,12 +102,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """One decoded image, cropped to what the model reads."""
+    """One decoded image, cropped to what the model reads, or to what that crop depends on."""
 
     row: Row
-    array: np.ndarray  # uint8 (R, R, 3), channels R, G, B
+    array: np.ndarray  # uint8 (R, R, 3), channels R, G, B; with a window (rows, columns, 1 or 3), not resized yet
     tokens: np.ndarray | None = None  # int32 (L,), of the text it is a pair with
     stored_turned: bool = False  # whether the file says that it is to be turned, and it was not
+    window: tuple[int, ...] | None = None  # images.windows.Window, of an image that is resized where the model runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,19 @@ def test_an_image_of_the_visitor_is_searched_by_and_labelled(page: "Page", folde
     page.locator("#status.bad").wait_for()
 
 
+def test_duplicates_are_shown_in_groups_and_a_click_leads_back_to_the_search(page: "Page") -> None:
+    page.get_by_text("Find duplicates").click()
+    page.get_by_text("1 duplicates in 1 groups. Nothing is deleted.").wait_for()
+    assert set(page.locator("#groups .name").all_text_contents()) == {"00.png", ODD}
+    assert page.locator("#groups .keep").count() == 1
+    page.locator("#level").select_option("same")
+    page.locator("#groups .facts", has_text="the same file").wait_for()
+    assert page.locator("#hits").is_hidden()
+    page.locator("#groups .tile").first.click()
+    page.locator("#hits .score", has_text="1.000").first.wait_for()
+    assert page.locator("#grouping").is_hidden()
+
+
 def test_the_page_works_by_keys_on_a_phone_and_in_the_dark(page: "Page") -> None:
     page.set_viewport_size(PHONE)  # type: ignore[arg-type]
     page.locator("body").click(position={"x": 1, "y": 1})

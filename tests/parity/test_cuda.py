@@ -1,30 +1,35 @@
 """On a GPU: the reference's dtypes, and the lean graph's features compared with fp32 features of a CPU."""
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from kit import formula
+from kit import formula, windows
 
 import clip
+from clip.batch.crops import CropRing
 from clip.clip import load_model
-from clip.engine.backend_cuda import CudaBackend
+from clip.engine.backend_cuda import CudaBackend, CudaGraph
 from clip.engine.devices import make_backend, usable_precisions
 from clip.engine.engine import Engine
+from clip.engine.pinned import pin
 from clip.images.preprocess import normalize_pixels
+from clip.images.transform import to_pixels
 from clip.network.records import Checkpoint, PreprocessSettings
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    # The compiler warns of its own choices; as errors they would end it, and the graph would run uncompiled.
-    pytest.mark.filterwarnings("default:::torch"),
-    pytest.mark.filterwarnings("default:::triton"),
+    # The compiler warns of its own choices, under the names of many modules; as errors they would end it, or the reset
+    # of it after a test, and the graph would run uncompiled.
+    pytest.mark.filterwarnings("default"),
 ]
 # Weights by formula and fp32 on a CPU take minutes for ViT-L/14. Its width, patches and resolution in four layers run
 # the same kernels; only fp8, whose errors add up over layers, gets all 24, and a text tower of next to nothing.
@@ -48,11 +53,28 @@ def weights_of(name: str) -> dict[str, torch.Tensor]:
     return formula.state_dict(ARCHITECTURES[name])
 
 
-def engine(name: str, device: torch.device, precision: Any = "reference", batch_size: int | None = None) -> Engine:
+def engine(
+    name: str,
+    device: torch.device,
+    precision: Any = "reference",
+    batch_size: int | None = None,
+    *,
+    compiles: bool = False,
+) -> Engine:
+    """An engine whose first full batch is compiled, or none: each compilation takes 5 to 20 s of two minutes."""
     architecture = ARCHITECTURES[name]
     settings = PreprocessSettings(architecture.image_resolution)
-    backend = make_backend(device, precision)
+    backend = make_backend(device, precision, compiles=compiles)
+    if isinstance(backend, CudaBackend):
+        backend.compile_after = 0
     return Engine(weights_of(name), architecture, settings, backend, batch_size)
+
+
+def assert_compiled(made: Engine) -> None:
+    """Fail where the graph of full batches ran uncompiled, as after a failure of the compiler."""
+    graph = made._graphs[torch.uint8]
+    assert isinstance(graph, CudaGraph)
+    assert graph.is_compiled
 
 
 @cache
@@ -103,7 +125,7 @@ def test_fp16_features_point_where_fp32_ones_do(name: str) -> None:
 @pytest.mark.parametrize("name", ["ViT-B/32", "RN50", "ViT-L/14 in four layers"])
 def test_the_lean_graph_points_where_fp32_on_a_cpu_does(name: str, precision: Any) -> None:
     """Full batches, a padded one, one image, floats, and texts of all lengths."""
-    found = engine(name, CUDA, precision, batch_size=6)
+    found = engine(name, CUDA, precision, batch_size=6, compiles=precision == "reference")
     of_images, of_texts = on_cpu(name)
     least = COSINE["fp16" if precision == "reference" else precision]
     images = pixels(13, found.settings.resolution_px)
@@ -114,6 +136,8 @@ def test_the_lean_graph_points_where_fp32_on_a_cpu_does(name: str, precision: An
     assert min_cosine(found.encode_image(floats.cuda()), of_images) >= least
     assert min_cosine(found.encode_text(tokens()), of_texts) >= least
     assert found.encode_pixels(images).dtype == found.backend.dtype
+    if precision == "reference":
+        assert_compiled(found)
 
 
 def test_fp8_stays_near() -> None:
@@ -121,12 +145,55 @@ def test_fp8_stays_near() -> None:
         pytest.skip("this GPU has no fp8")
     name = "ViT-L/14 of images"
     images = pixels(8, 224)
-    found, expected = engine(name, CUDA, "fp8", batch_size=8), engine(name, CPU).encode_pixels(images)
+    found, expected = engine(name, CUDA, "fp8", batch_size=8, compiles=True), engine(name, CPU).encode_pixels(images)
     assert min_cosine(found.encode_pixels(images), expected) >= COSINE["fp8"]
+    assert_compiled(found)
+
+
+def test_a_graph_that_is_compiled_beside_the_running_one_takes_its_place() -> None:
+    made = engine("tiny-vit-wide", CUDA, batch_size=4, compiles=True)
+    assert isinstance(made.backend, CudaBackend)
+    made.backend.compile_after = 2
+    images = pixels(4, 56)
+    expected = made.encode_pixels(images).cpu()
+    graph = made._graphs[torch.uint8]
+    assert isinstance(graph, CudaGraph)
+    assert not graph.is_compiled
+    while not graph.is_compiled:
+        assert torch.allclose(made.encode_pixels(images).cpu(), expected, atol=2e-3, rtol=2e-3)
+        assert graph._compiled is not None, "the compiler failed"
+    assert torch.allclose(made.encode_pixels(images).cpu(), expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_images_that_the_gpu_resizes_are_pillows_to_the_bit(side: int) -> None:
+    """Of many sizes, tall ones too; the CPU runs the same function on thousands in test_resize.py."""
+    rng, settings = random.Random(side), PreprocessSettings(side)
+    images = [
+        formula.picture(n, rng.randint(20, 400), rng.randint(20, 400)).convert("RGB" if n % 3 else "L")
+        for n in range(200)
+    ]
+    found = windows.resize(images, settings, "cuda")
+    assert np.array_equal(found, [to_pixels(image, settings) for image in images])
+
+
+def test_memory_that_processes_share_is_pinned_and_read_where_it_lies() -> None:
+    side = 224
+    ring = CropRing(256, side)
+    drawn = pixels(256, side)
+    ring.crops[:] = drawn.numpy()
+    made = engine("ViT-B/32", CUDA, batch_size=128)
+    expected = made.encode_pixels(drawn).cpu()
+    with pin(ring.crops, CUDA):
+        given = torch.from_numpy(ring.crops)
+        assert given.is_pinned()
+        assert torch.equal(made.encode_pixels(given).cpu(), expected)
+    assert not torch.from_numpy(ring.crops).is_pinned()
+    ring.close()
 
 
 def test_threads_take_turns_and_get_their_own_features() -> None:
-    shared = engine("tiny-vit-wide", CUDA, batch_size=4)
+    shared = engine("tiny-vit-wide", CUDA, batch_size=4, compiles=True)
     images = pixels(40, 56)
     expected = shared.encode_pixels(images).cpu()
     with ThreadPoolExecutor(6) as pool:

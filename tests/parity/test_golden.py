@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit import GOLDEN, formula
+from kit import GOLDEN, formula, windows
 
 import clip
 from clip.clip import load_model
@@ -118,6 +118,15 @@ def test_pixels_equal_those_of_openai_bit_for_bit(row: dict[str, Any]) -> None:
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256_uint8_hwc"]
     for transform in (preprocess, clip.clip._transform(row["resolution"])):  # by its steps, and before they are made
         assert hashlib.sha256(transform(image).numpy().tobytes()).hexdigest() == row["sha256_float32_chw"]
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in table("preprocess.json")["rows"] if row["mode"] in ("RGB", "L")], ids=image_row_id
+)
+def test_pixels_that_the_device_resizes_equal_those_of_openai_bit_for_bit(row: dict[str, Any]) -> None:
+    image = formula.picture_in_mode(row["picture"], *row["size"], row["mode"])
+    (pixels,) = windows.resize([image], PreprocessSettings(row["resolution"]))
+    assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256_uint8_hwc"]
 
 
 @pytest.mark.parametrize("row", table("tokens.json")["rows"], ids=lambda row: repr(row["text"][:30]))

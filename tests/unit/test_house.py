@@ -46,7 +46,7 @@ FLOORS = (
     {"clip"},
     {"encoder"},
     {"batch", "health"},
-    {"retrieval"},
+    {"retrieval", "cluster"},
     {"serve"},
     {"cli"},
 )
@@ -109,6 +109,7 @@ def test_imports_go_down_the_floors(path: Path) -> None:
     assert own == "cli" or "click" not in others
     assert own in ("weights", "sources.remote", "serve") or not (others & NETWORK)
     assert own == "serve" or not (others & SERVER)
+    assert own == "cluster" or "ray" not in others
 
 
 def test_no_module_is_reached_from_itself() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ..images.windows import Windows, join_windows
 from ..records import Failure
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Batch:
 
     rows: list[Row]
     places: list[int]  # of each in its shard
-    crops: np.ndarray | None  # uint8 (B, R, R, 3), until `Batches.give_back`; None for texts
+    crops: np.ndarray | Windows | None  # uint8 (B, R, R, 3), until `Batches.give_back`; None for texts
     tokens: np.ndarray | None  # int32 (B, L); None for images without texts
 
 
@@ -32,7 +33,7 @@ class _Piece:
     """Rows of one block that are in no batch yet."""
 
     rows: int
-    crops: np.ndarray | None
+    crops: np.ndarray | Windows | None
     tokens: np.ndarray | None
     start: int | None  # the first crop's place in the ring; None where they are elsewhere
     taken: int  # crops of the ring to give back after the last row
@@ -50,6 +51,14 @@ class _Piece:
         return first
 
 
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A batch that a model is reading."""
+
+    rows: int
+    done: list[int]  # crops of the ring to give back after it: of pieces whose last row is in it, or that have none
+
+
 class Batches:
     """Rows that wait until there are enough for a batch."""
 
@@ -61,10 +70,21 @@ class Batches:
         self._places: list[int] = []
         self._pieces: deque[_Piece] = deque()
         self._held = 0  # crops of the ring
-        self._read: list[int] = []  # those of pieces whose last row is in a batch, or that have none
+        self._done: list[int] = []  # those of pieces that have no row, since the last batch was taken
+        self._under_way: deque[_UnderWay] = deque()
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def pending(self) -> int:
+        """Rows that no model has read: those that wait, and those of batches that are not given back."""
+        return len(self._rows) + sum(batch.rows for batch in self._under_way)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether more crops of the ring are held than may be: most are of failures."""
+        return self._held > self._most_held
 
     def add(self, block: Block, place: int) -> None:
         """Take the rows of a block, whose first outcome has this place in its shard."""
@@ -80,8 +100,8 @@ class Batches:
         self._pieces.append(_Piece(len(self._rows) - before, block.crops, block.tokens, block.start, block.taken))
         self._held += block.taken
         self._drop_empty()
-        if self._held > self._most_held:  # most are of failures
-            self._move_out()
+        if self.is_crowded and not self._under_way:
+            self.move_out()
 
     def take(self, most: int) -> Batch:
         """Return the first rows, at most so many."""
@@ -96,31 +116,39 @@ class Batches:
             self._rows[:count], self._places[:count], self._join(pieces), np.concatenate(tokens) if tokens else None
         )
         del self._rows[:count], self._places[:count]
+        self._under_way.append(_UnderWay(count, self._done))
+        self._done = []
         return batch
 
     def give_back(self) -> None:
-        """Say that the model has read the batch: its crops may be overwritten."""
-        for taken in filter(None, self._read):
+        """Say that the model has read the oldest batch that was taken: its crops may be overwritten."""
+        done = self._under_way.popleft().done if self._under_way else []
+        if not self._under_way:  # else a crop of an earlier place is still to be read
+            done, self._done = done + self._done, []
+        for taken in filter(None, done):
             self._held -= taken
             if self._ring is not None:
                 self._ring.give_back()
-        self._read = []
+
+    def move_out(self) -> None:
+        """Copy the crops that wait, and give their room back once all batches are."""
+        for piece in self._pieces:
+            self._done.append(piece.taken)
+            piece.crops = None if piece.crops is None else piece.crops.copy()
+            piece.start, piece.taken = None, 0
+        if not self._under_way:
+            self.give_back()
 
     def _drop_empty(self) -> None:
         while self._pieces and not self._pieces[0].rows:
-            self._read.append(self._pieces.popleft().taken)
+            self._done.append(self._pieces.popleft().taken)
 
-    def _move_out(self) -> None:
-        """Copy the crops that wait, and give their room back."""
-        for piece in self._pieces:
-            self._read.append(piece.taken)
-            piece.crops = None if piece.crops is None else piece.crops.copy()
-            piece.start, piece.taken = None, 0
-        self.give_back()
-
-    def _join(self, pieces: list[_Piece]) -> np.ndarray | None:
+    def _join(self, pieces: list[_Piece]) -> np.ndarray | Windows | None:
         """Return the crops of pieces: as they lie where that is one piece of the ring, else copied together."""
-        crops = [piece.crops for piece in pieces if piece.crops is not None]
+        windows = [piece.crops for piece in pieces if isinstance(piece.crops, Windows)]
+        if windows:
+            return join_windows(windows)
+        crops = [piece.crops for piece in pieces if isinstance(piece.crops, np.ndarray)]
         if len(crops) < 2:
             return crops[0] if crops else None
         in_one = all(one.start is not None and one.start + one.rows == other.start for one, other in pairwise(pieces))

@@ -1,7 +1,11 @@
-"""Memory for decoded crops, which decoding processes write and the model reads where they lie."""
+"""Memory for decoded images, which decoding processes write and the model reads where they lie.
+
+A place of it holds a crop, or bytes of windows (images/windows.py), which are packed over the places of a chunk.
+"""
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -19,22 +23,31 @@ class CropRing:
     behind, however they end.
     """
 
-    def __init__(self, crops: int, resolution_px: int, *, shared: bool = True) -> None:
-        """Make room for `crops` of (R, R, 3) bytes. The system gives the memory when it is first written.
+    def __init__(self, crops: int, resolution_px: int, *, shared: bool = True, window_bytes: int | None = None) -> None:
+        """Make room for `crops` of (R, R, 3) bytes, or for as many of `window_bytes`.
+
+        The system gives the memory when it is first written.
 
         Raises:  ResourceError where the system gives no shared memory of that size.
         """
-        self.descriptor = _open_shared(crops * resolution_px**2 * 3) if shared else None  # to hand on to a process
-        self.crops = (  # uint8 (crops, R, R, 3)
-            np.empty((crops, resolution_px, resolution_px, 3), np.uint8)
+        # The shape of a place; of one that holds windows it has one axis.
+        self.place = (resolution_px, resolution_px, 3) if window_bytes is None else (window_bytes,)
+        self.descriptor = _open_shared(crops * math.prod(self.place)) if shared else None  # to hand on to a process
+        self.crops = (  # uint8 (crops, R, R, 3) or (crops, bytes)
+            np.empty((crops, *self.place), np.uint8)
             if self.descriptor is None
-            else map_crops(self.descriptor, resolution_px)
+            else map_crops(self.descriptor, self.place)
         )
         self._head = 0
         self._skipped = 0  # crops before the head that the next range is to give back too
         self._taken: deque[tuple[int, int]] = deque()  # crops of each range, and those skipped before it
         self._idle = 0  # crops that were skipped, and not given back
         self._free = crops
+
+    @property
+    def holds_windows(self) -> bool:
+        """Whether images lie in it that are not resized yet."""
+        return len(self.place) == 1
 
     def close(self) -> None:
         """Close the file, if there is one. The crops can be read on, until nobody refers to them."""
@@ -79,12 +92,12 @@ class CropRing:
         self._idle += count
 
 
-def map_crops(descriptor: int, resolution_px: int) -> np.ndarray:
-    """Return the memory of a ring by its descriptor. Shapes: uint8 (crops, R, R, 3)."""
+def map_crops(descriptor: int, place: tuple[int, ...]) -> np.ndarray:
+    """Return the memory of a ring by its descriptor. Shapes: uint8 (crops, *place)."""
     size_bytes = os.fstat(descriptor).st_size
     memory = np.frombuffer(mmap.mmap(descriptor, size_bytes), np.uint8)
-    crop_bytes = resolution_px**2 * 3
-    return memory[: size_bytes // crop_bytes * crop_bytes].reshape(-1, resolution_px, resolution_px, 3)
+    place_bytes = math.prod(place)
+    return memory[: size_bytes // place_bytes * place_bytes].reshape(-1, *place)
 
 
 def _open_shared(size_bytes: int) -> int:

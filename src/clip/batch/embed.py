@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import Counter
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -26,14 +26,14 @@ from ..jobs.tune import TuneJob
 from ..memory import set_aside_objects
 from ..parallel import available_cores
 from ..sources.source import Source
-from ..store.lock import hold_lock, hold_plan_lock
+from ..store.lock import Holding, hold_lock, hold_plan_lock
 from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest, write_calibration
 from ..store.parts import EMBEDDINGS, Parts
-from ..store.plan import Plan
+from ..store.plan import Plan, read_plan
 from ..store.writer import StoreWriter, check_room
 from .count import count_expected, count_ignored, count_shard, find_unfinished
 from .decode import Decoding
-from .encoders import load_encoder
+from .encoders import Encoders, load_encoder, load_encoders
 from .given_columns import check_ids, find_empty
 from .notes import advise
 from .opening import open_source
@@ -74,29 +74,31 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         job, tuned = _tune(job, output, progress)
         if progress:
             progress(Progress(0, 0, 0, loading=job.model_options.name))
-        encoder = load_encoder(job.model_options, job.decode.pixels)
+        encoders = load_encoders(job.model_options, job.decode.pixels, job.devices, load_encoder)
+        encoder = encoders[0]
+        if job.devices:  # of "all", which these are
+            job = replace(job, devices=",".join(str(one.device) for one in encoders))
         with translate_os_errors(output):
             output.mkdir(parents=True, exist_ok=True)
         with hold_lock(output, job.share) as lock:
             # What one process does for all that share the run is done under a lock of its own.
             alone = partial(hold_plan_lock, output) if job.share else nullcontext
             with alone():
-                if encoder.needs_calibration:
-                    encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
-                store = StoreWriter(output, _describe_run(job, encoder, source, tuned), overwrite=job.policy.overwrite)
-                plan, removed, renamed = plan_run(job, source, store, lock, progress)
-                if encoder.calibration is not None:
-                    write_calibration(output, encoder.calibration.pixels)
-            run = Run(job, encoder, source, plan, store, lock, progress)
+                opened = begin_run(job, encoder, source, tuned, lock, progress)
+                for other in encoders[1:]:
+                    if encoder.calibration is not None:
+                        other.calibrate(encoder.calibration.pixels)
+                opened = replace(opened, others=tuple(encoders[1:]))
+            run = opened.make_run(lock, progress)
             if run.find_missing():
                 with alone():
-                    store.reopen()
+                    opened.store.reopen()
             with set_aside_objects():
                 run.write()
-            counts, ignored = _count_run(job, store.parts, plan, run.indices)
+            counts, ignored = opened.count(run.indices)
             lock.check()
             with alone():
-                unfinished, empty = _finish(job, source, store, plan, counts | {"ignored": ignored})
+                unfinished, empty = opened.finish(counts | {"ignored": ignored})
     seconds = time.monotonic() - started
     notes, unread = run.notes, run.notes.count_unread(ignored)
     return EmbedReport(
@@ -105,8 +107,8 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
         ignored=ignored,
         seconds=seconds,
         resumed=run.resumed,
-        removed=removed,
-        renamed=renamed,
+        removed=opened.removed,
+        renamed=opened.renamed,
         warned=notes.warned,
         stored_turned=notes.stored_turned,
         unread=unread,
@@ -116,33 +118,87 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
     )
 
 
-def _count_run(
-    job: EmbedJob, parts: Parts, plan: Plan, indices: Sequence[int]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Count what the parts of some shards hold, and what was passed over, by reason. Raises: as `_check_counts`."""
-    counts = _check_counts(parts, plan, job.decode.frames, indices)
-    ignored = count_ignored(parts, indices)
-    return counts, dict(ignored if job.share else Counter(plan.ignored) + ignored)
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run whose model is loaded and whose input is listed: all that a process needs to write shards of it."""
+
+    job: EmbedJob
+    encoder: Encoder
+    source: Source
+    store: StoreWriter
+    plan: Plan
+    removed: int = 0  # entries that an update drops
+    renamed: int = 0  # and those that it keeps under another id
+    others: tuple[Encoder, ...] = ()  # on further devices of this process
+
+    def make_run(
+        self, lock: Holding, progress: Callable[[Progress], None] | None, indices: Sequence[int] | None = None
+    ) -> Run:
+        """Return what writes these shards, or all that are the job's."""
+        encoders = Encoders((self.encoder, *self.others))
+        return Run(self.job, encoders, self.source, self.plan, self.store, lock, progress, indices=indices)
+
+    def count(self, indices: Sequence[int]) -> tuple[dict[str, int], dict[str, int]]:
+        """Count what the parts of some shards hold, and what was passed over, by reason.
+
+        Raises:  StoreError where an entry is missing.
+        """
+        counts = _check_counts(self.store.parts, self.plan, self.job.decode.frames, indices)
+        ignored = count_ignored(self.store.parts, indices)
+        return counts, dict(ignored if self.job.share else Counter(self.plan.ignored) + ignored)
+
+    def finish(self, counts: dict[str, Any]) -> tuple[tuple[str, ...], list[str]]:
+        """Write the counts into the manifest, if all shards are written; return parts that are not, and empty columns.
+
+        Raises:  StoreError where an entry is missing, InputError for an id that occurs twice.
+        """
+        job, parts, shards = self.job, self.store.parts, self.plan.shards
+        if job.share is not None:
+            unfinished = find_unfinished(parts, self.plan, job.share.count)
+            if unfinished:
+                return tuple(f"{index}/{job.share.count}" for index in unfinished), []
+            of_all, ignored = replace(self, job=replace(job, part=None)).count(range(shards))
+            counts = of_all | {"ignored": ignored}
+        if job.columns.id and self.plan.containers and job.duplicate_ids == "error":
+            check_ids(parts, shards)  # those of lists and folders were compared when they were listed
+        empty = find_empty(parts, shards, self.source.columns)
+        self.store.finish(counts)
+        return (), empty
 
 
-def _finish(
-    job: EmbedJob, source: Source, store: StoreWriter, plan: Plan, counts: dict[str, Any]
-) -> tuple[tuple[str, ...], list[str]]:
-    """Write the counts into the manifest, if all shards are written; return the parts that are not, and empty columns.
+def begin_run(
+    job: EmbedJob,
+    encoder: Encoder,
+    source: Source,
+    tuned: dict[str, Any] | None,
+    lock: Holding,
+    progress: Callable[[Progress], None] | None,
+) -> OpenedRun:
+    """List the input into the output, or find the run there that it goes on with. Raises: as `embed`."""
+    output = Path(job.output)
+    if encoder.needs_calibration:
+        encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
+    store = StoreWriter(output, _describe_run(job, encoder, source, tuned), overwrite=job.policy.overwrite)
+    plan, removed, renamed = plan_run(job, source, store, lock, progress)
+    if encoder.calibration is not None:
+        write_calibration(output, encoder.calibration.pixels)
+    return OpenedRun(job, encoder, source, store, plan, removed, renamed)
 
-    Raises:  StoreError where an entry is missing, InputError for an id that occurs twice.
+
+def join_run(job: EmbedJob, encoder: Encoder, source: Source) -> OpenedRun:
+    """Take part in the run that another process has begun in the output.
+
+    Raises:  StoreMismatchError where this process would write other vectors; StoreError for a damaged output.
     """
-    if job.share is not None:
-        unfinished = find_unfinished(store.parts, plan, job.share.count)
-        if unfinished:
-            return tuple(f"{index}/{job.share.count}" for index in unfinished), []
-        of_all, ignored = _count_run(replace(job, part=None), store.parts, plan, range(plan.shards))
-        counts = of_all | {"ignored": ignored}
-    if job.columns.id and plan.containers and job.duplicate_ids == "error":
-        check_ids(store.parts, plan.shards)  # those of lists and folders were compared when they were listed
-    empty = find_empty(store.parts, plan.shards, source.columns)
-    store.finish(counts)
-    return (), empty
+    output = Path(job.output)
+    job = replace(job, policy=replace(job.policy, overwrite=False, update=False))
+    if encoder.needs_calibration:
+        encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
+    store, plan = StoreWriter(output, _describe_run(job, encoder, source, None)), read_plan(output)
+    if plan is None:
+        raise StoreError(output, "holds no listing of its run", remedy="Run again.")
+    store.join()
+    return OpenedRun(job, encoder, source, store, plan)
 
 
 def _check_counts(parts: Parts, plan: Plan, frames: Frames, indices: Sequence[int]) -> dict[str, int]:
@@ -246,7 +302,7 @@ def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[s
         columns=source.columns,
         text_warnings=job.kind == "texts" and job.long_text == "cut",
         dim=encoder.dim,
-        device=str(encoder.device),
+        device=job.devices or str(encoder.device),
         versions={"clip-turbo": __version__, **versions},
         source=job.inputs if source.base is None else source.list_places(),
         root=job.root if source.base is None else source.root,

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from ..images.windows import Windows
 from ..parallel import map_ahead
 from ..records import Failure, Item, Member
 from .decode import NO_CROPS, Answer, Chunk
@@ -36,7 +37,7 @@ class Block:
 
     outcomes: list[Row | Failure]
     frames: int  # beyond the first of their file
-    crops: np.ndarray | None  # uint8 (N, R, R, 3); None for texts
+    crops: np.ndarray | Windows | None  # uint8 (N, R, R, 3), or not resized yet; None for texts
     tokens: np.ndarray | None  # int32 (N, L); None for images without texts
     start: int | None = None  # the first crop's place in the ring; None where they are elsewhere
     taken: int = 0  # crops of the ring that the block holds until they are given back
@@ -56,20 +57,21 @@ class Pace:
     batch: int  # rows that the model reads together
     chunk: int  # entries
     ahead: int  # chunks in work, or waiting to be taken
+    under_way: int = 0  # batches that models read while others wait to be full
 
     @classmethod
-    def of(cls, batch: int, workers: int, *, most: int, many_frames: bool = False) -> Pace:
+    def of(cls, batch: int, workers: int, *, most: int, many_frames: bool = False, under_way: int = 0) -> Pace:
         """Choose chunks of up to `most` entries that make up a batch; of one where a file may have many frames."""
         if many_frames:  # no more files are ahead than are being decoded
-            return cls(batch, 1, workers)
+            return cls(batch, 1, workers, under_way)
         even = min(most, max(CHUNK_ENTRIES, batch // (2 * workers)))
         chunk = max(size for size in range(1, even + 1) if batch % size == 0)
-        return cls(batch, chunk, math.ceil(2 * batch / chunk) + workers)
+        return cls(batch, chunk, math.ceil((2 + under_way) * batch / chunk) + workers, under_way)
 
     @property
     def most_held(self) -> int:
-        """Crops of the ring that rows may hold while they wait for a full batch: the first and the last block's too."""
-        return self.batch + 2 * self.chunk
+        """Crops of the ring that rows may hold until a model has read them: the first and the last block's too."""
+        return (1 + self.under_way) * self.batch + 2 * self.chunk
 
     @property
     def spare(self) -> int:
@@ -78,12 +80,17 @@ class Pace:
 
     @property
     def ring(self) -> int:
-        """Crops that are enough, in whole batches, as one that the ring's end cuts has to be copied.
+        """Crops that are enough, in whole batches, as one that the ring's end cuts has to be copied."""
+        return math.ceil((self.window_ring + self.spare) / self.batch) * self.batch
+
+    @property
+    def window_ring(self) -> int:
+        """Places that are enough for windows, which nobody reads in one piece.
 
         Beside the chunks ahead there are the one that is handed over, the one that is added to those that wait, and
         what is left over at the ring's end.
         """
-        return math.ceil(((self.ahead + 4) * self.chunk + self.most_held + self.spare) / self.batch) * self.batch
+        return (self.ahead + 4) * self.chunk + self.most_held
 
 
 class Feed:
@@ -140,7 +147,7 @@ class Feed:
                 yield self._make_chunk(waiting)
                 waiting, size_bytes = [], 0
             if is_mark:
-                if self._ring is not None:
+                if self._ring is not None and not self._ring.holds_windows:
                     self._ring.align(self._pace.batch, self._pace.spare)
                 yield entry
                 continue
@@ -179,6 +186,8 @@ def _make_block(chunk: Chunk, answer: Answer) -> Block:
         return Block(answer.outcomes, frames, None, answer.tokens, warned=answer.warned)
     rows = len(answer.outcomes) - list(map(type, answer.outcomes)).count(Failure)
     crops, start = (chunk.crops[:rows], chunk.start) if answer.overflow is None else (answer.overflow, None)
+    if answer.windows is not None:
+        crops, start = Windows((chunk.crops.reshape(-1),), answer.windows), None
     return Block(
         answer.outcomes,
         frames,

@@ -12,16 +12,17 @@ import pyarrow as pa
 
 from ..jobs.options import OutputPolicy
 from ..records import Failure, Item, Row, Shard, count_values
-from ..store.parts import EMBEDDING, EMBEDDINGS, FAILURES, TEXT_EMBEDDING, vector_columns
+from ..store.parts import EMBEDDINGS, FAILURES, vector_columns
 from ..vectors import unit_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from concurrent.futures import Future
 
-    from ..encoder import Encoder
     from ..store.journal import Journal
     from ..store.part_writer import PartWriter
-    from .batches import Batches
+    from .batches import Batch, Batches
+    from .encoders import Encoders, Features
     from .feed import Block
 
 ROW_GROUP = 10_000  # rows, or failures, that are written together; a larger shard has several such groups
@@ -48,7 +49,7 @@ class PartInWork:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoders: Encoders,
         policy: OutputPolicy,
         writer: PartWriter,
         journal: Journal,
@@ -60,7 +61,7 @@ class PartInWork:
         self.shard = shard
         self.failed = journal.saved.failed
         self.last_failure: Failure | None = None
-        self._encoder = encoder
+        self._encoders = encoders
         self._policy = policy
         self._writer = writer
         self._journal = journal
@@ -73,6 +74,7 @@ class PartInWork:
         # come at any line.
         self._failures: list[tuple[int, Failure]] = []
         self._encoded: list[tuple[list[int], list[Row], dict[str, np.ndarray]]] = []
+        self._under_way: deque[tuple[Batch, Future[Features]]] = deque()
         self._value_bytes = 0  # of rows that are not saved, and of what waits to become one
         self._tables: dict[str, list[pa.Table]] = {EMBEDDINGS: [], FAILURES: []}  # saved, not in a row group yet
         for tables in journal.read():
@@ -100,6 +102,10 @@ class PartInWork:
             else:
                 self._value_bytes += count_values(outcome.values)
         self._waiting.add(block, self._taken + repeated)
+        while self._under_way and self._waiting.is_crowded:
+            self._take_oldest()
+        if self._waiting.is_crowded:
+            self._waiting.move_out()
         self._taken += count
         self._repeated -= repeated
         while len(self._waiting) >= self._batch_size:
@@ -125,6 +131,8 @@ class PartInWork:
         """Encode and write what waits, and note the reader's counts in the part."""
         while len(self._waiting):
             self._encode()
+        while self._under_way:
+            self._take_oldest()
         self._waiting.give_back()
         self._keep(self._collect()[1])
         self._write({name: pa.concat_tables(kept) for name, kept in self._tables.items()})
@@ -143,7 +151,7 @@ class PartInWork:
         until = next(place for place in range(start, start + len(places) + 1) if place not in places)
         rows: list[Row] = []
         names = vector_columns(self._writer.schema)
-        vectors = {name: [np.empty((0, self._encoder.dim), np.float32)] for name in names}
+        vectors = {name: [np.empty((0, self._encoders.first.dim), np.float32)] for name in names}
         for batch, of_batch, features in self._encoded:
             chosen = [start <= place < until for place in batch]
             rows += compress(of_batch, chosen)
@@ -189,8 +197,16 @@ class PartInWork:
         self._writer.add_tables({name: table.combine_chunks() for name, table in tables.items()})
 
     def _encode(self) -> None:
+        """Have the next batch encoded, and take the oldest ones that are under way if there are enough after them."""
         batch = self._waiting.take(self._batch_size)
-        features = encode_batch(batch.crops, batch.tokens, self._encoder)  # (B, D) each
+        self._under_way.append((batch, self._encoders.encode(batch.crops, batch.tokens)))
+        while len(self._under_way) > self._encoders.ahead:
+            self._take_oldest()
+
+    def _take_oldest(self) -> None:
+        """Wait for the oldest batch under way, and keep its vectors."""
+        batch, encoding = self._under_way.popleft()
+        features = encoding.result()  # (B, D) each
         self._waiting.give_back()
         usable = np.ones(len(batch.rows), np.bool_)
         norms: dict[str, np.ndarray] = {}
@@ -221,13 +237,3 @@ def _cut_block(block: Block, count: int) -> Block:
     }
     start = None if block.start is None else block.start + rows
     return replace(block, outcomes=block.outcomes[count:], start=start, **arrays)
-
-
-def encode_batch(crops: np.ndarray | None, tokens: np.ndarray | None, encoder: Encoder) -> dict[str, np.ndarray]:
-    """Encode a batch. Shapes: uint8 (B, R, R, 3), int32 (B, L) -> float32 (B, D) for each column of vectors."""
-    features: dict[str, np.ndarray] = {}
-    if crops is not None:
-        features[EMBEDDING] = encoder.encode_pixels(crops)
-    if tokens is not None:
-        features[EMBEDDING if crops is None else TEXT_EMBEDDING] = encoder.encode_tokens(tokens)
-    return features

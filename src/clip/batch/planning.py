@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..sources.source import Source
-    from ..store.lock import Lock
+    from ..store.lock import Holding
 
 MAX_EXAMPLE = 60  # characters of a text that a message repeats
 
@@ -46,7 +46,7 @@ def count(job: EmbedJob) -> Listing:
 
 
 def plan_run(
-    job: EmbedJob, source: Source, store: StoreWriter, lock: Lock, progress: Callable[[Progress], None] | None
+    job: EmbedJob, source: Source, store: StoreWriter, lock: Holding, progress: Callable[[Progress], None] | None
 ) -> tuple[Plan, int, int]:
     """List the input into the output, by shards; return that, and how many entries an update drops and renames.
 

@@ -25,6 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..budgets import Allowance, ByteBudget
 from ..errors import InputError, ResourceError
 from ..records import Failure, Item, Member, Row
@@ -35,8 +37,6 @@ from .prepare import prepare_entry
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextlib import AbstractContextManager
-
-    import numpy as np
 
     from ..records import Pixels, Tokens
 
@@ -56,6 +56,7 @@ class _Setting:
     decoding: Decoding
     max_seconds: float | None  # which an image may take; None where images are not isolated
     share_bytes: int  # which an image may take without asking
+    place: tuple[int, ...]  # the shape of a place of the ring
 
 
 class DecoderProcesses:
@@ -76,7 +77,7 @@ class DecoderProcesses:
             item = "`isolate`" if isolated else "`decoders`"
             raise InputError(item, "found Windows", "Linux or macOS", "Leave it out, to decode in threads.")
         share = 0 if isolated else budget_bytes // (SHARED * workers)
-        self._setting = _Setting(decoding, max_seconds, share)
+        self._setting = _Setting(decoding, max_seconds, share, ring.place)
         self._budget = ByteBudget(budget_bytes - share * workers)
         self._ring = ring
         self._own = threading.local()
@@ -105,13 +106,19 @@ class DecoderProcesses:
     def _decode_each(self, chunk: Chunk) -> Answer:
         """Decode the entries of a chunk one by one, as one of them may have killed the process."""
         outcomes: list[Row | Failure] = []
+        windows: list[np.ndarray] = []
         warned = stored_turned = 0
         for entry in chunk.entries:
             rows = sum(isinstance(outcome, Row) for outcome in outcomes)
-            answer = self(Chunk([entry], chunk.crops[rows : rows + 1], chunk.start + rows))
+            crops = chunk.crops[rows : rows + 1]
+            answer = self(Chunk([entry], crops, chunk.start + rows))
             outcomes += answer.outcomes
             warned, stored_turned = warned + answer.warned, stored_turned + answer.stored_turned
-        return Answer(outcomes, [1] * len(outcomes), warned=warned, stored_turned=stored_turned)
+            if answer.windows is not None:
+                answer.windows[:, 0] += rows * crops.size
+                windows.append(answer.windows)
+        table = np.concatenate(windows) if windows else None
+        return Answer(outcomes, [1] * len(outcomes), warned=warned, stored_turned=stored_turned, windows=table)
 
     def close(self) -> None:
         """End all processes at once; calls that are waiting for one return."""
@@ -267,7 +274,7 @@ def work(socket_descriptor: int, ring_descriptor: int) -> None:
     connection = Connection(socket_descriptor)
     setting: _Setting = connection.recv()
     decoding = setting.decoding
-    crops = map_crops(ring_descriptor, decoding.settings.resolution_px)
+    crops = map_crops(ring_descriptor, setting.place)
     limit_bytes = MEMORY_BASE + MEMORY_PER_PIXEL * decoding.limits.max_pixels
     if decoding.options.pixels == "fast":
         importlib.import_module("torch")  # before the limit, as its libraries map some gigabytes

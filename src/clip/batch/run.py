@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..budgets import ByteBudget
-from ..encoder import Encoder
-from ..errors import ClipError, StoreBusyError, TooManyFailuresError
+from ..engine.pinned import pin
+from ..errors import ClipError, DeviceError, StoreBusyError, TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
 from ..parallel import available_cores, map_ahead, read_ahead
 from ..records import ContainerPart, Failure, Item, Member, Row, Shard, count_bytes
@@ -28,6 +28,7 @@ from ..text.tokens import Tokenizing
 from .batches import Batches
 from .crops import CropRing
 from .decode import Decoding
+from .encoders import Encoders
 from .feed import Block, Feed, Pace
 from .notes import Notes
 from .part_in_work import PartInWork
@@ -35,10 +36,13 @@ from .prepare import Preparing
 from .processes import DecoderProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
+    import torch
+
+    from ..encoder import Encoder
     from ..sources.source import Source
-    from ..store.lock import Lock
+    from ..store.lock import Holding
     from ..store.plan import Plan
     from ..store.writer import StoreWriter
 
@@ -46,6 +50,9 @@ READ_AHEAD_BYTES = 100_000_000  # of images and copied values, read of an archiv
 IMAGES_IN_CHUNK, TEXTS_IN_CHUNK = 32, 64
 THREADS_ENOUGH = 4  # threads that Python's lock does not hold up: 16 decoded 1.6 times as much as 4, 16 processes 4.5
 IMAGES_A_PROCESS = 64  # fewer are decoded in threads before a process has started
+# Of all images that wait for the model, where its device resizes them: 0.6 MB each for ViT-B/32 on an H200. A JPEG of
+# 500 x 375 px takes 0.4. What does not fit is resized where it is decoded.
+WINDOW_BYTES = 1_500_000_000
 TEXTS_AT_A_TIME = 1024  # of which the engine runs those of similar lengths together
 MAX_MESSAGE = 200  # characters of a failure that ends the run
 
@@ -56,30 +63,36 @@ class Run:
     def __init__(
         self,
         job: EmbedJob,
-        encoder: Encoder,
+        encoders: Encoders,
         source: Source,
         plan: Plan,
         store: StoreWriter,
-        lock: Lock,
+        lock: Holding,
         progress: Callable[[Progress], None] | None,
         clock: Callable[[], float] = time.monotonic,
+        indices: Sequence[int] | None = None,
     ) -> None:
+        """Write the shards of these numbers; by default all, or those of the job's part."""
         self._job = job
-        self._encoder = encoder
+        self._encoders, encoder = encoders, encoders.first
         self._decoding = Decoding(source, encoder.settings, job.limits, job.decode, job.policy.hashes)
         self._tokenizing = Tokenizing(job.kind, encoder.context_length, job.long_text, encoder.tokenizer)
         self._workers = job.workers or available_cores()
         self._in_processes = _choose_processes(job, self._workers, plan.total, encoder.device.type)
         texts, batch = job.kind == "texts", TEXTS_AT_A_TIME if job.kind == "texts" else encoder.batch_size
         most = 1 if job.isolate else TEXTS_IN_CHUNK if texts else IMAGES_IN_CHUNK
-        self._pace = Pace.of(batch, self._workers, most=most, many_frames=job.decode.frames == "all")
-        self._ring = None if texts else CropRing(self._pace.ring, encoder.resolution_px, shared=self._in_processes)
+        many_frames = job.decode.frames == "all"
+        self._pace = Pace.of(
+            batch, self._workers, most=most, many_frames=many_frames, under_way=0 if texts else encoders.ahead
+        )
+        self._ring = None if texts else self._make_ring(encoder)
         self._waiting = Batches(self._ring, self._pace.most_held)  # empty between shards
         self._plan = plan
-        share = job.share
-        self.indices = [index for index in range(plan.shards) if share is None or share.owns(index)]
-        self._total = plan.total if share is None else None
-        self._missing: list[int] = []
+        self._shares = job.share is not None or indices is not None  # with processes that write other shards
+        own = range(plan.shards) if job.share is None else job.share.choose(plan.shards)
+        self.indices = own if indices is None else indices
+        self._total = None if self._shares else plan.total
+        self.missing: list[int] = []  # shards, once they are looked for
         self._done: set[int] = set()
         self._failed = 0  # in shards that are done
         self.resumed = 0  # entries that earlier runs had written
@@ -92,34 +105,46 @@ class Run:
         self._bytes = 0  # of the images that were read
         self.notes = Notes()
 
+    def _make_ring(self, encoder: Encoder) -> CropRing:
+        """Make the memory that decoders write into: for crops, or where the device resizes for the images' windows."""
+        side, shared = encoder.resolution_px, self._in_processes
+        if not _resizes_on_device(self._job, encoder.device):
+            return CropRing(self._pace.ring, side, shared=shared)
+        places = self._pace.window_ring
+        return CropRing(places, side, shared=shared, window_bytes=max(side**2 * 3, WINDOW_BYTES // places))
+
     def find_missing(self) -> bool:
         """Find which shards are missing, and how far the one is that a killed run was writing; return whether any is.
 
         Raises:  StoreError for a part that is not as it was written.
         """
-        store, share = self._store, self._job.share
+        store = self._store
         summaries = {index: self._plan.summary(index) for index in self.indices}
         self._done = self._find_done({index: summary.fingerprint for index, summary in summaries.items()})
-        self._missing = [index for index in self.indices if index not in self._done]
-        if share is not None:
-            store.remove_temporaries(share)
-        begun = {index for index in find_journals(store.path) if share is None or share.owns(index)}
-        remove_journals(store.path, begun.difference(self._missing))
-        for index in sorted(begun.intersection(self._missing)):
+        self.missing = [index for index in self.indices if index not in self._done]
+        if self._shares:
+            store.remove_temporaries(self.indices)
+        begun = find_journals(store.path).intersection(self.indices)
+        remove_journals(store.path, begun.difference(self.missing))
+        for index in sorted(begun.intersection(self.missing)):
             self._journals[index] = store.journal(self._plan.shard(index))
         rows, self._failed = store.counts(self._done)
-        self.resumed = rows + self._failed + sum(summaries[index].carried_over for index in self._missing)
+        self.resumed = rows + self._failed + sum(summaries[index].carried_over for index in self.missing)
         self.resumed += sum(journal.saved.outcomes for journal in self._journals.values())
-        if share is not None and not self._plan.containers:
+        if self._shares and not self._plan.containers:
             self._total = sum(summary.entries for summary in summaries.values())
-        return bool(self._missing)
+        return bool(self.missing)
 
     def write(self) -> None:
         """Write the missing shards."""
         state = _State(self.resumed, self._failed, self._done, self.resumed)
-        with ExitStack() as all_files, closing(self._blocks(self._missing)) as blocks, ExitStack() as files:
+        with ExitStack() as all_files, closing(self._blocks(self.missing)) as blocks, ExitStack() as files:
+            all_files.callback(self.close)  # after the processes that write into the ring
             if self._ring is not None:
-                all_files.callback(self._ring.close)  # after the processes that write into it
+                all_files.enter_context(pin(self._ring.crops, self._encoders.first.device))
+                if self.missing:
+                    self._encoders.prepare(self._plan.total or self._pace.batch)
+            all_files.callback(self._encoders.close)
             try:
                 for block in blocks:
                     self._take(block, state, files)
@@ -129,6 +154,11 @@ class Run:
                 self._save_last(state, exc)
                 self._report(state)
                 raise
+
+    def close(self) -> None:
+        """Close what a run holds that writes nothing; `write` does so itself."""
+        if self._ring is not None:
+            self._ring.close()
 
     def _take(self, block: Block | Shard | _End, state: _State, files: ExitStack) -> None:
         """Take what comes next: the begin of a shard, what became of some entries, or its end."""
@@ -178,7 +208,7 @@ class Run:
         """Report how many entries have a vector or a failure; those that wait for the model do not count."""
         if self._progress:
             failed = state.failed + (state.part.failed if state.part else 0)
-            finished = state.read - len(self._waiting)
+            finished = state.read - self._waiting.pending
             counts = (finished, self._total, failed, self.resumed, None, len(state.done), len(self.indices))
             self._progress(Progress(*counts, kept=state.kept, bytes=self._bytes))
 
@@ -191,8 +221,8 @@ class Run:
     def _begin(self, shard: Shard, files: ExitStack) -> tuple[PartInWork, Journal]:
         journal = self._journals.get(shard.index) or Journal(self._store.parts, shard)
         writer = files.enter_context(self._store.part(shard))
-        batch = TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoder.batch_size
-        part = PartInWork(self._encoder, self._job.policy, writer, journal, shard, self._waiting, batch)
+        batch = TEXTS_AT_A_TIME if self._job.kind == "texts" else self._encoders.first.batch_size
+        part = PartInWork(self._encoders, self._job.policy, writer, journal, shard, self._waiting, batch)
         if shard.carried_over:
             path = self._store.parts.path(FAILURES, shard.index)
             ids = self._store.parts.read_or_empty(path, ["id"])["id"].to_pylist()
@@ -208,13 +238,7 @@ class Run:
         last = part.last_failure if part else None
         if part is None or last is None or state.failed + part.failed <= allowed:
             return
-        raise TooManyFailuresError(
-            self._job.output,
-            f"more than {allowed:,} of {total:,} {self._job.kind} failed; "
-            f"the last was {last.id!r} ({last.message[:MAX_MESSAGE]})",
-            f"at most {self._job.max_failures or '0'}",  # with on_failure="stop" there is no number
-            "Repair them, or raise `max_failures` and run again: finished parts are kept.",
-        )
+        raise make_limit_error(self._job, allowed, total, f"the last was {last.id!r} ({last.message[:MAX_MESSAGE]})")
 
     def _blocks(self, indices: Iterable[int]) -> Generator[Block | Shard | _End]:
         """Yield each shard, what became of its entries in order, and its end.
@@ -310,6 +334,23 @@ class _State:
 
 _Entry = Item | Member | Failure
 _Listed = _Entry | Shard | _End
+
+
+def _resizes_on_device(job: EmbedJob, device: torch.device) -> bool:
+    """Decide whether images are resized where the model runs. Raises: DeviceError for a device without doubles."""
+    if job.resize == "device" and device.type == "mps":
+        remedy = "Leave out `resize`."
+        raise DeviceError(f"device {str(device)!r}", "computes no doubles", "one that does, to resize on", remedy)
+    exact = job.decode.pixels == "exact" and job.decode.frames == "first"
+    return job.resize == "device" or (job.resize == "auto" and exact and device.type == "cuda")
+
+
+def make_limit_error(job: EmbedJob, allowed: int, total: int, last: str = "") -> TooManyFailuresError:
+    """Return the error for more failures than a job allows; `last` tells of one."""
+    found = f"more than {allowed:,} of {total:,} {job.kind} failed{'; ' if last else ''}{last}"
+    expected = f"at most {job.max_failures or '0'}"  # with on_failure="stop" there is no number
+    remedy = "Repair them, or raise `max_failures` and run again: finished parts are kept."
+    return TooManyFailuresError(job.output, found, expected, remedy)
 
 
 def _choose_processes(job: EmbedJob, workers: int, images: int | None, device: str) -> bool:

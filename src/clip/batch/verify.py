@@ -27,7 +27,7 @@ from ..store.reader import Store
 from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
 from .count import Expected, count_shard
-from .part_in_work import encode_batch
+from .encoders import encode_batch
 from .prepare import Preparing, prepare_entry
 from .replay import NotAsked, load_run_encoder, open_run_source, replay_entries
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any, get_args
 
 import click
 
 from ..errors import spell_arguments
+from ..jobs.cluster import RayOptions, RunEngine
 from ..jobs.embed import EmbedJob, EmbedReport, Estimate, Listing, Progress
 from ..jobs.fields import nest
-from ..jobs.options import FAST_COSINE
+from ..jobs.options import FAST_COSINE, find_differences
 from ..records import Kind
 from .exit_codes import EXIT_WITH_FAILURES
 from .failures import list_first
@@ -23,6 +24,8 @@ ESTIMATE_HELP = "With --dry-run: embed some of the images, and say how long all 
 PRICE_HELP = "With --estimate: what the machine costs in an hour; the estimate says what the run costs."
 MAX_NAMED = 8  # parts in a line
 TOLERATE_HELP = "Exit with 0, not 3, where images failed, but no more than --max-failures allows."
+ENGINES = click.Choice(get_args(RunEngine))
+ENGINE_HELP = "local: this process writes the vectors; ray: actors of a Ray cluster do, with the extra ray."
 RAW_HELP = "Write features as the model gives them, instead of vectors of unit length."
 EXAMPLES = (
     "clip embed photos/ -o out/",
@@ -35,6 +38,7 @@ SPEED = partial(job_option, EmbedJob, group="Model and speed")
 WRITE = partial(job_option, EmbedJob, group="What to write")
 FAILURES = partial(job_option, EmbedJob, group="Failures")
 REPORT = partial(grouped, "What to say")
+CLUSTER = partial(job_option, RayOptions, group="Cluster")
 
 
 @click.command(cls=GroupedCommand, short_help="Turn images and texts into files of vectors.", examples=EXAMPLES)
@@ -63,6 +67,7 @@ REPORT = partial(grouped, "What to say")
 @DECODE("limits.max_aspect", "--max-aspect", metavar="X")
 @SPEED("model.name", "-m", "--model", metavar="MODEL")
 @SPEED("model.device", "--device", metavar="DEVICE")
+@SPEED("devices", "--devices", metavar="all|A,B")
 @SPEED("model.precision", "--precision")
 @SPEED("min_cosine", "--min-cosine", metavar="X")
 @grouped("Model and speed", "--fast", is_flag=True, help=f"Short for --min-cosine {FAST_COSINE}.")
@@ -74,6 +79,7 @@ REPORT = partial(grouped, "What to say")
 @SPEED("workers", "--workers", metavar="N")
 @SPEED("readers", "--readers", metavar="N")
 @SPEED("decoders", "--decoders")
+@SPEED("resize", "--resize")
 @SPEED("read_budget_bytes", "--read-budget-bytes", metavar="N")
 @SPEED("decode_budget_bytes", "--decode-budget-bytes", metavar="N")
 @grouped("What to write", "-o", "--output", metavar="OUT", required=True, help="Folder to write.")
@@ -90,6 +96,12 @@ REPORT = partial(grouped, "What to say")
 @FAILURES("on_failure", "--on-failure")
 @FAILURES("isolate", "--isolate")
 @FAILURES("max_seconds", "--max-seconds", metavar="S")
+@grouped("Cluster", "--engine", type=ENGINES, default="local", show_default=True, help=ENGINE_HELP)
+@CLUSTER("address", "--address", metavar="ADDRESS")
+@CLUSTER("actors", "--actors", metavar="N")
+@CLUSTER("cpus_per_actor", "--cpus-per-actor", metavar="X")
+@CLUSTER("gpus_per_actor", "--gpus-per-actor", metavar="X")
+@CLUSTER("stall_seconds", "--stall-seconds", metavar="S")
 @REPORT("--dry-run", is_flag=True, help="List the input, and stop.")
 @REPORT("--estimate", is_flag=True, help=ESTIMATE_HELP)
 @REPORT("--price-per-hour", metavar="X", type=float, help=PRICE_HELP)
@@ -105,6 +117,7 @@ def embed(
     price_per_hour: float | None,
     progress: Style,
     as_json: bool,
+    engine: RunEngine,
     **options: Any,
 ) -> int:
     """Turn images, texts, or pairs of them into Parquet files of vectors.
@@ -129,6 +142,7 @@ def embed(
     if tolerate and options["max_failures"] is None:
         raise click.UsageError("found --tolerate without --max-failures, expected both. Pass --max-failures 1%, say.")
     options["min_cosine"] = FAST_COSINE if fast else options["min_cosine"]
+    cluster = _take_cluster(engine, options)
     job = EmbedJob(**nest(EmbedJob, {**options, "policy__normalize": not raw}))
     if not dry_run:  # which needs no weights
         from ..batch.finished import find_finished
@@ -140,7 +154,7 @@ def embed(
         refuse_early(job)
     if dry_run:
         return _count(job, price_per_hour, estimate=estimate, as_json=as_json)
-    report = _run(job, progress)
+    report = _run(job, cluster, progress)
     if report.written > report.resumed and not as_json and progress not in ("json", "none"):
         from ..store.reader import Store
         from .sketch import warn_of_photographs
@@ -163,15 +177,30 @@ def _count(job: EmbedJob, price_per_hour: float | None, *, estimate: bool, as_js
     return 0
 
 
-def _run(job: EmbedJob, progress: Style) -> EmbedReport:
-    from ..batch import embed as embed_module  # here, because it brings torch, which a refusal can do without
+def _take_cluster(engine: RunEngine, options: dict[str, Any]) -> RayOptions | None:
+    """Take the options of a cluster out of a run's; None for a run on this machine."""
+    cluster = RayOptions(**{field.name: options.pop(field.name) for field in fields(RayOptions)})
+    if engine == "ray":
+        return cluster
+    if differences := find_differences(cluster, RayOptions()):
+        flag = differences[0].replace("_", "-")
+        raise click.UsageError(f"found --{flag} without --engine ray, expected both. Add it.")
+    return None
+
+
+def _run(job: EmbedJob, cluster: RayOptions | None, progress: Style) -> EmbedReport:
+    from ..batch.embed import embed as embed_here  # here, because it brings torch, which a refusal can do without
 
     model = job.model_options
     if model.untrained is not None:
         say(f"{model.name} is untrained (random weights of seed {model.untrained}): similar vectors mean nothing yet")
     reporter = Reporter(progress, job.kind)
     try:
-        return embed_module.embed(job, reporter.update)
+        if cluster is None:
+            return embed_here(job, reporter.update)
+        from ..cluster.embed import embed_on_ray
+
+        return embed_on_ray(job, cluster, reporter.update)
     except BaseException as exc:
         if reporter.kept is not None:
             exc.add_note(f"{reporter.kept} are kept; the same command goes on from there")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,12 +42,17 @@ FP8 = "fp8"  # products of a large ViT's blocks; the rest, and texts, are comput
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 FP8_MIN_WIDTH = 1024  # ViT-L's; products of narrower ones gain nothing (pytorch/ao, small shapes)
 MAX_REASON = 200  # characters of a compiler's message
+# Full batches that run before one is compiled beside them: that takes 10 to 20 s of a core (LOG.md, CUDA on an H200),
+# which a job of fewer does not win back.
+COMPILE_AFTER = 100
 ViT = TypeVar("ViT", LeanViT, LeanSiglip)
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
 _log = logging.getLogger("clip")
 # One capture at a time in a process (torch.cuda.graph), and nothing of ours synchronises a device meanwhile.
 _capturing = threading.Lock()
+_fixing = threading.Lock()
+_fixed: list[ExitStack] = []  # what restores the process's settings, for each who needs them fixed; the first holds it
 
 
 def full_wave_batch(rows_per_image: int, width: int, processors: int) -> int:
@@ -80,7 +85,11 @@ def usable_precisions(device: torch.device) -> list[str]:
 class CudaBackend(Backend):
     """Towers captured for a GPU."""
 
-    def __init__(self, device: torch.device, precision: str, *, compiles: bool = True) -> None:
+    def __init__(
+        self, device: torch.device, precision: str, *, compiles: bool = True, compile_after: int = COMPILE_AFTER
+    ) -> None:
+        """Compile, unless `compiles` is False, after so many full batches; with 0 the first one waits for it."""
+        self.compile_after = compile_after
         self.name = f"torch {torch.__version__}"
         self.device = device
         self.precision = precision
@@ -116,7 +125,7 @@ class CudaBackend(Backend):
             placed = round_blocks_to_fp8(placed, tower)
         function = image_features(placed, self.dtype)
         compiled = torch.compile(function, dynamic=False, fullgraph=True) if self._compiles else None
-        return CudaGraph(function, self.device, batch_size, compiled=compiled)
+        return CudaGraph(function, self.device, batch_size, compiled=compiled, compile_after=self.compile_after)
 
     def text_graph(self, tower: LeanText, batch_size: int) -> CudaGraph:
         """Make the graph of a text tower, of bf16 where images are fp8; it takes the inputs of `text_features`."""
@@ -132,7 +141,8 @@ class CudaGraph:
     """A function captured for a few batch sizes, the full one compiled. Calls from several threads take turns.
 
     Only the full size is compiled, because compiling takes tens of seconds; at smaller sizes a captured graph saves
-    most of the time, the launches. A call returns before its features are computed: work on the stream that was current
+    most of the time, the launches. A thread compiles while batches run uncompiled, and the compiled graph takes over
+    between two of them. A call returns before its features are computed: work on the stream that was current
     waits for them, so the next batch is on its way while this one is computed.
     """
 
@@ -143,7 +153,13 @@ class CudaGraph:
         batch_size: int,
         *,
         compiled: Callable[..., Tensor] | None = None,
+        compile_after: int = 0,
     ) -> None:
+        self._compile_after = compile_after  # full batches
+        self._full_batches = 0
+        self._compiler: threading.Thread | None = None
+        self._ready = False  # whether the compiled function has run
+        self.is_compiled = False  # whether full batches run compiled
         self._function = function
         self._compiled = compiled
         self._device = device
@@ -162,6 +178,8 @@ class CudaGraph:
         padded = padded_size(count, self._full)
         shapes = tuple((torch.Size((padded, *x.shape[1:])), x.dtype) for x in inputs)
         with self._lock, torch.inference_mode(), torch.cuda.device(self._device):
+            if padded >= self._full and self._compiled is not None and not self.is_compiled:
+                self._approach_compiled(shapes)
             captured = self._captured.get(shapes) or self._capture(shapes)
             current = torch.cuda.current_stream()
             current.wait_event(self._done)  # of another thread's stream
@@ -169,33 +187,55 @@ class CudaGraph:
             self._done.record(current)
         return features
 
+    def _approach_compiled(self, shapes: Shapes) -> None:
+        """Before a full batch: have it compiled once enough of them have run, and swap the graph when that is done."""
+        if not self._compile_after:
+            self._compile(shapes)
+        elif self._full_batches == self._compile_after and self._compiler is None:
+            # No daemon: the interpreter waits for it at its end, as torch may abort the process otherwise.
+            self._compiler = threading.Thread(target=self._compile, args=(shapes,), name="clip-compile")
+            self._compiler.start()
+        self._full_batches += 1
+        if self._ready and self._compiled is not None:
+            self._done.synchronize()  # the graph that is dropped runs no more
+            self._captured.pop(shapes, None)
+            self.is_compiled = True
+
+    def _compile(self, shapes: Shapes) -> None:
+        """Compile for a full batch. Where that fails, say why; the graph runs uncompiled then."""
+        compiled = self._compiled
+        if compiled is None:
+            return
+        try:
+            from torch._dynamo import config  # here, because it takes a second
+
+            stream = torch.cuda.Stream(self._device)
+            with torch.inference_mode(), torch.cuda.device(self._device), torch.cuda.stream(stream), _fix_precision():
+                static = self._make_inputs(shapes)
+                with config.patch(recompile_limit=MAX_COMPILED):
+                    compiled(*static)
+                stream.synchronize()
+            self._ready = True
+        except Exception as exc:  # the compiler wants Triton and a C compiler, and has errors of its own
+            if isinstance(exc, torch.OutOfMemoryError) and not self._compile_after:
+                raise  # the batch is halved
+            _log.warning("torch.compile failed (%s); the graph runs uncompiled", describe_cause(exc))
+            self._compiled = None
+
+    def _make_inputs(self, shapes: Shapes) -> list[Tensor]:
+        return [torch.zeros(shape, dtype=dtype, device=self._device) for shape, dtype in shapes]
+
     def _capture(self, shapes: Shapes) -> _Captured:
-        static = [torch.zeros(shape, dtype=dtype, device=self._device) for shape, dtype in shapes]
+        static = self._make_inputs(shapes)
+        is_full = len(static[0]) >= self._full
+        function = self._compiled if self.is_compiled and is_full and self._compiled is not None else self._function
         with _capturing, _fix_precision():
-            function = self._prepare(static)
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UP_RUNS):  # libraries choose their kernels
+                    function(*static)
             captured = self._captured[shapes] = _Captured(function, static, self._stream, self._pool)
         return captured
-
-    def _prepare(self, static: list[Tensor]) -> Callable[..., Tensor]:
-        """Return the function to capture, compiled for a full batch, once its libraries have chosen their kernels."""
-        function = self._function
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            if self._compiled is not None and len(static[0]) >= self._full:
-                try:
-                    from torch._dynamo import config  # here, because it takes a second
-
-                    with config.patch(recompile_limit=MAX_COMPILED):
-                        self._compiled(*static)
-                    function = self._compiled
-                except Exception as exc:  # the compiler wants Triton and a C compiler, and has errors of its own
-                    if isinstance(exc, torch.OutOfMemoryError):
-                        raise
-                    _log.warning("torch.compile failed (%s); the graph runs uncompiled", describe_cause(exc))
-                    self._compiled = None
-            for _ in range(WARM_UP_RUNS):
-                function(*static)
-        return function
 
 
 def describe_cause(exc: BaseException) -> str:
@@ -209,13 +249,20 @@ def describe_cause(exc: BaseException) -> str:
 @contextmanager
 def _fix_precision() -> Generator[None]:
     """Compute products in their dtype, where cuDNN and users' settings would use TF32; let cuDNN try its kernels."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    with _fixing:
+        restore = _fixed[0] if _fixed else ExitStack()
+        if not _fixed:
+            restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+            restore.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False))
+        _fixed.append(restore)
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            yield
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _fixing:
+            _fixed.pop()
+            if not _fixed:  # else a compiler still needs them, or a capture that began meanwhile
+                restore.close()
 
 
 def padded_size(count: int, full: int) -> int:

@@ -47,6 +47,18 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     return resolved
 
 
+def choose_devices(names: str) -> list[torch.device]:
+    """Return the devices of a list with commas; of "all" every GPU of this machine.
+
+    Raises:  DeviceError (a RuntimeError) for a device this machine does not have.
+    """
+    if names == "all":
+        names = ",".join(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+        if not names:
+            raise DeviceError("devices 'all'", "found no GPU", "at least one", "Leave out `devices`.")
+    return [resolve_device(name.strip()) for name in names.split(",")]
+
+
 def _device_names() -> list[str]:
     names = ["cpu"] + [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     return names + (["mps"] if torch.backends.mps.is_available() else [])

@@ -21,10 +21,13 @@ from .backend import Backend, Graph
 from .devices import MAX_REASON, limit_threads
 from .fold import fold_image_tower, fold_text_tower
 from .fold_siglip import fold_siglip_image, fold_siglip_text
+from .resize import resize_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ..images.windows import Windows
+    from ..network.records import Checkpoint
     from .quantize import Calibration
 
 LENGTH_BUCKET = 8  # tokens: texts run at the next multiple of it, so that few shapes occur
@@ -89,6 +92,21 @@ class Engine:
             remedy = "Preprocess the images for this model."
             raise InputError("`pixels`", found, f"(B, {side}, {side}, 3) of bytes or float32", remedy)
         return self._run(pixels.dtype, len(pixels), lambda start, stop: (pixels[start:stop],))
+
+    def warm_up(self, images: int) -> None:
+        """Do all that comes before the first batch of so many images: fold, compile, have kernels chosen."""
+        side = self.settings.resolution_px
+        self.encode_pixels(torch.zeros(min(images, self.batch_size), side, side, 3, dtype=torch.uint8))
+
+    def encode_windows(self, windows: Windows) -> Tensor:
+        """Resize and crop images on the device as Pillow does, and encode them. Shapes: N windows -> (N, D) there."""
+        settings, device = self.settings, self.backend.device
+
+        def pixels(start: int, stop: int) -> tuple[Tensor]:
+            with torch.inference_mode():
+                return (resize_windows(windows[start:stop], settings, device),)
+
+        return self._run(torch.uint8, len(windows), pixels)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Encode images as the reference's transform returns them, or as bytes.
@@ -207,6 +225,15 @@ class Engine:
                 self.batch_size //= 2
                 self._graphs = {old: graph for old, graph in self._graphs.items() if old is None}
         _log.warning("%s: out of memory for a batch of %d; continuing with %d", self.backend.device, size, size // 2)
+
+
+def make_engine(checkpoint: Checkpoint, backend: Backend, batch_size: int | None) -> Engine:
+    """Return the engine of a checkpoint, whose weights leave memory as they are folded."""
+    weights = checkpoint.state_dict.values()
+    pages = FilePages([(weight.data_ptr(), weight.nbytes) for weight in weights], checkpoint.files)
+    return Engine(
+        checkpoint.state_dict, checkpoint.architecture, checkpoint.preprocess, backend, batch_size, pages=pages
+    )
 
 
 def _is_out_of_memory(exc: Exception) -> bool:

@@ -43,6 +43,7 @@ from .open import (
 from .raw import find_preview, is_raw
 from .raw import read_orientation as read_raw_orientation
 from .transform import STEADY_FORMATS, to_pixels
+from .windows import cut_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,6 +62,7 @@ def decode(
     reserve: Callable[[int], AbstractContextManager[None]] = nullcontext,
     limits: Limits = Limits(),  # noqa: B008  frozen
     options: DecodeOptions = DecodeOptions(),  # noqa: B008  frozen
+    room_bytes: int = 0,
 ) -> list[Pixels | Failure]:
     """Decode one encoded image to one model input, or to the reason why there is none; to several for all frames.
 
@@ -73,13 +75,15 @@ def decode(
     fails in one pixel mode if it fails in the other. Where only metadata is damaged, or something follows the image,
     the rows carry a `warning`.
 
-    Shapes:  data in any of `decodable_formats` -> uint8 (R, R, 3).
+    With `room_bytes` an image whose window (images/windows.py) takes no more is not resized, if its pixels are exact.
+
+    Shapes:  data in any of `decodable_formats` -> uint8 (R, R, 3), or a window's (rows, columns, channels).
     """
     try:
         encoded, warnings = (data, list[str]()) if not options.raw_previews else replace_raw(data)
     except ImageError as exc:
         return [Failure.of(item, "open", exc)]
-    decoder = _Decoder(item, len(data), settings, reserve, limits, options)
+    decoder = _Decoder(item, len(data), settings, reserve, limits, options, room_bytes)
     if warnings:
         decoder = replace(decoder, orientation=read_raw_orientation(data))
     outcomes = decoder.decode(encoded)
@@ -164,6 +168,7 @@ class _Decoder:
     reserve: Callable[[int], AbstractContextManager[None]]
     limits: Limits
     options: DecodeOptions
+    room_bytes: int
     orientation: int | None = None  # where another file holds it
 
     def decode(self, data: bytes) -> list[Pixels | Failure]:
@@ -203,7 +208,12 @@ class _Decoder:
                 width, height = adjusted.size  # as the header has it, unless `adjust` had to decode the image
                 if divisor > 1:
                     width, height = full_size if adjusted is image else (width * divisor, height * divisor)
-                array = _make_pixels(adjusted, (width, height), divisor, settings, options.pixels)
+                room_bytes = self.room_bytes if options.pixels == "exact" else 0
+                cut = cut_window(adjusted, settings, room_bytes) if room_bytes else None
+                array, window = cut or (
+                    _make_pixels(adjusted, (width, height), divisor, settings, options.pixels),
+                    None,
+                )
             damage = list(describe_damage(image))
             if options.orient == "exif" and read_orientation(image) is None:
                 damage = ["the EXIF data cannot be read, so the image is not turned"]
@@ -211,7 +221,8 @@ class _Decoder:
             row = Row(
                 item.id, item.path, width, height, image.format or "", self.size_bytes, None, warning, item.values
             )
-            return Pixels(row, array, stored_turned=options.orient == "none" and (is_turned or is_stored_turned(image)))
+            stored_turned = options.orient == "none" and (is_turned or is_stored_turned(image))
+            return Pixels(row, array, stored_turned=stored_turned, window=window)
         except Exception as exc:  # noqa: BLE001  as in decode
             return make_failure(item, stage, exc, image.format)
 

@@ -4,6 +4,7 @@ It may import the ground floor, and so needs no torch: `clip embed --help` takes
 """
 
 from .classify import Classified, ClassifyJob, ClassifyReport
+from .cluster import RayOptions
 from .demo import DemoJob
 from .duplicates import Duplicate, DuplicateGroup, DuplicatesJob, DuplicatesReport
 from .embed import EmbedJob, EmbedReport, Listing, Progress
@@ -24,6 +25,6 @@ __all__ = [
     "DeviceRow", "Duplicate", "DuplicateGroup", "DuplicatesJob", "DuplicatesReport", "EmbedJob", "EmbedReport",
     "ExportJob", "ExportReport", "ExtraRow", "FetchJob", "Fetched", "Health", "Hit", "IndexJob", "IndexReport",
     "Limits", "Listing", "MergeJob", "MergeReport", "ModelOptions", "ModelRow", "OutputPolicy", "Problem", "Progress",
-    "Recall", "SearchJob", "SearchReport", "ServeJob", "SettingRow", "StatsJob", "StatsReport", "Traffic", "TuneJob",
-    "TuneReport", "VerifyJob", "VerifyReport", "Weighted",
+    "RayOptions", "Recall", "SearchJob", "SearchReport", "ServeJob", "SettingRow", "StatsJob", "StatsReport", "Traffic",
+    "TuneJob", "TuneReport", "VerifyJob", "VerifyReport", "Weighted",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from .options import (
     ModelOptions,
     OnFailure,
     OutputPolicy,
+    Resize,
     check_cosine,
     check_counts,
     check_place,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 IMAGES_ONLY = (
     *("model.batch_size", "policy.hashes", "columns.text", "limits", "decode", "root", "decoders", "isolate"),
-    *("max_seconds", "read_budget_bytes", "decode_budget_bytes", "min_cosine", "calibration"),
+    *("resize", "max_seconds", "read_budget_bytes", "decode_budget_bytes", "min_cosine", "calibration"),
 )
 DECODE_SECONDS = 60.0  # for one image in a separate process
 Phase = Literal["loading", "listing", "running"]
@@ -78,10 +79,14 @@ class EmbedJob:
     """Measure first; take the fastest precision and pixels whose vectors have at least this cosine to exact ones."""
     calibration: str | Path | None = None
     """Folder of images to quantise int8 by; default: the first images of the input."""
+    devices: str | None = None
+    """GPUs that run the model side by side, as in cuda:0,cuda:1, or all of them; default: the one of `device`."""
     workers: int | None = None
     """Threads or processes that decode; default: one per core."""
     decoders: Decoders = "auto"
     """What decodes: threads, processes, or (auto) processes on a GPU or more than 4 cores, where threads hold it up."""
+    resize: Resize = "auto"
+    """Where exact pixels are resized, to the same bytes: by the decoders, on the model's device, or (auto) on a GPU."""
     readers: int = 32
     """Images to request from servers at the same time, at most 100."""
     read_budget_bytes: int = 256_000_000
@@ -109,6 +114,12 @@ class EmbedJob:
         if self.policy.update and (self.policy.overwrite or self.duplicate_ids == "keep"):
             other = "overwrite" if self.policy.overwrite else "duplicate_ids"
             raise InputError("`update`", f"found {other} too", "one of them", f"Leave out `{other}`.")
+        if self.resize == "device" and (self.decode.pixels != "exact" or self.decode.frames == "all"):
+            other = f"{self.decode.pixels} pixels" if self.decode.pixels != "exact" else "all frames"
+            raise InputError("`resize`", f"found device with {other}", "decoders", "Leave it out.")
+        if self.devices is not None and self.model_options.device != ModelOptions.device:
+            found = f"found device {self.model_options.device!r} too"
+            raise InputError("`devices`", found, "one of them", "Leave out `device`.")
         if self.isolate and self.decoders == "threads":
             raise InputError("`isolate`", "found decoders='threads' too", "processes", "Leave out `decoders`.")
         self._check_columns()

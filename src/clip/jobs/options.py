@@ -31,6 +31,7 @@ CALIBRATED_PRECISIONS: frozenset[Precision] = frozenset({"int8"})  # those that 
 VectorDtype = Literal["float32", "float16"]
 OnFailure = Literal["record", "stop"]
 Decoders = Literal["auto", "threads", "processes"]
+Resize = Literal["auto", "decoders", "device"]
 Quoting = Literal["auto", "standard", "none"]
 DuplicateIds = Literal["error", "keep"]
 ExportFormat = Literal["npy", "clip-retrieval", "csv", "safetensors", "pgvector"]

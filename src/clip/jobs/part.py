@@ -33,9 +33,9 @@ class PartOf:
         """Return what `parse_part` reads."""
         return f"{self.index}/{self.count}"
 
-    def owns(self, shard: int) -> bool:
-        """Whether a shard is this part's."""
-        return shard % self.count == self.index
+    def choose(self, shards: int) -> range:
+        """Return the shards of so many that are this part's."""
+        return range(self.index, shards, self.count)
 
 
 def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> PartOf:

@@ -108,6 +108,6 @@ def dump(value: object) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def make_json_response(value: object) -> Response:
-    """Return the answer of status 200 with this value."""
-    return Response(dump(value), media_type="application/json")
+def make_json_response(value: object, status: int = 200) -> Response:
+    """Return the answer with this value."""
+    return Response(dump(value), status, media_type="application/json")

@@ -54,6 +54,7 @@ def make_app(service: Service, write: Callable[[str], None] = lambda _: None) ->
         _route("/v1/search", search.search, "POST"),
         _route("/v1/classify", search.classify, "POST"),
         _route("/v1/indexes", search.indexes, "GET"),
+        _route("/v1/indexes/{index}/duplicates", search.duplicates, "GET"),
         _route("/v1/indexes/{index}/rows/{row:int}/tile", search.tile, "GET"),
         _route("/", search.page, "GET"),
         _route("/page/{name}", search.page_file, "GET"),

@@ -23,6 +23,7 @@ from ..retrieval.search import Index
 from ..store.parts import shard_number
 from ..store.plan import read_plan
 from .decoders import DecoderError, Decoders
+from .duplicates import DuplicateSearches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +87,7 @@ class Galleries:
 
     def __init__(self, job: ServeJob, models: Models) -> None:
         self._job, self._models = job, models
+        self.duplicates = DuplicateSearches(job.root)
         self.all: dict[str, Gallery] = {}
         self.is_open = not job.index
 
@@ -111,7 +113,8 @@ class Galleries:
         return self.all[name]
 
     def close(self) -> None:
-        """End what makes tiles."""
+        """End what makes tiles, and what looks for duplicates."""
+        self.duplicates.close()
         for gallery in self.all.values():
             gallery.tiles.close()
 

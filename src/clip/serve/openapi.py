@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
+from .duplicates import LEVELS, MAX_GROUPS
 
 Schema = dict[str, Any]
 
@@ -114,6 +115,16 @@ SCHEMAS: dict[str, Schema] = {
         model=_optional(TEXT),
     ),
     "Probabilities": _object(("object", "model", "results"), results=_list(_list(OBJECT))),
+    "Duplicates": _object(
+        ("object", "state", "data"),
+        object={"const": "list"},
+        state={"enum": ["running", "done"]},
+        data=_list(_object(("number", "images"), number=COUNT, images=_list(OBJECT))),
+        report=OBJECT,
+        what=TEXT,
+        done=COUNT,
+        total=COUNT,
+    ),
     "Model": _object(("id", "object"), id=TEXT, object={"const": "model"}, loaded=FLAG, dimensions=COUNT),
     "List": _object(("object", "data"), object={"const": "list"}, data=_list(OBJECT)),
     "Status": _object(("status",), status=TEXT),
@@ -151,11 +162,26 @@ def _in_path(name: str, schema: Schema) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
+def _in_query(name: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "query", "schema": schema}
+
+
 def _describe_paths() -> Schema:
     embeddings = _operation("Embed texts and images", _json(_refer("Embeddings")), [*MANY, 404], EMBEDDINGS_BODY)
     models = _operation("List the models", _json(_refer("List")), FEW)
     ready = _operation("Whether requests are taken", _json(_refer("Status")), [403, 500, 503])
     search_body, classify_body = _json(_refer("SearchRequest")), _json(_refer("ClassifyRequest"))
+    duplicates = _operation(
+        "Groups of duplicates of an index",
+        _json(_refer("Duplicates")),
+        [*FEW, 400, 404, 409, 429],
+        None,
+        _in_path("index", {**TEXT, "minLength": 1}),
+        _in_query("level", {"enum": list(LEVELS)}),
+        _in_query("start", COUNT),
+        _in_query("count", {**COUNT, "maximum": MAX_GROUPS}),
+    )
+    duplicates["responses"]["202"] = {"description": "It is running", "content": _json(_refer("Duplicates"))}
     tile = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
     index_and_row = (_in_path("index", {**TEXT, "minLength": 1}), _in_path("row", COUNT))
     return {
@@ -187,6 +213,7 @@ def _describe_paths() -> Schema:
             "post": _operation("Classify images", _json(_refer("Probabilities")), [*MANY, 404], classify_body)
         },
         "/v1/indexes": {"get": _operation("List what can be searched", _json(_refer("List")), FEW)},
+        "/v1/indexes/{index}/duplicates": {"get": duplicates},
         "/v1/indexes/{index}/rows/{row}/tile": {
             "get": _operation("The small image of a row", tile, [*FEW, 400, 404, 429], None, *index_and_row)
         },

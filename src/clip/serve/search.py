@@ -1,4 +1,6 @@
-"""POST /v1/search and /v1/classify, and what the page at / needs: the indexes, their tiles, its own files."""
+"""POST /v1/search and /v1/classify, and what the page at / needs: the indexes, their duplicates and
+tiles, its own files.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,14 @@ import numpy as np
 from starlette.responses import Response
 
 from ..errors import InputError
+from ..jobs.duplicates import DuplicatesJob
 from ..jobs.search import check_search
 from ..retrieval.classify import Classifier
 from ..retrieval.prompts import read_labels, read_templates
 from ..retrieval.search import combine
 from .answers import make_json_response
 from .bodies import hold, parse_json, read_body
+from .duplicates import MAX_GROUPS, parse_level
 from .embeddings import drop_with_client, read_in_thread
 from .gate import note_items
 from .inputs import Input, TextInput, read_image, read_inputs
@@ -107,6 +111,28 @@ class Search:
         data = [gallery.describe() for gallery in self._service.galleries.all.values()]
         return make_json_response({"object": "list", "data": data, "models": models})
 
+    async def duplicates(self, request: Request) -> Response:
+        """Answer with groups of duplicates; with 202 and how far the search is while it runs."""
+        gallery, asked = self._find_gallery(request.path_params["index"]), request.query_params
+        level = parse_level(asked.get("level", DuplicatesJob.level))
+        start, count = _parse_number(asked, "start", 0, 2**31), _parse_number(asked, "count", 20, MAX_GROUPS)
+        searches = self._service.galleries.duplicates
+        search = await asyncio.to_thread(searches.find, gallery.name, gallery.index.store.path, level)
+        if search is None:
+            raise RequestError(429, "another search for duplicates is running", "overloaded", retry_after_s=5.0)
+        if search.error is not None:
+            await asyncio.to_thread(searches.forget, gallery.name, level)
+            raise RequestError(409, search.error, "no_duplicates")
+        if search.report is None:
+            what, done, total = search.progress
+            state = {"object": "list", "state": "running", "what": what, "done": done, "total": total, "data": []}
+            return make_json_response(state, 202)
+        groups = await asyncio.to_thread(search.read, start, count)
+        for image in (image for group in groups for image in group["images"]):
+            image["row"] = gallery.find_row(image["id"])
+        found = {"object": "list", "state": "done", "index": gallery.name, "data": groups, "report": search.report}
+        return make_json_response(found)
+
     async def tile(self, request: Request) -> Response:
         """Answer with the small image of a row. Nothing else of the machine can be asked for."""
         gallery = self._find_gallery(request.path_params["index"])
@@ -196,6 +222,14 @@ def _read_text(fields: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise InputError(name, f"found a {type(value).__name__}", "a text", "Pass one.")
     return value.strip()
+
+
+def _parse_number(asked: Mapping[str, str], name: str, default: int, most: int) -> int:
+    """Return a number of an address. Raises: InputError."""
+    text = asked.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
+        raise InputError(name, f"found {text!r}"[:80], f"a number from 0 to {most:,}", "Pass one.")
+    return int(text)
 
 
 def _read_number(fields: Mapping[str, Any], name: str, default: int) -> int:

@@ -21,6 +21,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,28 @@ LOOK_S = 1.0  # between looks at another host's count
 WAIT_S = 0.2  # between looks of a process that waits for its turn
 
 _log = logging.getLogger("clip")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Who holds a lock; may be handed to processes on other machines that work for the holder."""
+
+    path: Path
+    owner: str
+
+    def check(self) -> None:
+        """Raise StoreBusyError where another job has, or had, taken the lock over, because this one stalled or ended.
+
+        Raises:  StoreError where the folder cannot be read.
+        """
+        with translate_os_errors(self.path):
+            record = _read(self.path)
+            if record is None:
+                self.path.parent.stat()  # where the whole output is gone, the error says so
+        if record is None or record["owner"] != self.owner:
+            other = "another job" if record is None else _name_owner(record)
+            found = f"{other} has taken it over, as this job had stalled"
+            raise StoreBusyError(self.path.parent, found, remedy="Run again when that job is done.")
 
 
 class Lock:
@@ -83,19 +106,10 @@ class Lock:
             # The job's own error says more, and the lock of a dead process is taken over.
             _log.debug("%s: cannot be removed (%s)", self._path, exc)
 
-    def check(self) -> None:
-        """Raise StoreBusyError where another job has, or had, taken the lock over, because this one stalled.
-
-        Raises:  StoreError where the folder cannot be read.
-        """
-        with translate_os_errors(self._path):
-            record = _read(self._path)
-            if record is None:
-                self._path.parent.stat()  # where the whole output is gone, the error says so
-        if record is None or record["owner"] != self._owner:
-            other = "another job" if record is None else _name_owner(record)
-            found = f"{other} has taken it over, as this job had stalled"
-            raise StoreBusyError(self._path.parent, found, remedy="Run again when that job is done.")
+    @property
+    def holding(self) -> Holding:
+        """Who holds it, for those who must know that it is still held."""
+        return Holding(self._path, self._owner)
 
     def _take(self) -> None:
         folder = self._path.parent
@@ -168,35 +182,35 @@ class Lock:
                 # A thousand parts would wait for each other; without, one that stalled goes on to its next `check`.
                 guard = nullcontext() if self._part else FileLock(check_guard(self._path.with_name(GUARD)))
                 with guard:
-                    self.check()
+                    self.holding.check()
                     self._write()
             except (OSError, StoreError) as exc:
                 _log.debug("%s: no heartbeat (%s)", self._path, exc)  # the next `check` says why
 
 
 @contextmanager
-def hold_lock(folder: Path, part: PartOf | None = None) -> Generator[Lock]:
+def hold_lock(folder: Path, part: PartOf | None = None) -> Generator[Holding]:
     """Hold a folder's lock in a `with` block, or that of one part. Taking over another host's takes half a minute.
 
     Raises:  StoreBusyError where another job is at work there, StoreError where the folder cannot be written.
     """
     name = LOCK if part is None else PART_LOCK.format(part.index, part.count)
-    with _hold(Lock(folder, name, part)) as lock:
-        yield lock
+    with _hold(Lock(folder, name, part)) as holding:
+        yield holding
 
 
 @contextmanager
-def hold_plan_lock(folder: Path) -> Generator[Lock]:
+def hold_plan_lock(folder: Path) -> Generator[Holding]:
     """Hold the lock of what one process does for all parts of a job; wait for it. Raises: as `hold_lock`."""
-    with _hold(Lock(folder, PLAN_LOCK)) as lock:
-        yield lock
+    with _hold(Lock(folder, PLAN_LOCK)) as holding:
+        yield holding
 
 
 @contextmanager
-def _hold(lock: Lock) -> Generator[Lock]:
+def _hold(lock: Lock) -> Generator[Holding]:
     lock.acquire()
     try:
-        yield lock
+        yield lock.holding
     finally:
         lock.release()
 

@@ -27,9 +27,8 @@ from .parts import EMBEDDING, EMBEDDINGS, FAILURES, Parts, embedding_schema, sha
 from .plan import PLAN_FOLDERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
-    from ..jobs.part import PartOf
     from ..records import Failure, Row, Shard
 
 TEMPORARY_NAME = re.compile(r"\.part-(\d{5,9})\.parquet\.")
@@ -152,13 +151,13 @@ class StoreWriter:
             with translate_os_errors(self.path):
                 write_manifest(self.path, self.manifest)
 
-    def remove_temporaries(self, part: PartOf) -> None:
-        """Remove what killed processes left of the shards of a part; other parts are being written meanwhile."""
+    def remove_temporaries(self, indices: Container[int]) -> None:
+        """Remove what killed processes left of these shards; others are being written meanwhile."""
         for folder in (EMBEDDINGS, FAILURES):
             with translate_os_errors(self.path / folder):
                 for path in (self.path / folder).glob(f".part-*{TEMPORARY}"):
                     number = TEMPORARY_NAME.match(path.name)
-                    if number is not None and part.owns(int(number[1])):
+                    if number is not None and int(number[1]) in indices:
                         path.unlink(missing_ok=True)
 
     def _mismatch(self, key: str, *values: Any) -> StoreMismatchError:

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from kit.inputs import draw_photos, number_names
 
 from clip.batch import processes
 from clip.batch.crops import CropRing
 from clip.batch.decode import Chunk, Decoding
 from clip.batch.processes import DecoderProcesses
+from clip.engine.resize import resize_windows
+from clip.images.windows import Windows
 from clip.jobs.options import DecodeOptions, Limits
 from clip.network.records import PreprocessSettings
 from clip.records import Item, Member, Row
@@ -69,9 +72,10 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("window_bytes", [None, 4000], ids=["crops", "windows"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_process_that_is_killed_between_its_steps_costs_no_row(
-    step: str, decoding: Decoding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, window_bytes: int | None, decoding: Decoding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = processes._Process.__init__
 
@@ -83,7 +87,7 @@ def test_a_process_that_is_killed_between_its_steps_costs_no_row(
     STEPS[step](monkeypatch)
     items = [Item(name, str(tmp_path / name), 1) for name in number_names(IMAGES)]
     entries = [Member(item, Path(item.path).read_bytes()) if n % 2 else item for n, item in enumerate(items)]
-    ring = CropRing(IMAGES, SIDE)
+    ring = CropRing(IMAGES, SIDE, window_bytes=window_bytes)
     chunk = Chunk(list(entries), ring.crops, 0)
     decode = DecoderProcesses(decoding, ring, workers=1, budget_bytes=10_000_000)
     monkeypatch.setattr(decode, "_setting", processes.replace(decode._setting, share_bytes=0))  # so that it asks
@@ -96,4 +100,9 @@ def test_a_process_that_is_killed_between_its_steps_costs_no_row(
     started.clear()
     assert [outcome.id for outcome in answer.outcomes if isinstance(outcome, Row)] == number_names(IMAGES)
     crops = [decoding(entry)[0].array for entry in entries]  # type: ignore[union-attr]
-    assert np.array_equal(ring.crops, crops)
+    found = ring.crops
+    if answer.windows is not None:
+        windows = Windows((ring.crops.reshape(-1),), answer.windows)
+        found = resize_windows(windows, PreprocessSettings(SIDE), torch.device("cpu")).numpy()
+    assert (window_bytes is None) == (answer.windows is None)
+    assert np.array_equal(found, crops)

@@ -15,11 +15,13 @@ from clip.batch.decode import Answer, Chunk
 from clip.batch.feed import Block, Feed, Pace
 from clip.budgets import ByteBudget
 from clip.errors import ResourceError
+from clip.images.windows import Window, Windows
 from clip.records import Failure, Item, Member, Row
 
 SIDE = 2
 MARK = "end of a shard"
 LARGE = 3_000_000  # bytes of an entry, of which a chunk holds few
+PLACE = 40  # bytes for a window, on average
 
 
 def make_item(number: int, frames: int, size_bytes: int = 1) -> Item:
@@ -35,6 +37,7 @@ def decode(chunk: Chunk) -> Answer:
     outcomes: list[Row | Failure] = []
     crops: list[np.ndarray] = []
     counts: list[int] = []
+    windows: list[Window] = []
     for entry in chunk.entries:
         frames = int(entry.path)
         assert chunk.holds, "its bytes are held while it is decoded"
@@ -43,11 +46,31 @@ def decode(chunk: Chunk) -> Answer:
         outcomes += [Row(entry.id, "", 1, 1, "PNG", frame) for frame in range(frames)]
         if not frames:
             outcomes.append(Failure(entry.id, "", "decode", "OSError", "broken"))
+    if chunk.crops.ndim == 2:
+        memory, used = chunk.crops.reshape(-1), 0
+        for crop in crops:  # of several sizes
+            rows = 1 + crop[0, 0, 0] % 5
+            memory[used : used + rows] = crop[0, 0, 0]
+            windows.append(Window(used, int(rows), 1, 1, *range(9)))
+            used += int(rows)
+        return Answer(outcomes, counts, windows=np.array(windows, np.int64).reshape(-1, 13))
     if len(crops) > len(chunk.crops):
         return Answer(outcomes, counts, np.stack(crops))
     for place, crop in enumerate(crops):
         chunk.crops[place] = crop
     return Answer(outcomes, counts)
+
+
+def unpack(windows: Windows) -> np.ndarray:
+    """The crops whose value the windows are filled with."""
+    memory = np.concatenate(windows.memory)
+    crops: list[np.ndarray] = []
+    for start, rows in windows.table[:, :2]:
+        values = set(memory[start : start + rows].tolist())
+        assert len(values) == 1
+        crops.append(np.full((SIDE, SIDE, 3), values.pop(), np.uint8))
+    assert sum(windows.table[:, 1]) <= len(memory)
+    return np.stack(crops)
 
 
 @given(
@@ -59,9 +82,18 @@ def decode(chunk: Chunk) -> Answer:
     workers=st.integers(1, 3),
     most=st.integers(1, 5),
     limit_bytes=st.sampled_from([1, LARGE, 10 * LARGE]),
+    unresized=st.booleans(),
 )
 @example(
-    frames=[1] * 60, marks=set(range(60)), large=set(), members=set(), batch=8, workers=3, most=1, limit_bytes=1
+    frames=[1] * 60,
+    marks=set(range(60)),
+    large=set(),
+    members=set(),
+    batch=8,
+    workers=3,
+    most=1,
+    limit_bytes=1,
+    unresized=False,
 )  # each shard wastes room
 def test_every_row_has_its_own_crop_in_the_order_of_the_entries(
     frames: list[int],
@@ -72,9 +104,13 @@ def test_every_row_has_its_own_crop_in_the_order_of_the_entries(
     workers: int,
     most: int,
     limit_bytes: int,
+    unresized: bool,
 ) -> None:
     pace = Pace.of(batch, workers, most=most)
     ring, budget = CropRing(pace.ring, SIDE), ByteBudget(limit_bytes)
+    if unresized:
+        ring = CropRing(pace.window_ring, SIDE, window_bytes=PLACE)
+        frames = [min(1, count) for count in frames]
     batches = Batches(ring, pace.most_held)
     found: list[tuple[str, int]] = []
     failed: list[str] = []
@@ -89,8 +125,9 @@ def test_every_row_has_its_own_crop_in_the_order_of_the_entries(
     def take() -> None:
         taken = batches.take(batch)
         assert taken.crops is not None
-        assert taken.crops.shape == (len(taken.rows), SIDE, SIDE, 3)
-        for row, crop in zip(taken.rows, taken.crops, strict=True):
+        crops = unpack(taken.crops) if isinstance(taken.crops, Windows) else taken.crops
+        assert crops.shape == (len(taken.rows), SIDE, SIDE, 3)
+        for row, crop in zip(taken.rows, crops, strict=True):
             assert (crop == make_crop(int(row.id), row.size_bytes)).all()
             found.append((row.id, row.size_bytes))
         batches.give_back()
@@ -128,7 +165,7 @@ def test_batches_are_read_where_their_crops_lie(shard: int) -> None:
             batches.add(block, 0)
         while len(batches) >= (1 if block == MARK else 16):
             crops = batches.take(16).crops
-            assert crops is not None
+            assert isinstance(crops, np.ndarray)
             assert np.shares_memory(crops, ring.crops)
             batches.give_back()
     ring.close()
@@ -154,7 +191,7 @@ def test_a_ring_that_is_full_says_so_and_one_given_back_is_taken_again() -> None
 
 def test_another_mapping_of_a_ring_is_the_same_memory() -> None:
     ring = CropRing(3, SIDE)
-    map_crops(ring.descriptor, SIDE)[1] = 9
+    map_crops(ring.descriptor, ring.place)[1] = 9
     ring.close()
     assert ring.crops.sum(axis=(1, 2, 3)).tolist() == [0, 9 * SIDE**2 * 3, 0]
 

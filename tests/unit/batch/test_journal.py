@@ -56,9 +56,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(10.0)
     make = run_module.Run
 
-    def make_run(*arguments: Any) -> run_module.Run:
+    def make_run(*arguments: Any, **named: Any) -> run_module.Run:
         clock.read = 0
-        return make(*arguments, clock=clock)
+        return make(*arguments, clock=clock, **named)
 
     monkeypatch.setattr(embed_module, "Run", make_run)
     return clock

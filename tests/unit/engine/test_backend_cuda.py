@@ -1,5 +1,6 @@
 """What backend_cuda.py does in Python, on a stand-in for CUDA that runs at once; a GPU has test_cuda.py."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -137,6 +138,98 @@ def test_where_the_compiler_fails_the_graph_runs_uncompiled(
     assert [record.message for record in caplog.records] == [
         "torch.compile failed (RuntimeError: Failed to find C compiler); the graph runs uncompiled"
     ]
+
+
+class Compiler:
+    """A compiled function whose first call waits until it may end, or fails."""
+
+    def __init__(self, recorder: Recorder, error: Exception | None = None) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.calls = 0
+        self._recorder, self._error = recorder, error
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        if threading.current_thread().name == "clip-compile":
+            self.begun.set()
+            assert self.may_end.wait(60)
+            if self._error is not None:
+                raise self._error
+            return self._recorder.compute(x, y)
+        return self._recorder(x, y)
+
+
+def join_compiler() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "clip-compile":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_batches_run_uncompiled_while_a_thread_compiles_and_compiled_from_the_next_one_on(recorder: Recorder) -> None:
+    compiled = Compiler(recorder)
+    graph = CudaGraph(recorder, CPU, batch_size=4, compiled=compiled, compile_after=3)
+    batch, small = inputs(4), inputs(2)
+    for _ in range(3):
+        assert torch.equal(graph(*batch), recorder.compute(*batch))
+    assert compiled.calls == 0
+    assert torch.equal(graph(*batch), recorder.compute(*batch))
+    assert compiled.begun.wait(60)
+    for each in (batch, small, batch):
+        assert torch.equal(graph(*each), recorder.compute(*each))
+    assert not graph.is_compiled
+    assert compiled.calls == 1
+    compiled.may_end.set()
+    join_compiler()
+    assert torch.equal(graph(*batch), recorder.compute(*batch))
+    assert graph.is_compiled
+    assert compiled.calls == 1 + backend_cuda.WARM_UP_RUNS + 1
+    assert torch.equal(graph(*small), recorder.compute(*small))
+    assert torch.equal(graph(*batch), recorder.compute(*batch))
+    assert compiled.calls == 1 + backend_cuda.WARM_UP_RUNS + 1, "captured once"
+
+
+def test_a_job_of_few_full_batches_never_compiles(recorder: Recorder) -> None:
+    compiled = Compiler(recorder)
+    graph = CudaGraph(recorder, CPU, batch_size=4, compiled=compiled, compile_after=backend_cuda.COMPILE_AFTER)
+    for count in (4, 2, 1) * backend_cuda.COMPILE_AFTER:
+        graph(*inputs(count))
+    assert compiled.calls == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no gcc"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_compiler_that_fails_beside_the_batches_is_said_and_ends_none(
+    error: Exception, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled = Compiler(recorder, error)
+    graph = CudaGraph(recorder, CPU, batch_size=4, compiled=compiled, compile_after=1)
+    batch = inputs(4)
+    graph(*batch)
+    graph(*batch)
+    compiled.may_end.set()
+    join_compiler()
+    for _ in range(3):
+        assert torch.equal(graph(*batch), recorder.compute(*batch))
+    assert (graph.is_compiled, compiled.calls) == (False, 1)
+    assert [record.message for record in caplog.records] == [
+        f"torch.compile failed ({type(error).__name__}: {error}); the graph runs uncompiled"
+    ]
+
+
+def test_a_capture_during_a_compilation_leaves_the_precision_of_products_as_it_found_it() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    try:
+        compiling, capturing = backend_cuda._fix_precision(), backend_cuda._fix_precision()
+        compiling.__enter__()
+        capturing.__enter__()
+        compiling.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "highest", "the other one still needs it"
+        capturing.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+    assert torch.backends.cudnn.allow_tf32 == before[1]
 
 
 def test_a_failure_of_the_compiler_is_told_by_its_first_cause() -> None:

@@ -12,8 +12,7 @@ SLURM = {"SLURM_ARRAY_TASK_ID": "13", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRA
 def test_a_part_is_its_number_from_0_and_how_many_there_are() -> None:
     assert parse_part("3/8", {}) == PartOf(3, 8)
     assert str(PartOf(3, 8)) == "3/8"
-    owners = [[part for part in range(3) if PartOf(part, 3).owns(shard)] for shard in range(7)]
-    assert owners == [[0], [1], [2], [0], [1], [2], [0]]
+    assert [[*PartOf(part, 3).choose(7)] for part in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from kit.inputs import draw_photos, number_names
 from kit.jobs import embed_job
-from kit.served import Served, serving
+from kit.served import Answer, Served, serving
 from PIL import Image
 
-from clip import ClassifyJob, Index, classify, embed
+import clip
+from clip import ClassifyJob, DuplicatesJob, Index, classify, embed
 from clip.errors import StoreMismatchError
 from clip.jobs.serve import ServeJob
+from clip.serve import duplicates
 from clip.serve.models import Models
 
 LABELS = ("a dog", "a cat", "a house")
@@ -171,3 +174,59 @@ def test_an_index_is_searched_with_its_own_model_or_not_at_all(output: Path, tex
     changed = Models(ServeJob(models=(f"{text_weights}=sketch",), index=(output,), decoders="threads"))
     with pytest.raises(StoreMismatchError, match="sha256"):
         changed.load(changed.first)
+
+
+def find_duplicates(served: Served, query: str = "") -> Answer:
+    """Ask until the search is over."""
+    while (answer := served.get(f"/v1/indexes/out/duplicates{query}")).status in (202, 429):
+        pass
+    return answer
+
+
+def test_duplicates_are_those_of_the_library_without_paths(served: Served, output: Path) -> None:
+    answer = find_duplicates(served)
+    assert answer.status == 200
+    report = clip.find_duplicates(DuplicatesJob(output=output))
+    (group,) = answer.json["data"]
+    (expected,) = report.groups
+    assert [image["id"] for image in group["images"]] == [image.id for image in expected.images]
+    assert {image["id"] for image in group["images"]} == {"00.png", ODD}
+    ids = Index(output).rows.column("id").to_pylist()
+    assert all(ids[image["row"]] == image["id"] for image in group["images"])
+    assert [(image["keep"], image["like"]) for image in group["images"]] == [(True, "bytes"), (False, "bytes")]
+    assert "path" not in group["images"][0]
+    assert (answer.json["report"]["group_count"], answer.json["report"]["duplicates"]) == (1, 1)
+    assert find_duplicates(served, "?start=1").json["data"] == []
+    assert find_duplicates(served, "?count=0").json["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("?level=none", "level"), ("?start=-1", "start"), ("?count=1000", "count"), ("?start=x", "start")],
+)
+def test_duplicates_that_cannot_be_asked_for(query: str, param: str, served: Served) -> None:
+    answer = served.get(f"/v1/indexes/out/duplicates{query}")
+    assert (answer.status, answer.error["param"]) == (400, param)
+
+
+def test_one_search_for_duplicates_at_a_time_and_one_that_fails_says_why(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "wait"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(duplicates, "WORK", f'open({str(pipe)!r}).read(); print(\'["error", "the reason"]\')')
+    searches = duplicates.DuplicateSearches(None)
+    first = searches.find("out", output, "edited")
+    assert first is not None and first.is_running
+    assert searches.find("out", output, "edited") is first
+    assert searches.find("out", output, "same") is None, "another one is running"
+    pipe.write_text("")
+    first._reader.join()
+    assert (first.is_running, first.error) == (False, "the reason")
+    searches.forget("out", "edited")
+    monkeypatch.setattr(duplicates, "WORK", "import os; os.abort()")
+    crashed = searches.find("out", output, "edited")
+    assert crashed is not None and crashed is not first
+    crashed._reader.join()
+    assert "ended with code -6" in (crashed.error or "")
+    searches.close()

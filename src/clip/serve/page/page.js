@@ -1,6 +1,9 @@
 "use strict";
 // Search by texts, images and rows of an index. File names and columns come from strangers: they are only ever set as text.
 
+const GROUPS = 20; // of duplicates that are shown at a time
+const POLL_MS = 1000;
+const LIKENESS = { bytes: "the same file", pixels: "the same pixels", edited: "edited", similar: "alike" };
 const $ = (id) => document.getElementById(id);
 const state = { indexes: [], terms: [], chosen: null, asked: 0, key: sessionStorage.getItem("clip-key") || "" };
 
@@ -98,6 +101,7 @@ function addFile(file) {
 
 async function search() {
   const index = currentIndex();
+  showGroups(false);
   const text = $("text").value.trim();
   const own = ++state.asked;
   if (!index) return;
@@ -130,26 +134,32 @@ async function search() {
   }
 }
 
-function showHit(index, hit) {
-  const card = element("li");
+function makeTile(term, label, text) {
   const tile = element("button", "tile");
   tile.type = "button";
-  tile.title = `More like ${hit.id}`;
-  tile.setAttribute("aria-label", `More like ${hit.id}, score ${hit.score.toFixed(3)}`);
-  const term = { index, row: hit.row, name: hit.id };
+  tile.title = `More like ${term.name}`;
+  tile.setAttribute("aria-label", label);
   tile.onclick = () => { $("text").value = ""; addTerm(term); scrollTo({ top: 0 }); };
-  if (index.kind === "texts") {
+  if (text !== undefined) {
     tile.classList.add("none");
-    tile.textContent = hit.columns.text ?? hit.id;
-  } else {
-    const image = element("img");
-    image.alt = "";
-    showTile(image, index, hit.row, () => {
-      tile.classList.add("none");
-      tile.replaceChildren("The image cannot be read any more.");
-    });
-    tile.append(image);
+    tile.textContent = text;
+    return tile;
   }
+  const image = element("img");
+  image.alt = "";
+  showTile(image, term.index, term.row, () => {
+    tile.classList.add("none");
+    tile.replaceChildren("The image cannot be read any more.");
+  });
+  tile.append(image);
+  return tile;
+}
+
+function showHit(index, hit) {
+  const card = element("li");
+  const term = { index, row: hit.row, name: hit.id };
+  const text = index.kind === "texts" ? hit.columns.text ?? hit.id : undefined;
+  const tile = makeTile(term, `More like ${hit.id}, score ${hit.score.toFixed(3)}`, text);
   const caption = element("div", "caption");
   caption.append(element("span", "score", hit.score.toFixed(3)), element("span", "name", hit.id));
   const { width, height, format, warning, ...rest } = hit.columns;
@@ -167,6 +177,57 @@ function showHit(index, hit) {
     card.append(label);
   }
   return card;
+}
+
+function showGroups(shown) {
+  $("grouping").hidden = !shown;
+  $("hits").hidden = shown;
+  $("duplicates").hidden = shown || currentIndex()?.kind === "texts";
+}
+
+async function findDuplicates(start = 0) {
+  const index = currentIndex();
+  const own = ++state.asked;
+  showGroups(true);
+  $("more-groups").hidden = true;
+  if (!start) $("groups").replaceChildren();
+  const path = `v1/indexes/${encodeURIComponent(index.name)}/duplicates?level=${$("level").value}&start=${start}&count=${GROUPS}`;
+  try {
+    for (;;) {
+      const found = await (await call(path)).json();
+      if (own !== state.asked) return; // a search, or another level
+      if (found.state === "done") {
+        const { group_count: groups, duplicates, unreadable } = found.report;
+        $("groups").append(...found.data.map((group) => showGroup(index, group)));
+        $("more-groups").hidden = start + found.data.length >= groups;
+        const lost = unreadable ? ` ${number(unreadable)} images cannot be read any more.` : "";
+        say((groups ? `${number(duplicates)} duplicates in ${number(groups)} groups. Nothing is deleted.` : "No image is there twice.") + lost);
+        return;
+      }
+      say(found.total ? `Looking for duplicates: ${number(found.done)} of ${number(found.total)} ${found.what}…` : "Looking for duplicates…");
+      await new Promise((go) => setTimeout(go, POLL_MS));
+      if (own !== state.asked) return;
+    }
+  } catch (error) {
+    if (own === state.asked) say(error.message, true);
+  }
+}
+
+function showGroup(index, group) {
+  const item = element("li");
+  item.append(element("strong", "", `${number(group.images.length)} images`));
+  const list = element("ul");
+  list.append(...group.images.map((image) => {
+    const card = element("li", image.keep ? "keep" : "");
+    const what = image.keep ? "to keep" : `${LIKENESS[image.like]}, cosine ${image.cosine.toFixed(3)}`;
+    const caption = element("div", "caption");
+    caption.append(element("span", "name", image.id), element("div", "facts", what));
+    caption.append(element("div", "facts", `${image.width} × ${image.height} · ${number(image.size_bytes)} bytes`));
+    card.append(makeTile({ index, row: image.row, name: image.id }, `More like ${image.id}, ${what}`), caption);
+    return card;
+  }));
+  item.append(list);
+  return item;
 }
 
 async function classify(event) {
@@ -197,6 +258,7 @@ function showIndex() {
   const index = currentIndex();
   if (!index) return;
   const kinds = index.kind === "texts" ? "texts" : "images";
+  showGroups(false);
   $("about").textContent = `${number(index.rows)} ${kinds} in ${index.name}, ${index.model}` + (index.untrained ? " with random weights: scores mean nothing" : "");
   $("columns").textContent = index.columns.length ? `Where is a condition in SQL on: ${index.columns.join(", ")}` : "";
 }
@@ -207,7 +269,8 @@ async function begin() {
     const { data, models } = await (await call("v1/indexes")).json();
     state.indexes = data;
     if (!data.length) {
-      $("about").textContent = `Models: ${models.join(", ")}`;
+      showGroups(false);
+  $("about").textContent = `Models: ${models.join(", ")}`;
       say("This server has no images to search in. Start it with: clip serve --index OUT");
       for (const field of $("query").elements) field.disabled = true;
       return;
@@ -230,6 +293,10 @@ $("query").onsubmit = (event) => {
   search();
 };
 $("labels-form").onsubmit = classify;
+$("duplicates").onclick = () => findDuplicates();
+$("level").onchange = () => findDuplicates();
+$("more-groups").onclick = () => findDuplicates($("groups").children.length);
+$("back").onclick = search;
 $("file").onchange = (event) => { addFile(event.target.files[0]); event.target.value = ""; };
 $("index").onchange = () => { state.terms = []; state.chosen = null; showTerms(); showIndex(); search(); };
 $("k").onchange = search;
