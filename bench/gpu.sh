@@ -35,6 +35,7 @@ if [ -n "$dry" ]; then
     step 60 table "$python" bench/run.py --table "$results"
 else
     results=bench/results.jsonl
+    "$python" -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch sees no GPU")' || exit 1
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee -a "$work/steps"
     step 120 tests "$python" -m pytest -q -m cuda --durations=5 tests/parity/test_cuda.py
     step 480 bench "$python" bench/run.py --device cuda --rows encode,latency,jpeg-web --models ViT-B/32,ViT-L/14 \

@@ -1,7 +1,9 @@
 """Settings for every test, and the fixtures that rooms share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,9 @@ os.environ["CLIP_OFFLINE"] = "1"
 
 from kit import checkpoints
 from kit.in_process import Run, runner
+
+if TYPE_CHECKING:
+    from kit.object_store import ObjectServer
 
 # An example may take as long as a busy machine needs.
 settings.register_profile("clip", deadline=None)
@@ -36,3 +41,12 @@ def text_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command in this process: its exit code, stdout, stderr."""
     return runner(capsys)
+
+
+@pytest.fixture
+def objects() -> "Iterator[ObjectServer]":
+    """An S3 server with an empty bucket."""
+    from kit import object_store  # here, as moto takes a second
+
+    with object_store.running() as server:
+        yield server

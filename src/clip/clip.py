@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import torch
 
@@ -24,16 +24,13 @@ from .images.preprocess import (
 from .jobs.options import Precision
 from .lazy_names import resolve_lazily
 from .model import CLIP, build_model, load_weights
-from .network.records import Checkpoint, PreprocessSettings, SiglipArchitecture
-from .network.siglip import SigLIP, load_siglip
+from .network.meta_init import fill
+from .network.records import Architecture, Checkpoint, PreprocessSettings
 from .simple_tokenizer import shared_tokenizer
 from .text.tokens import token_table
 from .weights import locate
 from .weights.checkpoints import read_checkpoint
-
-if TYPE_CHECKING:
-    from .simple_tokenizer import SimpleTokenizer
-    from .tokenizer_file import TokenizerFile
+from .weights.families import AnyNetwork, lay_out
 
 __all__ = ["available_models", "load", "tokenize"]
 
@@ -92,7 +89,7 @@ def load(
     architecture: str | os.PathLike[str] | None = None,
     fast: bool = True,
     precision: Precision = "reference",
-) -> tuple[CLIP | SigLIP, Compose]:
+) -> tuple[AnyNetwork, Compose]:
     """Return a model in eval mode on `device`, and the transform that turns an image into its input.
 
     `name` is one of `available_models()`, "sketch", `hf-hub:ORG/NAME[@REVISION]` or a path: OpenAI's archive, a state
@@ -101,8 +98,8 @@ def load(
     where there is one, else the CPU. On CUDA the weights are fp16 and fp32 as `convert_weights` splits them, elsewhere
     fp32. `jit=True` gives the same eager model: this package never runs TorchScript.
 
-    Weights of a SigLIP give a `clip.network.siglip.SigLIP`, which is eager and fp32 everywhere; `clip.Encoder` is its
-    fast path.
+    Weights of a SigLIP give a `clip.network.siglip.SigLIP`, those of a PE-Core a `clip.network.pe.PE`, which are eager
+    and fp32 everywhere; `clip.Encoder` is their fast path.
 
     Without `fast` the model is eager in every call; else `encode_image` and `encode_text` run the lean graph where
     nothing but rounding can differ, in `precision`: "reference", or a faster one of the device's, such as "bf16".
@@ -123,9 +120,9 @@ def load(
     if precision != "reference" and make_backend(place, precision).needs_calibration:
         remedy = "Pass another one, or use clip.Encoder, which is calibrated."
         raise InputError("`precision`", f"{precision!r} needs images to quantise by", remedy=remedy)
-    if isinstance(checkpoint.architecture, SiglipArchitecture) and precision != "reference":
+    if not isinstance(checkpoint.architecture, Architecture) and precision != "reference":
         remedy = "Leave it out, or use clip.Encoder, which computes in it."
-        raise InputError("`precision`", f"{precision!r} for a SigLIP, which is eager", "'reference'", remedy)
+        raise InputError("`precision`", f"{precision!r} for a network that is eager", "'reference'", remedy)
     model = load_model(checkpoint, place)
     if isinstance(model, CLIP):
         model.fast, model.precision = fast, precision
@@ -143,18 +140,17 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
     return token_table(tokenizer, texts, context_length, truncate)
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device) -> CLIP | SigLIP:
+def load_model(checkpoint: Checkpoint, device: torch.device) -> AnyNetwork:
     """Return a checkpoint's model on a device, in the dtypes that OpenAI's has there. Empties its state dict.
 
     OpenAI's goes through fp16 on a CPU too. Its archives hold fp16, so features are the same; but fp32 weights, which
     OpenAI's cannot load, keep their precision here.
     """
-    if isinstance(checkpoint.architecture, SiglipArchitecture):
-        model = load_siglip(checkpoint.state_dict, checkpoint.architecture, device)
-        model.preprocess_settings = checkpoint.preprocess
-        model.tokenizer = cast("TokenizerFile", checkpoint.tokenizer)  # each has one, if only to refuse texts
-        return model
-    model = load_weights(checkpoint.state_dict, checkpoint.architecture, device=device, mixed_fp16=runs_fp16(device))
+    weights, a = checkpoint.state_dict, checkpoint.architecture
+    if isinstance(a, Architecture):
+        model = load_weights(weights, a, device=device, mixed_fp16=runs_fp16(device))
+    else:
+        model = fill(lay_out(a).float(), weights, device)
     model.preprocess_settings = checkpoint.preprocess
-    model.tokenizer = cast("SimpleTokenizer | None", checkpoint.tokenizer)
+    model.tokenizer = cast("Any", checkpoint.tokenizer)  # of a SigLIP a file, if only to refuse texts
     return model

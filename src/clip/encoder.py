@@ -24,11 +24,11 @@ from .foreign_distribution import warn_of_foreign_distribution
 from .images.preprocess import Compose, make_preprocess
 from .images.stream import BadImage, DecodedImage, decode_stream, split_batches
 from .jobs.options import PixelMode, Precision
-from .model import CLIP
 from .text.tokens import token_table
 from .vectors import unit_vectors, usable_norms
 from .weights import locate
 from .weights.checkpoints import draw_checkpoint, read_checkpoint
+from .weights.families import NETWORKS, AnyNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -53,7 +53,7 @@ class Encoder:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | CLIP = "ViT-B/32",
+        model: str | os.PathLike[str] | AnyNetwork = "ViT-B/32",
         *,
         device: str | torch.device | None = None,
         precision: Precision = "reference",
@@ -77,23 +77,23 @@ class Encoder:
 
         Raises:  UnknownModelError, WeightsMissingError, CheckpointError; DeviceError for a device or a precision that
                  this machine lacks; InputError for a batch size under 1, for another word for `decode`, for another
-                 `architecture` and for a loaded model whose modules are not OpenAI's.
+                 `architecture` and for a loaded model whose modules are changed.
         """
         size = None if batch_size == "auto" else batch_size
         _check_options({"batch_size": size, "threads": threads, "max_pixels": max_pixels}, decode)
-        if architecture is not None and (isinstance(model, CLIP) or untrained is not None):
-            found = "found one for a loaded model" if isinstance(model, CLIP) else "found untrained too"
+        if architecture is not None and (isinstance(model, NETWORKS) or untrained is not None):
+            found = "found one for a loaded model" if isinstance(model, NETWORKS) else "found untrained too"
             raise InputError("`architecture`", found, "the name or path of weights", "Leave it out.")
         warn_of_foreign_distribution()
-        if isinstance(model, CLIP) and device in (None, "auto"):
+        if isinstance(model, NETWORKS) and device in (None, "auto"):
             device = next(model.parameters()).device
         backend = make_backend(resolve_device(device), precision, threads)
         self._arguments = {"device": device, "precision": precision, "batch_size": batch_size, "threads": threads}
         self._arguments |= {"untrained": untrained, "download_root": download_root, "decode": decode}
         self._arguments |= {"architecture": architecture, "max_pixels": max_pixels}
-        self._model = None if isinstance(model, CLIP) else model  # with the arguments, what a pickle keeps
-        self.model_name = type(model).__name__ if isinstance(model, CLIP) else str(model)
-        if isinstance(model, CLIP):
+        self._model = None if isinstance(model, NETWORKS) else model  # with the arguments, what a pickle keeps
+        self.model_name = type(model).__name__ if isinstance(model, NETWORKS) else str(model)
+        if isinstance(model, NETWORKS):
             checkpoint = read_loaded_model(model)
         elif untrained is None:
             checkpoint = read_checkpoint(locate.locate(model, download_root), architecture)

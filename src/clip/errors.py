@@ -18,7 +18,8 @@
     ├── ForeignPackageError (ImportError)   files of this package that another distribution has replaced
     └── StoreError (RuntimeError)           an output folder that cannot be written
         ├── StoreMismatchError              ... because it already holds something else
-        └── StoreBusyError                  ... because another job is at work in it
+        ├── StoreBusyError                  ... because another job is at work in it
+        └── StoreUnreachableError           ... because the server that it is on gives no usable answer
 
 The builtin in brackets is a second parent: where OpenAI's code raised it, `except RuntimeError` keeps working.
 Each carries four fields and reads `<item>: <found>, expected <expected>. <remedy>`. Text in backticks is an argument as
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError", "CheckpointKeyError", "ClipError", "DeviceError", "DownloadError", "ForeignPackageError",
     "ImageError", "InputError", "InputTypeError", "MissingExtraError", "ResourceError", "StoreBusyError", "StoreError",
-    "StoreMismatchError", "TextTooLongError", "TooManyFailuresError", "UnknownModelError", "UnsafeCheckpointError",
-    "WeightsMissingError",
+    "StoreMismatchError", "StoreUnreachableError", "TextTooLongError", "TooManyFailuresError", "UnknownModelError",
+    "UnsafeCheckpointError", "WeightsMissingError",
 ]  # fmt: skip
 
 
@@ -165,6 +166,10 @@ class StoreBusyError(StoreError):
 
 class StoreMismatchError(StoreError):
     """An output folder that already holds something else."""
+
+
+class StoreUnreachableError(StoreError):
+    """An output on an object store that gives no usable answer: nothing is said of what lies there."""
 
 
 MAX_SHOWN = 80  # characters of a name that an error repeats

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 from .atomic_files import open_regular
+from .object_paths import is_object_url, open_place
 
 MANIFEST = "manifest.json"
 OUTPUT_NAMES = frozenset(
@@ -28,8 +29,8 @@ CHUNK_OVERHEAD = 12  # length, name and checksum
 
 def is_output(folder: str) -> bool:
     """Whether a folder is the output of a run, by its manifest; others have a manifest.json too."""
-    path = os.path.join(folder, MANIFEST)  # noqa: PTH118
-    if not os.path.lexists(path):
+    path = open_place(folder) / MANIFEST if is_object_url(folder) else os.path.join(folder, MANIFEST)  # noqa: PTH118
+    if isinstance(path, str) and not os.path.lexists(path):
         return False
     try:
         with open_regular(path) as file:

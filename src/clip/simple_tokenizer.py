@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ftfy
+import numpy as np
 import regex as re
 
-from .errors import CheckpointError
+from .errors import CheckpointError, TextTooLongError
+from .tokenizer_file import list_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 # With the modules that OpenAI's imports: its star import brings them.
 __all__ = ["SimpleTokenizer", "basic_clean", "bytes_to_unicode", "default_bpe", "get_pairs", "whitespace_clean"]
@@ -187,6 +189,28 @@ def make_tokenizer(lines: object, vocab_size: int) -> SimpleTokenizer:
         remedy = "Export the weights with their own."
         raise CheckpointError("weights", found, f"at most the {vocab_size:,} of the token embedding", remedy)
     return tokenizer
+
+
+def tabulate(
+    tokenizer: SimpleTokenizer, texts: str | Iterable[str], context_length: int, truncate: bool = False
+) -> np.ndarray:
+    """Return the ids of texts, one row per text: start, tokens, end, then zeros.
+
+    Shapes:  T texts -> int32 (T, context_length).
+    Raises:  TextTooLongError (a RuntimeError) unless `truncate`, InputTypeError (a TypeError) for other types.
+    """
+    rows = list_texts(texts)
+    table = np.zeros((len(rows), context_length), np.int32)
+    for i, text in enumerate(rows):
+        ids = [tokenizer.encoder[START], *tokenizer.encode(text), tokenizer.encoder[END]]
+        if len(ids) > context_length:
+            if not truncate:
+                expected = f"at most {context_length}: {text[:40]!r}"
+                remedy = "Shorten it, or pass `truncate=True` to drop the tail."
+                raise TextTooLongError(f"text {i} of {len(rows)}", f"found {len(ids)} tokens", expected, remedy)
+            ids = [*ids[: context_length - 1], tokenizer.encoder[END]]
+        table[i, : len(ids)] = ids
+    return table
 
 
 @cache

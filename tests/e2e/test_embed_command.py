@@ -494,6 +494,6 @@ def test_a_folder_is_embedded_moved_renamed_and_updated_as_in_daily_use(
     assert all(map(os.path.isfile, hits))
     assert run("embed", "moved", *embed)[1].endswith("ignored: 1 contact sheet\n")
     assert run("verify", out, "--sample", "6")[1].startswith("read 6 = written 6, failed 0; 6 embedded again")
-    for place in ("s3://bucket/out", "-", "file:///out"):
+    for place in ("https://host/out", "-", "file:///out"):
         code, said = run("embed", "moved", "-o", place)
         assert (code, "--output" in said, "Pass " in said) == (2, True, True)

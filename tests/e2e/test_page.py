@@ -117,7 +117,7 @@ def test_an_image_of_the_visitor_is_searched_by_and_labelled(page: "Page", folde
 
 def test_duplicates_are_shown_in_groups_and_a_click_leads_back_to_the_search(page: "Page") -> None:
     page.get_by_text("Find duplicates").click()
-    page.get_by_text("1 duplicates in 1 groups. Nothing is deleted.").wait_for()
+    page.get_by_text("1 duplicate in 1 group. Nothing is deleted.").wait_for()
     assert set(page.locator("#groups .name").all_text_contents()) == {"00.png", ODD}
     assert page.locator("#groups .keep").count() == 1
     page.locator("#level").select_option("same")

@@ -1,8 +1,20 @@
 """The configurations that open_clip and transformers write for a network."""
 
+import copy
 from typing import Any
 
 from clip.network.records import Architecture
+
+
+def changed(config: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """A copy with one entry set, at a path like "model_cfg.text_cfg.width"."""
+    whole = copy.deepcopy(config)
+    *parents, last = path.split(".")
+    target = whole
+    for parent in parents:
+        target = target[parent]
+    target[last] = value
+    return whole
 
 
 def open_clip_config(a: Architecture, preprocess: dict[str, object] | None = None) -> dict[str, Any]:

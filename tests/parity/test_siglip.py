@@ -19,6 +19,7 @@ from clip.engine.engine import Engine
 from clip.network.records import SiglipArchitecture
 from clip.retrieval.classify import Classifier
 from clip.weights.checkpoints import read_checkpoint
+from clip.weights.families import read_any_configuration
 from clip.weights.siglip import find_siglip
 from clip.weights.siglip_layouts import from_siglip
 
@@ -122,8 +123,6 @@ def test_their_defaults_are_those_that_their_configuration_leaves_out(tmp_path: 
     """transformers writes only what differs from its defaults."""
     config = SiglipConfig().to_diff_dict()
     siglip.write(tmp_path)
-    from clip.weights.siglip import read_any_configuration
-
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "preprocessor_config.json").unlink()
     read = read_any_configuration(tmp_path / "config.json")

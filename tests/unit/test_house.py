@@ -24,6 +24,8 @@ GROUND = {
     "budgets",
     "parallel",
     "atomic_files",
+    "object_paths",
+    "object_stores",
     "own_files",
     "records",
     "retry",
@@ -54,7 +56,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 # Who alone may import a library; a test below looks at each.
 TORCH_FREE = {"ground", "jobs", "images", "sources", "sources.remote", "store"}
 WITH_TORCH = {"images.preprocess", "images.steps", "images.fast"}  # the last only when it runs
-NETWORK = {"aiohttp", "fsspec", "http", "httpx", "huggingface_hub", "requests", "urllib"}
+NETWORK = {"aiohttp", "fsspec", "http", "httpx", "huggingface_hub", "obstore", "requests", "urllib"}
 SERVER = {"h11", "prometheus_client", "python_multipart", "starlette", "uvicorn"}  # which the extra `serve` brings
 
 
@@ -107,7 +109,8 @@ def test_imports_go_down_the_floors(path: Path) -> None:
     if own in TORCH_FREE and dotted(path) not in WITH_TORCH and dotted(path) != "records":
         assert "torch" not in others
     assert own == "cli" or "click" not in others
-    assert own in ("weights", "sources.remote", "serve") or not (others & NETWORK)
+    with_network = own in ("weights", "sources.remote", "serve") or dotted(path) in ("object_paths", "object_stores")
+    assert with_network or not (others & NETWORK)
     assert own == "serve" or not (others & SERVER)
     assert own == "cluster" or "ray" not in others
 

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..object_paths import map_objects
 from ..records import ContainerPart, Shard
 from ..store.parts import EMBEDDINGS, FAILURES, Parts
 
@@ -94,8 +95,9 @@ def count_shard(parts: Parts, index: int, expected: Expected) -> Count:
 def count_ignored(parts: Parts, indices: Iterable[int]) -> Counter[str]:
     """Count what was passed over while some shards were read, by reason. Raises: as `count_shard`."""
     ignored: Counter[str] = Counter()
-    for index in indices:
-        ignored.update(parts.summarise(parts.path(EMBEDDINGS, index)).ignored)
+    paths = (parts.path(EMBEDDINGS, index) for index in indices)
+    for summary in map_objects(parts.summarise, paths, parts.output):
+        ignored.update(summary.ignored)
     return ignored
 
 

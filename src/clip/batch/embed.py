@@ -24,6 +24,7 @@ from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import CALIBRATED_PRECISIONS, Columns, Frames, Precision
 from ..jobs.tune import TuneJob
 from ..memory import set_aside_objects
+from ..object_paths import map_objects, open_place
 from ..parallel import available_cores
 from ..sources.source import Source
 from ..store.lock import Holding, hold_lock, hold_plan_lock
@@ -31,7 +32,8 @@ from ..store.manifest import MANIFEST, Manifest, read_calibration, read_manifest
 from ..store.parts import EMBEDDINGS, Parts
 from ..store.plan import Plan, read_plan
 from ..store.writer import StoreWriter, check_room
-from .count import count_expected, count_ignored, count_shard, find_unfinished
+from ..tokenizer_file import TokenizerFile
+from .count import Count, Expected, count_expected, count_ignored, count_shard, find_unfinished
 from .decode import Decoding
 from .encoders import Encoders, load_encoder, load_encoders
 from .given_columns import check_ids, find_empty
@@ -65,7 +67,7 @@ def embed(job: EmbedJob, progress: Callable[[Progress], None] | None = None) -> 
              StoreError for an output that cannot be written; TooManyFailuresError, with finished parts kept.
     """
     started = time.monotonic()
-    output = Path(job.output)
+    output = open_place(job.output)
     check_room(output)
     source = open_source(job)  # first, as it refuses an input that is not there before weights are read
     with limit_threads(job.model_options.threads or available_cores()), warnings.catch_warnings():
@@ -175,7 +177,7 @@ def begin_run(
     progress: Callable[[Progress], None] | None,
 ) -> OpenedRun:
     """List the input into the output, or find the run there that it goes on with. Raises: as `embed`."""
-    output = Path(job.output)
+    output = open_place(job.output)
     if encoder.needs_calibration:
         encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
     store = StoreWriter(output, _describe_run(job, encoder, source, tuned), overwrite=job.policy.overwrite)
@@ -190,7 +192,7 @@ def join_run(job: EmbedJob, encoder: Encoder, source: Source) -> OpenedRun:
 
     Raises:  StoreMismatchError where this process would write other vectors; StoreError for a damaged output.
     """
-    output = Path(job.output)
+    output = open_place(job.output)
     job = replace(job, policy=replace(job.policy, overwrite=False, update=False))
     if encoder.needs_calibration:
         encoder.calibrate(_choose_calibration(job, source, encoder.settings, output))
@@ -204,9 +206,12 @@ def join_run(job: EmbedJob, encoder: Encoder, source: Source) -> OpenedRun:
 def _check_counts(parts: Parts, plan: Plan, frames: Frames, indices: Sequence[int]) -> dict[str, int]:
     """Count what the parts hold, and compare it with the plan. Raises: StoreError where an entry is missing."""
     read = written = failed = 0
-    for index in indices:
+
+    def count_one(index: int) -> tuple[Expected, Count]:
         expected = count_expected(plan, index)
-        count = count_shard(parts, index, expected)
+        return expected, count_shard(parts, index, expected)
+
+    for index, (expected, count) in zip(indices, map_objects(count_one, indices, parts.output), strict=True):
         if error := count.find_error(expected, frames):
             remedy = "Run again with `overwrite=True`, and report this."
             raise StoreError(parts.path(EMBEDDINGS, index), f"holds {error}", remedy=remedy)
@@ -284,8 +289,9 @@ def _choose_calibration(job: EmbedJob, source: Source, settings: PreprocessSetti
 def _describe_run(job: EmbedJob, encoder: Encoder, source: Source, tuned: dict[str, Any] | None) -> Manifest:
     """Return the manifest: all that a vector depends on, and where it came from."""
     versions = {name: metadata.version(name) for name in RECORDED_VERSIONS}
-    with suppress(metadata.PackageNotFoundError):
-        versions["pi-heif"] = metadata.version("pi-heif")  # which reads HEIC files where it is installed
+    for name in ("pi-heif", *(["tokenizers"] if isinstance(encoder.tokenizer, TokenizerFile) else [])):
+        with suppress(metadata.PackageNotFoundError):  # HEIC files and these vocabularies are read where it is there
+            versions[name] = metadata.version(name)
     calibration = encoder.calibration
     return Manifest(
         **record_options(job),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ClipError
 from ..jobs.embed import EmbedReport
+from ..object_paths import open_place
 from ..records import STDIN
 from ..sources.remote.client import is_remote
 from ..store.lock import LOCK
@@ -41,7 +42,7 @@ def find_finished(job: EmbedJob) -> EmbedReport | None:
     Raises:  nothing of a damaged output, which `embed` reports; InputError for an input that is not there.
     """
     started = time.monotonic()
-    output = Path(job.output)
+    output = open_place(job.output)
     policy = job.policy
     compares_contents = policy.update and policy.hashes
     if policy.overwrite or compares_contents or job.calibration or job.part or any(map(_is_elsewhere, job.inputs)):
@@ -114,7 +115,7 @@ def _is_same_input(manifest: Manifest, plan: Plan, job: EmbedJob) -> bool:
     if manifest.base_from_output != record_base(source.base, job.output):
         return False  # the output was moved, and says so from now on
     ignored: Counter[str] = Counter()
-    shards = source.shards(job.policy.shard_size, ignored, job.limit, iter(()), Path(job.output))
+    shards = source.shards(job.policy.shard_size, ignored, job.limit, iter(()), open_place(job.output))
     with tempfile.TemporaryDirectory() as folder:
         listed = write_plan(Path(folder), shards, ignored, has_base=True)
     # A video that is new is no entry, but counts.
@@ -123,7 +124,7 @@ def _is_same_input(manifest: Manifest, plan: Plan, job: EmbedJob) -> bool:
 
 def _is_whole(manifest: Manifest, plan: Plan, job: EmbedJob) -> bool:
     """Whether every shard of a run is there as it was written, and no failure is to be tried again."""
-    store = StoreWriter(Path(job.output), manifest)
+    store = StoreWriter(open_place(job.output), manifest)
     if not all(store.is_done(index, summary.fingerprint) for index, summary in enumerate(plan.summaries())):
         return False
     return not job.policy.update or not any(has_passing_failure(store, index) for index in range(plan.shards))

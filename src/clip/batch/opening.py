@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..object_paths import open_place
 from ..records import STDIN, join_root
 from ..sources.remote.client import is_remote
 from ..sources.source import Source
@@ -25,7 +25,7 @@ def refuse_early(job: EmbedJob) -> None:
 
     Raises:  StoreError, StoreMismatchError, InputError, UnknownModelError, as `embed`.
     """
-    check_room(Path(job.output))
+    check_room(open_place(job.output))
     if not any(name == STDIN or is_remote(name) for name in job.inputs):
         open_source(job)
     if job.model_options.untrained is None:
@@ -50,12 +50,16 @@ def open_source(job: EmbedJob) -> Source:
     source = Source(
         job.inputs, job.globs, job.columns, job.root, output=str(job.output), raw_previews=job.decode.raw_previews
     ).with_types()
-    earlier = None if job.policy.overwrite else read_manifest(Path(job.output) / MANIFEST)
+    earlier = None if job.policy.overwrite else read_manifest(open_place(job.output) / MANIFEST)
     if earlier is None:
+        own = os.path.realpath(job.output)
+        if any(os.path.realpath(name) == own for name in job.inputs if not is_remote(name)):
+            remedy = "Choose another folder, as files of vectors would lie among the images."
+            raise InputError("`output`", f"{job.output} is the folder of the images", "another one", remedy)
         return source.with_base()
     if earlier.base is None:
         return source
-    kept, lists = join_root(earlier.find_base(Path(job.output)), earlier.root), source.list_places()
+    kept, lists = join_root(earlier.find_base(open_place(job.output)), earlier.root), source.list_places()
     is_there = is_remote(kept) or os.path.isdir(kept)  # noqa: PTH112
     if not job.root and is_there and earlier.source == lists and STDIN not in lists:  # of which each is another list
         source = replace(source, root=kept)

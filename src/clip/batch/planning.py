@@ -7,11 +7,11 @@ import json
 import os
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ClipError, InputError
 from ..jobs.embed import EmbedJob, Listing, Progress
+from ..object_paths import open_place
 from ..records import Entry, Item, Shard, shorten, utf8_path
 from ..store.plan import Plan, collect_id_hashes, count_members, read_plan, recover_listing, remove_plan, write_plan
 from ..store.renamed_containers import rename_containers
@@ -35,7 +35,7 @@ def count(job: EmbedJob) -> Listing:
 
     Raises:  InputError for an input that cannot be used, StoreMismatchError for an output that is not ours.
     """
-    check_room(Path(job.output))
+    check_room(open_place(job.output))
     ignored: Counter[str] = Counter()
     reports: list[Progress] = []
     source = open_source(job)

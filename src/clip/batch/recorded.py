@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ..images.transform import PREPROCESS_ID
+from ..object_paths import is_object_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +34,9 @@ def record_options(job: EmbedJob) -> dict[str, Any]:
 
 
 def record_base(base: str, output: str | Path) -> str:
-    """Return where the folder of the inputs is from an output; empty where it is on another drive."""
+    """Return where the folder of the inputs is from an output; empty where it is on another drive, or on a server."""
+    if is_object_url(output):
+        return ""
     try:
         return os.path.relpath(base, os.path.abspath(output))  # noqa: PTH100
     except ValueError:

@@ -19,11 +19,13 @@ from ..budgets import ByteBudget
 from ..engine.pinned import pin
 from ..errors import ClipError, DeviceError, StoreBusyError, TooManyFailuresError
 from ..jobs.embed import EmbedJob, Progress
+from ..object_paths import MANY, ObjectPath, map_objects
 from ..parallel import available_cores, map_ahead, read_ahead
 from ..records import ContainerPart, Failure, Item, Member, Row, Shard, count_bytes
 from ..sources.remote.prefetch import prefetch
 from ..store.journal import Journal, Saved, find_journals, remove_journals
 from ..store.parts import FAILURES
+from ..store.update import may_pass
 from ..text.tokens import Tokenizing
 from .batches import Batches
 from .crops import CropRing
@@ -119,7 +121,8 @@ class Run:
         Raises:  StoreError for a part that is not as it was written.
         """
         store = self._store
-        summaries = {index: self._plan.summary(index) for index in self.indices}
+        read = map_objects(self._plan.summary, self.indices, store.path)
+        summaries = dict(zip(self.indices, read, strict=True))
         self._done = self._find_done({index: summary.fingerprint for index, summary in summaries.items()})
         self.missing = [index for index in self.indices if index not in self._done]
         if self._shares:
@@ -127,7 +130,9 @@ class Run:
         begun = find_journals(store.path).intersection(self.indices)
         remove_journals(store.path, begun.difference(self.missing))
         for index in sorted(begun.intersection(self.missing)):
-            self._journals[index] = store.journal(self._plan.shard(index))
+            self._journals[index] = journal = store.journal(self._plan.shard(index))
+            if self._job.policy.update:
+                journal.remove_failures(may_pass)
         rows, self._failed = store.counts(self._done)
         self.resumed = rows + self._failed + sum(summaries[index].carried_over for index in self.missing)
         self.resumed += sum(journal.saved.outcomes for journal in self._journals.values())
@@ -215,6 +220,7 @@ class Run:
     def _find_done(self, fingerprints: Mapping[int, str]) -> set[int]:
         """Return the shards whose parts are there, whole and of these fingerprints. Threads compare the parts."""
         store, workers = self._store, available_cores()
+        workers = MANY if isinstance(store.path, ObjectPath) else workers
         found = map_ahead(lambda pair: store.is_done(*pair), fingerprints.items(), workers=workers, ahead=4 * workers)
         return {index for index, is_done in zip(fingerprints, found, strict=True) if is_done}
 

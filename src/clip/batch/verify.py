@@ -20,7 +20,7 @@ from ..errors import InputError, StoreError
 from ..jobs.verify import Problem, VerifyJob, VerifyReport
 from ..records import Failure, Pixels, Shard, id_hash, listed_id
 from ..store.derived import check_derived, find_foreign
-from ..store.manifest import CALIBRATION, MANIFEST, read_calibration
+from ..store.manifest import CALIBRATION, INDEX, MANIFEST, read_calibration
 from ..store.parts import EMBEDDINGS, FAILURES, PART, stack_vectors, vector_columns
 from ..store.plan import Plan, read_plan
 from ..store.reader import Store
@@ -51,7 +51,10 @@ def verify(job: VerifyJob) -> VerifyReport:
              weights than those of the run.
     """
     store = Store(job.output, job.root)
-    problems = [Problem(str(path.relative_to(store.path)), exc.reason) for path, exc in check_derived(store)]
+    problems = [
+        Problem(f"{INDEX}/{path.name}" if path.parent == store.path / INDEX else str(path), exc.reason)
+        for path, exc in check_derived(store)
+    ]
     if store.manifest.calibration is not None:
         pixels = read_calibration(store.path)
         if pixels is None or Calibration(pixels).sha256 != store.manifest.calibration["sha256"]:

@@ -23,11 +23,11 @@ MATRIX_LABELS = 12  # columns that a confusion table has room for
 MOST_CONFUSED = 20  # lines of the list that replaces it where there are more labels
 DIGITS = 7  # of a probability, after the point
 
-LABELS_HELP = "A file with one label per line, or labels separated by commas; at least two."
+LABELS_HELP = "A file with one label per line, or labels with commas between; at least two. May be repeated."
 TEMPLATE_HELP = f"Sentence with {{}} for the label. May be repeated: all are averaged.  [default: {TEMPLATE}]"
 SET_HELP = "A set of templates instead: openai7, the seven of OpenAI's notebook, or a file with one per line."
 TRUTH_HELP = "Compare with the correct labels: those in a column of OUT, or the folder-names of the images."
-K_HELP = "Number of labels to return per image, the most probable first."
+K_HELP = "Number of labels to return per image in JSON lines, the most probable first."
 OTHER_HELP = "Label an image other where its most probable label has less than this probability."
 FORMAT_HELP = "A table on a terminal and JSON lines elsewhere (auto), or one of them, or CSV."
 CSV_COLUMNS = ("id", "path", "label", "probability", "truth", "error", "message")
@@ -44,8 +44,8 @@ WHAT, MODEL, HOW = (partial(grouped, name) for name in ("Labels", "Model", "How 
 
 
 @click.command(cls=GroupedCommand, short_help="Classify images into your labels.", examples=EXAMPLES)
-@click.argument("source", metavar="OUT|IMAGES")
-@WHAT("--labels", metavar="FILE|A,B", required=True, help=LABELS_HELP)
+@click.argument("source", metavar="OUT...|IMAGES...", nargs=-1, required=True)
+@WHAT("--labels", metavar="FILE|A,B", multiple=True, required=True, help=LABELS_HELP)
 @WHAT("--template", metavar="TEXT", multiple=True, help=TEMPLATE_HELP)
 @WHAT("--templates", metavar="SET", help=SET_HELP)
 @WHAT("--other", metavar="P", type=float, help=OTHER_HELP)
@@ -57,31 +57,36 @@ WHAT, MODEL, HOW = (partial(grouped, name) for name in ("Labels", "Model", "How 
 @HOW("-k", metavar="N", type=int, default=ClassifyJob.k, show_default=True, help=K_HELP)
 @HOW("--format", type=click.Choice(get_args(Format)), default="auto", show_default=True, help=FORMAT_HELP)
 @HOW("--json", "as_json", is_flag=True, help="Write the summary, the last line on stderr, as one JSON object.")
-def classify(*, format: Format, as_json: bool, **options: Any) -> int:
+def classify(*, format: Format, as_json: bool, labels: tuple[str, ...], **options: Any) -> int:
     """Classify images into labels that you name; write a line for each image.
 
+    Labels exclude each other: of an image that shows two of them one wins. For all images that show something, `clip
+    find` it.
+
     OUT is a folder that `clip embed` wrote; its vectors are used. IMAGES is any input of `clip embed`; it is embedded
-    first. On a terminal a line has the probability, the label and the path, and the end has the counts of each label.
-    Elsewhere it is a JSON object with id, path, top (labels and their probabilities, the most probable first), label
-    with --other, and truth with --truth; for an image that cannot be read it has id, path, stage, error, message. Exit
-    code 0: all images are classified; 3: some could not be read; 1: the command failed; 2: it did not begin.
+    first. There may be several of one kind. On a terminal a line has the probability, the label and the path, and the
+    end has the counts of each label. Elsewhere it is a JSON object with id, path, top (labels and their probabilities,
+    the most probable first), label with --other, and truth with --truth; for an image that cannot be read it has id,
+    path, stage, error, message. Exit code 0: all images are classified; 3: some could not be read; 1: the command
+    failed; 2: it did not begin.
     """
-    job = ClassifyJob(**options)
+    from ..retrieval.prompts import read_labels, split_labels
+
+    names = read_labels(labels[0] if len(labels) == 1 else split_labels(labels))
+    job = ClassifyJob(labels=names, **options)
     from ..retrieval import classify as classify_module
-    from ..retrieval.prompts import read_labels
     from .sketch import warn_of_words
 
     if job.untrained is not None:
         model = job.model or EmbedJob.model
         say(f"{model} is untrained (random weights of seed {job.untrained}): probabilities mean nothing yet")
-    labels = read_labels(job.labels)
-    warn_of_words(job.model, labels)
+    warn_of_words(job.model, names)
     reporter = Reporter()
     form = ("table" if is_terminal(sys.stdout) else "json") if format == "auto" else format
     rows = csv.writer(sys.stdout, lineterminator="\n") if form == "csv" else None
     if rows:
         rows.writerow(CSV_COLUMNS)
-    width = max(map(measure, (*labels, OTHER)))
+    width = max(map(measure, (*names, OTHER)))
 
     def write(row: Classified) -> None:
         reporter.close()  # everything is embedded by now, so the bar makes room for the rows

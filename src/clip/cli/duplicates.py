@@ -106,12 +106,17 @@ def duplicates(
 
 def describe(report: DuplicatesReport, job: DuplicatesJob) -> str:
     """Return the result in words."""
-    found = f"{report.duplicates:,} duplicates in {report.group_count:,} groups of {report.rows:,} images"
-    share = f"cosine {report.min_cosine:g}, higher than {report.percentile:.3f} % of all pairs"
-    proposed = f"{report.proposed:,} pairs of at least {share}"
+    found = f"{_count(report.duplicates, 'duplicate')} in {_count(report.group_count, 'group')}"
+    found += f" of {_count(report.rows, 'image')}"
+    share = f"cosine {report.min_cosine:g}, which {report.percentile:.3f} % of all pairs are below"
+    proposed = f"{_count(report.proposed, 'pair')} of at least {share}"
     more = f"; {report.unreadable:,} images cannot be read any more" if report.unreadable else ""
     more += f"; {report.crowded:,} images have more neighbours than were compared" if report.crowded else ""
     return f"{found} ({job.level}); {proposed}{more}; {report.seconds:.1f} s"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _choose_format(*, as_json: bool, as_csv: bool, end: str | None) -> Callable[[DuplicateGroup], None]:

@@ -82,7 +82,14 @@ CLUSTER = partial(job_option, RayOptions, group="Cluster")
 @SPEED("resize", "--resize")
 @SPEED("read_budget_bytes", "--read-budget-bytes", metavar="N")
 @SPEED("decode_budget_bytes", "--decode-budget-bytes", metavar="N")
-@grouped("What to write", "-o", "--output", metavar="OUT", required=True, help="Folder to write.")
+@grouped(
+    "What to write",
+    "-o",
+    "--output",
+    metavar="OUT",
+    required=True,
+    help="Folder to write, here or at s3://, gs://, az://.",
+)
 @WRITE("policy.update", "--update")
 @WRITE("policy.overwrite", "--overwrite")
 @grouped("What to write", "--raw", "--no-normalize", "raw", is_flag=True, help=RAW_HELP)

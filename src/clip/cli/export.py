@@ -27,6 +27,8 @@ EXAMPLES = ("clip export out/ to/ --format npy",)
 def export(*, as_json: bool, **options: Any) -> None:
     """Write the vectors of OUT into the folder TARGET, as files for other programs.
 
+    DuckDB, pandas, polars and whatever else reads Parquet need none of it: they read OUT/embeddings/*.parquet.
+
     OUT is a folder that `clip embed` wrote. The formats are npy (vectors.npy and ids.parquet), clip-retrieval
     (img_emb/img_emb_*.npy and metadata/metadata_*.parquet, in float16 and of unit length), csv (vectors.csv),
     safetensors (vectors.safetensors and ids.parquet) and pgvector (pgvector.csv and pgvector.sql, for psql). Rows keep

@@ -66,9 +66,10 @@ def answer(
         if written is not None:
             unread = f", {report.unreadable:,} of them cannot be read any more" if report.unreadable else ""
             say(f"{written}: {len(report.hits):,} hits{unread}")
-    if report.missing_letters and job.contact_sheet is not None and job.html is None:
+    if report.missing_letters and job.contact_sheet is not None:
         letters = report.missing_letters[:MAX_LETTERS]
-        say(f"{job.contact_sheet}: no font of this machine has {letters}; --html FILE.html shows every script")
+        advice = "" if job.html else "; --html FILE.html shows every script"
+        say(f"{job.contact_sheet}: no font of this machine has {letters}{advice}")
     for line in report.how if explains else ():
         say(line)
     if opens:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+import shlex
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -18,6 +20,7 @@ import click
 from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import DecodeOptions, ModelOptions, OutputPolicy
 from ..jobs.search import SearchJob, Weighted
+from ..object_paths import open_place
 from ..own_files import is_output
 from .failures import list_first
 from .flags import ROOT_HELP, GroupedCommand, grouped
@@ -53,6 +56,7 @@ FIND_MODEL_HELP = "A released name, sketch, or the path of weights; each model h
 WHERE_IS_HELP = "Print the folder that holds the vectors, and stop."
 NO_UPDATE_HELP = "Search what is indexed already, without a look at the folder."
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".heic", ".tif", ".tiff", ".bmp", ".JPG", ".JPEG", ".PNG")
 # A number, a colon, and no further digit: 16:9 and 3:10 to Yuma are texts.
 WEIGHT = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)):(?=[^\d\s])(.+)", re.DOTALL)
 
@@ -105,7 +109,7 @@ def _with(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
     short_help="Find images in a folder by words, or like another.",
     examples=('clip find "a red boat" photos/', "clip find holiday.jpg photos/ --html alike.html --open"),
 )
-@click.argument("words", metavar="[TEXT|IMAGE]... [FOLDER]", nargs=-1)
+@click.argument("words", metavar="[TEXT|IMAGE] [FOLDER]", nargs=-1)
 @_with(_QUERY)
 @_with(_ANSWER)
 @MODEL("-m", "--model", metavar="MODEL", default=ModelOptions.name, show_default=True, help=FIND_MODEL_HELP)
@@ -148,6 +152,7 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     """
     outputs = [output, *takewhile(is_output, words)]
     words = words[len(outputs) - 1 :]
+    _check_words(words)
     options["texts"] += words
     if options["root"] is None and _is_folder_of_images(output):
         del options["root"], options["fetch"], options["explains"]
@@ -158,11 +163,16 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     shown = {name: options.pop(name) for name in ("previews", "opens", "explains")}
     job = SearchJob(output=output if len(outputs) == 1 else outputs, **options)
     from ..retrieval import search as search_module
+    from ..sources.remote.client import is_remote
     from ..store.manifest import MANIFEST, read_manifest
     from .sketch import warn_of_words
 
-    manifest = read_manifest(Path(output, MANIFEST))
+    manifest = read_manifest(open_place(output) / MANIFEST)
     warn_of_words(manifest and manifest.model, tuple(job.words))
+    if manifest is not None and job.root is None and manifest.base:
+        base = manifest.find_base(open_place(output))
+        if not (is_remote(base) or os.path.isdir(base)):  # noqa: PTH112
+            say(f"{base} is not there any more: name the folder where the images are now with --root DIR")
 
     answer(job, search_module.search, say, form, **shown)
 
@@ -172,11 +182,44 @@ def _sort_words(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...], tu
     folders = [word for word in words if os.path.isdir(word)]  # noqa: PTH112
     if len(folders) > 1:
         raise click.UsageError(f"found the folders {folders[0]} and {folders[1]}, expected one. Leave the other out.")
-    if not folders and words and words[-1].endswith(("/", os.sep)):
-        raise click.UsageError(f"found no folder {words[-1]}. Check its name.")
     others = [word for word in words if word not in folders]
     images = tuple(word for word in others if os.path.isfile(word))  # noqa: PTH113
-    return next(iter(folders), None), tuple(word for word in others if word not in images), images
+    texts = tuple(word for word in others if word not in images)
+    _check_words(texts, has_folder=bool(folders))
+    return next(iter(folders), None), texts, images
+
+
+def _check_words(texts: tuple[str, ...], *, has_folder: bool = True) -> None:
+    """Refuse paths that are not there, which would be searched as texts, and a text without quotes.
+
+    Raises:  click.UsageError.
+    """
+    for text in texts:
+        if (
+            text.startswith(("/", "./", "../", "~"))
+            or text.endswith(IMAGE_ENDINGS)
+            or (os.sep in text and " " not in text)
+        ):
+            near = _suggest(text)
+            raise click.UsageError(f"found no file or folder {text}. {near or 'Check its name; for a text use -t.'}")
+    if len(texts) > 1:
+        near = "" if has_folder else _suggest(texts[-1])
+        folder = "" if has_folder else ", and no folder of these names"
+        several = f"-t {shlex.quote(texts[0])} -t {shlex.quote(texts[1])}"
+        advice = f"Put a text of several words in quotes; for several texts: {several}."
+        found = " and ".join(map(repr, texts))
+        raise click.UsageError(f"found the texts {found}{folder}, expected one text. {near or advice}")
+
+
+def _suggest(name: str) -> str:
+    """Return a question with the name beside a path that is like one that is not there; empty where none is."""
+    path = Path(name)
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {shlex.quote(str(path.with_name(near[0])))}?" if near else ""
 
 
 def _is_folder_of_images(name: str) -> bool:
@@ -245,7 +288,7 @@ def _index(job: EmbedJob, folder: str) -> None:
 
 
 def _describe(report: EmbedReport, added: int) -> str:
-    counts = {"indexed": added, "dropped": report.removed, "renamed": report.renamed}
+    counts = {"looked at": added, "dropped": report.removed, "renamed": report.renamed}
     done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
     return f"{done} in {report.seconds:.1f} s; {report.written:,} images in all{describe_ignored(report.ignored)}"
 

@@ -11,7 +11,6 @@ import os
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import translate_os_errors
@@ -21,6 +20,7 @@ from ..batch.run import make_limit_error
 from ..errors import ClipError, InputError
 from ..jobs.cluster import RayOptions
 from ..jobs.embed import EmbedJob, EmbedReport, Progress
+from ..object_paths import open_place
 from ..records import STDIN
 from ..store.lock import hold_lock
 from ..store.writer import check_room
@@ -49,7 +49,7 @@ def embed_on_ray(
     cluster = cluster or RayOptions()
     started = time.monotonic()
     _refuse(job)
-    output = Path(job.output)
+    output = open_place(job.output)
     check_room(output)
     open_source(job)  # as it refuses an input that is not there before a cluster is asked
     with connect(cluster) as ray:

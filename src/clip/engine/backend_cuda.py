@@ -12,7 +12,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..errors import DeviceError
 from .backend import Backend
 from .backend_torch import DTYPES, TorchOps, image_features, place, to_fp8
 from .graph import text_features
-from .tower import Block, ImageTower, LeanSiglip, LeanText, LeanViT, Mlp
+from .tower import Block, ImageTower, LeanResNet, LeanText, Mlp, PatchTower
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -45,7 +45,6 @@ MAX_REASON = 200  # characters of a compiler's message
 # Full batches that run before one is compiled beside them: that takes 10 to 20 s of a core (LOG.md, CUDA on an H200),
 # which a job of fewer does not win back.
 COMPILE_AFTER = 100
-ViT = TypeVar("ViT", LeanViT, LeanSiglip)
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
 _log = logging.getLogger("clip")
@@ -119,10 +118,8 @@ class CudaBackend(Backend):
     def image_graph(self, tower: ImageTower, dtype: torch.dtype, batch_size: int) -> CudaGraph:  # noqa: ARG002
         """Make the graph of an image tower for uint8 or float32 images in 0..255, captured when it first runs."""
         placed: ImageTower = place(tower, self._place)
-        if self.precision == FP8 and isinstance(placed, LeanViT) and isinstance(tower, LeanViT):
-            placed = round_blocks_to_fp8(placed, tower)
-        if self.precision == FP8 and isinstance(placed, LeanSiglip) and isinstance(tower, LeanSiglip):
-            placed = round_blocks_to_fp8(placed, tower)
+        if self.precision == FP8 and not isinstance(tower, LeanResNet):
+            placed = round_blocks_to_fp8(cast("PatchTower", placed), tower)
         function = image_features(placed, self.dtype)
         compiled = torch.compile(function, dynamic=False, fullgraph=True) if self._compiles else None
         return CudaGraph(function, self.device, batch_size, compiled=compiled, compile_after=self.compile_after)
@@ -337,7 +334,7 @@ class _Slot:
         self._read.record(current)
 
 
-def round_blocks_to_fp8(placed: ViT, exact: ViT) -> ViT:
+def round_blocks_to_fp8(placed: PatchTower, exact: PatchTower) -> PatchTower:
     """Round a placed ViT's blocks to fp8, from the exact weights; patches, both ends and a pool keep theirs."""
 
     def round_block(block: Block, source: Block) -> Block:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..network.records import AnyArchitecture, TowerActivation
     from .quantize import Calibration
-    from .tower import Conv, ImageTower, LeanText, Linear
+    from .tower import Conv, ImageTower, LeanText, Linear, Rotation
 
 # The CPU plug-in's words. It takes "f16" too, and then computes in bf16, which it would also choose by itself.
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -106,14 +106,26 @@ class OpenVinoOps:
         """The matrix product; with `transposed` of x and y.T."""
         return self._op.matmul(x, self._node(y), False, transposed)
 
-    def self_attention(self, qkv: Node, heads: int, *, causal: bool) -> Node:
+    def self_attention(self, qkv: Node, heads: int, *, causal: bool, rotation: Rotation | None) -> Node:
         """(B, L, 3W), queries scaled -> (B, L, W)."""
         width = qkv.get_output_partial_shape(0)[2].get_length() // 3
         parts = self._op.split(qkv, self._op.constant(np.int64(2)), 3).outputs()
         q, k, v = (self.transpose(self.reshape(part, 0, 0, heads, width // heads), 0, 2, 1, 3) for part in parts)
+        if rotation is not None:
+            q, k = self._turn(q, rotation), self._turn(k, rotation)
         no_mask, scale = self._op.constant(np.float32(0)), self._op.constant(np.float32(1))
         seen = self._op.scaled_dot_product_attention(q, k, v, no_mask, scale, causal=causal)  # (B, H, L, N)
         return self.reshape(self.transpose(seen, 0, 2, 1, 3), 0, 0, width)
+
+    def _turn(self, x: Node, rotation: Rotation) -> Node:
+        """(B, H, L, N) -> the same."""
+        first, second = self._op.split(x, self._op.constant(np.int64(3)), 2).outputs()
+        cos, sin = rotation.cos, rotation.sin
+        turned = (
+            self._op.subtract(self.multiply(first, cos), self.multiply(second, sin)),
+            self._op.add(self.multiply(second, cos), self.multiply(first, sin)),
+        )
+        return self._op.concat(turned, 3)
 
     def softmax(self, x: Node) -> Node:
         """Over the last axis."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import graph
 from .backend import Backend
 from .graph import text_features
-from .tower import Conv, ImageTower, LeanText, Linear
+from .tower import Conv, ImageTower, LeanText, Linear, Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,9 +110,11 @@ class TorchOps:
         """The matrix product; with `transposed` of x and y.T."""
         return x @ (y.mT if transposed else y)
 
-    def self_attention(self, qkv: Tensor, heads: int, *, causal: bool) -> Tensor:
+    def self_attention(self, qkv: Tensor, heads: int, *, causal: bool, rotation: Rotation | None) -> Tensor:
         """(B, L, 3W), queries scaled -> (B, L, W)."""
         q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, L, N)
+        if rotation is not None:
+            q, k = _turn(q, rotation), _turn(k, rotation)
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1.0)
         return seen.transpose(1, 2).flatten(2)  # (B, H, L, N) -> (B, L, W)
 
@@ -167,6 +169,13 @@ class TorchOps:
     def look_up(self, table: Tensor, rows: Tensor) -> Tensor:
         """(V, W) and int (...) -> (..., W)."""
         return F.embedding(rows, table)
+
+
+def _turn(x: Tensor, rotation: Rotation) -> Tensor:
+    """(B, H, L, N) -> the same."""
+    first, second = x.chunk(2, dim=-1)
+    turned = (first * rotation.cos - second * rotation.sin, second * rotation.cos + first * rotation.sin)
+    return torch.cat(turned, dim=-1)
 
 
 def image_features(tower: ImageTower, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -15,11 +15,19 @@ from torch import Tensor
 
 from ..errors import DeviceError, InputError
 from ..memory import FilePages, return_freed_memory
-from ..network.records import BYTE_MAX, AnyArchitecture, PooledToken, PreprocessSettings, SiglipArchitecture
+from ..network.records import (
+    BYTE_MAX,
+    AnyArchitecture,
+    PeArchitecture,
+    PooledToken,
+    PreprocessSettings,
+    SiglipArchitecture,
+)
 from ..text.tokens import check_ids
 from .backend import Backend, Graph
 from .devices import MAX_REASON, limit_threads
 from .fold import fold_image_tower, fold_text_tower
+from .fold_pe import fold_pe_image
 from .fold_siglip import fold_siglip_image, fold_siglip_text
 from .resize import resize_windows
 
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from ..images.windows import Windows
     from ..network.records import Checkpoint
     from .quantize import Calibration
+    from .tower import ImageTower
 
 LENGTH_BUCKET = 8  # tokens: texts run at the next multiple of it, so that few shapes occur
 # Blocks are folded side by side, each on one thread: torch's own threads would wait for one another, 1.2 s instead of
@@ -188,12 +197,17 @@ class Engine:
 
     def _image_graph(self, dtype: torch.dtype) -> Graph:
         with _folding, limit_threads(FOLDING_THREADS):
-            if isinstance(self.architecture, SiglipArchitecture):
-                tower = fold_siglip_image(self._state_dict, self.architecture, self.settings, self._pages.release)
-            else:
-                tower = fold_image_tower(self._state_dict, self.architecture, self.settings, self._pages.release)
+            tower = self._fold_image()
             self._give_back()
         return self.backend.image_graph(tower, dtype, self.batch_size)
+
+    def _fold_image(self) -> ImageTower:
+        a, weights, settings, release = self.architecture, self._state_dict, self.settings, self._pages.release
+        if isinstance(a, SiglipArchitecture):
+            return fold_siglip_image(weights, a, settings, release)
+        if isinstance(a, PeArchitecture):
+            return fold_pe_image(weights, a, settings, release)
+        return fold_image_tower(weights, a, settings, release)
 
     def _text_graph(self) -> Graph:
         with _folding, limit_threads(FOLDING_THREADS):

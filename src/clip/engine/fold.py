@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..network.architecture import vision_heads
-from ..network.records import BYTE_MAX, Architecture, PreprocessSettings, TowerActivation, Triple
+from ..network.records import BYTE_MAX, Architecture, PeArchitecture, PreprocessSettings, TowerActivation, Triple
 from ..parallel import available_cores
 from .tower import (
     Block,
@@ -55,6 +55,16 @@ def scale_queries(query: Linear, head_width: int) -> Linear:
     """Fold the factor of attention's scores into the queries: (q / sqrt N) . k = (q . k) / sqrt N."""
     factor = head_width**-0.5
     return Linear(query.weight * factor, query.bias * factor)
+
+
+def order_pairs(layer: Linear, heads: int) -> Linear:
+    """Put the first channels of a head's pairs before the second ones, for queries and keys alike.
+
+    Channels n and n + N / 2 are then turned together, which takes whole halves instead of every other number; scores
+    are sums over channels, whose order does not matter.
+    """
+    order = torch.arange(len(layer.weight)).view(heads, -1, 2).transpose(1, 2).flatten()  # (H, N / 2, 2) -> (W,)
+    return Linear(layer.weight[order], layer.bias[order])
 
 
 def drop_key_bias(key: Linear) -> Linear:
@@ -215,7 +225,7 @@ def fold_image_tower(
 
 
 def fold_text_tower(
-    state_dict: Mapping[str, Tensor], architecture: Architecture, release: Release = keep_pages
+    state_dict: Mapping[str, Tensor], architecture: Architecture | PeArchitecture, release: Release = keep_pages
 ) -> LeanText:
     """Fold the text tower's weights like `fold_image_tower`, in which a token sees those before it."""
     weights = Weights(state_dict, release)
@@ -238,21 +248,30 @@ def fold_stack(
         one_query(*_fold_attention(weights.below(str(layers - 1)), heads), heads),
         fold_mlp(weights.below(str(layers - 1)), activation),
     )
-    return Stack(heads, activation, eps, blocks, last, head)
+    return Stack(heads, activation, eps, blocks, None, last, head)
 
 
-def fold_blocks(weights: Weights, count: int, heads: int, activation: TowerActivation) -> tuple[Block, ...]:
-    """Fold the first `count` blocks of a tower."""
+def fold_blocks(
+    weights: Weights, count: int, heads: int, activation: TowerActivation, *, rotated: bool = False
+) -> tuple[Block, ...]:
+    """Fold the first `count` blocks of a tower, whose queries and keys are turned by their places if `rotated`."""
+
+    def fold_block(number: int) -> Block:
+        return _fold_block(weights.below(str(number)), heads, activation, rotated=rotated)
+
     with ThreadPoolExecutor(available_cores()) as pool:
-        return tuple(pool.map(lambda i: _fold_block(weights.below(str(i)), heads, activation), range(count)))
+        return tuple(pool.map(fold_block, range(count)))
 
 
-def _fold_attention(weights: Weights, heads: int) -> tuple[Linear, Linear, Linear, Linear]:
+def _fold_attention(weights: Weights, heads: int, *, rotated: bool = False) -> tuple[Linear, Linear, Linear, Linear]:
     """Fold the block's first norm into its queries, keys and values, and return them with the output layer."""
     gain, bias = weights["ln_1.weight"], weights["ln_1.bias"]
     query, key, value = (fold_norm(projection, gain, bias) for projection in weights.projections())
     value, out = move_value_bias(value, weights.own_linear("attn.out_proj"))
-    return scale_queries(query, query.weight.shape[0] // heads), drop_key_bias(key), value, out
+    query = scale_queries(query, query.weight.shape[0] // heads)
+    if rotated:  # each key's bias is turned by its own place, so it does not drop out
+        return order_pairs(query, heads), order_pairs(key, heads), value, out
+    return query, drop_key_bias(key), value, out
 
 
 def fold_mlp(weights: Weights, activation: TowerActivation) -> Mlp:
@@ -262,8 +281,8 @@ def fold_mlp(weights: Weights, activation: TowerActivation) -> Mlp:
     return quick_gelu_to_silu(mlp) if activation == "quick_gelu" else mlp
 
 
-def _fold_block(weights: Weights, heads: int, activation: TowerActivation) -> Block:
-    query, key, value, out = _fold_attention(weights, heads)
+def _fold_block(weights: Weights, heads: int, activation: TowerActivation, *, rotated: bool) -> Block:
+    query, key, value, out = _fold_attention(weights, heads, rotated=rotated)
     qkv = Linear(torch.cat([query.weight, key.weight, value.weight]), torch.cat([query.bias, key.bias, value.bias]))
     mlp = fold_mlp(weights, activation)
     weights.release()

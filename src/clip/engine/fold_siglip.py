@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..network.records import PreprocessSettings, SiglipArchitecture
+    from ..network.records import Gelu, PreprocessSettings, SiglipArchitecture
     from .fold import Release
 
 
@@ -46,18 +46,18 @@ def fold_siglip_image(
         architecture.vision_patch_size,
         Linear(patches.weight, patches.bias + weights["conv1.bias"]),
         weights.own("positional_embedding"),
-        Blocks(heads, activation, LAYER_NORM_EPS, blocks),
-        fold_pool(weights, architecture),
+        Blocks(heads, activation, LAYER_NORM_EPS, blocks, None),
+        fold_pool(weights, heads, activation),
     )
 
 
-def fold_pool(weights: Weights, architecture: SiglipArchitecture) -> AttentionPool:
+def fold_pool(weights: Weights, heads: int, activation: Gelu) -> AttentionPool:
     """Fold the attention pool of an image tower, and the norm before it, into its one query.
 
     The query q is the same for every image, so per head q . (K x_j) = (K.T q) . x_j with K.T q made here, one row a
     head; q . (bias of keys) is the same for every j, so it leaves the softmax as it is.
     """
-    pool, heads = weights.below("attnpool"), architecture.vision_heads
+    pool = weights.below("attnpool")
     gain, bias = weights["ln_post.weight"], weights["ln_post.bias"]
     query, key, value = pool.projections()
     query = scale_queries(query, query.weight.shape[0] // heads)
@@ -65,7 +65,7 @@ def fold_pool(weights: Weights, architecture: SiglipArchitecture) -> AttentionPo
     keys = (q @ fold_norm(key, gain, bias).weight.unflatten(0, (heads, -1))).squeeze(1)  # (H, N, W) -> (H, W)
     value, out = move_value_bias(fold_norm(value, gain, bias), pool.own_linear("attn.out_proj"))
     values = value.weight.unflatten(0, (heads, -1)).transpose(1, 2)  # (H, W, N)
-    return AttentionPool(keys.contiguous(), values.contiguous(), out, fold_mlp(pool, architecture.vision_activation))
+    return AttentionPool(keys.contiguous(), values.contiguous(), out, fold_mlp(pool, activation))
 
 
 def fold_siglip_text(

@@ -19,6 +19,7 @@ from .tower import (
     Conv,
     ImageTower,
     LeanBottleneck,
+    LeanPe,
     LeanResNet,
     LeanSiglip,
     LeanText,
@@ -26,6 +27,8 @@ from .tower import (
     Linear,
     Mlp,
     OneQuery,
+    PatchTower,
+    Rotation,
     Stack,
 )
 
@@ -68,8 +71,8 @@ class Ops(Protocol, Generic[X]):
         """Multiply matrices. Shapes: (..., L, I) and (..., I, O), or with `transposed` (..., O, I), -> (..., L, O)."""
         ...
 
-    def self_attention(self, qkv: X, heads: int, *, causal: bool) -> X:
-        """(B, L, 3W), queries scaled -> (B, L, W)."""
+    def self_attention(self, qkv: X, heads: int, *, causal: bool, rotation: Rotation | None) -> X:
+        """(B, L, 3W), queries scaled -> (B, L, W); queries and keys are turned first where there is a rotation."""
         ...
 
     def softmax(self, x: X) -> X:
@@ -129,6 +132,8 @@ def image_features(ops: Ops[X], tower: ImageTower, pixels: X) -> X:
     """Compute the features of images with a tower of any family. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
     if isinstance(tower, LeanViT):
         return vit_features(ops, tower, pixels)
+    if isinstance(tower, LeanPe):
+        return pe_features(ops, tower, pixels)
     return siglip_features(ops, tower, pixels) if isinstance(tower, LeanSiglip) else resnet_features(ops, tower, pixels)
 
 
@@ -146,11 +151,20 @@ def siglip_features(ops: Ops[X], tower: LeanSiglip, pixels: X) -> X:
     """Compute the features of images. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
     x = ops.add(_patches(ops, tower, pixels), tower.positions)  # (B, L, W)
     x = _blocks(ops, tower.stack, x, causal=False)
-    x = _pool(ops, tower.pool, ops.norm(x, tower.stack.eps))  # (B, W)
-    return ops.add(x, _mlp(ops, tower.pool.mlp, tower.stack.activation, ops.norm(x, tower.stack.eps)))
+    return _pool(ops, tower.pool, tower.stack, x)
 
 
-def _patches(ops: Ops[X], tower: LeanViT | LeanSiglip, pixels: X) -> X:
+def pe_features(ops: Ops[X], tower: LeanPe, pixels: X) -> X:
+    """Compute the features of images. Shapes: 0..255, (B, R, R, 3) -> (B, D)."""
+    x = _patches(ops, tower, pixels)
+    x = ops.prepend_zeros(x) if tower.class_token else x  # (B, L, W)
+    x = ops.norm(ops.add(x, tower.tokens), tower.stack.eps)
+    x = ops.add(ops.multiply(x, tower.pre_gain), tower.pre_bias)
+    x = _blocks(ops, tower.stack, x, causal=False)
+    return ops.linear(_pool(ops, tower.pool, tower.stack, x), tower.head)
+
+
+def _patches(ops: Ops[X], tower: PatchTower, pixels: X) -> X:
     """Compute the patches of images. Shapes: 0..255, (B, R, R, 3) -> (B, G * G, W)."""
     side, patch = tower.resolution_px // tower.patch_px, tower.patch_px
     if side * patch < tower.resolution_px:
@@ -208,7 +222,8 @@ def _blocks(ops: Ops[X], stack: Blocks, x: X, *, causal: bool) -> X:
 
 def _block(ops: Ops[X], stack: Blocks, block: Block, x: X, *, causal: bool) -> X:
     qkv = ops.linear(ops.norm(x, stack.eps), block.qkv)  # (B, L, 3W)
-    x = ops.add(x, ops.linear(ops.self_attention(qkv, stack.heads, causal=causal), block.out))
+    seen = ops.self_attention(qkv, stack.heads, causal=causal, rotation=stack.rotation)
+    x = ops.add(x, ops.linear(seen, block.out))
     return ops.add(x, _mlp(ops, block.mlp, stack.activation, ops.norm(x, stack.eps)))
 
 
@@ -234,10 +249,12 @@ def _attend_once(ops: Ops[X], attention: OneQuery, query: X, x: X, mask: X | Non
     return _see(ops, scores, x, attention.value, attention.out)
 
 
-def _pool(ops: Ops[X], pool: AttentionPool, x: X) -> X:
-    """Attend from the query of the weights to all tokens (B, L, W) -> (B, W)."""
-    scores = ops.transpose(ops.matmul(x, pool.keys, transposed=True), 0, 2, 1)  # (B, L, H) -> (B, H, L)
-    return _see(ops, scores, x, pool.value, pool.out)
+def _pool(ops: Ops[X], pool: AttentionPool, stack: Blocks, x: X) -> X:
+    """Attend from the query of the weights to all tokens, and apply the pool's MLP. (B, L, W) -> (B, W)."""
+    n = ops.norm(x, stack.eps)
+    scores = ops.transpose(ops.matmul(n, pool.keys, transposed=True), 0, 2, 1)  # (B, L, H) -> (B, H, L)
+    seen = _see(ops, scores, n, pool.value, pool.out)
+    return ops.add(seen, _mlp(ops, pool.mlp, stack.activation, ops.norm(seen, stack.eps)))
 
 
 def _see(ops: Ops[X], scores: X, x: X, value: Tensor, out: Linear) -> X:

@@ -1,7 +1,7 @@
 """The weights of the lean graph, folded: a tower is a few frozen dataclasses of tensors.
 
-fold.py and fold_siglip.py make towers of state dicts, graph.py computes with them, and a back end places them on its
-device.
+fold.py, fold_siglip.py and fold_pe.py make towers of state dicts, graph.py computes with them, and a back end places
+them on its device.
 
 Axes: O outputs, I inputs, W width, H heads, N = W / H channels a head, L tokens, P pixels a patch's side, D embed_dim.
 """
@@ -71,6 +71,14 @@ class LastBlock:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """By how much queries and keys are turned, in the planes of channels n and n + N / 2 of a head."""
+
+    cos: Tensor  # (L, N / 2)
+    sin: Tensor  # (L, N / 2)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """The blocks of a tower that compute all tokens."""
 
@@ -78,6 +86,7 @@ class Blocks:
     activation: TowerActivation  # "quick_gelu" is SiLU here
     eps: float  # of the norms
     blocks: tuple[Block, ...]
+    rotation: Rotation | None  # the same for all heads and blocks
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,22 @@ class LeanSiglip:
 
 
 @dataclass(frozen=True)
+class LeanPe:
+    """The weights of the lean graph of PE-Core's image tower; it reads bytes."""
+
+    resolution_px: int
+    patch_px: int
+    patches: Linear  # (W, P * P * 3)
+    class_token: bool  # whether a token goes before the patches
+    tokens: Tensor  # (L, W): the class token with its position, if there is one, then the positions of the patches
+    pre_gain: Tensor  # (W,)
+    pre_bias: Tensor  # (W,)
+    stack: Blocks
+    pool: AttentionPool
+    head: Linear  # (D, W)
+
+
+@dataclass(frozen=True)
 class LeanBottleneck:
     """The weights of a residual block, its norms folded in."""
 
@@ -156,4 +181,5 @@ class LeanText:
     causal: bool  # whether a token sees those before it only
 
 
-ImageTower = LeanViT | LeanSiglip | LeanResNet
+PatchTower = LeanViT | LeanSiglip | LeanPe  # whose blocks read patches
+ImageTower = PatchTower | LeanResNet

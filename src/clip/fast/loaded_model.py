@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..network.architecture import infer_architecture
-from ..network.records import Architecture, Checkpoint, PreprocessSettings
+from ..network.pe import PE
+from ..network.records import AnyArchitecture, Architecture, Checkpoint, PreprocessSettings, SiglipArchitecture
+from ..network.siglip import SigLIP
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CONTAINERS = ("_parameters", "_buffers", "_modules")
@@ -26,21 +28,31 @@ STAYS_AFTER_HOOKS = "_is_full_backward_hook"  # set by the first backward hook, 
 
 
 def read_loaded_model(model: Any) -> Checkpoint:
-    """Return the weights of a loaded CLIP, and the settings that only its modules hold.
+    """Return the weights of a loaded model of any family, and the settings that only its modules hold.
 
     The weights are not copied here, but when a tower is folded, at its first use: an Encoder of a loaded model costs
     nothing for a tower that is never used, and further training does not change one that was.
 
-    Raises:  InputError for a model whose modules a user replaced, changed or hooked: the lean graph would ignore that.
+    Raises:  InputError for a model whose modules a user replaced, changed or hooked: the lean graph would ignore that;
+             and for a SigLIP or a PE-Core that no checkpoint gave its pixels and its vocabulary.
     """
-    architecture = read_architecture(model)
+    architecture = _get_architecture(model)
     change = find_change(model, model.lay_out(architecture).train(model.training))
     if change:
         remedy = "Call model.encode_image, which runs your changes, or pass the path of weights."
-        raise InputError("`model`", change, "OpenAI's modules as they are", remedy)
-    settings = model.preprocess_settings or PreprocessSettings(architecture.image_resolution)
+        raise InputError("`model`", change, "the network's modules as they are", remedy)
+    settings = model.preprocess_settings
+    if settings is None and isinstance(architecture, Architecture):
+        settings = PreprocessSettings(architecture.image_resolution)
+    if settings is None or (model.tokenizer is None and isinstance(architecture, SiglipArchitecture)):
+        found = "a network without the pixels and the vocabulary of a checkpoint"
+        raise InputError("`model`", found, "one of clip.load", "Pass the name or the path of its weights.")
     state_dict = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     return Checkpoint(architecture, state_dict, settings, source="a loaded model", tokenizer=model.tokenizer)
+
+
+def _get_architecture(model: nn.Module) -> AnyArchitecture:
+    return model.architecture if isinstance(model, (SigLIP, PE)) else read_architecture(model)
 
 
 def read_architecture(model: nn.Module) -> Architecture:

@@ -28,7 +28,8 @@ from ..simple_tokenizer import shared_tokenizer
 from ..text.tokens import token_table
 from ..weights import locate
 from ..weights.catalog import find_cached
-from ..weights.checkpoints import lay_out, read_checkpoint
+from ..weights.checkpoints import read_checkpoint
+from ..weights.families import lay_out
 from ..weights.releases import RELEASES
 from ..weights.spellings import find_spelled
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .fields import documented
+from .options import list_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 OTHER = "other"  # the label of an image whose labels are all improbable
@@ -21,8 +23,8 @@ TEMPLATE = "a photo of a {}"
 class ClassifyJob:
     """Which images to classify, and into which labels."""
 
-    source: str | Path
-    """The folder that `clip.embed` wrote, or images in any form that it takes."""
+    source: str | Path | Sequence[str | Path]
+    """One or several folders that `clip.embed` wrote, or images in any form that it takes."""
     labels: str | Path | tuple[str, ...]
     """A file with one label per line, or labels separated by commas."""
     template: tuple[str, ...] = ()
@@ -51,6 +53,13 @@ class ClassifyJob:
             raise InputError("`other`", f"found {self.other}", "a probability from 0 to 1", "Pass 0.5, say.")
         if self.template and self.templates:
             raise InputError("`templates`", "found template too", "one of the two", "Leave out `template`.")
+        if not self.sources:
+            raise InputError("`source`", "found none", "outputs or images", "Pass them.")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The outputs or inputs in `source`, as texts."""
+        return list_inputs(self.source)
 
 
 @documented

@@ -23,7 +23,7 @@ from .options import (
     Resize,
     check_cosine,
     check_counts,
-    check_place,
+    check_output,
     check_words,
     find_differences,
     list_inputs,
@@ -54,7 +54,7 @@ class EmbedJob:
     source: str | Path | Sequence[str | Path]
     """One or several inputs: folders, patterns, lists, archives, tables, on this machine or on servers."""
     output: str | Path
-    """Folder to write, on this machine."""
+    """Folder to write, on this machine or, as s3://bucket/out, gs:// or az://, on an object store."""
     model: str | ModelOptions = ModelOptions()  # noqa: RUF009  frozen, as are the next four
     """A model's name or path; or ModelOptions, which also say where and in which precision it computes."""
     decode: DecodeOptions = DecodeOptions()  # noqa: RUF009
@@ -105,7 +105,7 @@ class EmbedJob:
     """Failures after which the run stops: a number, or a part of the input as in 5%; default: never."""
 
     def __post_init__(self) -> None:
-        check_place("output", self.output)
+        check_output("output", self.output)
         if self.max_seconds is not None and not (self.isolate and 0 < self.max_seconds <= MAX_SECONDS):
             beside = "with" if self.isolate else "without"
             found = f"found {self.max_seconds} {beside} isolate"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import InputError
+from ..object_paths import ObjectPath, is_object_url
 from ..own_files import explain_place
 from ..records import TEXT, Kind
 from .fields import documented, field_types
@@ -217,6 +219,19 @@ def check_place(name: str, place: str | Path) -> None:
     """Raise InputError for a place that is written to, and that is not on this machine."""
     if (wrong := explain_place(place)) is not None:
         raise InputError(f"`{name}`", f"{str(place)!r} {wrong[0]}", "a path on this machine", wrong[1])
+
+
+def check_output(name: str, place: str | Path) -> None:
+    """Raise InputError for an output that is neither on this machine nor below a bucket of an object store."""
+    if not is_object_url(place):
+        check_place(name, place)
+        return
+    _, bucket, *names = ObjectPath(str(place)).parts
+    found = f"{str(place)!r} "
+    if os.name == "nt":
+        raise InputError(f"`{name}`", f"{found}is on an object store", "a folder here, on Windows", "Pass one.")
+    if not names or {".", ".."} & {bucket, *names}:
+        raise InputError(f"`{name}`", f"{found}names no folder", "one in a bucket, as in s3://bucket/out", "Pass one.")
 
 
 def check_counts(options: object, names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Decoders = Literal["processes", "threads"]
-AccessLog = Literal["json", "none"]
+AccessLog = Literal["auto", "json", "text", "none"]
 MAX_PORT = 65_535
 
 
@@ -94,8 +94,8 @@ class ServeJob:
     """Seconds that decoding an image may take, in processes."""
     decode_budget_bytes: int = 400_000_000
     """Bytes of decoded images that may be held at the same time."""
-    access_log: AccessLog = "json"
-    """json: write a JSON line to stderr for each request; none: do not."""
+    access_log: AccessLog = "auto"
+    """A line on stderr for each request: text on a terminal and JSON elsewhere (auto), or one of them, or none."""
 
     def __post_init__(self) -> None:
         check_counts(self, ("workers", "decode_budget_bytes"))

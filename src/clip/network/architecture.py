@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, CheckpointKeyError, quote
-from .records import Activation, AnyArchitecture, Architecture, Gelu, SiglipArchitecture
+from .records import Activation, AnyArchitecture, Architecture, Gelu, PeArchitecture, SiglipArchitecture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HEAD_WIDTH = 64  # channels per attention head in every released model; openai/CLIP@d05afc4 clip/model.py:270
 POOL_STRIDE = 32  # pixels of the image per cell of a ModifiedResNet's last feature map
 MLP_RATIO = 4  # width of a block's MLP over the width of the block, by default
+ROTATED = 4  # channels of a head that rotary positions take together: a pair for the column, one for the row
 MAX_LAYERS = 1000  # blocks per tower; RN50x64, the deepest released, has 64
 MAX_CONTEXT_LENGTH = 4096  # tokens; the causal mask then takes 64 MiB
 # Entries of TorchScript archives that are no weights; a CLIP computes them or keeps them as integers.
@@ -122,6 +123,42 @@ def infer_siglip(
     if architecture.embed_dim != width:
         found = f"images have {width} features and texts {architecture.embed_dim}"
         raise CheckpointError("weights", found, "the same", "Pass the weights of a SigLIP.")
+    _check_sizes(architecture, width, vision_heads, architecture.vision_layers)
+    return architecture
+
+
+def infer_pe(
+    state_dict: Mapping[str, Tensor], *, vision_heads: int, pool_heads: int, transformer_heads: int
+) -> PeArchitecture:
+    """Return the arguments of the PE-Core that has these weights. The caller passes what shapes do not show.
+
+    Raises:  as `infer_architecture`.
+    """
+    entries = _Entries(state_dict)
+    class_token = "visual.class_embedding" in state_dict
+    width, _, _, patch = entries.shape("visual.conv1.weight", 4)
+    architecture = PeArchitecture(
+        embed_dim=entries.shape("text_projection", 2)[1],
+        image_resolution=patch * entries.grid_side("visual.positional_embedding", more=int(class_token)),
+        vision_layers=entries.count("visual.transformer.resblocks.", part=3),
+        vision_width=width,
+        vision_patch_size=patch,
+        vision_heads=vision_heads,
+        vision_mlp_width=entries.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        class_token=class_token,
+        pool_heads=pool_heads,
+        pool_mlp_width=entries.shape("visual.attnpool.mlp.c_fc.weight", 2)[0],
+        context_length=entries.shape("positional_embedding", 2)[0],
+        vocab_size=entries.shape("token_embedding.weight", 2)[0],
+        transformer_width=entries.shape("ln_final.weight", 1)[0],
+        transformer_heads=transformer_heads,
+        transformer_layers=entries.count("transformer.resblocks."),
+        transformer_mlp_width=entries.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+    )
+    if width % (ROTATED * vision_heads) or width % pool_heads:
+        found = f"the vision width is {width}, by the weights' shapes"
+        expected = f"a multiple of {ROTATED} channels for each of {vision_heads} heads, and of {pool_heads} heads"
+        raise CheckpointError("weights", found, expected, "Pass the weights of a PE-Core.")
     _check_sizes(architecture, width, vision_heads, architecture.vision_layers)
     return architecture
 

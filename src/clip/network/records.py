@@ -73,7 +73,36 @@ class SiglipArchitecture:
     pooled_token: ClassVar[PooledToken] = "last"
 
 
-AnyArchitecture = Architecture | SiglipArchitecture
+@dataclass(frozen=True)
+class PeArchitecture:
+    """The arguments of `clip.network.pe.PE`; what it has as OpenAI's network has the name that `Architecture` gives it.
+
+    The shapes of weights show no heads.
+    """
+
+    embed_dim: int
+    image_resolution: int  # [Unit: px]
+    vision_layers: int
+    vision_width: int
+    vision_patch_size: int  # [Unit: px]
+    vision_heads: int
+    vision_mlp_width: int
+    class_token: bool  # whether one goes before the patches
+    pool_heads: int
+    pool_mlp_width: int
+    context_length: int
+    vocab_size: int
+    transformer_width: int
+    transformer_heads: int
+    transformer_layers: int
+    transformer_mlp_width: int
+    network: Literal["pe"] = "pe"  # which is what tells its record in a manifest from the others'
+
+    activation: ClassVar[Gelu] = "gelu"
+    pooled_token: ClassVar[PooledToken] = "highest"
+
+
+AnyArchitecture = Architecture | SiglipArchitecture | PeArchitecture
 
 
 HEADER_KEY = "clip-turbo"  # of a safetensors file's metadata; its value is the records that `export` writes

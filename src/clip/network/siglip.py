@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from .meta_init import build_on_meta, fill
+from .meta_init import build_on_meta
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +29,8 @@ LAYER_NORM_EPS = 1e-6
 APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}  # as torch calls the two
 
 
-def _make_mlp(width: int, mlp_width: int, activation: Gelu) -> nn.Sequential:
+def make_mlp(width: int, mlp_width: int, activation: Gelu) -> nn.Sequential:
+    """Return the MLP of a block or a pool. Shapes: (..., W) -> (..., W)."""
     layers = {
         "c_fc": nn.Linear(width, mlp_width),
         "gelu": nn.GELU(approximate=APPROXIMATE[activation]),
@@ -46,7 +47,7 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width, LAYER_NORM_EPS)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.ln_2 = nn.LayerNorm(width, LAYER_NORM_EPS)
-        self.mlp = _make_mlp(width, mlp_width, activation)
+        self.mlp = make_mlp(width, mlp_width, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, W) -> (B, L, W)."""
@@ -70,12 +71,12 @@ class Transformer(nn.Module):
 class AttentionPool(nn.Module):
     """Attention from one learned query, the probe, and an MLP. Shapes: (B, L, W) -> (B, W)."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, activation: Gelu) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, activation: Gelu, eps: float = LAYER_NORM_EPS) -> None:
         super().__init__()
         self.probe = nn.Parameter(torch.empty(width))
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.ln_2 = nn.LayerNorm(width, LAYER_NORM_EPS)
-        self.mlp = _make_mlp(width, mlp_width, activation)
+        self.ln_2 = nn.LayerNorm(width, eps)
+        self.mlp = make_mlp(width, mlp_width, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, W) -> (B, W)."""
@@ -117,7 +118,7 @@ class SigLIP(nn.Module):
 
     def __init__(self, architecture: SiglipArchitecture) -> None:
         super().__init__()
-        a = architecture
+        self.architecture = a = architecture
         self.context_length, self.vocab_size = a.context_length, a.vocab_size
         self.visual = VisionTransformer(
             a.image_resolution,
@@ -187,11 +188,3 @@ class SigLIP(nn.Module):
         text_features = nn.functional.normalize(self.encode_text(text), dim=1)
         logits_per_image = self.logit_scale.exp() * image_features @ text_features.t() + self.logit_bias  # (B, T)
         return logits_per_image, logits_per_image.t()
-
-
-def load_siglip(state_dict: dict[str, Tensor], architecture: SiglipArchitecture, device: torch.device | str) -> SigLIP:
-    """Return a model on `device` with copies of these weights, float32 and in eval mode. Empties `state_dict`.
-
-    Raises:  CheckpointError (a RuntimeError) where names or shapes do not fit the architecture.
-    """
-    return fill(SigLIP.lay_out(architecture).float(), state_dict, device)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -19,18 +21,20 @@ from ..batch.embed import embed
 from ..batch.encoders import load_encoder
 from ..batch.replay import load_run_encoder
 from ..encoder import Encoder
-from ..errors import InputError, StoreError
+from ..errors import InputError, StoreError, StoreUnreachableError
 from ..jobs.classify import FOLDER_NAMES, OTHER, Classified, ClassifyJob, ClassifyReport
 from ..jobs.embed import EmbedJob, Progress
 from ..jobs.options import ModelOptions
+from ..object_paths import open_place
 from ..store.manifest import MANIFEST, read_manifest
+from ..store.merge import check_alike
 from ..store.parts import EMBEDDINGS, FAILURES, stack_vectors
 from ..store.reader import Store
 from ..vectors import unit_vectors
 from .prompts import PLACEHOLDER, read_labels, read_templates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 BATCH_TEXTS = 2_048  # encoded at once
@@ -45,17 +49,19 @@ def classify(
 ) -> ClassifyReport:
     """Predict the label of each image, and count the correct ones where the truth is known.
 
-    `source` is an output of `clip embed`, whose vectors are used, or anything that `clip embed` takes, which is
-    embedded into a temporary folder first and reported to `progress`. `each` is called with the rows one by one; by
-    default they are in the report. Failures are rows too: read = classified + failed.
+    `source` is one or several outputs of `clip embed`, whose vectors are used, or anything that `clip embed` takes,
+    which is embedded into a temporary folder first and reported to `progress`. `each` is called with the rows one by
+    one; by default they are in the report. Failures are rows too: read = classified + failed.
 
-    Raises:  InputError for labels, templates, a truth or images that cannot be used; TextTooLongError; as Encoder;
-             StoreError for an output that is empty or damaged, or whose weights are not on this machine.
+    Raises:  InputError for labels, templates, a truth or images that cannot be used, and for outputs beside images;
+             TextTooLongError; as Encoder; StoreError for an output that is empty or damaged, or whose weights are not
+             on this machine; StoreMismatchError for outputs of other weights, precision or preprocessing.
     """
     labels = read_labels(job.labels)
     templates = read_templates(job.template, job.templates)
-    if read_manifest(Path(job.source) / MANIFEST) is not None:
-        store = Store(job.source)
+    stores = _open_outputs(job.sources)
+    if stores:
+        store = stores[0]
         if job.untrained is not None:
             found = f"found {job.untrained}, but {store.path} has a model"
             raise InputError("`untrained`", found, remedy="Leave it out.")
@@ -63,7 +69,7 @@ def classify(
             found = f"found {job.architecture}, but {store.path} has a model"
             raise InputError("`architecture`", found, remedy="Leave it out.")
         classifier = Classifier(load_run_encoder(store, job.model, job.device), labels, templates)
-        return _classify_store(job, store, classifier, each)
+        return _classify_stores(job, stores, classifier, each)
     model = ModelOptions(job.model or ModelOptions.name, job.untrained, job.device, architecture=job.architecture)
     classifier = Classifier(load_encoder(model), labels, templates)
     # By the run of `embed`, for its inputs, its failure rows and its checked counts: no second pipeline.
@@ -71,7 +77,27 @@ def classify(
         output = Path(folder) / "out"
         embed_job = EmbedJob(source=job.source, output=output, model=model, duplicate_ids="keep")
         embed(embed_job, progress)
-        return _classify_store(job, Store(output), classifier, each)
+        return _classify_stores(job, [Store(output)], classifier, each)
+
+
+def _open_outputs(sources: Sequence[str]) -> list[Store]:
+    """Open the outputs that all sources are; return none where they are images."""
+    are_outputs = [_is_output(name) for name in sources]
+    if any(are_outputs) and not all(are_outputs):
+        output, images = sources[are_outputs.index(True)], sources[are_outputs.index(False)]
+        remedy = "Classify them one after another."
+        raise InputError("`source`", f"{output} is an output, {images} is none", "outputs or images", remedy)
+    stores = [Store(name) for name in sources] if any(are_outputs) else []
+    for store in stores[1:]:
+        check_alike(stores[0], store)
+    return stores
+
+
+def _is_output(source: str) -> bool:
+    """Whether a source is an output of `clip embed`. One that gives no answer as an output may give one as an input."""
+    with suppress(StoreUnreachableError):
+        return read_manifest(open_place(source) / MANIFEST) is not None
+    return False
 
 
 class Classifier:
@@ -105,21 +131,22 @@ class Classifier:
             yield raised / raised.sum(axis=1, keepdims=True)
 
 
-def _classify_store(
-    job: ClassifyJob, store: Store, classifier: Classifier, each: Callable[[Classified], None] | None
+def _classify_stores(
+    job: ClassifyJob, stores: Sequence[Store], classifier: Classifier, each: Callable[[Classified], None] | None
 ) -> ClassifyReport:
-    store.check_complete()
-    truth = _Truth(job.truth, store, classifier.labels)
+    for store in stores:
+        store.check_complete()
+    truth = _Truth(job.truth, stores, classifier.labels)
     rows: list[Classified] = []
     counts: Counter[str] = Counter()
     predicted: Counter[str] = Counter()
-    for row in _classify_rows(job, store, classifier, truth):
+    for row in chain.from_iterable(_classify_rows(job, store, classifier, truth) for store in stores):
         counts["failed" if row.error else "classified"] += 1
         predicted.update([] if row.label is None else [row.label])
         truth.evaluate(row)
         (each or rows.append)(row)
     if not counts:
-        raise StoreError(store.path, "holds no vectors", remedy="Embed images into it first.")
+        raise StoreError(stores[0].path, "holds no vectors", remedy="Embed images into it first.")
     classified, failed = counts["classified"], counts["failed"]
     confusion = tuple((true, label, count) for (true, label), count in sorted(truth.confusion.items()))
     names = dict.fromkeys((*classifier.labels, OTHER))
@@ -157,14 +184,14 @@ def _classify_rows(job: ClassifyJob, store: Store, classifier: Classifier, truth
 class _Truth:
     """The correct labels of images, and how often each was predicted."""
 
-    def __init__(self, column: str | None, store: Store, labels: tuple[str, ...]) -> None:
+    def __init__(self, column: str | None, stores: Sequence[Store], labels: tuple[str, ...]) -> None:
         """Take the truth from a column, or from folders; None for none. Raises: InputError for a missing column."""
         self.confusion: Counter[tuple[str, str]] = Counter()
         self.unknown: list[str] = []
         self.columns = [] if column in (None, FOLDER_NAMES) else [column]
         self._column = column
         self._labels = frozenset(labels)
-        for path in store.parts()[:1]:
+        for store, path in ((one, path) for one in stores for path in one.parts()[:1]):
             names = [name for name in store.files.read_schema(path).names if name != "embedding"]
             if self.columns and column not in names:
                 found = f"{store.path / EMBEDDINGS} has no column {column!r}"

@@ -1,4 +1,4 @@
-"""Draw text in any script for which the system has a font: each letter in the first font that has it.
+"""Draw text in any script for which the system has a font: a text in one that has all of it, else letter by letter.
 
 Pillow's own font has Latin letters without accents only. Without a font that has a letter, its box is drawn.
 """
@@ -34,8 +34,13 @@ class Fonts:
         self._size_px = size_px
         self._opened: list[Font] = []
         self._of: dict[str, Font] = {}
+        self._known: dict[tuple[int, str], bool] = {}  # whether a font has a letter
         self.missing: set[str] = set()
         """Letters that were drawn as boxes."""
+
+    @cached_property
+    def _own(self) -> Font:
+        return ImageFont.load_default(self._size_px)
 
     @cached_property
     def _paths(self) -> list[Path]:
@@ -44,8 +49,7 @@ class Fonts:
     def draw(self, draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, fill: tuple[int, int, int]) -> None:
         """Draw a text to the right of a place, which is at half its height."""
         left, middle = place
-        for font, letters in groupby(text, self._choose):
-            run = "".join(letters)
+        for font, run in self._split(text):
             draw.text(
                 (left, middle), run, fill, font, anchor="lm" if isinstance(font, ImageFont.FreeTypeFont) else None
             )
@@ -53,7 +57,22 @@ class Fonts:
 
     def measure(self, text: str) -> int:
         """Return the width of a text [Unit: px]."""
-        return sum(round(font.getlength("".join(letters))) for font, letters in groupby(text, self._choose))
+        return sum(round(font.getlength(run)) for font, run in self._split(text))
+
+    def _split(self, text: str) -> list[tuple[Font, str]]:
+        """Return runs of one font: one run where a font has all letters, as fonts side by side look ragged."""
+        others = {letter for letter in text if not letter.isascii()}
+        fonts = [self._choose(letter) for letter in sorted(others)]
+        for font in dict.fromkeys(fonts):
+            if isinstance(font, ImageFont.FreeTypeFont) and all(self._has(font, letter) for letter in {*others, *text}):
+                return [(font, text)]
+        return [(font, "".join(letters)) for font, letters in groupby(text, self._choose)]
+
+    def _has(self, font: Font, letter: str) -> bool:
+        key = (id(font), letter)
+        if key not in self._known:
+            self._known[key] = letter.isspace() or _has(font, letter)
+        return self._known[key]
 
     def _choose(self, letter: str) -> Font:
         """Return the first font that has a letter, else Pillow's own."""
@@ -62,12 +81,12 @@ class Fonts:
         return self._of[letter]
 
     def _find(self, letter: str) -> Font:
-        own = ImageFont.load_default(self._size_px)
+        own = self._own
         if letter.isascii():
             return own
         for number in range(min(len(self._paths), MAX_FONTS)):
             font = self._open(number)
-            if font is not None and _has(font, letter):
+            if font is not None and self._has(font, letter):
                 return font
         if not _has(own, letter):
             self.missing.add(letter)

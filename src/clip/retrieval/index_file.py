@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from filelock import FileLock
 
-from ..atomic_files import atomic_write, make_folder, open_regular, remove_temporaries, translate_os_errors
+from ..atomic_files import atomic_write, open_regular, remove_temporaries, translate_os_errors
 from ..errors import StoreError
 from ..store.checksummed_file import ChecksummedFile, SectionWriter
 from ..store.lock import check_guard
-from ..store.manifest import INDEX
 from ..store.reader import Store
-from ..store.rows_file import ROWS_FILE, VECTOR_BLOCK_ROWS, RowsFile, find_rows, make_rows, open_derived, open_temporary
+from ..store.rows_file import ROWS_FILE, VECTOR_BLOCK_ROWS, RowsFile, open_derived, open_temporary
 from .scan import ScanEngine, choose_engine, compute_scores, find_candidates, make_codes
 
 if TYPE_CHECKING:
@@ -108,24 +107,24 @@ def open_index(store: Store, tell: Callable[[str], None] = lambda _: None) -> Ex
 
     Raises:  StoreError if it, or a part, is damaged; StoreBusyError if a job keeps changing the parts.
     """
-    index = _open_current(find_rows(store.files), store)
+    index = _open_current(store.find_rows(), store)
     if index is None:
-        tell(f"{store.path / INDEX / FILE}: being made, as none fits the present parts")
+        tell(f"{store.index_folder / FILE}: being made, as none fits the present parts")
         index = _make_anywhere(store)
     store.check_rows(len(index.rows))
     return index
 
 
 def _make_anywhere(store: Store) -> ExactIndex:
-    rows = make_rows(store.files)
+    rows = store.make_rows()
     try:
         return _make(store, rows)
     except OSError as exc:
-        _log.warning("%s: cannot be written (%s); the index is made in a temporary file", store.path / INDEX, exc)
+        _log.warning("%s: cannot be written (%s); the index is made in a temporary file", store.index_folder, exc)
     with open_temporary() as file:
         _write(file, rows)
         file.flush()
-        return ExactIndex(ChecksummedFile(file, str(store.path / INDEX / FILE)), rows)
+        return ExactIndex(ChecksummedFile(file, str(store.index_folder / FILE)), rows)
 
 
 def check_index(store: Store) -> tuple[ExactIndex, bool]:
@@ -134,36 +133,36 @@ def check_index(store: Store) -> tuple[ExactIndex, bool]:
     Raises:  as `open_index`; StoreError if it cannot be written.
     """
     try:
-        index = _open_current(find_rows(store.files), store)
+        index = _open_current(store.find_rows(), store)
         if index is not None:
             index.check()
             return index, False
     except StoreError as exc:
         _log.warning("%s", exc)
     rows = check_rows(store)
-    with translate_os_errors(store.path / INDEX):
-        (store.path / INDEX / FILE).unlink(missing_ok=True)
+    with translate_os_errors(store.index_folder):
+        (store.index_folder / FILE).unlink(missing_ok=True)
         return _make(store, rows), True
 
 
 def check_rows(store: Store, progress: Callable[[int, int], None] = lambda _done, _total: None) -> RowsFile:
     """Return the rows of an output, all of them checked; a damaged file is made again. Raises: as `check_index`."""
     try:
-        rows = find_rows(store.files)
+        rows = store.find_rows()
         if rows is not None:
             rows.check()
             return rows
     except StoreError as exc:
         _log.warning("%s", exc)
-    with translate_os_errors(store.path / INDEX):
-        make_folder(store.path / INDEX)  # which no link may lead out of the output
-        (store.path / INDEX / ROWS_FILE).unlink(missing_ok=True)
-    return make_rows(store.files, progress)
+    with translate_os_errors(store.index_folder):
+        store.make_index_folder()  # which no link may lead out of the output
+        (store.index_folder / ROWS_FILE).unlink(missing_ok=True)
+    return store.make_rows(progress)
 
 
 def _open_current(rows: RowsFile | None, store: Store) -> ExactIndex | None:
     """Return the index in OUT; None where there is none of these rows. Raises: StoreError if it is damaged."""
-    file = None if rows is None else open_derived(store.path / INDEX / FILE)
+    file = None if rows is None else open_derived(store.index_folder / FILE)
     if rows is None or file is None:
         return None
     of_now = {"kind": KIND, "version": VERSION, "stamp": rows.stamp}
@@ -174,8 +173,7 @@ def _open_current(rows: RowsFile | None, store: Store) -> ExactIndex | None:
 
 def _make(store: Store, rows: RowsFile) -> ExactIndex:
     """Make the index, unless another process does so meanwhile. Raises: OSError if it cannot be written."""
-    folder = store.path / INDEX
-    make_folder(folder)
+    folder = store.make_index_folder()
     with FileLock(check_guard(folder / LOCK)):
         index = _open_current(rows, store)  # another process may have made it while this one waited
         if index is not None:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
-from ..atomic_files import make_folder, sync_folder, translate_os_errors
+from ..atomic_files import sync_folder, translate_os_errors
 from ..errors import ClipError, StoreError
 from ..jobs.index import IndexJob, IndexReport, Recall
 from ..store.checksummed_file import change_header
 from ..store.lock import check_guard
-from ..store.manifest import INDEX
 from ..store.reader import Store
-from ..store.rows_file import ROWS_FILE, RowsFile, find_rows, make_rows, open_derived
+from ..store.rows_file import ROWS_FILE, RowsFile, open_derived
 from ..vectors import unit_vectors
 from .index_file import FILE, ExactIndex, check_index, check_rows, open_index
 from .ivf_build import WORK, build
@@ -49,7 +48,7 @@ def index(job: IndexJob, progress: Tell = lambda _what, _done, _total: None) -> 
     """
     started = time.monotonic()
     store = Store(job.output)
-    folder = store.path / INDEX
+    folder = store.index_folder
     if job.type == "exact" or (job.type is None and not (folder / IVF_FILE).exists()):
         exact, made = check_index(store)
         store.check_rows(len(exact.rows))
@@ -82,14 +81,14 @@ def open_any(
 
     Raises:  as `open_index`; MissingExtraError for an IVF index without faiss.
     """
-    path = store.path / INDEX / IVF_FILE
+    path = store.index_folder / IVF_FILE
     if open_derived(path) is None:
         return open_index(store, tell)
-    rows = find_rows(store.files)
+    rows = store.find_rows()
     found = None if rows is None else _find_current(store, rows)
     if found is None:
         tell(f"{path}: being brought up to date with the present parts")
-        rows = rows or make_rows(store.files)
+        rows = rows or store.make_rows()
         found, _ = make_ivf(store, rows, IndexJob(output=store.path, model=model, device=device), lambda *_: None)
     store.check_rows(len(found.rows))
     return found
@@ -102,9 +101,9 @@ def make_ivf(store: Store, rows: RowsFile, job: IndexJob, tell: Tell, *, checks:
 
     Raises:  StoreError if it cannot be written, or the rows are damaged; MissingExtraError without faiss.
     """
-    folder = store.path / INDEX
+    folder = store.index_folder
     with translate_os_errors(folder):
-        make_folder(folder)
+        store.make_index_folder()
         with FileLock(check_guard(folder / IVF_LOCK)):
             old = _open_old(store, rows, checks=checks)
             options: dict[str, Any] = {"codes": job.codes, "recall": job.recall, "memory": job.memory}
@@ -172,14 +171,14 @@ def _advise(header: dict[str, Any]) -> str:
 
 def _find_current(store: Store, rows: RowsFile) -> IvfIndex | None:
     """Return the IVF index in OUT; None where there is none of these rows. Raises: StoreError if it is damaged."""
-    file = open_derived(store.path / INDEX / IVF_FILE)
+    file = open_derived(store.index_folder / IVF_FILE)
     return None if file is None or file.header.get("stamp") != rows.stamp else IvfIndex(file, rows)
 
 
 def _open_old(store: Store, rows: RowsFile, *, checks: bool) -> IvfLists | None:
     """Return the lists in OUT, of whichever parts; None where there are none, or they are damaged."""
     try:
-        file = open_derived(store.path / INDEX / IVF_FILE)
+        file = open_derived(store.index_folder / IVF_FILE)
         if file is None:
             return None
         if checks or file.header.get("stamp") != rows.stamp:

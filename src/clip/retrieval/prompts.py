@@ -24,17 +24,24 @@ SETS = {"openai7": OPENAI7}
 MAX_SHOWN = 60  # characters of the labels that an error repeats
 
 
+def split_labels(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the labels of several files or texts with commas, in their order. Raises: InputError for a file."""
+    return tuple(label for source in sources for label in _read_source(source))
+
+
+def _read_source(source: str | Path) -> tuple[str, ...]:
+    if _is_file(source):
+        return _read_lines(Path(source))
+    return tuple(label for part in str(source).split(",") if (label := part.strip()))
+
+
 def read_labels(source: str | Path | tuple[str, ...]) -> tuple[str, ...]:
     """Return the labels of a file with one per line, of a text with commas between, or of a tuple.
 
     Raises:  InputError if there are fewer than two, or one appears twice, or the file cannot be read.
     """
-    if isinstance(source, tuple):
-        labels, item = source, "`labels`"
-    elif _is_file(source):
-        labels, item = _read_lines(Path(source)), str(source)
-    else:
-        labels, item = tuple(label for part in str(source).split(",") if (label := part.strip())), "`labels`"
+    labels = source if isinstance(source, tuple) else _read_source(source)
+    item = "`labels`" if isinstance(source, tuple) or not _is_file(source) else str(source)
     if len(labels) < 2:
         found = f"found {len(labels)} in {str(source)[:MAX_SHOWN]!r}"
         remedy = "Pass a file with one label per line, or labels with commas between."

@@ -66,7 +66,7 @@ class DuplicateSearch:
     @property
     def is_running(self) -> bool:
         """Whether more groups may come."""
-        return self._reader.is_alive()
+        return self.report is None and self.error is None
 
     def read(self, start: int, count: int) -> list[dict[str, Any]]:
         """Return some of the groups."""

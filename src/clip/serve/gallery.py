@@ -18,6 +18,7 @@ from PIL import Image
 from ..batch.replay import open_run_source, replay_entries
 from ..errors import ClipError, InputError
 from ..network.records import PreprocessSettings
+from ..object_paths import ObjectPath, open_place
 from ..records import Failure, Item, Member, Pixels
 from ..retrieval.search import Index
 from ..store.parts import shard_number
@@ -94,12 +95,13 @@ class Galleries:
     def open(self) -> None:
         """Open all. Raises: as Index."""
         for output, model in zip(self._job.index, self._models.of_index, strict=True):
-            stem = name = Path(output).resolve().name or "index"
+            place = open_place(output)
+            stem = name = (place if isinstance(place, ObjectPath) else place.resolve()).name or "index"
             number = 1
             while name in self.all:
                 number += 1
                 name = f"{stem}-{number}"
-            self.all[name] = Gallery(name, Path(output), model, self._job)
+            self.all[name] = Gallery(name, place, model, self._job)
         self.is_open = True
 
     def find(self, name: object) -> Gallery:

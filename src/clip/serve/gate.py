@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import secrets
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from ..jobs.serve import AccessLog
     from .service import Service
 
 OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready", "/ping"})  # which need no key
@@ -48,6 +50,7 @@ class Gate:
     def __init__(self, app: ASGIApp, service: Service, write: Callable[[str], None]) -> None:
         """`write` takes the lines of the access log."""
         self._app, self._service, self._write = app, service, write
+        self._format = _choose_format(service.job.access_log)
         self._key = service.job.api_key
         self._is_local = self._key is None and _is_loopback(service.job.host)
         self._hosts = frozenset(name.lower() for name in service.job.hosts)
@@ -80,8 +83,8 @@ class Gate:
             seconds = time.monotonic() - started
             self._service.metrics.count_request(_name_route(scope), answer.status, seconds)
             is_quiet = scope["path"] in QUIET_PATHS and answer.status in (200, 503)
-            if self._service.job.access_log == "json" and not is_quiet:
-                self._write(json.dumps(_describe(scope, headers, answer, seconds)))
+            if self._format is not None and not is_quiet:
+                self._write(self._format(_describe(scope, headers, answer, seconds)))
 
     def _is_allowed(self, scope: Scope, headers: dict[str, str]) -> bool:
         path: str = scope["path"]
@@ -133,6 +136,20 @@ class _Answer:
             self.size_bytes += len(message.get("body", b""))
         async with asyncio.timeout(self._send_seconds):  # a client that does not read ends its connection by that
             await self._send(message)
+
+
+def _choose_format(wanted: AccessLog) -> Callable[[dict[str, Any]], str] | None:
+    """Return what makes a line of the access log of a request's facts; None where none is wanted."""
+    if wanted == "none":
+        return None
+    in_words = wanted == "text" or (wanted == "auto" and sys.stderr is not None and sys.stderr.isatty())
+    return _say_in_words if in_words else json.dumps
+
+
+def _say_in_words(line: dict[str, Any]) -> str:
+    path = json.dumps(line["path"])[1:-1]  # a path may hold what moves a terminal's cursor
+    items = f", {line['items']:,} items" if line["items"] else ""
+    return f"{line['time'][11:19]} {line['method']} {path} {line['status']}, {1000 * line['seconds']:.0f} ms{items}"
 
 
 def _name_route(scope: Scope) -> str:

@@ -98,6 +98,7 @@ async def _run(service: Service, listener: socket.socket, tell: Callable[[str], 
         for task in (watching, announcing):
             task.cancel()
         await asyncio.gather(serving, watching, announcing, return_exceptions=True)
+        tell("stopped")
 
 
 async def _announce(service: Service, tell: Callable[[str], None], stop: asyncio.Event) -> None:
@@ -109,7 +110,8 @@ async def _announce(service: Service, tell: Callable[[str], None], stop: asyncio
             return
         await asyncio.sleep(0.02)
     encoder = model.encoder
-    tell(f"ready: {model.name} on {encoder.device} in {encoder.computed_in}, vectors of {encoder.dim}")
+    page = "; the page is at /" if service.job.index else ""
+    tell(f"ready: {model.name} on {encoder.device} in {encoder.computed_in}, vectors of {encoder.dim}{page}")
 
 
 @contextmanager

@@ -103,15 +103,20 @@ def _is_at(path: str, real: str, *, is_root: bool) -> bool:
 
 
 def walk_prefix(
-    prefix: str, patterns: list[list[str]], ignored: Counter[str], *, raw_previews: bool = False
+    prefix: str, patterns: list[list[str]], ignored: Counter[str], *, output: str = "", raw_previews: bool = False
 ) -> Iterator[Item]:
-    """List every image below a prefix on a server, in the server's order, by the rules of a folder.
+    """List every image below a prefix on a server, in the server's order, by the rules of a folder, but in `output`.
 
     Names without an extension are ignored unless a pattern matches them: looking at each would take a request.
 
     Raises:  InputError where the listing does not come to its end.
     """
+    left_out, is_met = output.rstrip("/") + "/", False
     for path, status in list_files(prefix):
+        if output and path.startswith(left_out):
+            ignored["output of clip"] += not is_met
+            is_met = True
+            continue
         relative = path.removeprefix(prefix)
         names = relative.split("/")
         if not names[-1]:

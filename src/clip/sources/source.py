@@ -231,7 +231,8 @@ class Source:
             name, pattern = split_pattern(name)
             patterns = [pattern.split("/")]
         if is_remote(name):
-            return walk_prefix(name.rstrip("/") + "/", patterns, ignored, raw_previews=self.raw_previews)
+            prefix = name.rstrip("/") + "/"
+            return walk_prefix(prefix, patterns, ignored, output=self.output, raw_previews=self.raw_previews)
         begin = self._begin(name)
         return walk(
             name, patterns, ignored, known, scratch, begin=begin, output=self.output, raw_previews=self.raw_previews

@@ -35,7 +35,7 @@ OURS: dict[str, re.Pattern[str]] = {
 
 def check_derived(store: Store) -> Iterator[tuple[Path, StoreError]]:
     """Compare the files in _index with their checksums; yield those that are damaged."""
-    for path in sorted((store.path / INDEX).glob(INDEX_NAMES)):
+    for path in sorted(store.index_folder.glob(INDEX_NAMES)):
         try:
             with open_regular(path) as file:
                 ChecksummedFile(file, str(path)).check_all()

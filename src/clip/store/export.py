@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from ..atomic_files import TEMPORARY, atomic_write, make_folder, read_regular, translate_os_errors
 from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.export import ExportJob, ExportReport
+from ..object_paths import ObjectPath
 from ..parallel import map_ahead
 from .manifest import MANIFEST, read_manifest
 from .parts import EMBEDDING, TEXT_EMBEDDING, stack_vectors, vector_columns
@@ -175,7 +176,7 @@ class _Target:
 
         Raises:  InputError, StoreMismatchError.
         """
-        if self.path.resolve().is_relative_to(output.resolve()):
+        if not isinstance(output, ObjectPath) and self.path.resolve().is_relative_to(output.resolve()):
             raise InputError(self.path, f"is inside {output}", "a separate folder", "Choose another target.")
         if not self.path.exists():
             return

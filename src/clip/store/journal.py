@@ -10,18 +10,17 @@ with all pieces before it; any other is removed, and its rows are made again. Wh
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..atomic_files import make_folder, remove_temporaries, translate_os_errors
-from ..errors import StoreError
+from ..atomic_files import make_folder, remove_folder, remove_temporaries, translate_os_errors
+from ..errors import StoreError, StoreUnreachableError
 from ..records import Shard
 from .part_writer import PartWriter
 from .parts import EMBEDDINGS, FAILURES, Parts, shard_number
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping
     from pathlib import Path
 
     import pyarrow as pa
@@ -71,6 +70,8 @@ class Journal:
                 return None
             rows, failures = (self._parts.summarise(path) for path in paths)
             are_whole = all([self._parts.check(path) for path in paths])
+        except StoreUnreachableError:
+            raise  # nothing is known of the piece, so it is not removed
         except (StoreError, OSError):
             return None
         if not are_whole or {rows.fingerprint, failures.fingerprint} != {self._shard.fingerprint}:
@@ -106,10 +107,13 @@ class Journal:
             self._pieces + 1,
         )
 
-    def remove_failures(self) -> None:
-        """Remove the pieces from the first with a failure on, so that these entries are tried again."""
+    def remove_failures(self, which: Callable[[dict[str, str]], bool] = lambda _: True) -> None:
+        """Remove the pieces from the first with such a failure on, so that these entries are tried again."""
         self.saved, pieces, self._pieces = Saved(), self._pieces, 0
-        while self._pieces < pieces and (saved := self._check(self._pieces)) is not None and not saved.failed:
+        while self._pieces < pieces and (saved := self._check(self._pieces)) is not None:
+            path = self._parts.path(FAILURES, self._pieces)
+            if saved.failed > self.saved.failed and any(map(which, self._parts.read(path).to_pylist())):
+                break
             self.saved, self._pieces = saved, self._pieces + 1
         self._remove_from(self._pieces)
 
@@ -149,7 +153,7 @@ def remove_journals(output: Path, shards: Container[int]) -> None:
 def _remove(folder: Path) -> None:
     with translate_os_errors(folder):
         if folder.is_dir():
-            shutil.rmtree(folder)
+            remove_folder(folder)
         if folder.parent.is_dir() and not any(folder.parent.iterdir()):
             try:
                 folder.parent.rmdir()

@@ -11,6 +11,7 @@ import sqlite3
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from ..object_paths import ObjectPath
 from ..records import ContainerPart, Entry, Failure, Item
 from .plan import SCHEMA, Plan, make_row, parse_row
 
@@ -32,7 +33,9 @@ class Listed:
         self.taken = bytearray(plan.entries)  # 1 for each entry that belongs to an earlier one
         self._same = bytearray(plan.entries)  # 1 for each entry that is as it was, under its id
         self.renamed = 0
-        self._database = sqlite3.connect(plan.folder / SCRATCH, isolation_level=None)
+        # Of a plan on an object store in a file without a name here, as SQLite makes for "".
+        name = "" if isinstance(plan.folder, ObjectPath) else plan.folder / SCRATCH
+        self._database = sqlite3.connect(name, isolation_level=None)
         self._database.create_function("is_same", 1, lambda number: self._same[number])
         # Nothing in it outlives the job, so nothing is synced. It is in the output, where there is room.
         self._database.executescript(

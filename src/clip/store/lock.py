@@ -7,6 +7,10 @@
 A lock is a record (host, pid, start of the process, a count) whose owner increases the count every few seconds. On
 the same host it is stale once its process is gone. On another host, over a network disk, it is stale once its count has
 not changed for a while by this host's monotonic clock: no two clocks are compared, and setting one back does no harm.
+
+On an object store (`ObjectLock`) the record is an object that is put if it is absent, and afterwards only in the place
+of the version that was seen. There is no guard: who has put a record looks again for those that it excludes, and may
+withdraw.
 """
 
 from __future__ import annotations
@@ -29,11 +33,13 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..atomic_files import TEMPORARY, read_regular, remove_temporaries, translate_os_errors
-from ..errors import ResourceError, StoreBusyError, StoreError
+from ..errors import ResourceError, StoreBusyError, StoreError, StoreUnreachableError
+from ..object_paths import ObjectPath
 from ..parallel import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from contextlib import AbstractContextManager
 
     from ..jobs.part import PartOf
 
@@ -42,6 +48,8 @@ PLAN_LOCK, PART_LOCK = ".lock.plan", ".lock.part-{}-of-{}"
 PART_LOCK_NAME = re.compile(r"\.lock\.part-\d+-of-(\d+)")
 HEARTBEAT_S = 5.0
 STALE_S = 30.0  # six heartbeats
+PUTS = 3  # of a record, where a server gives no answer
+OBJECT_HEARTBEAT_S, OBJECT_STALE_S = 15.0, 90.0  # a put costs money: a thousand for each machine in four hours
 ENDED_STATES = ("Z", "X")  # man 5 proc
 MAX_BYTES = 2**16  # of a record
 LOOK_S = 1.0  # between looks at another host's count
@@ -102,7 +110,7 @@ class Lock:
             record = _read(self._path)
             if record is not None and record["owner"] == self._owner:
                 self._path.unlink(missing_ok=True)  # the guard stays, as another job may be waiting for it
-        except OSError as exc:
+        except (OSError, StoreError) as exc:
             # The job's own error says more, and the lock of a dead process is taken over.
             _log.debug("%s: cannot be removed (%s)", self._path, exc)
 
@@ -117,21 +125,39 @@ class Lock:
         watched: dict[str, tuple[dict[str, Any], float]] = {}
         is_said = False
         while True:
-            with FileLock(check_guard(folder / GUARD)):
-                rivals = self._find_rivals(watched)
-                if not rivals:
-                    remove_temporaries(folder, self._path.name.removeprefix("."))
-                    self._write()
-                    return
+            rivals = self._try(watched)
+            if not rivals:
+                return
             alive = next((record for record, has_beaten in rivals if has_beaten or _is_local(record)), None)
             if alive is not None and not waits:
                 found = f"{_name_owner(alive)} is at work there"
                 raise StoreBusyError(folder, found, "no other job", "Wait for it, or choose another output.")
             if alive is None and not is_said:
                 message = "%s: locked by %s; waiting %.0f s to see whether it is alive"
-                _log.warning(message, folder, _name_owner(rivals[0][0]), STALE_S)
+                _log.warning(message, folder, _name_owner(rivals[0][0]), self._stale_s)
                 is_said = True
             time.sleep(WAIT_S if waits else LOOK_S)
+
+    def _try(self, watched: dict[str, tuple[dict[str, Any], float]]) -> list[tuple[dict[str, Any], bool]]:
+        """Take the lock, or return what keeps it out, as `_find_rivals` does."""
+        with FileLock(check_guard(self._path.with_name(GUARD))):
+            rivals = self._find_rivals(watched)
+            if not rivals:
+                remove_temporaries(self._path.parent, self._path.name.removeprefix("."))
+                self._write()
+        return rivals
+
+    @property
+    def _beat_s(self) -> float:
+        return HEARTBEAT_S
+
+    @property
+    def _stale_s(self) -> float:
+        return STALE_S
+
+    def _remove_stale(self, path: Path, record: dict[str, Any]) -> bool:  # noqa: ARG002  a guard is held
+        path.unlink(missing_ok=True)
+        return True
 
     def _find_rivals(self, watched: dict[str, tuple[dict[str, Any], float]]) -> list[tuple[dict[str, Any], bool]]:
         """Return the locks that keep this one out, and which were seen to beat; remove those of owners that are gone.
@@ -141,12 +167,12 @@ class Lock:
         folder, rivals = self._path.parent, list[tuple[dict[str, Any], bool]]()
         for name in sorted(path.name for path in folder.iterdir()):
             record = _read(folder / name) if self._excludes(name) else None
-            if record is None:
+            if record is None or record["owner"] == self._owner:
                 continue
             before, since = watched.get(name, (None, 0.0))
-            if _is_gone(record) or (record == before and time.monotonic() - since >= STALE_S):
+            is_stale = _is_gone(record) or (record == before and time.monotonic() - since >= self._stale_s)
+            if is_stale and self._remove_stale(folder / name, record):
                 _log.warning("%s: taking over the lock of %s, which is gone", folder, _name_owner(record))
-                (folder / name).unlink(missing_ok=True)
                 continue
             if record != before:
                 watched[name] = (record, time.monotonic())
@@ -162,7 +188,7 @@ class Lock:
             return self._part is None
         return name == LOCK or (other is not None and (self._part is None or int(other[1]) != self._part.count))
 
-    def _write(self) -> None:
+    def _make_record(self) -> bytes:
         record = {
             "host": socket.gethostname(),
             "processes": read_process_space(),
@@ -171,21 +197,109 @@ class Lock:
             "owner": self._owner,
             "count": self._count,
         }
+        return json.dumps(record).encode()
+
+    def _write(self) -> None:
         temporary = self._path.with_name(f"{self._path.name}.{self._owner}{TEMPORARY}")
-        temporary.write_text(json.dumps(record))
+        temporary.write_bytes(self._make_record())
         temporary.replace(self._path)
 
+    def _guard(self) -> AbstractContextManager[object]:
+        # A thousand parts would wait for each other; without, one that stalled goes on to its next `check`.
+        is_free = self._part or isinstance(self._path, ObjectPath)
+        return nullcontext() if is_free else FileLock(check_guard(self._path.with_name(GUARD)))
+
     def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT_S):
+        while not self._over.wait(self._beat_s):
             self._count += 1
             try:
-                # A thousand parts would wait for each other; without, one that stalled goes on to its next `check`.
-                guard = nullcontext() if self._part else FileLock(check_guard(self._path.with_name(GUARD)))
-                with guard:
+                with self._guard():
                     self.holding.check()
                     self._write()
             except (OSError, StoreError) as exc:
                 _log.debug("%s: no heartbeat (%s)", self._path, exc)  # the next `check` says why
+
+
+class ObjectLock(Lock):
+    """A lock on an object store."""
+
+    def __init__(self, folder: ObjectPath, name: str = LOCK, part: PartOf | None = None) -> None:
+        super().__init__(folder, name, part)
+        self._object = folder / name
+        self._etag = ""  # of the record as this lock wrote it
+
+    @property
+    def _beat_s(self) -> float:
+        return OBJECT_HEARTBEAT_S
+
+    @property
+    def _stale_s(self) -> float:
+        return OBJECT_STALE_S
+
+    def _try(self, watched: dict[str, tuple[dict[str, Any], float]]) -> list[tuple[dict[str, Any], bool]]:
+        is_put = False
+        while not is_put:
+            rivals = self._find_rivals(watched)
+            if rivals:
+                return rivals
+            is_put = self._put(self._find_void())
+        rivals = self._find_rivals(watched)  # of two that put records at the same time each sees the other's
+        if rivals:
+            self._object.unlink(missing_ok=True)
+        return rivals
+
+    def _put(self, etag: str | None) -> bool:
+        """Put the record in the place of a version, or of nothing; return whether it is there."""
+        data = self._make_record()
+        for number in reversed(range(PUTS)):
+            try:
+                written = self._object.put_if(data, etag)
+            except StoreUnreachableError:  # obstore does not repeat a put under a condition that may have been done
+                if self._is_there(data):
+                    return True
+                if not number:
+                    raise
+                continue
+            self._etag = written or self._etag
+            return written is not None or self._is_there(data)
+        return False
+
+    def _find_void(self) -> str | None:
+        """Return the version of what stands in the place of a record that was stale; None where there is nothing."""
+        try:
+            data, etag = self._object.read_object(MAX_BYTES)
+        except FileNotFoundError:
+            return None
+        return etag if _parse(data) is None else None
+
+    def _is_there(self, data: bytes) -> bool:
+        """Whether a put that was answered by an error, or refused when it was repeated, has written the record."""
+        try:
+            there, etag = self._object.read_object(MAX_BYTES)
+        except FileNotFoundError:
+            return False
+        self._etag = etag if there == data else self._etag
+        return there == data
+
+    def _write(self) -> None:
+        if self._put(self._etag):
+            return
+        record, self._etag = self._object.read_object(MAX_BYTES)  # an earlier heartbeat that was answered too late
+        if json.loads(record).get("owner") != self._owner:
+            raise StoreBusyError(self._object.parent, "another job has taken it over")
+
+    def _remove_stale(self, path: Path, record: dict[str, Any]) -> bool:
+        """Remove a record unless its owner, or who takes it over too, has put another in its place meanwhile."""
+        there = path if isinstance(path, ObjectPath) else self._object
+        try:
+            data, etag = there.read_object(MAX_BYTES)
+        except FileNotFoundError:
+            return True
+        if _parse(data) != record or there.put_if(b"{}", etag) is None:
+            return False
+        if there != self._object:
+            there.unlink()  # of its own name this lock replaces it, under a condition
+        return True
 
 
 @contextmanager
@@ -195,15 +309,19 @@ def hold_lock(folder: Path, part: PartOf | None = None) -> Generator[Holding]:
     Raises:  StoreBusyError where another job is at work there, StoreError where the folder cannot be written.
     """
     name = LOCK if part is None else PART_LOCK.format(part.index, part.count)
-    with _hold(Lock(folder, name, part)) as holding:
+    with _hold(_make_lock(folder, name, part)) as holding:
         yield holding
 
 
 @contextmanager
 def hold_plan_lock(folder: Path) -> Generator[Holding]:
     """Hold the lock of what one process does for all parts of a job; wait for it. Raises: as `hold_lock`."""
-    with _hold(Lock(folder, PLAN_LOCK)) as holding:
+    with _hold(_make_lock(folder, PLAN_LOCK)) as holding:
         yield holding
+
+
+def _make_lock(folder: Path, name: str, part: PartOf | None = None) -> Lock:
+    return ObjectLock(folder, name, part) if isinstance(folder, ObjectPath) else Lock(folder, name, part)
 
 
 @contextmanager
@@ -225,8 +343,16 @@ def check_guard(path: Path) -> Path:
 def _read(path: Path) -> dict[str, Any] | None:
     """Read the record; return None where there is none, or the file is not ours. Raises: OSError."""
     try:
-        record = json.loads(read_regular(path, MAX_BYTES))
-    except (FileNotFoundError, ValueError, RecursionError):
+        return _parse(read_regular(path, MAX_BYTES))
+    except FileNotFoundError:
+        return None
+
+
+def _parse(data: bytes) -> dict[str, Any] | None:
+    """Return the record that a file holds; None for anything else."""
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
         return None
     texts, optional = ("host", "owner"), ("processes", "began")
     usable = (

@@ -22,6 +22,7 @@ import pyarrow as pa
 from ..atomic_files import atomic_write, open_regular, read_regular, translate_os_errors
 from ..errors import StoreError
 from ..jobs.options import Columns, DecodeOptions, DuplicateIds, Limits, LongText, Precision, VectorDtype
+from ..object_paths import ObjectPath
 from .checksums import dump_json, load_json
 from .field_types import check_fields
 
@@ -160,7 +161,8 @@ class Manifest:
     def find_base(self, output: Path) -> str:
         """Return the folder to which paths are relative; where it is gone, the one at its place from the output."""
         base = self.base or ""
-        if not base or not self.base_from_output or os.path.isdir(base):  # noqa: PTH112  texts
+        is_known = not self.base_from_output or isinstance(output, ObjectPath) or os.path.isdir(base)  # noqa: PTH112
+        if not base or is_known:  # texts have none
             return base
         moved = os.path.normpath(os.path.join(os.path.abspath(output), self.base_from_output))  # noqa: PTH100, PTH118
         return moved if os.path.isdir(moved) else base  # noqa: PTH112

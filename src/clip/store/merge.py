@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -24,6 +25,7 @@ import pyarrow as pa
 from ..atomic_files import atomic_write, open_regular, sync_folder, translate_os_errors
 from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.merge import MergeJob, MergeReport
+from ..object_paths import ObjectPath
 from ..records import ContainerPart, Entry, Item, Shard, join_root, listed_id, utf8_path
 from .lock import hold_lock
 from .manifest import COMPARED_KEYS, Manifest
@@ -246,12 +248,13 @@ def _link(piece: _Piece, store: StoreWriter) -> None:
         piece.output.store.files.check(source)
         with translate_os_errors(path):
             path.unlink(missing_ok=True)
-            try:
-                os.link(source, path, follow_symlinks=True)
-                sync_folder(path.parent)
-            except OSError:  # of another disk, or one without hard links
-                with open_regular(source) as file, atomic_write(path) as copy:
-                    shutil.copyfileobj(file, copy)
+            if not isinstance(source, ObjectPath):
+                with suppress(OSError):  # of another disk, or one without hard links
+                    os.link(source, path, follow_symlinks=True)
+                    sync_folder(path.parent)
+                    continue
+            with open_regular(source) as file, atomic_write(path) as copy:
+                shutil.copyfileobj(file, copy)
 
 
 def _copy(piece: _Piece, store: StoreWriter, shard: Shard) -> None:

@@ -30,7 +30,7 @@ from ..errors import ClipError, StoreError, quote
 from .checksums import check_footer, check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from .manifest import Manifest
@@ -147,18 +147,25 @@ class Parts:
         except OSError as exc:
             raise StoreError(self.output / folder, f"cannot be listed ({exc.strerror})", "a folder", REMEDY) from exc
 
-    def list_versions(self) -> list[tuple[str, int, int, int]]:
-        """Return the name, size, time of change [Unit: ns] and rows of each embeddings file.
+    def list_files(self) -> list[tuple[str, int, int]]:
+        """Return the name, size and time of change [Unit: ns] of each embeddings file.
 
-        Raises:  StoreError for a file that cannot be read; OSError for one that is removed meanwhile.
+        Raises:  StoreError for a broken link; OSError for a file that is removed meanwhile.
         """
-        versions: list[tuple[str, int, int, int]] = []
+        files: list[tuple[str, int, int]] = []
         for path in self.find():
             if path.is_symlink() and not path.exists():
                 raise StoreError(path, "is a broken link", "a part as clip embed wrote it", "Remove it.")
             status = path.stat()
-            versions.append((path.name, status.st_size, status.st_mtime_ns, self.summarise(path).rows))
-        return versions
+            files.append((path.name, status.st_size, status.st_mtime_ns))
+        return files
+
+    def list_versions(self) -> list[tuple[str, int, int, int]]:
+        """Return what `list_files` does, and the rows of each file.
+
+        Raises:  as `list_files`; StoreError for a file that cannot be read.
+        """
+        return [(*file, self.summarise(self.output / EMBEDDINGS / file[0]).rows) for file in self.list_files()]
 
     def read(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all rows of a file, or some of its columns. Raises: StoreError where it is not as it was written."""
@@ -257,10 +264,15 @@ class Parts:
                 raise StoreError(path, f"has {nulls:,} nulls as its {name}", "none", REMEDY)
 
 
+def hash_files(files: Iterable[tuple[Any, ...]]) -> str:
+    """Return a hash of the names, sizes and times of files, as `list_files` and `list_versions` return them."""
+    identities = "".join(f"{name} {size} {modified_ns}\n" for name, size, modified_ns, *_ in files)
+    return hashlib.sha256(identities.encode()).hexdigest()
+
+
 def make_stamp(versions: Sequence[tuple[str, int, int, int]]) -> dict[str, Any]:
     """Return what says of which parts a derived file was made: a hash of their names, sizes and times, and the rows."""
-    identities = "".join(f"{name} {size} {modified_ns}\n" for name, size, modified_ns, _ in versions)
-    return {"parts": hashlib.sha256(identities.encode()).hexdigest(), "rows": sum(rows for *_, rows in versions)}
+    return {"parts": hash_files(versions), "rows": sum(rows for *_, rows in versions)}
 
 
 @contextmanager

@@ -19,14 +19,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-from ..atomic_files import atomic_write, open_regular, read_regular, sync_folder, translate_os_errors
+from ..atomic_files import atomic_write, move_folder, open_regular, read_regular, remove_folder, translate_os_errors
 from ..errors import StoreError
 from ..records import ContainerPart, Entry, Failure, Item, Shard, id_hash
 from .checksums import TableWriter, check_whole, dump_json, load_json
@@ -166,19 +165,20 @@ class Plan:
         final = self.folder.with_name(PLAN)
         replaced = self.folder.with_name(REPLACED)
         with translate_os_errors(final):
-            if final.exists():  # else a run was killed between the renames, and `replaced` may be the only plan
-                shutil.rmtree(replaced, ignore_errors=True)
-                final.rename(replaced)
-            self.folder.rename(final)
-            sync_folder(final.parent)
+            # Else a run was killed between the renames, or in one, and `replaced` may be the only plan.
+            if (final / SUMMARY).exists():
+                remove_folder(replaced, ignore_errors=True)
+                move_folder(final, replaced, SUMMARY)
+            remove_folder(final, ignore_errors=True)
+            move_folder(self.folder, final, SUMMARY)
             (final / LISTED).unlink(missing_ok=True)
             for name in (REPLACED, IN_WORK, MERGED, INTERRUPTED):
-                shutil.rmtree(self.folder.with_name(name), ignore_errors=True)
+                remove_folder(self.folder.with_name(name), ignore_errors=True)
         return replace(self, folder=final)
 
     def discard(self) -> None:
         """Remove a plan that was not adopted."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder, ignore_errors=True)
 
 
 def write_plan(
@@ -201,7 +201,7 @@ def write_plan(
     hash_sum = count = entries = containers = 0
     total: int | None = 0
     with translate_os_errors(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder, ignore_errors=True)
         folder.mkdir()
         with atomic_write(folder / LISTED) as file:
             file.write(inputs.encode("utf-8", "surrogateescape"))
@@ -268,10 +268,10 @@ def recover_listing(output: Path, inputs: str) -> Iterator[Item]:
     with translate_os_errors(output):
         for folder in (known, newer):
             if folder.exists() and _read_inputs(folder) != inputs:
-                shutil.rmtree(folder)
+                remove_folder(folder)
         if _count_shards(newer) > _count_shards(known):
-            shutil.rmtree(known, ignore_errors=True)
-            newer.rename(known)
+            remove_folder(known, ignore_errors=True)
+            move_folder(newer, known, LISTED)
     return _read_items(known)
 
 
@@ -280,7 +280,7 @@ def remove_plan(output: Path) -> None:
     with translate_os_errors(output):
         for name in (REPLACED, PLAN):
             if (output / name).exists():
-                shutil.rmtree(output / name)
+                remove_folder(output / name)
 
 
 def _read_inputs(folder: Path) -> str | None:

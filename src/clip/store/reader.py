@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import shlex
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from ..errors import InputError, StoreError
+from ..object_paths import open_place
 from ..parallel import map_ahead
 from ..records import as_utf8, join_root
 from .manifest import MANIFEST, read_manifest
-from .parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, Parts, embedding_schema, make_stamp
-from .rows_file import find_rows, make_rows
+from .parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, Parts, embedding_schema
+from .rows_file import RowsFile, find_rows, locate_index_folder, make_index_folder, make_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class Store:
@@ -28,10 +31,10 @@ class Store:
 
         Raises:  StoreError where it has none of ours, or a damaged one; InputError for a root that is no folder.
         """
-        self.path = Path(path)
+        self.path = open_place(path)
         manifest = read_manifest(self.path / MANIFEST)
         if manifest is None:
-            raise StoreError(self.path, f"holds no {MANIFEST} of ours", "the output of clip embed", "Check the path.")
+            raise _make_missing_error(self.path)
         self.manifest = manifest
         self.dim = manifest.dim
         if root is not None and not Path(root).is_dir():
@@ -42,6 +45,15 @@ class Store:
         self.files = Parts(self.path, self.schema, manifest.run)
         self.files.warn_of_copies()
         self._checked: object = None  # the file of rows whose vectors were compared
+
+    @cached_property
+    def index_folder(self) -> Path:
+        """Where files are that are derived from the parts: in the output; of one on an object store in a cache here."""
+        return locate_index_folder(self.path)
+
+    def make_index_folder(self) -> Path:
+        """Make the folder of derived files unless it is there. Raises: OSError, for a link too."""
+        return make_index_folder(self.path)
 
     def locate(self, path: str) -> str:
         """Return where the path of a row leads."""
@@ -115,18 +127,33 @@ class Store:
         Raises:  StoreError for a part, or a file of rows, that is not as it was written; StoreBusyError if a job keeps
                  changing the parts.
         """
-        rows = find_rows(self.files)
+        rows = self.find_rows()
         if rows is None:
-            rows = make_rows(self.files)
+            rows = self.make_rows()
         elif self._checked != rows.identity:
             rows.check_vectors()
         self._checked = rows.identity
         self.check_rows(len(rows))
         return rows.vectors
 
-    def stamp(self) -> dict[str, Any]:
-        """Return a hash of the parts' names, sizes and times, and the number of rows: what a derived file was made of.
+    def find_rows(self) -> RowsFile | None:
+        """Return the file of rows; None where there is none of the present parts. Raises: StoreError if damaged."""
+        return find_rows(self.files)
 
-        Raises:  StoreError for a part that cannot be read; OSError for one that is removed meanwhile.
+    def make_rows(self, progress: Callable[[int, int], None] = lambda _done, _total: None) -> RowsFile:
+        """Return the file of rows of the parts as they are now; write it first where there is none.
+
+        Raises:  as `vectors`.
         """
-        return make_stamp(self.files.list_versions())
+        return make_rows(self.files, progress)
+
+
+def _make_missing_error(path: Path) -> StoreError:
+    """Return the error for a path without vectors."""
+    expected = "the output of clip embed"
+    if not path.exists():
+        return StoreError(path, "is not there", expected, "Check the path.")
+    if not path.is_dir():
+        return StoreError(path, "is a file", expected, "Check the path.")
+    remedy = f"If it holds your images, run `clip embed {shlex.quote(str(path))} -o OUT` first, and pass OUT."
+    return StoreError(path, "holds no vectors", expected, remedy)

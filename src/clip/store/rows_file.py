@@ -13,7 +13,9 @@ whatever a job does to the parts.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import tempfile
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -26,12 +28,13 @@ from filelock import FileLock
 
 from ..atomic_files import atomic_write, make_folder, open_regular, remove_temporaries, translate_os_errors
 from ..errors import StoreBusyError, StoreError
+from ..object_paths import ObjectPath
 from ..parallel import map_ahead
 from ..vectors import usable_norms
 from .checksummed_file import ChecksummedFile, SectionWriter
 from .lock import check_guard
 from .manifest import INDEX
-from .parts import EMBEDDING, EMBEDDINGS, Parts, make_stamp, stack_vectors
+from .parts import EMBEDDING, EMBEDDINGS, Parts, hash_files, make_stamp, stack_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +46,7 @@ KIND, VERSION = "rows", 1
 ROWS_BLOCK = 2**20  # of the columns [Unit: byte]
 VECTOR_BLOCK_ROWS = 64  # checked when they are used: one block per candidate, at most
 CHECKED_ROWS = 8_192  # vectors whose norms are computed at once, in float64
+HASH_DIGITS = 16  # of an address
 TRIES = 3  # to read parts that a job changes meanwhile
 OF_BEFORE = ("vectors.npy", "vectors.json")  # which held a copy of the vectors until rows.index did
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow's format
@@ -159,13 +163,34 @@ class RowsFile:
         return table
 
 
+def locate_index_folder(output: Path) -> Path:
+    """Return the folder of derived files: in the output; of one on an object store in a cache on this machine."""
+    if not isinstance(output, ObjectPath):
+        return output / INDEX
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    home = home if os.path.isabs(home) else os.path.join("~", ".cache")  # noqa: PTH117, PTH118
+    name = hashlib.sha256(str(output).encode()).hexdigest()[:HASH_DIGITS]
+    return Path(home).expanduser() / "clip-turbo" / "outputs" / f"{output.name}-{name}"
+
+
+def make_index_folder(output: Path) -> Path:
+    """Make the folder of derived files unless it is there. Raises: OSError, for a link too."""
+    folder = locate_index_folder(output)
+    if isinstance(output, ObjectPath):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    return folder
+
+
 def find_rows(files: Parts) -> RowsFile | None:
-    """Return the rows file in OUT; None where there is none, or one of other parts. Raises: StoreError if damaged."""
-    file = open_derived(files.output / INDEX / ROWS_FILE)
-    of_now = {"kind": KIND, "version": VERSION, "stamp": _read_stamp(files)}
-    if file is None or any(file.header.get(key) != value for key, value in of_now.items()):
+    """Return the rows file of an output; None where there is none, or one of other parts.
+
+    Raises:  StoreError if it is damaged.
+    """
+    file = open_derived(locate_index_folder(files.output) / ROWS_FILE)
+    if file is None or (file.header.get("kind"), file.header.get("version")) != (KIND, VERSION):
         return None
-    return RowsFile(file, files.schema)
+    return RowsFile(file, files.schema) if _is_current(file.header.get("stamp"), files) else None
 
 
 def make_rows(files: Parts, progress: Callable[[int, int], None] = lambda _done, _total: None) -> RowsFile:
@@ -176,9 +201,9 @@ def make_rows(files: Parts, progress: Callable[[int, int], None] = lambda _done,
 
     Raises:  StoreError if it, or a part, is damaged; StoreBusyError if a job keeps changing the parts.
     """
-    folder = files.output / INDEX
+    folder = locate_index_folder(files.output)
     try:
-        make_folder(folder)
+        make_index_folder(files.output)
         with FileLock(check_guard(folder / LOCK)):
             rows = find_rows(files)  # another process may have made it while this one waited
             if rows is not None:
@@ -222,12 +247,14 @@ def _read_type(schema: pa.Schema) -> tuple[int, np.dtype[Any]]:
     return vector.list_size, np.dtype(vector.value_type.to_pandas_dtype())
 
 
-def _read_stamp(files: Parts) -> dict[str, Any] | None:
-    """Return the stamp of the parts; None if one is removed meanwhile."""
+def _is_current(stamp: Any, files: Parts) -> bool:
+    """Whether a stamp is that of the parts as they are now."""
     try:
-        return make_stamp(files.list_versions())
+        if isinstance(files.output, ObjectPath):  # where each footer is a request
+            return isinstance(stamp, dict) and stamp.get("parts") == hash_files(files.list_files())
+        return stamp == make_stamp(files.list_versions())
     except FileNotFoundError:
-        return None
+        return False  # one is removed meanwhile
 
 
 def _write(file: BinaryIO, files: Parts, progress: Callable[[int, int], None]) -> None:
@@ -235,12 +262,13 @@ def _write(file: BinaryIO, files: Parts, progress: Callable[[int, int], None]) -
     for _ in range(TRIES):
         file.seek(0)
         file.truncate()
-        stamp = _read_stamp(files)
+        before = _list_files(files)
         try:
-            if stamp is not None and _write_sections(file, files, stamp, progress) and _read_stamp(files) == stamp:
+            written = before is not None and _write_sections(file, files, files.list_versions(), progress)
+            if written and _list_files(files) == before:
                 return
         except StoreError:
-            if _read_stamp(files) == stamp:
+            if _list_files(files) == before:
                 raise  # else it is about a part that is gone
         except FileNotFoundError:
             continue  # a part was removed while they were listed
@@ -248,11 +276,19 @@ def _write(file: BinaryIO, files: Parts, progress: Callable[[int, int], None]) -
     raise StoreBusyError(files.output, found, remedy="Wait for the job that writes there, and try again.")
 
 
-def _write_sections(file: BinaryIO, files: Parts, stamp: dict[str, Any], progress: Callable[[int, int], None]) -> bool:
-    """Write the sections and the header; return False if the parts are not those of the stamp."""
-    versions = files.list_versions()
-    if make_stamp(versions) != stamp:
-        return False
+def _list_files(files: Parts) -> list[tuple[str, int, int]] | None:
+    """Return the parts as they are now; None if one is removed meanwhile."""
+    try:
+        return files.list_files()
+    except FileNotFoundError:
+        return None
+
+
+def _write_sections(
+    file: BinaryIO, files: Parts, versions: list[Version], progress: Callable[[int, int], None]
+) -> bool:
+    """Write the sections and the header; return False if a part has another number of rows meanwhile."""
+    stamp = make_stamp(versions)
     total = stamp["rows"]
     dim, dtype = _read_type(files.schema)
     writer = SectionWriter(file)

@@ -239,7 +239,7 @@ def _read_outcomes(store: StoreWriter, shard: Shard, *, retry: bool) -> _Outcome
         file = listed_id(row["id"], listed)
         own_id = listed.get(file, file if done else None)  # of a member of an archive the own one
         if own_id is not None:
-            again = retry and _may_pass(row)
+            again = retry and may_pass(row)
             outcomes.failed[own_id] = again or outcomes.failed.get(own_id, False)
     return outcomes
 
@@ -247,10 +247,10 @@ def _read_outcomes(store: StoreWriter, shard: Shard, *, retry: bool) -> _Outcome
 def has_passing_failure(store: StoreWriter, index: int) -> bool:
     """Whether a shard has a failure that an update would try again. Raises: StoreError for a part that is damaged."""
     failures = store.parts.read_or_empty(store.parts.path(FAILURES, index), ["stage", "error"])
-    return any(map(_may_pass, failures.to_pylist()))
+    return any(map(may_pass, failures.to_pylist()))
 
 
-def _may_pass(failure: dict[str, str]) -> bool:
+def may_pass(failure: dict[str, str]) -> bool:
     """Whether a failure may not occur again."""
     of_system = failure["stage"] == "read" and _is_os_error(failure["error"])
     return of_system or failure["error"] in TRANSIENT_ERRORS

@@ -10,8 +10,8 @@ import torch
 
 from ..errors import InputError, TextTooLongError
 from ..records import Failure, Item, Kind
-from ..simple_tokenizer import END, START, SimpleTokenizer, shared_tokenizer
-from ..tokenizer_file import TokenizerFile, list_texts
+from ..simple_tokenizer import END, START, SimpleTokenizer, shared_tokenizer, tabulate
+from ..tokenizer_file import TokenizerFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,18 +29,7 @@ def token_table(
     """
     if isinstance(tokenizer, TokenizerFile):
         return torch.from_numpy(tokenizer.tabulate(texts, context_length, truncate))
-    rows = list_texts(texts)
-    table = torch.zeros(len(rows), context_length, dtype=torch.int32)
-    for i, text in enumerate(rows):
-        ids = [tokenizer.encoder[START], *tokenizer.encode(text), tokenizer.encoder[END]]
-        if len(ids) > context_length:
-            if not truncate:
-                expected = f"at most {context_length}: {text[:40]!r}"
-                remedy = "Shorten it, or pass `truncate=True` to drop the tail."
-                raise TextTooLongError(f"text {i} of {len(rows)}", f"found {len(ids)} tokens", expected, remedy)
-            ids = [*ids[: context_length - 1], tokenizer.encoder[END]]
-        table[i, : len(ids)] = torch.tensor(ids)
-    return table
+    return torch.from_numpy(tabulate(tokenizer, texts, context_length, truncate))
 
 
 def check_ids(tokens: torch.Tensor, vocab_size: int) -> None:

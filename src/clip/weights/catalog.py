@@ -53,7 +53,7 @@ def list_published() -> list[ModelRow]:
                 licence=f"{model.licence} ({restriction})" if restriction else model.licence,
                 cached=str(folder) if folder else None,
                 imagenet=model.imagenet,
-                source=RESULTS if model.imagenet else "",
+                source=model.source if model.imagenet else "",
                 repository=model.repository,
             )
         )

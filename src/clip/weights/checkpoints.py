@@ -2,6 +2,7 @@
 
 It reads OpenAI's TorchScript archives, state dicts saved by any version of PyTorch, safetensors, and the folders of
 transformers' CLIPModel, of sentence-transformers and of open_clip, whose configurations hold what shapes do not show.
+What differs between families of networks is in `families`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckpointError, InputError, UnknownModelError, quote
-from ..model import CLIP
 from ..network.architecture import infer_architecture
 from ..network.meta_init import check_fit
-from ..network.records import HEADER_KEY, AnyArchitecture, Checkpoint, PreprocessSettings, SiglipArchitecture
-from ..network.siglip import SigLIP
+from ..network.records import HEADER_KEY, Checkpoint, PreprocessSettings
 from ..tokenizer_file import TokenizerFile
-from .architectures import find_architecture
 from .configurations import (
     OPEN_CLIP_CONFIG,
     TRANSFORMERS_CONFIG,
@@ -32,21 +30,14 @@ from .configurations import (
     read_transformers_preprocess,
 )
 from .entries import check_aliases, check_numbers, take_entries, unwrap
+from .families import AnyConfiguration, build, lay_out, name_configuration, read_any_configuration
 from .folders import find_clip_folder, find_weights
 from .headers import make_header, read_header
 from .layouts import Place, from_transformers
-from .origin import find_script_sign, find_sign, refuse_origin
+from .origin import find_script_sign, find_sign, refuse_network, refuse_origin
+from .pe import PE_NAMES, find_pe, find_pe_naming, make_pe_settings, read_pe
 from .releases import RELEASES
-from .siglip import (
-    SIGLIP_NAMES,
-    SiglipConfiguration,
-    find_naming,
-    find_siglip,
-    make_settings,
-    name_siglip,
-    read_any_configuration,
-    read_siglip,
-)
+from .siglip import SIGLIP_NAMES, find_naming, find_siglip, make_settings, read_siglip
 from .spellings import find_spelled
 from .torch_file import FETCH_AGAIN, ScriptState, read_torch_file
 
@@ -54,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
 
-AnyConfiguration = Configuration | SiglipConfiguration
 OPEN_CLIP_PREFIX = "open_clip_"  # of the name of a file that means nothing without its configuration
 
 # Exceptions of our code for a configuration with wrong types, numbers or names.
@@ -117,29 +107,28 @@ def draw_checkpoint(name: str, seed: int) -> Checkpoint:
 
     Raises:  UnknownModelError (a RuntimeError) for a name that was not released.
     """
-    released = find_spelled(name, RELEASES)
-    siglip = find_siglip(name)
-    if released is None and siglip is None:
-        remedy = "Pass a released name to draw its weights, or one of open_clip's SigLIPs."
-        raise UnknownModelError(f"model {name!r}", "not found", f"one of {[*RELEASES, *SIGLIP_NAMES]}", remedy)
+    tokenizer = None
+    if siglip := find_siglip(name):
+        architecture, settings = siglip, make_settings(siglip.image_resolution)
+        tokenizer = TokenizerFile(None, f"untrained {name}", "open_clip", "<pad>")
+    elif pe := find_pe(name):
+        architecture, settings = pe, make_pe_settings(pe.image_resolution)
+    elif released := find_spelled(name, RELEASES):
+        architecture = RELEASES[released].architecture
+        settings = PreprocessSettings(architecture.image_resolution)
+    else:
+        remedy = "Pass a released name to draw its weights, or one of open_clip's SigLIPs or PE-Cores."
+        known = [*RELEASES, *SIGLIP_NAMES, *PE_NAMES]
+        raise UnknownModelError(f"model {name!r}", "not found", f"one of {known}", remedy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if siglip is not None:
-            model, settings = SigLIP(siglip), make_settings(siglip.image_resolution)
-            tokenizer = TokenizerFile(None, f"untrained {name}", "open_clip", "<pad>")
-            return Checkpoint(siglip, model.state_dict(), settings, f"untrained:{seed}", tokenizer=tokenizer, seed=seed)
-        architecture = RELEASES[str(released)].architecture
-        model = CLIP(**vars(architecture))
-    settings = PreprocessSettings(architecture.image_resolution)
-    return Checkpoint(architecture, model.state_dict(), settings, source=f"untrained:{seed}", seed=seed)
+        weights = build(architecture).state_dict()
+    return Checkpoint(architecture, weights, settings, f"untrained:{seed}", tokenizer=tokenizer, seed=seed)
 
 
 def _find_configuration(architecture: str) -> AnyConfiguration:
-    if siglip := name_siglip(architecture):
-        return siglip
-    known = find_architecture(architecture)
-    if known is not None:
-        return Configuration.of_architecture(architecture, known)
+    if known := name_configuration(architecture):
+        return known
     path = Path(architecture)
     if path.is_dir():
         folder = find_clip_folder(path)
@@ -204,12 +193,6 @@ def _check_weights(path: Path, files: list[Path], content: _Content, named: AnyC
     return read
 
 
-def lay_out(architecture: AnyArchitecture) -> CLIP | SigLIP:
-    """Return the network of an architecture, without memory for its weights."""
-    siglip = isinstance(architecture, SiglipArchitecture)
-    return SigLIP.lay_out(architecture) if siglip else CLIP.lay_out(architecture)
-
-
 def _read_network(
     state_dict: dict[str, torch.Tensor], place: Place, content: _Content, file: Path, named: AnyConfiguration | None
 ) -> Checkpoint:
@@ -217,17 +200,19 @@ def _read_network(
 
     Raises:  CheckpointError where OpenAI's network may not be assumed.
     """
+    if pe := find_pe_naming(place, state_dict):
+        return read_pe(state_dict, pe, named or _read_if_there(file.with_name(OPEN_CLIP_CONFIG)))
     if siglip := find_naming(place, state_dict):
-        return read_siglip(state_dict, siglip, file, named)
+        config = file.with_name(TRANSFORMERS_CONFIG if siglip == "transformers" else OPEN_CLIP_CONFIG)
+        return read_siglip(state_dict, siglip, file, named or _read_if_there(config))
     transformers = place.naming == "transformers"
     weights = from_transformers(state_dict) if transformers else state_dict
     sign = None if content.archive is None else find_script_sign(content.archive)
     configuration = named
     if named is None and (content.archive is None or sign):  # OpenAI's archives show what they are
         configuration = _read_beside(file, transformers=transformers)
-    if isinstance(configuration, SiglipConfiguration):
-        found = f"{configuration.origin} describes a SigLIP, and the weights are of a CLIP"
-        raise CheckpointError("weights", found, "a configuration of a CLIP", "Pass that of these weights.")
+    if not isinstance(configuration, (Configuration, type(None))):
+        raise refuse_network(configuration, Configuration.network)
     if configuration is not None:
         _check_script(content.archive, configuration)
         architecture, settings = configuration.apply(weights)
@@ -245,6 +230,10 @@ def _read_network(
     if sign is not None:
         raise refuse_origin(sign)
     return Checkpoint(architecture, weights, PreprocessSettings(architecture.image_resolution), source="")
+
+
+def _read_if_there(config: Path) -> AnyConfiguration | None:
+    return read_any_configuration(config) if config.is_file() else None
 
 
 def _read_beside(file: Path, *, transformers: bool) -> AnyConfiguration | None:
@@ -268,11 +257,7 @@ def _read_beside(file: Path, *, transformers: bool) -> AnyConfiguration | None:
 
 def _check_named(named: AnyConfiguration | None, read: Checkpoint) -> None:
     """Refuse an architecture that contradicts the header of an exported file."""
-    if isinstance(named, SiglipConfiguration):
-        other = named.apply(read.state_dict) != read.architecture
-    else:
-        other = named is not None and named.apply(read.state_dict)[0] != read.architecture
-    if named is not None and other:
+    if named is not None and named.apply(read.state_dict)[0] != read.architecture:
         found = f"{named.origin}: another activation or other heads than in its header"
         raise CheckpointError("weights", found, "the same", "Leave `architecture` out.")
 

@@ -101,6 +101,8 @@ class Configuration:
     sizes: dict[str, Any]  # fields of `Architecture` that it states too, by name
     preprocess: PreprocessSettings | None = None  # None: OpenAI's
 
+    network = "a CLIP"  # for errors
+
     @classmethod
     def of_architecture(cls, name: str, a: Architecture) -> Configuration:
         """Return what the name of a network says. Training may change the size of images, texts and vocabulary."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import CheckpointError, quote
-from ..network.architecture import infer_architecture, infer_siglip
+from ..network.architecture import infer_architecture, infer_pe, infer_siglip
 from ..network.records import (
     HEADER_KEY,
     Activation,
@@ -16,6 +17,7 @@ from ..network.records import (
     Checkpoint,
     Gelu,
     Interpolation,
+    PeArchitecture,
     PreprocessSettings,
     ResizeMode,
     SiglipArchitecture,
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 EXPORT_AGAIN = "Export the weights again."
 FILE = "header"  # what an error names
+# The records that a header can hold, by the word in it; OpenAI's has none.
+RECORDS: dict[str | None, Callable[..., AnyArchitecture]] = {
+    None: Architecture, "siglip": SiglipArchitecture, "pe": PeArchitecture,
+}  # fmt: skip
 TOKENIZER_KEYS = ("clean", "pad", "pad_left", "adds", "start", "end")  # of a `TokenizerFile`, beside its content
 
 
@@ -59,8 +65,7 @@ def read_header(state_dict: dict[str, torch.Tensor], header: dict[str, Any], met
         arguments = dict(header["architecture"])
         if isinstance(arguments["vision_layers"], list):
             arguments["vision_layers"] = tuple(arguments["vision_layers"])
-        siglip = arguments.get("network") == "siglip"
-        stated = SiglipArchitecture(**arguments) if siglip else Architecture(**arguments)
+        stated = RECORDS[arguments.get("network")](**arguments)
         settings = PreprocessSettings(**header["preprocess"])
     except (KeyError, TypeError, ValueError) as exc:
         found = f"header: not one that clip-turbo wrote ({quote(str(exc))})"
@@ -95,6 +100,13 @@ def _infer(state_dict: dict[str, torch.Tensor], stated: AnyArchitecture) -> AnyA
             vision_activation=read_choice(FILE, "vision_activation", stated.vision_activation, get_args(Gelu)),
             text_activation=read_choice(FILE, "text_activation", stated.text_activation, get_args(Gelu)),
             image_resolution=read_count(FILE, vars(stated), "image_resolution"),
+        )
+    if isinstance(stated, PeArchitecture):
+        return infer_pe(
+            state_dict,
+            vision_heads=read_count(FILE, vars(stated), "vision_heads"),
+            pool_heads=read_count(FILE, vars(stated), "pool_heads"),
+            transformer_heads=transformer_heads,
         )
     return infer_architecture(
         state_dict,

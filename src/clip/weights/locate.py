@@ -21,7 +21,7 @@ from ..tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE
 from .configurations import MAX_JSON_BYTES
 from .download import NOT_KNOWN, fetch, knows_host
 from .folders import SENTENCE_MODULES, list_parts, name_clip_folder
-from .published import PUBLISHED, find_published
+from .published import META_NAMES, PUBLISHED, find_published
 from .releases import RELEASES, Release
 from .spellings import find_spelled, suggest
 
@@ -251,6 +251,8 @@ def find_cached_copy(release: Release) -> Path | None:
 def _fetch_snapshot(repository: str, revision: str | None, *, cached_only: bool = False) -> Path:
     """Return the folder of the Hub's own cache with a repository's configuration and weights, downloaded if need be.
 
+    Of one of Meta's PE-Cores it is the file.
+
     Raises:  DownloadError if that fails, or if the repository has nothing that we read.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -278,6 +280,9 @@ def _fetch_snapshot(repository: str, revision: str | None, *, cached_only: bool 
         except Exception as exc:
             raise _unreachable(repository, exc) from exc
 
+    owner, _, name = repository.partition("/")
+    if owner == "facebook" and name in META_NAMES and (path := get(f"{name}.pt")):
+        return path  # Meta's file has no configuration and needs none
     if (path := _fetch_files(get, "")) or (
         # a repository of sentence-transformers
         (path := get(SENTENCE_MODULES)) and _fetch_files(get, f"{name_clip_folder(path)}/")

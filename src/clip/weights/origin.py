@@ -7,7 +7,7 @@ assumed only where nothing in the file, in its name or in its folder points else
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CheckpointError, quote
 from .architectures import find_relative
@@ -34,6 +34,26 @@ MAX_TEXTS = 100_000  # strings beside the weights that are looked at
 TRAINING_KEYS = frozenset({"state_dict", "name"})  # of a checkpoint of open_clip's training script, and of no other
 TRAINING_LOG = "params.txt"  # which that script writes into the folder above its checkpoints
 OTHER_CONFIG_KEYS = frozenset({"model_type", "architectures", "architecture", "model_cfg", "vision_cfg"})
+
+
+class Stated(Protocol):
+    """What every family's configuration has."""
+
+    @property
+    def origin(self) -> str:
+        """The file or the name that says so, for errors."""
+        ...
+
+    @property
+    def network(self) -> str:
+        """What it describes, for errors."""
+        ...
+
+
+def refuse_network(named: Stated, own: str) -> CheckpointError:
+    """Return the error for a configuration of another family than the weights are of."""
+    found = f"{named.origin} describes {named.network}, and the weights are of {own}"
+    return CheckpointError("weights", found, f"a configuration of {own}", "Pass that of these weights.")
 
 
 def find_sign(

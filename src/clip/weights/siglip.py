@@ -24,20 +24,17 @@ from .configurations import (
     OPEN_CLIP_TEXT_READ,
     OPEN_CLIP_VISION,
     TRANSFORMERS_CONFIG,
-    Configuration,
     check_settings,
-    read_configuration,
     read_count,
     read_json,
     read_mlp_width,
     read_open_clip_preprocess,
-    read_preprocess,
     read_side,
     read_tower,
     read_triple,
     refuse,
 )
-from .origin import refuse_origin
+from .origin import Stated, refuse_network, refuse_origin
 from .siglip_layouts import PROBE, SIGLIP_ONLY, SiglipNaming, to_siglip
 
 if TYPE_CHECKING:
@@ -106,8 +103,10 @@ class SiglipConfiguration:
     preprocess: PreprocessSettings
     clean: Clean | None  # how texts are cleaned; None: as transformers does
 
-    def apply(self, state_dict: Mapping[str, Tensor]) -> SiglipArchitecture:
-        """Return the architecture of these weights, under our names.
+    network = "a SigLIP"  # for errors
+
+    def apply(self, state_dict: Mapping[str, Tensor]) -> tuple[SiglipArchitecture, PreprocessSettings]:
+        """Return the architecture of these weights, under our names, and how their pixels are made.
 
         Raises:  CheckpointError where the shapes are others than the configuration states: one of the two is wrong.
         """
@@ -121,7 +120,7 @@ class SiglipConfiguration:
         )
         stated = self.sizes | {"image_resolution": self.preprocess.resolution_px}
         check_sizes(stated, {key: getattr(architecture, key) for key in stated}, self.origin)
-        return architecture
+        return architecture, self.preprocess
 
 
 def find_siglip(name: str) -> SiglipArchitecture | None:
@@ -181,12 +180,9 @@ def find_naming(place: Place, keys: Mapping[str, object]) -> SiglipNaming | Lite
 
 
 def read_siglip(
-    state_dict: Mapping[str, Tensor],
-    naming: SiglipNaming | Literal["own"],
-    file: Path,
-    named: Configuration | SiglipConfiguration | None,
+    state_dict: Mapping[str, Tensor], naming: SiglipNaming | Literal["own"], file: Path, named: Stated | None
 ) -> Checkpoint:
-    """Read what the configuration says, that which was named or lies beside the weights.
+    """Read the weights by the configuration that was named or lies beside them.
 
     Raises:  CheckpointError for another kind of SigLIP, for a configuration of another network, and without any.
     """
@@ -198,15 +194,13 @@ def read_siglip(
         raise CheckpointKeyError("weights", found, "a SigLIP", "Use open_clip for it.")
     weights = dict(state_dict) if naming == "own" else to_siglip(state_dict, naming)
     config = file.with_name(TRANSFORMERS_CONFIG if naming == "transformers" else OPEN_CLIP_CONFIG)
-    if named is None and config.is_file():
-        named = read_any_configuration(config)
     if named is None:
         raise refuse_origin(f"weights of a SigLIP without their {config.name}")
     if not isinstance(named, SiglipConfiguration):
-        found = f"{named.origin} describes a CLIP, and the weights are of a SigLIP"
-        raise CheckpointError("weights", found, "a configuration of a SigLIP", "Pass that of these weights.")
+        raise refuse_network(named, SiglipConfiguration.network)
     tokenizer = read_tokenizer(file.parent, named.clean)
-    return Checkpoint(named.apply(weights), weights, named.preprocess, source="", tokenizer=tokenizer)
+    architecture, settings = named.apply(weights)
+    return Checkpoint(architecture, weights, settings, source="", tokenizer=tokenizer)
 
 
 def read_tokenizer(folder: Path, clean: Clean | None) -> TokenizerFile:
@@ -219,19 +213,6 @@ def read_tokenizer(folder: Path, clean: Clean | None) -> TokenizerFile:
             raise CheckpointError(file, found, f"a vocabulary of at most {MAX_TOKENIZER_BYTES:,}", "Fetch it again.")
         content = file.read_text("utf-8")
     return read_tokenizer_file(content, read_json(config) if config.is_file() else {}, str(file), clean)
-
-
-def read_any_configuration(file: Path) -> Configuration | SiglipConfiguration:
-    """Return what a configuration says, by its content: of a SigLIP, or as `read_configuration`."""
-    content = read_json(file)
-    if str(content.get("model_type", "")).startswith("siglip"):
-        return from_transformers_siglip(content, read_preprocess(file.parent), file.name)
-    model = content.get("model_cfg", content)
-    vision = model.get("vision_cfg") if isinstance(model, dict) else None
-    timm = vision.get("timm_model_name") if isinstance(vision, dict) else None
-    if isinstance(timm, str) and "siglip" in timm:
-        return from_open_clip_siglip(content if "model_cfg" in content else {"model_cfg": content}, file.name)
-    return read_configuration(file)
 
 
 def from_transformers_siglip(

@@ -9,13 +9,19 @@ import torch
 from kit import formula
 from kit.jobs import embed_job
 from kit.outputs import read_rows
+from kit.windows import read_table
 from PIL import Image
 
 import clip
 from clip.batch import run as run_module
+from clip.batch.decode import Chunk, Decoding
 from clip.engine.resize import resize_windows
 from clip.errors import DeviceError, InputError
 from clip.images.windows import Windows
+from clip.jobs.options import DecodeOptions, Limits
+from clip.network.records import PreprocessSettings
+from clip.records import Item, Pixels
+from clip.sources.source import Source
 
 MODES = ["RGB", "L", "RGBA", "CMYK", "P", "LA"]
 
@@ -82,6 +88,22 @@ def test_a_run_is_the_same_byte_for_byte_wherever_images_are_resized(
     assert embed(photos, tmp_path / "device", resize="device", **options) == expected
     assert len(pixels) == len(usual) == 43
     assert all(np.array_equal(*pair) for pair in zip(pixels, usual, strict=True))
+
+
+def test_an_image_takes_no_room_that_those_after_it_need(photos: Path) -> None:
+    settings, names = PreprocessSettings(16), ["17a.png", "00.jpg", "18.jpg", "06.jpg"]
+    entries = [Item(name, str(photos / name), 1) for name in names]
+    source = Source((str(photos),))
+    decoding = Decoding(source, settings, Limits(), DecodeOptions())
+    expected = [outcome.array for entry in entries for outcome in decoding(entry) if isinstance(outcome, Pixels)]
+    for spare in (0, 1, 5_000, 100_000, 1_000_000):  # bytes of a place beside those of a crop
+        memory = np.zeros((len(names), 16 * 16 * 3 + spare), np.uint8)
+        answer = decoding.decode_chunk(Chunk(list(entries), memory))
+        assert answer.windows is not None
+        windows = Windows((memory.reshape(-1),), answer.windows)
+        assert np.array_equal(resize_windows(windows, settings, torch.device("cpu")), expected)
+        unresized = sum(window.height != 16 for window in read_table(answer.windows))
+        assert unresized == {0: 0, 1: 0, 1_000_000: 4}.get(spare, unresized)
 
 
 def test_a_cpu_resizes_in_its_decoders_unless_it_is_told_to(photos: Path, tmp_path: Path) -> None:

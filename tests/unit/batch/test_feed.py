@@ -189,6 +189,34 @@ def test_a_ring_that_is_full_says_so_and_one_given_back_is_taken_again() -> None
     ring.close()
 
 
+def test_crops_are_given_back_once_their_batch_is_read_and_those_of_failures_not_before() -> None:
+    """The ring gives back its oldest range, whoever's that is."""
+    ring = CropRing(10, SIDE)
+    batches = Batches(ring, most_held=10)
+
+    def add(count: int, *, fail: bool = False) -> None:
+        start = ring.take(count)
+        row, failure = Row("a", "", 1, 1, "PNG", 1), Failure("a", "", "decode", "OSError", "broken")
+        crops = ring.crops[start : start + (0 if fail else count)]
+        batches.add(Block([failure if fail else row] * count, 0, crops, None, start, count), 0)
+
+    add(4)
+    add(4)
+    batches.take(4)
+    batches.take(4)
+    add(2, fail=True)
+    assert batches.pending == 8
+    batches.give_back()
+    assert batches.pending == 4
+    with pytest.raises(BufferError, match="5 crops, found 4 free"):
+        ring.take(5)
+    batches.give_back()
+    assert batches.pending == 0
+    assert ring.take(4) == 0
+    assert ring.take(6) == 4
+    ring.close()
+
+
 def test_another_mapping_of_a_ring_is_the_same_memory() -> None:
     ring = CropRing(3, SIDE)
     map_crops(ring.descriptor, ring.place)[1] = 9

@@ -22,6 +22,8 @@ from clip.errors import InputError, TooManyFailuresError
 from clip.jobs import EmbedJob, Progress
 from clip.jobs.options import OutputPolicy
 from clip.jobs.verify import VerifyJob
+from clip.records import Item
+from clip.sources.source import Source
 from clip.store.journal import JOURNAL
 
 IMAGES = 23
@@ -196,6 +198,28 @@ def test_an_update_that_is_killed_keeps_what_it_saved(
     assert list((tmp_path / "out" / JOURNAL).glob("*/embeddings/*.parquet"))
     assert clip.embed(job).resumed > len(BROKEN) + IMAGES - 16
     assert verify(VerifyJob(output=tmp_path / "out", sample=IMAGES)).problems == ()
+
+
+@pytest.mark.parametrize("error", [ConnectionError("reset"), ValueError("no image")], ids=["passing", "lasting"])
+def test_an_update_tries_a_failure_of_the_journal_again_where_it_may_pass(
+    error: Exception, photos: Path, weights: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(photos, tmp_path / "out", weights)
+    read = Source.read
+
+    def fail(source: Source, item: Item, max_bytes: int) -> bytes:
+        if item.id == "08.png":
+            raise error
+        return read(source, item, max_bytes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "read", fail)
+        assert kill_at(job, clock, 20, patch)
+    may_pass = isinstance(error, OSError)
+    report = clip.embed(change_job(job, update=True))
+    assert report.failed == len(BROKEN) + (not may_pass)
+    assert 0 < report.resumed < 18 if may_pass else report.resumed >= 18
+    assert verify(VerifyJob(output=tmp_path / "out")).problems == ()
 
 
 def test_images_that_ended_a_run_by_failing_are_tried_again(

@@ -43,7 +43,7 @@ def paths(out: str) -> list[str]:
 def test_words_find_images_of_a_folder_that_nobody_has_indexed(run: Run, photos: Path) -> None:
     code, out, said = run("find", RED, "photos", *SKETCH, "--json")
     assert (code, paths(out)[0], len(paths(out))) == (0, "photos/rot/Häuser.png", 3)
-    assert "3 indexed in" in said
+    assert "3 looked at in" in said
     assert "Häuser" in out, "names keep their script"
     assert sorted(path.name for path in photos.parent.iterdir()) == ["data", "photos"]
     assert sorted(path.name for path in photos.iterdir()) == sorted({name.partition("/")[0] for name in NAMES})
@@ -69,7 +69,7 @@ def test_a_second_search_embeds_nothing_and_a_third_what_is_new(
     (photos / "rot/Häuser.png").unlink()
     _, out, said = run("find", RED, photos, *SKETCH, "--json")
     assert (paths(out)[0], len(paths(out))) == ("photos/neu.png", 3)
-    assert said.startswith("1 indexed, 1 dropped in")
+    assert said.startswith("1 looked at, 1 dropped in")
 
 
 def test_a_folder_that_was_moved_takes_its_vectors_along(run: Run, photos: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_folder_that_was_moved_takes_its_vectors_along(run: Run, photos: Path)
     before = find_place(photos, "sketch")
     other = photos.rename(photos.with_name("bilder"))
     code, out, said = run("find", RED, other, *SKETCH, "--json")
-    assert (code, "indexed" in said, paths(out)[0]) == (0, False, "bilder/rot/Häuser.png")
+    assert (code, "looked at" in said, paths(out)[0]) == (0, False, "bilder/rot/Häuser.png")
     assert not before.exists()
     assert find_place(other, "sketch").is_dir()
     code, out, _ = run("find", *SKETCH, other, "--where-is")
@@ -87,7 +87,7 @@ def test_a_folder_that_was_moved_takes_its_vectors_along(run: Run, photos: Path)
 def test_another_folder_takes_nothing_of_one_that_is_still_there(run: Run, photos: Path) -> None:
     run("find", RED, photos, *SKETCH)
     draw(photos.parent / "more/a.png", "red")
-    assert "1 indexed" in run("find", RED, photos.parent / "more", *SKETCH)[2]
+    assert "1 looked at" in run("find", RED, photos.parent / "more", *SKETCH)[2]
     assert find_place(photos, "sketch").is_dir()
 
 
@@ -159,7 +159,12 @@ def test_a_link_leads_to_the_file_or_to_its_archive(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("a cat", "photos", "data"), "expected one"),
-        (("a cat", "nowhere/"), "found no folder nowhere/"),
+        (("a cat", "nowhere/"), "found no file or folder nowhere/. Check its name; for a text use -t."),
+        (("a cat", "./photo"), "found no file or folder ./photo. Did you mean photos?"),
+        (("rot/x.png", "photos"), "found no file or folder rot/x.png"),
+        (("roof.JPG", "photos"), "found no file or folder roof.JPG"),
+        (("a", "red", "boat", "photos"), "found the texts 'a' and 'red' and 'boat', expected one text. Put a text of"),
+        (("a red boat", "phots"), "and no folder of these names, expected one text. Did you mean photos?"),
         (("photos", *SKETCH), "found nothing to look for"),
         (("a", "photos", "--json", "--print0"), "found several of"),
         (("a", "photos", "-m", "ViT-B/33"), "Did you mean 'ViT-B/32'?"),

@@ -13,7 +13,7 @@ from kit.in_process import Run
 from clip.cli.flags import spell_as_flags
 from clip.cli.main import cli
 from clip.errors import InputError
-from clip.jobs import EmbedJob, SearchJob, TuneJob
+from clip.jobs import EmbedJob, RayOptions, SearchJob, TuneJob
 from clip.jobs.fields import field_docs, nest
 
 TOOL = runpy.run_path(str(ROOT / "tools" / "make_flag_tables.py"))
@@ -82,7 +82,19 @@ def test_the_command_renders_the_errors_of_the_library(run: Run, tmp_path: Path)
 
 
 def mirrored(command: str) -> list[click.Option]:
-    return [option for option in cli.commands[command].params if hasattr(option, "leaf")]  # type: ignore[misc]
+    """The flags of the job's fields; those of a cluster are not the job's."""
+    options = [option for option in cli.commands[command].params if hasattr(option, "leaf")]
+    return [option for option in options if option.record is not RayOptions]  # type: ignore[misc]
+
+
+def test_the_flags_of_a_cluster_are_the_fields_of_its_options() -> None:
+    options: Any = [option for option in cli.commands["embed"].params if getattr(option, "record", None) is RayOptions]
+    assert RayOptions(**{option.name: option.default for option in options}) == RayOptions()
+
+
+def test_options_of_a_cluster_without_one_are_refused(run: Run) -> None:
+    code, _, said = run("embed", "in", "-o", "out", "--cpus-per-actor", "2")
+    assert (code, "found --cpus-per-actor without --engine ray, expected both. Add it." in said) == (2, True)
 
 
 @pytest.mark.parametrize(("command", "job"), [("embed", EmbedJob), ("tune", TuneJob)])

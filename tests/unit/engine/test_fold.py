@@ -1,6 +1,7 @@
 """Each folding alone, in float64 on random weights: what it gives equals what it replaces to 1e-12."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from clip.engine import fold, graph
 from clip.engine.backend_torch import TorchOps
+from clip.engine.fold_pe import fold_rotation
 from clip.engine.fold_siglip import fold_pool
-from clip.engine.tower import Linear, Mlp
+from clip.engine.tower import Blocks, Linear, Mlp
 from clip.network.records import OPENAI_MEAN, OPENAI_STD
 from clip.network.siglip import LAYER_NORM_EPS, SigLIP
+from clip.weights.pe import find_pe
 
 TOLERANCE = 1e-12  # of the largest number; float64 rounds at 1e-16
 WIDTH, HEADS, TOKENS, BATCH = 24, 3, 7, 5
@@ -141,17 +144,49 @@ def test_a_pool_with_one_query_for_all_images_is_its_attention(draw: torch.Gener
     model.load_state_dict(state_dict)
     tokens = normal(draw, BATCH, 9, a.vision_width)
     expected = model.visual.attnpool(model.visual.ln_post(tokens))
-    pool = fold_pool(fold.Weights(state_dict, fold.keep_pages, "visual."), a)
+    pool = fold_pool(fold.Weights(state_dict, fold.keep_pages, "visual."), a.vision_heads, a.vision_activation)
     ops = TorchOps(torch.float64)
-    seen = graph._pool(ops, pool, ops.norm(tokens, LAYER_NORM_EPS))
-    found = seen + graph._mlp(ops, pool.mlp, a.vision_activation, ops.norm(seen, LAYER_NORM_EPS))
-    assert_equal(found, expected)
+    stack = Blocks(a.vision_heads, a.vision_activation, LAYER_NORM_EPS, (), None)
+    assert_equal(graph._pool(ops, pool, stack, tokens), expected)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_pairs_that_are_taken_apart_are_turned_by_halves(draw: torch.Generator, *, class_token: bool) -> None:
+    """Scores beside a product of complex numbers, whose angles grow by column in the first half and by row after it."""
+    query, key, side, head_width = linear(draw, 16), linear(draw, 16), 3, 8
+    published = find_pe("PE-Core-B-16")
+    assert published is not None
+    a = replace(
+        published, image_resolution=3, vision_patch_size=1, vision_width=16, vision_heads=2, class_token=class_token
+    )
+    tokens = side**2 + class_token
+    x, value = normal(draw, BATCH, tokens, WIDTH), normal(draw, BATCH, tokens, 16)
+    places = [(n % side + class_token, n // side + class_token) for n in range(side**2)]
+    angles = torch.tensor(
+        [[0.0] * 4] * class_token + [[c, c / 100, r, r / 100] for c, r in places], dtype=torch.float64
+    )
+    turns = torch.polar(torch.ones_like(angles), angles)  # (L, N / 2)
+    numbers = (torch.view_as_complex(run(one, x).unflatten(-1, (2, -1, 2))) for one in (query, key))  # (B, L, H, N / 2)
+    q, k = ((one * turns[:, None]).transpose(1, 2) for one in numbers)  # (B, H, L, N / 2)
+    scores = (q @ k.conj().transpose(2, 3)).real
+    expected = scores.softmax(dim=-1) @ value.unflatten(-1, (2, -1)).transpose(1, 2)  # (B, H, L, N)
+    qkv = torch.cat([run(fold.order_pairs(one, 2), x) for one in (query, key)] + [value], dim=-1)
+    rotation = fold_rotation(a, torch.float64)
+    assert rotation.cos.shape == (tokens, head_width // 2)
+    found = TorchOps(torch.float64).self_attention(qkv, 2, causal=False, rotation=rotation)
+    assert_equal(found, expected.transpose(1, 2).flatten(2))
 
 
 def test_every_folding_has_a_test() -> None:
     """Those that take tensors or layers; the others put them together."""
     foldings = {"fold_norm", "scale_queries", "drop_key_bias", "move_value_bias", "one_query", "quick_gelu_to_silu"}
-    foldings |= {"fold_batch_norm", "fold_pixels_into_patches", "fold_pixels_into_stem", "fold_class_token"}
+    foldings |= {
+        "fold_batch_norm",
+        "fold_pixels_into_patches",
+        "fold_pixels_into_stem",
+        "fold_class_token",
+        "order_pairs",
+    }
     public = {name for name, value in vars(fold).items() if callable(value) and value.__module__ == "clip.engine.fold"}
     records = {name for name in public if dataclasses.is_dataclass(getattr(fold, name))}
     together = {"fold_image_tower", "fold_text_tower", "fold_stack", "fold_blocks", "fold_mlp", "Weights", "keep_pages"}

@@ -21,7 +21,7 @@ from PIL import Image
 import clip
 from clip.errors import ClipError, InputError, StoreError, StoreMismatchError, TextTooLongError
 from clip.jobs.classify import TEMPLATE
-from clip.retrieval.prompts import OPENAI7, read_labels, read_templates
+from clip.retrieval.prompts import OPENAI7, read_labels, read_templates, split_labels
 
 LABELS = ("cat", "dog", "boat")
 
@@ -134,6 +134,28 @@ def test_nothing_is_lost(folder: Path, source: str) -> None:
     assert len(classify(folder, k=99).rows[0].top) == 3
 
 
+def test_several_outputs_are_classified_one_after_another(folder: Path, tmp_path: Path) -> None:
+    job = embed_job(
+        source=folder / "photos/cat", output=tmp_path / "cats", model=str(folder / "tiny-vit.pt"), threads=1
+    )
+    clip.embed(job)
+    report = clip.classify(clip.ClassifyJob(source=(tmp_path / "cats", folder / "out"), labels=LABELS, k=2))
+    alone = clip.classify(clip.ClassifyJob(source=tmp_path / "cats", labels=LABELS, k=2))
+    assert report.rows == alone.rows + classify(folder, k=2).rows
+    assert (report.read, report.classified, report.failed) == (8, 7, 1)
+
+
+def test_outputs_of_different_runs_and_outputs_beside_images_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+    job = embed_job(
+        source=folder / "photos/cat", output=tmp_path / "cats", model=str(folder / "tiny-vit.pt"), threads=1
+    )
+    clip.embed(change_job(job, orient="exif"))
+    with pytest.raises(StoreMismatchError, match="policies"):
+        clip.classify(clip.ClassifyJob(source=(folder / "out", tmp_path / "cats"), labels=LABELS))
+    with pytest.raises(InputError, match=r"is an output, .* is none"):
+        clip.classify(clip.ClassifyJob(source=(folder / "out", folder / "photos"), labels=LABELS))
+
+
 def test_an_image_that_is_listed_twice_has_two_rows(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{folder}/photos/4.png\n{folder}/photos/4.png\n")
     job = clip.ClassifyJob(source=tmp_path / "list.txt", labels=LABELS, model=str(folder / "tiny-vit.pt"))
@@ -230,6 +252,7 @@ def test_labels_come_from_files_and_texts(tmp_path: Path) -> None:
     file.write_bytes("\ufeffcat\r\n\r\n  great white shark \nÜber, alles\n".encode())
     assert read_labels(file) == read_labels(str(file)) == ("cat", "great white shark", "Über, alles")
     assert read_labels("cat, dog,,a boat ") == ("cat", "dog", "a boat")
+    assert split_labels((str(file), "dog, a boat")) == ("cat", "great white shark", "Über, alles", "dog", "a boat")
     assert read_templates((), None) == (TEMPLATE,)
     for name, content, words in (("e.txt", b"", "is empty"), ("l.txt", b"\xff", "cannot be read")):
         (tmp_path / name).write_bytes(content)
@@ -311,6 +334,8 @@ def test_a_terminal_gets_a_table_and_counts_and_csv_can_be_asked_for(run: Run, f
     rows = list(csv.DictReader(out.splitlines()))
     assert len(rows) == 6
     assert {row["label"] for row in rows} <= {"cat", "dog", ""}
+    flags = ("--labels", "cat", "--labels", "dog", "--format", "csv")
+    assert run("classify", folder / "out", *flags)[1] == out, "labels of all flags count"
     assert [bool(row["error"]) for row in rows].count(True) == 1
 
 

@@ -28,4 +28,13 @@ def test_a_text_of_several_scripts_is_as_wide_as_its_parts() -> None:
     assert drawn is not None
     assert drawn[0] >= 10
     assert drawn[2] <= 10 + one.measure("aж") + 2
-    assert one.measure("aж") == one.measure("a") + one.measure("ж")
+
+
+def test_a_text_that_one_font_has_is_drawn_in_it_alone() -> None:
+    paths = find_fonts()
+    one = Fonts(15)
+    runs = one._split("Frühling größer")
+    if paths and not one.missing:
+        assert [run for _, run in runs] == ["Frühling größer"]
+    assert one.measure("Frühling größer") == sum(round(font.getlength(run)) for font, run in runs)
+    assert [run for _, run in one._split("plain")] == ["plain"]

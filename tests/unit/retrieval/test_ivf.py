@@ -20,7 +20,6 @@ from clip.retrieval.ivf_file import IvfIndex
 from clip.retrieval.recall import find_truth, read_text_queries
 from clip.store.manifest import Manifest
 from clip.store.reader import Store
-from clip.store.rows_file import find_rows
 from clip.store.writer import StoreWriter
 
 ROWS, PART_ROWS = 3_000, 1_000
@@ -75,7 +74,7 @@ def test_scores_are_exact_and_the_recall_is_what_was_measured(tmp_path: Path, co
 
 
 def test_the_truth_is_that_of_an_exact_search(out: Path) -> None:
-    rows = find_rows(Store(out).files)
+    rows = Store(out).find_rows()
     assert rows is not None
     exact = clip.Index(out, exact=True)
     texts = lopsided.draw("text", 5, np.random.default_rng(3)).astype(np.float64)

@@ -293,7 +293,12 @@ def test_the_command_refuses_a_folder_that_is_no_output_and_other_weights(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:
     code, _, error = run("search", tmp_path, "-t", "x")
-    assert (code, "holds no manifest.json of ours" in error) == (1, True)
+    assert (
+        code,
+        f"holds no vectors, expected the output of clip embed. If it holds your images, run `clip embed {tmp_path}"
+        in error,
+    ) == (1, True)
+    assert "nowhere: is not there" in run("search", tmp_path / "nowhere", "-t", "x")[2]
     other = checkpoints.write(tmp_path, projection=0.5)
     code, _, error = run("search", folder / "out", "-t", "x", "-m", other)
     assert (code, "Pass the run's weights as --model" in error) == (2, True)

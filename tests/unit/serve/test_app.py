@@ -15,6 +15,7 @@ from kit.served import NEVER, PATIENCE_S, Answer, Served, serving
 from clip import Encoder
 from clip.errors import InputError
 from clip.jobs.serve import ServeJob, Traffic
+from clip.serve import gate
 
 TEXTS = ["a diagram", "a photo of a dog, and a cat!"]
 QUEUE = 40
@@ -255,6 +256,16 @@ def test_a_request_has_an_id_a_trace_and_a_line_in_the_log(served: Served) -> No
     assert len(other.headers["x-request-id"]) == 32
     assert "traceparent" not in other.headers
     assert served.get("/health/live").headers["x-request-id"] != other.headers["x-request-id"]
+
+
+def test_a_line_of_the_log_in_words_moves_no_cursor() -> None:
+    form = gate._choose_format("text")
+    assert form is not None
+    line = {"time": "2026-11-28T17:37:42Z", "method": "GET", "path": "/\x1b[2J", "status": 404, "seconds": 0.0061}
+    assert form({**line, "items": 0}) == "17:37:42 GET /\\u001b[2J 404, 6 ms"
+    assert form({**line, "items": 1200}).endswith(", 1,200 items")
+    assert gate._choose_format("none") is None
+    assert gate._choose_format("auto") is json.dumps, "stderr is no terminal here"
 
 
 def test_metrics_count_what_happened(served: Served) -> None:

@@ -143,7 +143,7 @@ def test_where_nothing_can_be_written_vectors_are_mapped_from_a_temporary_file(
 def test_a_folder_without_a_manifest_of_ours_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(StoreError, match=r"holds no manifest.json of ours, expected the output of clip embed"):
+    with pytest.raises(StoreError, match=r"holds no vectors, expected the output of clip embed"):
         clip.Store(tmp_path)
 
 

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from kit import formula
+from kit import ROOT, formula
 from kit.in_process import Run
 
 import clip.clip
@@ -16,6 +17,9 @@ from clip.jobs.models import FetchJob
 from clip.weights import catalog, locate, published, releases
 from clip.weights.architectures import find_architecture
 from clip.weights.checkpoints import read_checkpoint
+from clip.weights.families import lay_out
+from clip.weights.pe import find_pe
+from clip.weights.siglip import find_siglip
 
 
 @pytest.fixture
@@ -62,10 +66,10 @@ def test_the_nine_are_listed_with_what_they_cost_and_where_they_are(cache: Path,
 def test_what_is_said_of_a_model_of_others_is_what_its_networks_name_says(name: str) -> None:
     """Its shapes, by open_clip's configuration; the parameters to the 10,000 that open_clip rounds to."""
     model, network = published.PUBLISHED[name], name.partition("/")[0]
-    architecture = find_architecture(network)
+    architecture = find_architecture(network) or find_pe(network) or find_siglip(network)
     assert architecture is not None
     assert (model.dim, model.resolution_px) == (architecture.embed_dim, architecture.image_resolution)
-    count = sum(p.numel() for p in formula.layout(architecture).parameters())
+    count = sum(p.numel() for p in lay_out(architecture).parameters())
     assert abs(count - model.parameters) <= 10_000
 
 
@@ -147,3 +151,30 @@ def test_to_writes_safetensors_with_openais_names(cache: Path, run: Run) -> None
 def test_a_job_that_makes_no_sense_is_refused(job: dict[str, object]) -> None:
     with pytest.raises(InputError):
         FetchJob(**job)  # type: ignore[arg-type]
+
+
+def test_the_lists_of_what_runs_are_those_of_the_catalog() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "make_model_lists.py"))
+    for page in tool["PAGES"]:
+        assert tool["update_lists"](page.read_text()) == page.read_text(), "run `python tools/make_model_lists.py`"
+    assert sum(map(len, tool["list_families"]().values())) == len(published.PUBLISHED) + len(releases.RELEASES)
+    assert tool["write_sentence"]() in (ROOT / "README.md").read_text()
+
+
+def test_metas_names_of_a_pe_core_are_open_clips_and_its_repository_is_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def download(repository: str, file_name: str, **_: object) -> str:
+        asked.append((repository, file_name))
+        return str(tmp_path / file_name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(locate, "knows_host", lambda _: True)
+    for name in locate.OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+    assert locate.locate("hf-hub:facebook/PE-Core-B16-224") == tmp_path / "PE-Core-B16-224.pt"
+    assert asked == [("facebook/PE-Core-B16-224", "PE-Core-B16-224.pt")]
+    assert published.find_published("PE-Core-G14-448") == "PE-Core-bigG-14-448/meta"
+    locate.check_name("PE-Core-L14-336")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from kit import formula
+from kit.configurations import changed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -43,17 +44,6 @@ PREPROCESSOR: dict[str, Any] = {
     "image_mean": [0.5, 0.4, 0.3],
     "image_std": [0.5, 0.6, 0.7],
 }
-
-
-def changed(config: dict[str, Any], path: str, value: object) -> dict[str, Any]:
-    """A copy with one entry set, at a path like "model_cfg.text_cfg.width"."""
-    copy = json.loads(json.dumps(config))
-    *parents, last = path.split(".")
-    target = copy
-    for parent in parents:
-        target = target[parent]
-    target[last] = value
-    return copy
 
 
 def open_clip_folder(folder: Path, config: dict[str, Any] = OPEN_CLIP) -> Path:

@@ -184,7 +184,7 @@ def test_a_name_allows_another_size_of_images_texts_and_vocabulary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replace(UNUSUAL, image_resolution=64, context_length=40, vocab_size=700)
-    monkeypatch.setattr("clip.weights.checkpoints.find_architecture", lambda _: UNUSUAL)
+    monkeypatch.setattr("clip.weights.families.find_architecture", lambda _: UNUSUAL)
     assert read_checkpoint(saved(formula.state_dict(other), tmp_path / "a.pt"), "named").architecture == other
 
 

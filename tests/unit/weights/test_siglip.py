@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from kit import formula, siglip
+from kit.configurations import changed
 from safetensors.torch import load_file, save_file
 
 import clip
@@ -18,16 +19,6 @@ from clip.weights.checkpoints import draw_checkpoint, export, read_checkpoint
 from clip.weights.siglip_layouts import from_siglip, to_siglip
 
 NAMINGS = ("transformers", "open_clip")
-
-
-def changed(config: dict[str, Any], path: str, value: object) -> dict[str, Any]:
-    copy = json.loads(json.dumps(config))
-    *names, last = path.split(".")
-    inner = copy
-    for name in names:
-        inner = inner[name]
-    inner[last] = value
-    return copy
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
@@ -189,6 +180,7 @@ def test_a_run_of_pairs_is_embedded_and_its_images_are_classified(tmp_path: Path
     job = clip.EmbedJob(source=tmp_path / "photos", output=tmp_path / "out", model=model)
     report = clip.embed(job)
     assert (report.read, report.written, report.failed) == (3, 3, 0)
+    assert "tokenizers" in clip.Store(tmp_path / "out").manifest.versions
     vectors = clip.Store(tmp_path / "out").vectors()
     assert np.abs(vectors - clip.Encoder(folder).embed_images(sorted((tmp_path / "photos").iterdir()))).max() < 1e-6
     classified = clip.classify(ClassifyJob(source=tmp_path / "out", labels=("cat", "dog", "boat"), k=3))

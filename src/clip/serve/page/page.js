@@ -22,7 +22,7 @@ async function call(path, body) {
   if (!answer.ok) {
     let message = `the server answered ${answer.status}`;
     try { message = (await answer.json()).error.message; } catch { /* no JSON: a proxy's page */ }
-    throw new Error(message);
+    throw Object.assign(new Error(message), { status: answer.status });
   }
   return answer;
 }
@@ -40,6 +40,7 @@ function element(tag, name, text) {
 }
 
 const number = (value) => value.toLocaleString("en");
+const count = (value, noun) => `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
 const currentIndex = () => state.indexes[Number($("index").value) || 0];
 const tileOf = (index, row) => `v1/indexes/${encodeURIComponent(index.name)}/rows/${row}/tile`;
 
@@ -194,14 +195,17 @@ async function findDuplicates(start = 0) {
   const path = `v1/indexes/${encodeURIComponent(index.name)}/duplicates?level=${$("level").value}&start=${start}&count=${GROUPS}`;
   try {
     for (;;) {
-      const found = await (await call(path)).json();
+      const found = await call(path).then((answer) => answer.json(), (error) => {
+        if (error.status === 429) return {}; // another level is being searched
+        throw error;
+      });
       if (own !== state.asked) return; // a search, or another level
       if (found.state === "done") {
         const { group_count: groups, duplicates, unreadable } = found.report;
         $("groups").append(...found.data.map((group) => showGroup(index, group)));
         $("more-groups").hidden = start + found.data.length >= groups;
-        const lost = unreadable ? ` ${number(unreadable)} images cannot be read any more.` : "";
-        say((groups ? `${number(duplicates)} duplicates in ${number(groups)} groups. Nothing is deleted.` : "No image is there twice.") + lost);
+        const lost = unreadable ? ` ${count(unreadable, "image")} cannot be read any more.` : "";
+        say((groups ? `${count(duplicates, "duplicate")} in ${count(groups, "group")}. Nothing is deleted.` : "No image is there twice.") + lost);
         return;
       }
       say(found.total ? `Looking for duplicates: ${number(found.done)} of ${number(found.total)} ${found.what}…` : "Looking for duplicates…");
@@ -219,10 +223,11 @@ function showGroup(index, group) {
   const list = element("ul");
   list.append(...group.images.map((image) => {
     const card = element("li", image.keep ? "keep" : "");
-    const what = image.keep ? "to keep" : `${LIKENESS[image.like]}, cosine ${image.cosine.toFixed(3)}`;
+    const sure = image.like === "bytes" || image.like === "pixels";
+    const what = image.keep ? "to keep" : LIKENESS[image.like] + (sure ? "" : `, cosine ${image.cosine.toFixed(3)}`);
     const caption = element("div", "caption");
     caption.append(element("span", "name", image.id), element("div", "facts", what));
-    caption.append(element("div", "facts", `${image.width} × ${image.height} · ${number(image.size_bytes)} bytes`));
+    caption.append(element("div", "facts", `${image.width} × ${image.height} · ${number(Math.ceil(image.size_bytes / 1000))} kB`));
     card.append(makeTile({ index, row: image.row, name: image.id }, `More like ${image.id}, ${what}`), caption);
     return card;
   }));
