@@ -14,28 +14,33 @@ from ..jobs.duplicates import MIN_COSINE
 from .looks import number_parts, read_looks
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ..store.reader import Store
     from .looks import Looks
-    from .search import Index
 
 
-def drop_copies(index: Index, ranked: list[tuple[int, float]], *, fetch: bool) -> list[tuple[int, float]]:
-    """Return rows and their scores, the best first, without those that are copies of a better one.
+def drop_copies(
+    store: Store, rows: pa.Table, ranked: list[tuple[int, float]], units: np.ndarray, *, fetch: bool
+) -> list[tuple[int, float]]:
+    """Return the places of rows and their scores, the best first, without those that are copies of a better one.
 
-    A crop of a better hit is dropped, the whole image of a better crop is not. An image that cannot be read stays.
+    `rows` are the columns of all rows of the output; `units` the vectors of the ranked ones. A crop of a better hit is
+    dropped, the whole image of a better crop is not. An image that cannot be read stays.
 
+    Shapes:  units float64 (N, D), of unit length.
     Raises:  StoreError where the run's listing is damaged; InputError where the folder of the images is gone.
     """
     places = np.array([place for place, _ in ranked], np.int64)
     if len(places) < 2:
         return ranked
-    units = np.stack([index.read_vector(place) for place in places.tolist()])
     near = np.triu(units @ units.T >= MIN_COSINE["edited"], 1)
     wanted = np.flatnonzero(near.any(axis=0) | near.any(axis=1))
     if not len(wanted):
         return ranked
     slots = np.sort(places[wanted])
-    looks = _look(index, slots, fetch=fetch)
-    sizes = index.rows.select(["width", "height"]).take(places).to_pylist()
+    looks = _look(store, rows, slots, fetch=fetch)
+    sizes = rows.select(["width", "height"]).take(places).to_pylist()
     at = np.searchsorted(slots, places)  # of a place that is not wanted, not used
     dropped = np.zeros(len(places), np.bool_)
     for first, second in zip(*np.nonzero(near), strict=True):
@@ -45,12 +50,12 @@ def drop_copies(index: Index, ranked: list[tuple[int, float]], *, fetch: bool) -
     return [pair for pair, gone in zip(ranked, dropped.tolist(), strict=True) if not gone]
 
 
-def _look(index: Index, slots: np.ndarray, *, fetch: bool) -> Looks:
-    ids = np.array(index.rows.column("id").take(slots).to_pylist(), np.object_)
-    numbers, counts = zip(*number_parts(index.store), strict=True)
+def _look(store: Store, rows: pa.Table, slots: np.ndarray, *, fetch: bool) -> Looks:
+    ids = np.array(rows.column("id").take(slots).to_pylist(), np.object_)
+    numbers, counts = zip(*number_parts(store), strict=True)
     counts = np.diff(np.searchsorted(slots, np.cumsum([0, *counts]))).tolist()
     parts = [part for part in zip(numbers, counts, strict=True) if part[1]]
-    return read_looks(index.store, ids, np.ones(len(ids), np.bool_), parts, fetch=fetch, tell=lambda _: None)
+    return read_looks(store, ids, np.ones(len(ids), np.bool_), parts, fetch=fetch, tell=lambda _: None)
 
 
 def _is_copy(looks: Looks, one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:

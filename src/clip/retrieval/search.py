@@ -327,7 +327,8 @@ def _find(index: Index, job: SearchJob, query: np.ndarray, queries: Queries | No
     ranked = index.rank(query, 2 * k + MORE_HITS, min_score=job.min_score, where=job.where, queries=queries)
     hits = index.list_hits(ranked)
     ranked = [pair for pair, hit in zip(ranked, hits, strict=True) if hit.id not in job.like]
-    return index.list_hits(drop_copies(index, ranked, fetch=job.fetch)[: job.k])
+    units = np.array([index.read_vector(place) for place, _ in ranked]).reshape(-1, index.store.dim)
+    return index.list_hits(drop_copies(index.store, index.rows, ranked, units, fetch=job.fetch)[: job.k])
 
 
 def _read_like(indexes: Sequence[Index], own_id: str) -> np.ndarray:

@@ -400,7 +400,8 @@ def test_each_field_of_a_job_has_a_flag_and_each_flag_a_field() -> None:
         assert parameters.keys() == found.keys() | more
         for field in found.keys() - {"output", "source", "labels"}:
             given = parameters[field]
-            assert (found[field] or None) == (given if isinstance(given, (str, int, float)) else None), field
+            given = given if isinstance(given, (str, int, float)) else None
+            assert (found[field] or None) == (given or None), field
 
 
 def test_a_search_by_vector_needs_no_torch(folder: Path, tmp_path: Path) -> None:
