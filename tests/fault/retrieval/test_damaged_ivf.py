@@ -85,17 +85,17 @@ def server() -> Iterator[forks.Server]:
 
 
 @pytest.mark.parametrize(
-    ("what", "at"),
+    ("what", "at", "done"),
     [
-        ("rows stored", 2),
-        ("rounds of training", 8),
-        ("rows encoded", 1),
-        ("lists written", 20),
-        ("queries measured", 9),
+        ("rows stored", 2, ""),
+        ("rounds of training", 8, "rows stored"),
+        ("rows encoded", 1, "rounds of training"),
+        ("lists written", 20, "rows encoded"),
+        ("queries measured", 9, "lists written"),
     ],
 )
 def test_a_build_that_was_killed_is_gone_on_with(
-    server: forks.Server, out: Path, tmp_path: Path, what: str, at: int
+    server: forks.Server, out: Path, tmp_path: Path, what: str, at: int, done: str
 ) -> None:
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
@@ -108,7 +108,7 @@ def test_a_build_that_was_killed_is_gone_on_with(
     assert ("chunk-00000.index" in left) == (what in ("lists written", "queries measured"))
     assert ("merged.index" in left) == (what == "queries measured")
     expected = search(out)
-    ended = server.ask(out=copy, what="", at=0, options=options)
+    ended = server.ask(out=copy, what=done, at=1, options=options)  # killed if what was done is done again
     assert (ended.code, ended.answer) == (0, True), ended.said
     assert search(copy) == expected
     assert not (copy / "_index/.ivf.build").exists()
