@@ -27,6 +27,7 @@ from clip.batch import embed as embed_module
 from clip.batch import opening
 from clip.cli import main, progress
 from clip.errors import InputError
+from clip.jobs.cluster import RayOptions
 from clip.jobs.embed import EmbedJob, EmbedReport
 
 COMMAND = str(Path(sys.executable).with_name("clip"))
@@ -341,6 +342,8 @@ FLAGS: list[tuple[list[str], str, object]] = [
     (["--hash"], "hashes", True),
     (["--isolate"], "isolate", True),
     (["--decoders", "processes"], "decoders", "processes"),
+    (["--resize", "device"], "resize", "device"),
+    (["--devices", "cuda:0,cuda:1"], "devices", "cuda:0,cuda:1"),
     (["--architecture", "ViT-B-32"], "architecture", "ViT-B-32"),
     (["--delimiter", ";"], "delimiter", ";"),
     (["--quoting", "none"], "quoting", "none"),
@@ -356,7 +359,8 @@ def test_each_field_of_the_job_has_a_flag_and_each_flag_a_field() -> None:
     flags = {parameter.name for parameter in main.cli.commands["embed"].params}
     without_flag = {"policy__normalize", "columns__types"}  # --raw says the first; tables have the second
     of_command = {"raw", "fast", "dry_run", "estimate", "price_per_hour", "tolerate", "progress", "as_json"}
-    assert flags == (own | nested) - without_flag | of_command
+    of_cluster = {"engine", *(field.name for field in fields(RayOptions))}
+    assert flags == (own | nested) - without_flag | of_command | of_cluster
     tried = set(flatten(EmbedJob, {field: None for _, field, _ in FLAGS}))
     assert tried == (own | nested) - {"source", "output", "columns__types", "max_seconds", "calibration"}
 

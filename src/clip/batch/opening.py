@@ -52,10 +52,6 @@ def open_source(job: EmbedJob) -> Source:
     ).with_types()
     earlier = None if job.policy.overwrite else read_manifest(open_place(job.output) / MANIFEST)
     if earlier is None:
-        own = os.path.realpath(job.output)
-        if any(os.path.realpath(name) == own for name in job.inputs if not is_remote(name)):
-            remedy = "Choose another folder, as files of vectors would lie among the images."
-            raise InputError("`output`", f"{job.output} is the folder of the images", "another one", remedy)
         return source.with_base()
     if earlier.base is None:
         return source

@@ -63,17 +63,18 @@ def duplicates(
 ) -> None:
     """Find the images of OUT that are there several times. Nothing is ever removed.
 
-    OUT is a folder that `clip embed` wrote. The vectors propose pairs; the files and their pixels decide, but at level
-    similar. Of each group one image is to be kept: that of the most pixels, then of the most bytes, then the oldest,
-    then the first by its id. Exit code 0: done, with or without duplicates; 1: it failed; 2: it did not begin.
+    OUT is a folder that `clip embed` wrote, or a folder of images that `clip find` has searched. The vectors propose
+    pairs; the files and their pixels decide, but at level similar. Of each group one image is to be kept: that of the
+    most pixels, then of the most bytes, then the oldest, then the first by its id. Exit code 0: done, with or without
+    duplicates; 1: it failed; 2: it did not begin.
     """
     if as_json + as_csv + not_kept > 1:
         raise click.UsageError("found several of --json, --csv and --not-kept, expected one. Leave the others out.")
     if print0 and not not_kept:
         raise click.UsageError("--print0 is of --not-kept. Pass both, or neither.")
-    from ..batch.place import find_output
+    from .outputs import choose_output
 
-    job = DuplicatesJob(output=find_output(output), **options)
+    job = DuplicatesJob(output=choose_output(output), **options)
     if not_kept and job.level == "similar":
         raise click.UsageError("--not-kept is of images whose pixels were compared. Leave out --level similar.")
     from ..retrieval.duplicates import find_duplicates

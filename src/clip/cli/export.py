@@ -17,28 +17,27 @@ EXAMPLES = ("clip export out/ to/ --format npy",)
 
 
 @click.command(cls=GroupedCommand, short_help="Write vectors as files for other programs.", examples=EXAMPLES)
-@click.argument("output", metavar="OUT")
+@click.argument("output", metavar="OUT...", nargs=-1, required=True)
 @click.argument("target", metavar="TARGET")
 @click.option(
     "--format", type=click.Choice(get_args(ExportFormat)), required=True, help="Format of the files in TARGET."
 )
 @click.option("--overwrite", is_flag=True, help=OVERWRITE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Write the summary as one JSON object, also to stdout.")
-def export(*, as_json: bool, **options: Any) -> None:
+def export(*, as_json: bool, output: tuple[str, ...], **options: Any) -> None:
     """Write the vectors of OUT into the folder TARGET, as files for other programs.
 
     DuckDB, pandas, polars and whatever else reads Parquet need none of it: they read OUT/embeddings/*.parquet.
 
-    OUT is a folder that `clip embed` wrote. The formats are npy (vectors.npy and ids.parquet), clip-retrieval
-    (img_emb/img_emb_*.npy and metadata/metadata_*.parquet, in float16 and of unit length), csv (vectors.csv),
-    safetensors (vectors.safetensors and ids.parquet) and pgvector (pgvector.csv and pgvector.sql, for psql). Rows keep
-    the order of OUT; export.json describes the export. Exit code 0: done; 1: the export failed, and nothing is left of
-    it; 2: it did not begin.
+    OUT is a folder that `clip embed` wrote; several are exported as the one that `clip merge` would make of them. The
+    formats are npy (vectors.npy and ids.parquet), clip-retrieval (img_emb/img_emb_*.npy, metadata/metadata_*.parquet,
+    in float16 and of unit length), csv (vectors.csv), safetensors (vectors.safetensors and ids.parquet) and pgvector
+    (pgvector.csv and pgvector.sql, for psql). Rows keep the order of OUT; export.json describes the export. Exit code
+    0: done; 1: the export failed, and nothing is left of it; 2: it did not begin.
     """
-    from ..batch.place import find_output
+    from .outputs import choose_output
 
-    options["output"] = find_output(options["output"])
-    job = ExportJob(**options)
+    job = ExportJob(output=tuple(map(choose_output, output)), **options)
     from ..store import export as export_module
 
     report = export_module.export(job)

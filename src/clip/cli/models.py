@@ -15,7 +15,7 @@ from .json_lines import to_json
 
 DEVICES_HELP = "List this machine's devices instead, with libraries and precisions; the first is what reference means."
 FIGURES_HEAD = f"{'dim':>5}{'pixels':>8}{'parameters':>15}{'GFLOPs':>9}{'MB':>8}{'ImageNet':>10}"
-MODELS_HEAD = f"{'name':<33}{FIGURES_HEAD}  {'licence':<30}cached"
+MODELS_HEAD = f"{'name':<33}{FIGURES_HEAD}  {'licence':<32}cached"
 CHECK_HELP = (
     "Check the model NAME on this machine instead: pixels, tokens, each precision beside the network in float64, and "
     "what OpenAI's ViT-B/32 gave where published; exit code 1 where something differs."
@@ -88,6 +88,6 @@ def _format_model(row: ModelRow) -> str:
     imagenet = "-" if row.imagenet is None else f"{row.imagenet:.1f}"
     line = (
         f"{row.name:<33}{row.dim:>5}{row.resolution_px:>8}{row.parameters:>15,}{gflops:>9}"
-        f"{row.size_bytes / 1e6:>8.0f}{imagenet:>10}  {row.licence:<30}{row.cached or 'no'}"
+        f"{row.size_bytes / 1e6:>8.0f}{imagenet:>10}  {row.licence:<32}{row.cached or 'no'}"
     )
     return f"\n{line}\n{'':<33}{row.note}" if row.note else line

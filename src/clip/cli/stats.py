@@ -30,9 +30,9 @@ def stats(output: str, *, as_json: bool, **options: Any) -> None:
 
     OUT is a folder that `clip embed` wrote. A score is high if it is high among these. Exit code 0: done; 1: it failed.
     """
-    from ..batch.place import find_output
+    from .outputs import choose_output
 
-    job = StatsJob(output=find_output(output), **options)
+    job = StatsJob(output=choose_output(output), **options)
     from ..retrieval.stats import stats as compute_stats
 
     report = compute_stats(job, say)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -120,7 +122,8 @@ def connect(options: RayOptions) -> Generator[Any]:
         yield ray
         return
     try:
-        ray.init(address=options.address, logging_level=logging.ERROR, log_to_driver=False)
+        with _keeping_signals():
+            ray.init(address=options.address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as exc:
         found = f"found no cluster at {options.address or 'this machine'} ({str(exc).partition(chr(10))[0]})"
         remedy = "Start one with `ray start --head`, or leave `address` out."
@@ -129,6 +132,18 @@ def connect(options: RayOptions) -> Generator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _keeping_signals() -> Generator[None]:
+    """Take back the handlers that Ray replaces: its own wait for half a minute, and exit."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in zip(numbers, handlers, strict=True):
+            if handler is not None:  # as one is that was not set from Python
+                signal.signal(number, handler)
 
 
 def choose_share(nodes: Iterable[dict[str, Any]], options: RayOptions) -> Share:

@@ -34,7 +34,8 @@ X86 = ("x86_64", "amd64")
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "heic": (("pi-heif",), "HEIC files are counted and not read"),
     "int8": (("nncf",), "no precision int8"),
-    "remote": (("fsspec", "aiohttp", "s3fs", "gcsfs"), "no images from s3://, gs:// and https://"),
+    "remote": (("fsspec", "aiohttp", "s3fs", "gcsfs", "obstore"), "nothing on s3://, gs://, az:// and https://"),
+    "ray": (("ray",), "no --engine ray"),
     "search": (("faiss-cpu", "duckdb"), "search scans with numpy, several times slower, and has no --where"),
     "siglip": (("tokenizers",), "no texts for SigLIP and SigLIP 2"),
     "serve": (("starlette", "uvicorn", "h11", "prometheus-client", "python-multipart"), "no clip serve"),

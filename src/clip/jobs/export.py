@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .fields import documented
-from .options import ExportFormat, check_place, check_words
+from .options import ExportFormat, check_place, check_words, list_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 class ExportJob:
     """Which output to write as files for other programs."""
 
-    output: str | Path
-    """The folder that `clip.embed` wrote."""
+    output: str | Path | Sequence[str | Path]
+    """The folder that `clip.embed` wrote; several of the same weights, precision and preprocessing count as one."""
     target: str | Path
     """Folder to write."""
     format: ExportFormat
@@ -29,6 +30,11 @@ class ExportJob:
     def __post_init__(self) -> None:
         check_words(self)
         check_place("target", self.target)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs in `output`, as texts."""
+        return list_inputs(self.output)
 
 
 @documented

@@ -7,8 +7,8 @@ codes that are scanned lie in a mapped file.
     rabitq4   all numbers after a turn at random, and less the middle of the list, half a byte for each
     fp16      all numbers, two bytes for each
 
-Real vectors are lopsided, so that a quarter of the turned numbers ranks nearly as all do: of drawn photos the ten
-nearest to a photo are among the first 20 by it, those to a text among the first 1,000 (LOG.md).
+Real vectors are lopsided, so that a quarter of the turned numbers ranks nearly as all do. How many rows have to be
+compared again is measured for each index (recall.py).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Coder:
     def _fold_steps(self, turned: np.ndarray) -> np.ndarray:
         """Return a query for codes that are multiples of steps, in whole numbers of up to 127: faiss cuts others off.
 
-        Products of bytes with bytes take it half the time of those with floats (LOG.md).
+        It multiplies bytes with bytes then, instead of floats.
         """
         folded = turned * self._ranges[1]
         return np.rint(folded * (STEPS / max(float(np.abs(folded).max()), 1e-30)))

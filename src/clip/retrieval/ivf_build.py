@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 WORK = ".ivf.build"
 STATE, TRAINED, MERGED, CHUNK = "state.json", "trained.index", "merged.index", "chunk-{:05d}.index"
 # Lists are so many times the square root of the rows. faiss advises 4 to 16, but real vectors lie in no clusters: a
-# search reads a good part of the lists however small they are, and each costs it 10 microseconds.
+# search reads a good part of the lists however small they are, and each list costs it something.
 LISTS_PER_ROOT = 1
 SAMPLE_PER_LIST, LEAST_PER_LIST = 60, 20  # rows that a list is trained by; faiss warns of fewer than 39
 LEAST_SAMPLE = 20_000  # rows, so that the turn and the ranges are of as many

@@ -20,7 +20,9 @@ import io
 import json
 import logging
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +32,11 @@ import pyarrow.parquet as pq
 from ..atomic_files import TEMPORARY, atomic_write, make_folder, read_regular, translate_os_errors
 from ..errors import InputError, StoreError, StoreMismatchError
 from ..jobs.export import ExportJob, ExportReport
+from ..jobs.merge import MergeJob
 from ..object_paths import ObjectPath
 from ..parallel import map_ahead
 from .manifest import MANIFEST, read_manifest
+from .merge import merge
 from .parts import EMBEDDING, TEXT_EMBEDDING, stack_vectors, vector_columns
 from .reader import Store
 
@@ -64,13 +68,19 @@ _log = logging.getLogger("clip")
 def export(job: ExportJob) -> ExportReport:
     """Write the vectors of a finished run, with the other columns of its rows, into a separate folder.
 
-    After an error the folder holds nothing of the export.
+    After an error the folder holds nothing of the export. Several outputs are merged first, by links where they are on
+    one disk, in a folder beside the target.
 
-    Raises:  StoreError where there is no output, its run is not over, a part is damaged, or the target cannot be
-             written; StoreMismatchError where the target holds anything but an export that may be overwritten;
-             InputError for a target inside the output.
+    Raises:  as `merge` for several; StoreError where there is no output, its run is not over, a part is damaged, or the
+             target cannot be written; StoreMismatchError where the target holds anything but an export that may be
+             overwritten; InputError for a target inside the output.
     """
-    run = _Run(Store(job.output))
+    if len(job.outputs) > 1:
+        beside = Path(job.target).absolute().parent
+        with translate_os_errors(beside), TemporaryDirectory(prefix=".clip-export-", dir=beside) as folder:
+            merged = merge(MergeJob(source=job.outputs, output=Path(folder, "merged")))
+            return export(replace(job, output=merged.output))
+    run = _Run(Store(next(iter(job.outputs))))
     target = _Target(Path(job.target))
     target.check(run.store.path, overwrite=job.overwrite)
     run.check_names(job.format)

@@ -145,7 +145,15 @@ def test_one_core_and_a_small_object_store_are_enough(
 
 
 @SOAK
-def test_a_cluster_is_started_where_none_is_named(photos: Path, local: Path, tmp_path: Path) -> None:
+def test_a_cluster_is_started_where_none_is_named_and_ends_with_the_run(
+    photos: Path, local: Path, tmp_path: Path
+) -> None:
+    driver = Driver(photos, tmp_path / "out", "--cpus-per-actor", "1", "--save-seconds", "0")
+    driver.wait_for_parts(2)
+    driver.process.terminate()
+    code, said = driver.end()
+    assert code == 128 + signal.SIGTERM, said
+    assert "are kept" in said
     code, said = Driver(photos, tmp_path / "out", "--cpus-per-actor", "1").end()
     assert code == 3, said
     assert_same(tmp_path / "out", local)

@@ -145,13 +145,6 @@ def test_processes_write_what_threads_write_byte_for_byte(photos: Path, weights:
     assert all((tmp_path / "threads" / n).read_bytes() == (tmp_path / "processes" / n).read_bytes() for n in names)
 
 
-def test_vectors_are_not_written_among_the_images(photos: Path, weights: Path) -> None:
-    before = sorted(photos.iterdir())
-    with pytest.raises(InputError, match="is the folder of the images, expected another one"):
-        clip.embed(embed_job(source=photos, output=photos / ".." / photos.name, model=str(weights)))
-    assert sorted(photos.iterdir()) == before
-
-
 def test_isolated_images_are_not_decoded_in_threads() -> None:
     with pytest.raises(InputError, match=r"isolate: found decoders=.threads. too"):
         embed_job(source="in", output="out", isolate=True, decoders="threads")

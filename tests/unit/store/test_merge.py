@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.in_process import Run
 from kit.inputs import draw_photos, number_names
 from kit.jobs import embed_job
 from kit.outputs import read_manifest, read_rows_by_id
@@ -84,6 +85,18 @@ def test_parts_of_one_run_are_put_together_by_links(albums: list[Path], weights:
             assert (tmp_path / "merged" / folder / path.name).read_bytes() == path.read_bytes()
     assert read_manifest(tmp_path / "merged")["counts"] == read_manifest(tmp_path / "whole")["counts"]
     assert verify(VerifyJob(output=tmp_path / "merged")).problems == ()
+
+
+def test_an_export_of_several_is_that_of_their_merge(outputs: list[Path], tmp_path: Path, run: Run) -> None:
+    merge(MergeJob(source=outputs, output=tmp_path / "merged"))
+    assert run("export", tmp_path / "merged", tmp_path / "one", "--format", "npy")[0] == 0
+    code, _, said = run("export", *outputs, tmp_path / "several", "--format", "npy")
+    assert code == 0, said
+    for name in ("vectors.npy", "ids.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes()
+    assert not list(tmp_path.glob(".clip-export-*"))
+    code, _, said = run("export", outputs[0], outputs[0], tmp_path / "twice", "--format", "npy")
+    assert (code, "twice" in said, (tmp_path / "twice").exists()) == (2, True, False)
 
 
 def test_the_same_disk_is_not_needed(outputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
