@@ -28,7 +28,8 @@ def tabulate_flags(command: str) -> str:
 
 def _make_cells(option: click.Option, flags: str, text: str) -> list[str]:
     text = " ".join(text.split())  # a docstring may have several lines
-    value = "" if option.is_flag else f" {CHOICES.sub(r'\1', flags.rpartition(' ')[2])}"
+    metavar = CHOICES.sub(r"\1", flags.rpartition(" ")[2])
+    value = "" if option.is_flag else f" {metavar}"
     names = ", ".join(f"`{name}`" for name in option.opts[:-1])
     spelt = f"{names}{', ' if names else ''}`{option.opts[-1]}{value}`"
     default = ""
