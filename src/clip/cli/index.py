@@ -32,7 +32,7 @@ def index(*, output: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Build the index of OUT that `clip search` uses, unless it is complete and up to date.
 
     OUT is a folder that `clip embed` wrote; the index lies in OUT/_index. A search builds it too where there is none.
-    The exact index is scanned whole. With --type ivf a search reads a few lists of near rows, which is quicker for
+    The exact index is scanned whole. With --type ivf a search reads a few lists of near rows, which is meant for
     millions of rows and finds nearly all: how much is measured on the output's own vectors, for queries like its rows
     and for texts apart. An ivf that was interrupted goes on where it was. Exit code 0: the index is there; 1: it cannot
     be built.

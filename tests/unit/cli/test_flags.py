@@ -137,7 +137,7 @@ def test_a_table_has_a_row_for_each_flag_and_escapes_what_a_table_would_split() 
     assert table[:2] == ["| flag | default | meaning |", "|---|---|---|"]
     assert all(len(re.split(r"(?<!\\)\|", row)) == 5 for row in table)
     assert len(table) == 2 + sum(isinstance(option, click.Option) for option in cli.commands["embed"].params)
-    assert "| `-o`, `--output OUT` | required | Folder to write. |" in table
+    assert "| `-o`, `--output OUT` | required | Folder to write, here or at s3://, gs://, az://. |" in table
     assert r"| `--dtype float32\|float16` | float32 | Number type of the stored vectors. |" in table
     assert "| `--workers N` | one per core | Threads or processes that decode. |" in table
     assert "| `--untrained SEED` | | Draw the weights at random from this seed, instead of reading any. |" in table
