@@ -49,6 +49,8 @@ soak: install
 	CLIP_SOAK_PART_KILLS=100 $(BIN)/pytest tests/fault/batch/test_parts_killed.py
 	CLIP_SOAK_RAY=1 $(BIN)/pytest tests/fault/cluster/test_ray.py
 	CLIP_SOAK_POWER=50 $(BIN)/pytest tests/fault/batch/test_power_cut.py
+	CLIP_SOAK_DAMAGES=500 $(BIN)/pytest tests/fault/retrieval/test_damaged_ivf.py
+	$(BIN)/python bench/ivf.py --synthetic --rows 20000000 --work $(SOAK)
 	CLIP_SOAK_SIZES=2000 $(BIN)/pytest tests/unit/engine/test_resize.py
 	$(BIN)/python bench/scale.py --work $(SOAK)
 	$(BIN)/python bench/scale.py --work $(SOAK) --model ViT-B/32 --untrained

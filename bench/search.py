@@ -33,14 +33,14 @@ def resident(what):
 """
 MAKE = f"""{PEAK}
 import json, sys, time
-import clip.retrieval.search
-report = clip.retrieval.search.index(clip.IndexJob(output=sys.argv[1]))
+import clip
+report = clip.index(clip.IndexJob(output=sys.argv[1]))
 print(json.dumps({{"seconds": report.seconds, "bytes": report.size_bytes, "peak": resident("VmHWM")}}))
 """
 ASK = f"""{PEAK}
 import hashlib, json, sys, time
 import numpy as np
-import clip, clip.retrieval.search
+import clip
 out, engine, queries, compared = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
 index = clip.Index(out, engine=engine)

@@ -13,6 +13,7 @@ from clip.cli.main import cli
 DOCS = Path(__file__).parent.parent / "docs"
 TABLE = re.compile(r"(<!-- flags: (\w+) -->\n).*?(<!-- /flags -->)", re.DOTALL)
 DEFAULT = re.compile(r"\s*\[(?:default: (?P<shown>[^\]]*)|(?P<required>required))\]$")  # as click ends a help text
+CHOICES = re.compile(r"^\[([^\[\]]*)\]$")  # all of a metavar, as click has them, but no part of one: [W:]TEXT
 IN_WORDS = re.compile(r"; default: (?P<words>[^.;]*(?:\.\d+)?)\.?$|[.] Default: (?P<sentence>.*?)\.?$")
 
 
@@ -27,7 +28,8 @@ def tabulate_flags(command: str) -> str:
 
 def _make_cells(option: click.Option, flags: str, text: str) -> list[str]:
     text = " ".join(text.split())  # a docstring may have several lines
-    value = "" if option.is_flag else f" {flags.rpartition(' ')[2].strip('[]')}"
+    metavar = CHOICES.sub(r"\1", flags.rpartition(" ")[2])
+    value = "" if option.is_flag else f" {metavar}"
     names = ", ".join(f"`{name}`" for name in option.opts[:-1])
     spelt = f"{names}{', ' if names else ''}`{option.opts[-1]}{value}`"
     default = ""

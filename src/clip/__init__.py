@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from .jobs import IndexReport as IndexReport
     from .jobs import MergeJob as MergeJob
     from .jobs import MergeReport as MergeReport
+    from .jobs import Recall as Recall
     from .jobs import SearchJob as SearchJob
     from .jobs import SearchReport as SearchReport
     from .jobs import StatsJob as StatsJob
@@ -48,11 +49,12 @@ if TYPE_CHECKING:  # "as" tells type checkers that a name is public
     from .jobs import TuneReport as TuneReport
     from .jobs import VerifyJob as VerifyJob
     from .jobs import VerifyReport as VerifyReport
+    from .jobs import Weighted as Weighted
     from .records import Failure as Failure
     from .retrieval.classify import classify as classify
     from .retrieval.duplicates import find_duplicates as find_duplicates
+    from .retrieval.indexing import index as index
     from .retrieval.search import Index as Index
-    from .retrieval.search import index as index
     from .retrieval.search import search as search
     from .retrieval.stats import stats as stats
     from .store.export import export as export
@@ -74,13 +76,14 @@ _HOMES = {
         *("Classified", "ClassifyJob", "ClassifyReport"),
         *("Duplicate", "DuplicateGroup", "DuplicatesJob", "DuplicatesReport"),
         *("EmbedJob", "EmbedReport", "ExportJob", "ExportReport", "Hit"),
-        *("IndexJob", "IndexReport", "MergeJob", "MergeReport", "SearchJob", "SearchReport"),
-        *("StatsJob", "StatsReport", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport"),
+        *("IndexJob", "IndexReport", "MergeJob", "MergeReport", "Recall", "SearchJob"),
+        *("SearchReport", "StatsJob", "StatsReport", "TuneJob", "TuneReport", "VerifyJob", "VerifyReport", "Weighted"),
     ),
     "records": ("Failure",),
     "retrieval.classify": ("classify",),
     "retrieval.duplicates": ("find_duplicates",),
-    "retrieval.search": ("Index", "index", "search"),
+    "retrieval.indexing": ("index",),
+    "retrieval.search": ("Index", "search"),
     "retrieval.stats": ("stats",),
     "store.export": ("export",),
     "store.merge": ("merge",),

@@ -21,9 +21,9 @@ from ..jobs.verify import Problem, VerifyJob, VerifyReport
 from ..records import Failure, Pixels, Shard, id_hash, listed_id
 from ..store.derived import check_derived, find_foreign
 from ..store.manifest import CALIBRATION, INDEX, MANIFEST, read_calibration
-from ..store.parts import EMBEDDINGS, FAILURES, PART, vector_columns
+from ..store.parts import EMBEDDINGS, FAILURES, PART, stack_vectors, vector_columns
 from ..store.plan import Plan, read_plan
-from ..store.reader import Store, stack_vectors
+from ..store.reader import Store
 from ..text.tokens import Tokenizing
 from ..vectors import unit_vectors
 from .count import Expected, count_shard

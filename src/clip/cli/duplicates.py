@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +16,7 @@ import click
 from ..atomic_files import atomic_write, translate_os_errors
 from ..jobs.duplicates import DuplicateGroup, DuplicatesJob, DuplicatesReport
 from ..records import shorten
+from .counter import Counter
 from .flags import GroupedCommand, job_option
 from .json_lines import to_json
 from .progress import escape, say
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import BinaryIO
 
-INTERVAL_S = 5.0  # between lines of progress
 COLUMNS = ("group", "keep", "like", "cosine", "id", "path", "width", "height", "size_bytes")
 JSON_HELP = "Write one JSON object per group, then the report as the last."
 CSV_HELP = "Write CSV with a header, a line per image."
@@ -96,7 +95,9 @@ def duplicates(
             if file is not None:
                 file.write(_format_section(group).encode())
 
-        report = find_duplicates(job, each, say, _Counter().update)
+        counter = Counter()
+        files.callback(counter.close)
+        report = find_duplicates(job, each, say, counter.update)
     if as_json:
         click.echo(to_json({name: value for name, value in asdict(report).items() if name != "groups"}))
     say(describe(report, job))
@@ -117,24 +118,6 @@ def describe(report: DuplicatesReport, job: DuplicatesJob) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-class _Counter:
-    """Says now and then how far the search is, and how long it may take."""
-
-    def __init__(self) -> None:
-        self._what, self._began, self._spoken = "", 0.0, 0.0
-
-    def update(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if what != self._what:
-            self._what, self._began, self._spoken = what, now, now
-        if now - self._spoken >= INTERVAL_S:
-            self._spoken = now
-            # Rows are compared with those after them: the first ones with the most.
-            share = 1 - (1 - done / total) ** 2 if what == "rows compared" else done / total
-            left = (now - self._began) * (1 - share) / max(share, 1e-9)
-            say(f"{done:,} of {total:,} {what}, {left:,.0f} s left")
 
 
 def _choose_format(*, as_json: bool, as_csv: bool, end: str | None) -> Callable[[DuplicateGroup], None]:

@@ -46,6 +46,7 @@ def answer(
     *,
     previews: bool,
     opens: bool,
+    explains: bool = False,
 ) -> None:
     """Search, and write the hits: pictures first, where the terminal shows them."""
     protocol = find_protocol() if form == "table" and previews and job.contact_sheet is None else None
@@ -69,6 +70,8 @@ def answer(
         letters = report.missing_letters[:MAX_LETTERS]
         advice = "" if job.html else "; --html FILE.html shows every script"
         say(f"{job.contact_sheet}: no font of this machine has {letters}{advice}")
+    for line in report.how if explains else ():
+        say(line)
     if opens:
         _open_first(job, report)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ import click
 
 from ..jobs.embed import EmbedJob, EmbedReport, Progress
 from ..jobs.options import DecodeOptions, ModelOptions, OutputPolicy
-from ..jobs.search import SearchJob
+from ..jobs.search import SearchJob, Weighted
 from ..object_paths import open_place
 from ..own_files import is_output
 from .failures import list_first
@@ -29,20 +30,26 @@ from .progress import Reporter, describe_ignored, say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TEXT_HELP = "Text to find images of. May be repeated: all texts, images and the vector are averaged."
-IMAGE_HELP = "Image file to find similar images to; - is stdin. May be repeated."
+TEXT_HELP = (
+    "Text to find images of. May be repeated: all texts, images and the vector are averaged. A weight may come first: "
+    "2:cat counts double, -1:snow is avoided."
+)
+IMAGE_HELP = "Image file, or URL, to find similar images to; - is stdin. May be repeated, with weights as of --text."
+LIKE_HELP = "Id of a row, as a hit shows it, to find others like it. May be repeated."
 VECTOR_HELP = "File with a vector to find, as a JSON list or .npy; - is stdin. Needs no model."
 K_HELP = "Number of hits to return, the best first."
 NOT_HELP = "Text to avoid: its vector is subtracted. May be repeated."
 WHERE_HELP = (
     "Condition on the columns of OUT but the vectors, in SQL: \"width > 1000 AND format = 'JPEG'\". Needs DuckDB."
 )
+GROUP_HELP = "Of hits that are one image, by their files and pixels as of `clip duplicates`, show the best alone."
 PLAIN_HELP = "Write only the paths, one per line; for a member of an archive, the archive's."
 PRINT0_HELP = "Write only the paths, as their bytes, each with a NUL after it, for xargs -0."
 SHEET_HELP = "Also write the hits, at most 1,000, as one image."
 HTML_HELP = "Also write the hits, at most 1,000, as a page with thumbnails, links and names in any script."
 OPEN_HELP = "Open the page or the contact sheet that is written, else the best hit, as a double click would."
 PREVIEWS_HELP = "Show the hits as pictures where the terminal can (kitty, iTerm2, WezTerm, Ghostty)."
+EXPLAIN_HELP = "Say on stderr how the index is searched, and which recall was measured."
 FETCH_HELP = "Ask servers for images of the contact sheet and the page that are there."
 MODEL_HELP = "Where the run's weights are.  [default: as in the manifest]"
 FIND_MODEL_HELP = "A released name, sketch, or the path of weights; each model has vectors of its own."
@@ -50,15 +57,30 @@ WHERE_IS_HELP = "Print the folder that holds the vectors, and stop."
 NO_UPDATE_HELP = "Search what is indexed already, without a look at the folder."
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".heic", ".tif", ".tiff", ".bmp", ".JPG", ".JPEG", ".PNG")
+# A number, a colon, and no further digit: 16:9 and 3:10 to Yuma are texts.
+WEIGHT = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)):(?=[^\d\s])(.+)", re.DOTALL)
+
+
+def _read_weights(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return texts or images; those with a weight before them as Weighted. A file of the whole name is that file."""
+    terms: list[str | Weighted] = []
+    for value in values:
+        found = None if os.path.isfile(value) else WEIGHT.fullmatch(value)  # noqa: PTH113
+        terms.append(value if found is None else Weighted(found[2], float(found[1])))
+    return tuple(terms)
+
+
 QUERY, ANSWER = partial(grouped, "What to find"), partial(grouped, "How to answer")
 _QUERY = (
-    QUERY("-t", "--text", "texts", metavar="TEXT", multiple=True, help=TEXT_HELP),
-    QUERY("-i", "--image", "images", metavar="FILE", multiple=True, help=IMAGE_HELP),
+    QUERY("-t", "--text", "texts", metavar="[W:]TEXT", multiple=True, callback=_read_weights, help=TEXT_HELP),
+    QUERY("-i", "--image", "images", metavar="[W:]FILE|URL", multiple=True, callback=_read_weights, help=IMAGE_HELP),
+    QUERY("--like", metavar="ID", multiple=True, help=LIKE_HELP),
     QUERY("--vector", metavar="FILE", help=VECTOR_HELP),
     QUERY("--not", "negative", metavar="TEXT", multiple=True, help=NOT_HELP),
     QUERY("-n", "k", metavar="N", type=int, default=SearchJob.k, show_default=True, help=K_HELP),
     QUERY("--min-score", metavar="S", type=float, help="Lowest cosine that a hit may have."),
     QUERY("--where", metavar="SQL", help=WHERE_HELP),
+    QUERY("--group-duplicates", is_flag=True, help=GROUP_HELP),
 )
 _ANSWER = (
     ANSWER("--contact-sheet", metavar="FILE.png", help=SHEET_HELP),
@@ -116,6 +138,7 @@ def find(*, words: tuple[str, ...], **options: Any) -> None:
 @click.argument("words", metavar="[TEXT]...", nargs=-1)
 @_with(_QUERY)
 @_with(_ANSWER)
+@ANSWER("--explain", "explains", is_flag=True, help=EXPLAIN_HELP)
 @ANSWER("--root", metavar="DIR", help=ROOT_HELP)
 @ANSWER("--fetch", is_flag=True, help=FETCH_HELP)
 @MODEL("-m", "--model", metavar="MODEL", help=MODEL_HELP)
@@ -132,12 +155,12 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     _check_words(words)
     options["texts"] += words
     if options["root"] is None and _is_folder_of_images(output):
-        del options["root"], options["fetch"]
+        del options["root"], options["fetch"], options["explains"]
         options["model"] = options["model"] or ModelOptions.name
         _find(output, **options)
         return
     form = choose_form(**{name: options.pop(name) for name in ("as_json", "as_csv", "plain", "print0")})
-    shown = {name: options.pop(name) for name in ("previews", "opens")}
+    shown = {name: options.pop(name) for name in ("previews", "opens", "explains")}
     job = SearchJob(output=output if len(outputs) == 1 else outputs, **options)
     from ..retrieval import search as search_module
     from ..sources.remote.client import is_remote
@@ -145,7 +168,7 @@ def search(*, output: str, words: tuple[str, ...], **options: Any) -> None:
     from .sketch import warn_of_words
 
     manifest = read_manifest(open_place(output) / MANIFEST)
-    warn_of_words(manifest and manifest.model, (*job.texts, *job.negative))
+    warn_of_words(manifest and manifest.model, tuple(job.words))
     if manifest is not None and job.root is None and manifest.base:
         base = manifest.find_base(open_place(output))
         if not (is_remote(base) or os.path.isdir(base)):  # noqa: PTH112
@@ -234,7 +257,7 @@ def _find(folder: str, *, model: str, no_update: bool = False, where_is: bool = 
     from ..store.reader import Store
     from .sketch import warn_of_photographs, warn_of_words
 
-    warn_of_words(model, (*query.texts, *query.negative))
+    warn_of_words(model, tuple(query.words))
     if is_output(str(place)):
         warn_of_photographs(Store(place))
     # Nothing is said of the index, which is made in a moment, and which nobody who searches a folder asked for.

@@ -10,11 +10,11 @@ from .duplicates import Duplicate, DuplicateGroup, DuplicatesJob, DuplicatesRepo
 from .embed import EmbedJob, EmbedReport, Listing, Progress
 from .export import ExportJob, ExportReport
 from .health import CheckRow, ExtraRow, Health
-from .index import IndexJob, IndexReport
+from .index import IndexJob, IndexReport, Recall
 from .merge import MergeJob, MergeReport
 from .models import DeviceRow, Fetched, FetchJob, ModelRow
 from .options import Columns, DecodeOptions, Limits, ModelOptions, OutputPolicy
-from .search import Hit, SearchJob, SearchReport
+from .search import Hit, SearchJob, SearchReport, Weighted
 from .serve import ServeJob, Traffic
 from .stats import Cosines, StatsJob, StatsReport
 from .tune import SettingRow, TuneJob, TuneReport
@@ -25,6 +25,6 @@ __all__ = [
     "DeviceRow", "Duplicate", "DuplicateGroup", "DuplicatesJob", "DuplicatesReport", "EmbedJob", "EmbedReport",
     "ExportJob", "ExportReport", "ExtraRow", "FetchJob", "Fetched", "Health", "Hit", "IndexJob", "IndexReport",
     "Limits", "Listing", "MergeJob", "MergeReport", "ModelOptions", "ModelRow", "OutputPolicy", "Problem", "Progress",
-    "RayOptions", "SearchJob", "SearchReport", "ServeJob", "SettingRow", "StatsJob", "StatsReport", "Traffic",
-    "TuneJob", "TuneReport", "VerifyJob", "VerifyReport",
+    "RayOptions", "Recall", "SearchJob", "SearchReport", "ServeJob", "SettingRow", "StatsJob", "StatsReport", "Traffic",
+    "TuneJob", "TuneReport", "VerifyJob", "VerifyReport", "Weighted",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..records import STDIN
@@ -19,17 +19,42 @@ MAX_SHEET = 1_000  # images on a contact sheet, 75 million pixels
 SHEET_ENDINGS = {"contact_sheet": (".png",), "html": (".html", ".htm")}
 
 
+MAX_WEIGHT = 1_000.0
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A text or an image of a query with a weight: above 1 it counts more, below 0 it is to be avoided."""
+
+    value: Any
+    """The text; or the image, in any form that a search takes."""
+    weight: float
+    """What its vector is multiplied by."""
+
+    def __post_init__(self) -> None:
+        if not 0 < abs(self.weight) <= MAX_WEIGHT:
+            expected = f"a number of up to {MAX_WEIGHT:g}, above or below 0"
+            raise InputError("weight", f"found {self.weight}", expected, "Pass 2, say, or -1.")
+
+
+def weigh(value: Any) -> Weighted:
+    """Return a text or an image with its weight, 1 where it has none."""
+    return value if isinstance(value, Weighted) else Weighted(value, 1.0)
+
+
 @documented
 @dataclass(frozen=True, kw_only=True)
 class SearchJob:
-    """A query over an output. Texts, images and the vector are averaged; negative texts are subtracted."""
+    """A query over an output. Texts, images, rows and the vector are averaged; negative texts are subtracted."""
 
     output: str | Path | Sequence[str | Path]
     """The folder that `clip.embed` wrote; or several of the same weights, which are searched as one."""
-    texts: tuple[str, ...] = ()
+    texts: tuple[str | Weighted, ...] = ()
     """Texts to find images of."""
-    images: tuple[str, ...] = ()
-    """Image files to find similar images to; "-" is stdin."""
+    images: tuple[str | Weighted, ...] = ()
+    """Image files, or URLs, to find similar images to; "-" is stdin."""
+    like: tuple[str, ...] = ()
+    """Ids of rows to find others like them."""
     vector: str | None = None
     """File with a vector to find, as JSON or .npy; "-" is stdin."""
     negative: tuple[str, ...] = ()
@@ -40,6 +65,8 @@ class SearchJob:
     """Lowest cosine that a hit may have."""
     where: str | None = None
     """Condition on the columns, in SQL; default: all rows."""
+    group_duplicates: bool = False
+    """Of hits that are one image, by files and pixels as of `find_duplicates`, return the best alone."""
     contact_sheet: str | Path | None = None
     """PNG file to write the hits to, as one image."""
     html: str | Path | None = None
@@ -54,9 +81,9 @@ class SearchJob:
     """Device of the model."""
 
     def __post_init__(self) -> None:
-        if not (self.texts or self.images or self.vector):
+        if not (self.wanted or self.like or self.vector):
             raise InputError("query", "found nothing to look for", "a text, an image or a vector", "Pass `texts`.")
-        if [*self.images, self.vector].count(STDIN) > 1:
+        if [*(weigh(image).value for image in self.images), self.vector].count(STDIN) > 1:
             raise InputError("query", "found '-' twice", "stdin to be read once", "Name a file for the other.")
         for name, endings in SHEET_ENDINGS.items():
             sheet = getattr(self, name)
@@ -72,6 +99,16 @@ class SearchJob:
             raise InputError("`output`", "found none", "one or several outputs", "Pass them.")
         if self.root is not None and self.outputs[1:]:
             raise InputError("`root`", "found several outputs", "one, whose images moved", "Search them one by one.")
+
+    @property
+    def wanted(self) -> list[Any]:
+        """The texts and images that are not to be avoided."""
+        return [term.value for term in map(weigh, [*self.texts, *self.images]) if term.weight > 0]
+
+    @property
+    def words(self) -> list[str]:
+        """All texts, of those to be avoided too."""
+        return [*(weigh(text).value for text in self.texts), *self.negative]
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -113,3 +150,5 @@ class SearchReport:
     """Hits whose image the contact sheet, or the page, could not read."""
     missing_letters: str = ""
     """Letters of the contact sheet that no font of this machine has, so that boxes are drawn."""
+    how: tuple[str, ...] = ()
+    """How the index of each output was searched, in words, and the recall that was measured of it."""

@@ -28,8 +28,8 @@ from ..jobs.options import ModelOptions
 from ..object_paths import open_place
 from ..store.manifest import MANIFEST, read_manifest
 from ..store.merge import check_alike
-from ..store.parts import EMBEDDINGS, FAILURES
-from ..store.reader import Store, stack_vectors
+from ..store.parts import EMBEDDINGS, FAILURES, stack_vectors
+from ..store.reader import Store
 from ..vectors import unit_vectors
 from .prompts import PLACEHOLDER, read_labels, read_templates
 

@@ -76,7 +76,7 @@ def find_duplicates(
     Raises:  as Index; InputError for an output of texts, and where the images are gone; StoreError.
     """
     started = time.monotonic()
-    index = Index(job.output, root=job.root, tell=tell)
+    index = Index(job.output, exact=True, root=job.root, tell=tell)
     if index.store.manifest.kind == "texts":
         raise InputError("`output`", f"{index.store.path} holds texts", "images", "Pass an output of images.")
     codes = index.codes

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import sys
-import time
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +20,16 @@ import numpy as np
 
 from ..errors import ImageError, InputError, StoreError
 from ..images.decode import decode, read_pixels
-from ..jobs.index import IndexJob, IndexReport
-from ..jobs.search import SHEET_ENDINGS, Hit, SearchJob, SearchReport, check_search
+from ..jobs.options import Limits
+from ..jobs.search import SHEET_ENDINGS, Hit, SearchJob, SearchReport, Weighted, check_search, weigh
 from ..records import STDIN, Failure, Item
+from ..sources.remote.client import is_remote
+from ..sources.remote.client import read as read_url
 from ..store.merge import check_alike
 from ..store.reader import Store
 from ..vectors import usable_norms
-from .index_file import FILE, check_index, open_index
+from .index_file import ExactIndex, open_index
+from .indexing import explain, open_any
 from .where import filter_rows
 
 if TYPE_CHECKING:
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from ..encoder import Encoder, ImageLike
+    from .ivf_file import Queries
     from .scan import ScanEngine
 
 NPY_MAGIC = b"\x93NUMPY"
+MORE_HITS = 20  # that are looked at for copies, beside twice as many as are asked for
 CANCELLED = 1e-6  # a difference of a smaller norm is rounding alone
 
 
@@ -54,9 +58,12 @@ class Index:
         model: str | None = None,
         device: str = "auto",
         engine: ScanEngine | None = None,
+        exact: bool = False,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Map the index of an output; make it first where none fits the present parts.
+
+        An output that has an IVF index (`clip.index` with `type="ivf"`) is searched by it, but with `exact`.
 
         The model is loaded with the first text or image: the run's, found by the manifest, or `model` if it has the
         same weights. `engine` does the scan (default: faiss where it is installed); the hits are the same. `tell` is
@@ -69,13 +76,13 @@ class Index:
         self.store = Store(output, root)
         self._model, self._device = model, device
         self._engine: ScanEngine | None = engine
-        self._index = open_index(self.store, tell)
+        self._index = open_index(self.store, tell) if exact else open_any(self.store, model, device, tell)
         if not len(self):
             raise StoreError(self.store.path, "holds no vectors", remedy="Embed images into it first.")
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return self._index.rows.num_rows
+        return len(self._index.rows)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -87,78 +94,132 @@ class Index:
     def search(
         self,
         *,
-        text: str | Sequence[str] = (),
-        image: ImageLike | Sequence[ImageLike] = (),
+        text: str | Weighted | Sequence[str | Weighted] = (),
+        image: ImageLike | Weighted | Sequence[ImageLike | Weighted] = (),
         vector: ArrayLike | None = None,
+        like: str | Sequence[str] = (),
         negative: str | Sequence[str] = (),
         k: int = 10,
         min_score: float | None = None,
         where: str | None = None,
     ) -> list[Hit]:
-        """Return the k rows of the highest score, the best first; of equal scores the lower id first. Exact.
+        """Return the k rows of the highest score, the best first; of equal scores the lower id first.
 
-        A score is a row's cosine to the query, rounded to nine decimals. Texts, images and the vector are averaged; the
-        average of `negative` texts is subtracted. `where` is a condition on the other columns, as in SQL; rows of a
-        score below `min_score` are left out.
+        Exact, but by an IVF index, which misses a row as often as was measured. A score is a row's cosine to the query,
+        rounded to nine decimals. Texts, images, the rows whose ids are in `like`, and the vector are averaged; the
+        average of `negative` texts is subtracted. A `Weighted` text or image counts as much as its weight says, and is
+        subtracted where that is below 0. An image may be a URL. Rows in `like` are no hits. `where` is a condition on
+        the other columns, as in SQL; rows of a score below `min_score` are left out.
 
         Shapes:  vector (D,), of any length but 0.
         Raises:  InputError for a query without a direction, or a wrong `where`, `k` or `min_score`; TextTooLongError;
                  ImageError; as Encoder; StoreError for a damaged index.
         """
         check_search(k, min_score)
-        query = self.build_query(_as_list(text), _as_list(image), vector, _as_list(negative))
-        return self.find(query, k, min_score, where)
+        liked = _as_list(like)
+        rows = [self.read_vector(self.find_row(own_id)) for own_id in liked]
+        query = self.build_query(_as_list(text), _as_list(image), vector, _as_list(negative), rows)
+        queries = _name_queries(_as_list(text) or _as_list(negative), [*_as_list(image), *rows], vector)
+        hits = self.find(query, k + len(liked), min_score, where, queries)
+        return [hit for hit in hits if hit.id not in liked][:k]
 
-    def find(self, query: np.ndarray, k: int, min_score: float | None = None, where: str | None = None) -> list[Hit]:
+    def find(
+        self,
+        query: np.ndarray,
+        k: int,
+        min_score: float | None = None,
+        where: str | None = None,
+        queries: Queries | None = None,
+    ) -> list[Hit]:
         """Return the k rows nearest to a direction, as `search` does; shapes and errors as `rank`."""
-        nearest = self.rank(query, k, min_score=min_score, where=where)
-        ids, paths = (self.rows.column(name) for name in ("id", "path"))
-        return [Hit(ids[place].as_py(), self.store.locate(paths[place].as_py()), score) for place, score in nearest]
+        return self.list_hits(self.rank(query, k, min_score=min_score, where=where, queries=queries))
+
+    def list_hits(self, nearest: Sequence[tuple[int, float]]) -> list[Hit]:
+        """Return the hits of places and scores. Raises: StoreError for a damaged index."""
+        found = self._index.rows.take([place for place, _ in nearest], ["id", "path"]).to_pylist()
+        return [
+            Hit(row["id"], self.store.locate(row["path"]), score)
+            for row, (_, score) in zip(found, nearest, strict=True)
+        ]
 
     def rank(
-        self, query: np.ndarray, k: int, *, min_score: float | None = None, where: str | None = None
+        self,
+        query: np.ndarray,
+        k: int,
+        *,
+        min_score: float | None = None,
+        where: str | None = None,
+        queries: Queries | None = None,
     ) -> list[tuple[int, float]]:
         """Return the places in `rows` of the k rows nearest to a direction, and their scores, as `search` does.
+
+        `queries` says whether the direction is that of images or of texts (default: it may be either), as an IVF index
+        reads more for texts.
 
         Shapes:  query float64 (D,), of unit length.
         Raises:  InputError for a wrong `where`; StoreError for a damaged index.
         """
         rows = None if where is None else filter_rows(self.rows, where)
-        nearest = self._index.find_nearest(query, k, rows=rows, engine=self._engine)
+        if isinstance(self._index, ExactIndex):
+            nearest = self._index.find_nearest(query, k, rows=rows, engine=self._engine)
+        else:
+            nearest = self._index.find_nearest(query, k, rows=rows, queries=queries)
         return [(place, score) for place, score in nearest if min_score is None or score >= min_score]
 
     @property
     def rows(self) -> pa.Table:
         """All columns but the vectors, in the order of the parts; paths are relative to the output's base."""
-        return self._index.rows
+        return self._index.rows.table
 
     @property
     def codes(self) -> np.ndarray:
-        """All vectors at unit length, rounded, mapped. Shapes: float16 (N, D)."""
+        """All vectors at unit length, rounded, mapped. Shapes: float16 (N, D). Raises: InputError for an IVF index."""
+        if not isinstance(self._index, ExactIndex):
+            raise InputError("`exact`", "found an IVF index, which has no such codes", "True", "Pass `exact=True`.")
         return self._index.codes
+
+    def explain(self) -> list[str]:
+        """Return how this index is searched, in words, and what recall was measured."""
+        return explain(self._index)
 
     def read_vector(self, place: int) -> np.ndarray:
         """Return the vector of a row at unit length. Shapes: float64 (D,). Raises: StoreError for a damaged index."""
-        return self._normalise(f"row {place}", self._index.read_vector(place))
+        return self._normalise(f"row {place}", self._index.rows.read_vectors(np.array([place]))[0])
+
+    def find_row(self, own_id: str) -> int:
+        """Return the place of the first row of an id. Raises: InputError where there is none."""
+        place = self.rows.column("id").index(own_id).as_py()
+        if place < 0:
+            raise InputError("`like`", f"found {own_id!r}", f"an id of {self.store.path}", "Pass a hit's id.")
+        return place
 
     def build_query(
-        self, texts: Sequence[str], images: Sequence[ImageLike], vector: ArrayLike | None, negative: Sequence[str]
+        self,
+        texts: Sequence[str | Weighted],
+        images: Sequence[ImageLike | Weighted],
+        vector: ArrayLike | None,
+        negative: Sequence[str],
+        rows: Sequence[np.ndarray] = (),
     ) -> np.ndarray:
-        """Return the direction to search in. Shapes: float64 (D,), of unit length. Raises: as `search`."""
-        positive = [] if vector is None else [self._normalise("`vector`", vector)[None]]
-        if images:
-            positive.append(np.stack([self._normalise("`image`", self._encode_image(image)) for image in images]))
-        if texts or negative:
-            features = self.encoder.encode_text([*texts, *negative]).float().cpu().numpy()
-            units = np.stack([self._normalise("text", row) for row in features])
-            positive.append(units[: len(texts)])
-            unwanted = units[len(texts) :]
-        else:
-            unwanted = np.empty((0, self.store.dim))
-        wanted = np.concatenate([np.empty((0, self.store.dim)), *positive])
-        if not len(wanted):
+        """Return the direction to search in; `rows` are vectors of rows to find others like them.
+
+        Shapes:  rows float64 (D,), of unit length -> float64 (D,), of unit length.
+        Raises:  as `search`.
+        """
+        terms = [(1.0, row) for row in rows]
+        if vector is not None:
+            terms.append((1.0, self._normalise("`vector`", vector)))
+        shown = map(weigh, images)
+        terms += [(one.weight, self._normalise("`image`", self._encode_image(one.value))) for one in shown]
+        words = [*map(weigh, texts), *(Weighted(text, -1.0) for text in negative)]
+        if words:
+            features = self.encoder.encode_text([word.value for word in words]).float().cpu().numpy()
+            terms += [(word.weight, self._normalise("text", row)) for word, row in zip(words, features, strict=True)]
+        wanted = [weight * unit for weight, unit in terms if weight > 0]
+        if not wanted:
             raise InputError("query", "found nothing to look for", "a text, an image or a vector", "Pass one.")
-        return combine(wanted, unwanted)
+        unwanted = [-weight * unit for weight, unit in terms if weight < 0]
+        return combine(np.stack(wanted), np.array(unwanted).reshape(-1, self.store.dim))
 
     def _normalise(self, name: str, vector: ArrayLike) -> np.ndarray:
         """Return a vector at unit length. Shapes: (D,) -> float64 (D,). Raises: InputError if it has no direction."""
@@ -182,7 +243,7 @@ class Index:
         if isinstance(image, (str, os.PathLike)):
             name = os.fspath(image)
             try:
-                image = Path(name).read_bytes()
+                image = read_url(name, Limits.max_bytes) if is_remote(name) else Path(name).read_bytes()
             except (OSError, ValueError) as exc:
                 raise InputError(name, f"cannot be read ({exc})", "an image", "Check the path.") from exc
         else:
@@ -206,7 +267,7 @@ class Index:
 def combine(wanted: np.ndarray, unwanted: np.ndarray) -> np.ndarray:
     """Return the direction from the centroid of what is unwanted to that of what is wanted.
 
-    Shapes:  float64 (N, D) with N above 0, and (M, D), of unit length -> float64 (D,), of unit length.
+    Shapes:  float64 (N, D) with N above 0, and (M, D), of unit length times weights -> float64 (D,), of unit length.
     Raises:  InputError where they cancel each other out.
     """
     difference = wanted.mean(axis=0) - (unwanted.mean(axis=0) if len(unwanted) else 0)
@@ -214,6 +275,13 @@ def combine(wanted: np.ndarray, unwanted: np.ndarray) -> np.ndarray:
     if norm < CANCELLED:
         raise InputError("query", "its parts cancel out", remedy="Leave one of them out.")
     return difference / norm
+
+
+def _name_queries(texts: Sequence[object], images: Sequence[object], vector: object) -> Queries | None:
+    """Return what a query is like: "texts" or "rows"; None where it may be either."""
+    if texts:
+        return "texts"
+    return "rows" if images and vector is None else None
 
 
 def _as_list(value: Any) -> Sequence[Any]:
@@ -227,19 +295,48 @@ def search(job: SearchJob, tell: Callable[[str], None] = lambda _: None) -> Sear
              page cannot be written.
     """
     vector = None if job.vector is None else _read_vector(job.vector)
-    images = [sys.stdin.buffer.read() if name == STDIN else name for name in job.images]
+    images = [
+        Weighted(sys.stdin.buffer.read(), term.weight) if term.value == STDIN else term
+        for term in map(weigh, job.images)
+    ]
     indexes = [Index(name, root=job.root, model=job.model, device=job.device, tell=tell) for name in job.outputs]
     first = indexes[0]
     for other in indexes[1:]:
         check_alike(first.store, other.store)
-    for name in SHEET_ENDINGS:
-        if getattr(job, name) is not None and first.store.manifest.kind == "texts":
+    for name in (*SHEET_ENDINGS, "group_duplicates"):
+        if getattr(job, name) and first.store.manifest.kind == "texts":
             raise InputError(f"`{name}`", f"{first.store.path} holds texts", "images", "Leave it out.")
-    query = first.build_query(job.texts, images, vector, job.negative)
-    found = [(hit, index.store) for index in indexes for hit in index.find(query, job.k, job.min_score, job.where)]
+    rows = [_read_like(indexes, own_id) for own_id in job.like]
+    query = first.build_query(job.texts, images, vector, job.negative, rows)
+    queries = _name_queries([*job.texts, *job.negative], [*images, *rows], vector)
+    found = [(hit, index.store) for index in indexes for hit in _find(index, job, query, queries)]
     found = sorted(found, key=lambda pair: (-pair[0].score, pair[0].id, pair[0].path))[: job.k]
     hits = [hit for hit, _ in found]
-    return SearchReport(tuple(hits), sum(map(len, indexes)), *_write_sheets(job, found))
+    how = tuple(line for index in indexes for line in index.explain())
+    return SearchReport(tuple(hits), sum(map(len, indexes)), *_write_sheets(job, found), how)
+
+
+def _find(index: Index, job: SearchJob, query: np.ndarray, queries: Queries | None) -> list[Hit]:
+    """Return the hits of one output."""
+    k = job.k + len(job.like)
+    if not job.group_duplicates:
+        hits = index.find(query, k, job.min_score, job.where, queries)
+        return [hit for hit in hits if hit.id not in job.like][: job.k]
+    from .copies import drop_copies  # here, because few searches ask for it
+
+    ranked = index.rank(query, 2 * k + MORE_HITS, min_score=job.min_score, where=job.where, queries=queries)
+    hits = index.list_hits(ranked)
+    ranked = [pair for pair, hit in zip(ranked, hits, strict=True) if hit.id not in job.like]
+    units = np.array([index.read_vector(place) for place, _ in ranked]).reshape(-1, index.store.dim)
+    return index.list_hits(drop_copies(index.store, index.rows, ranked, units, fetch=job.fetch)[: job.k])
+
+
+def _read_like(indexes: Sequence[Index], own_id: str) -> np.ndarray:
+    """Return the vector of a row of the first output that has its id. Raises: InputError where none has."""
+    for index in indexes[:-1]:
+        if index.rows.column("id").index(own_id).as_py() >= 0:
+            return index.read_vector(index.find_row(own_id))
+    return indexes[-1].read_vector(indexes[-1].find_row(own_id))
 
 
 def _write_sheets(job: SearchJob, found: Sequence[tuple[Hit, Store]]) -> tuple[int, str]:
@@ -267,8 +364,16 @@ def _write_sheets(job: SearchJob, found: Sequence[tuple[Hit, Store]]) -> tuple[i
 
 def _describe_query(job: SearchJob) -> str:
     """Return the query in words, as the title of the contact sheet."""
-    wanted = [*map(repr, job.texts), *(Path(name).name for name in job.images), *(["a vector"] if job.vector else [])]
-    return " + ".join(wanted) + "".join(f" - {text!r}" for text in job.negative)
+    terms = [*map(weigh, job.texts), *(Weighted(Path(weigh(name).value), weigh(name).weight) for name in job.images)]
+    terms += [*(Weighted(Path(own_id), 1.0) for own_id in job.like), *(Weighted(text, -1.0) for text in job.negative)]
+    words = [*map(_describe_term, terms), *(["+ a vector"] if job.vector else [])]
+    return " ".join(words).removeprefix("+ ")
+
+
+def _describe_term(term: Weighted) -> str:
+    name = term.value.name if isinstance(term.value, Path) else repr(term.value)
+    times = "" if abs(term.weight) == 1 else f"{abs(term.weight):g} "
+    return f"{'-' if term.weight < 0 else '+'} {times}{name}"
 
 
 def _read_vector(name: str) -> Any:
@@ -280,17 +385,3 @@ def _read_vector(name: str) -> Any:
         found = f"{name!r} cannot be read ({exc})"
         raise InputError("`vector`", found, "a JSON list or a .npy file", "Pass one of them.") from exc
     return value[0] if isinstance(value, np.ndarray) and value.ndim == 2 and len(value) == 1 else value
-
-
-def index(job: IndexJob) -> IndexReport:
-    """Make the index of an output, unless there is one that is whole and up to date.
-
-    Raises:  StoreError if there is no output, a part is damaged, or the index cannot be written; StoreBusyError if a
-             job keeps changing the parts.
-    """
-    started = time.monotonic()
-    store = Store(job.output)
-    checked, made = check_index(store)
-    store.check_rows(checked.rows.num_rows)
-    path = store.index_folder / FILE
-    return IndexReport(path, checked.rows.num_rows, path.stat().st_size, made, time.monotonic() - started)

@@ -23,7 +23,7 @@ def stats(job: StatsJob, tell: Callable[[str], None] = lambda _: None) -> StatsR
 
     Raises:  as Index; of texts as Encoder, and TextTooLongError.
     """
-    index = Index(job.output, model=job.model, device=job.device, tell=tell)
+    index = Index(job.output, exact=True, model=job.model, device=job.device, tell=tell)
     what = "text to text" if index.store.manifest.kind == "texts" else "image to image"
     rows = [_describe(what, sample_cosines(index.codes, SAMPLE_PAIRS))] if len(index) > 1 else []
     if job.texts:

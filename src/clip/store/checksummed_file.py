@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
 
 from ..errors import StoreError
 from ..parallel import available_cores, map_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 MAGIC = b"clipturb"
 TRAILER = struct.Struct("<QI8s")  # length and crc32 of the header, MAGIC
@@ -50,6 +54,19 @@ class SectionWriter:
         content = json.dumps({**header, "sections": sections}).encode()
         self._file.seek(max([self._end, *(section.end for section in self._sections.values())]))
         self._file.write(content + TRAILER.pack(len(content), zlib.crc32(content), MAGIC))
+
+
+def change_header(path: Path, changes: dict[str, Any]) -> None:
+    """Replace fields in the header of a file that nobody else has open, in place. Raises: StoreError if damaged."""
+    with path.open("r+b") as file:
+        checked = ChecksummedFile(file, str(path))
+        sections = {name: asdict(extent) for name, extent in checked.sections.items()}
+        content = json.dumps({**checked.header, **changes, "sections": sections}).encode()
+        file.seek(checked.end)
+        file.truncate()
+        file.write(content + TRAILER.pack(len(content), zlib.crc32(content), MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Section:
@@ -97,7 +114,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class _Extent:
+class Extent:
     """A section of a file that is read."""
 
     offset: int
@@ -123,6 +140,8 @@ class ChecksummedFile:
         Raises:  StoreError if the file is cut, or its header is damaged.
         """
         self._name = name
+        status = os.fstat(file.fileno())
+        self.identity = (status.st_ino, status.st_size, status.st_mtime_ns)
         try:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as exc:
@@ -134,32 +153,33 @@ class ChecksummedFile:
         content = self._map[end - length : end]
         if zlib.crc32(content) != check:
             raise self.report_damage("its header is not as it was written")
-        self._end = end - length  # of the sections
+        self.end = end - length  # of the sections
         try:
             self.header: dict[str, Any] = json.loads(content)
-            extents = {name: _Extent(**values) for name, values in self.header.pop("sections").items()}
-            usable = all(extent.fits(self._end) for extent in extents.values())
+            extents = {name: Extent(**values) for name, values in self.header.pop("sections").items()}
+            usable = all(extent.fits(self.end) for extent in extents.values())
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             usable, extents = False, {}
         if not usable:
             raise self.report_damage("its header is none that clip index writes")
-        self._sections = extents
+        self.sections = extents
+        self._seen = {name: bytearray(len(extent.checks)) for name, extent in extents.items()}
 
     def view(self, name: str) -> memoryview:
         """Return a section's bytes, mapped and not checked."""
-        if name not in self._sections:
+        if name not in self.sections:
             raise self.report_damage(f"it has no {name}")
-        start = self._sections[name].offset
-        return memoryview(self._map)[start : start + self._sections[name].size_bytes]
+        start = self.sections[name].offset
+        return memoryview(self._map)[start : start + self.sections[name].size_bytes]
 
     def block_bytes(self, name: str) -> int:
         """Return the size of a section's blocks."""
-        return self._sections[name].block_bytes
+        return self.sections[name].block_bytes
 
     def check(self, name: str) -> None:
         """Check a whole section, in threads. Raises: StoreError if it is damaged."""
         self.view(name)
-        blocks = range(len(self._sections[name].checks))
+        blocks = range(len(self.sections[name].checks))
         workers = available_cores()
         for _ in map_ahead(lambda block: self.read_block(name, block), blocks, workers=workers, ahead=4 * workers):
             pass
@@ -167,11 +187,11 @@ class ChecksummedFile:
     def check_all(self) -> None:
         """Check all sections, and the zeros between them. Raises: StoreError if they are damaged."""
         end = len(MAGIC)
-        for name, extent in sorted(self._sections.items(), key=lambda named: named[1].offset):
+        for name, extent in sorted(self.sections.items(), key=lambda named: named[1].offset):
             self._check_zeros(end, extent.offset)
             self.check(name)
             end = extent.offset + extent.size_bytes
-        self._check_zeros(end, self._end)
+        self._check_zeros(end, self.end)
 
     def _check_zeros(self, start: int, stop: int) -> None:
         if self._map[start:stop].strip(b"\0"):
@@ -179,17 +199,32 @@ class ChecksummedFile:
 
     def read_block(self, name: str, block: int) -> memoryview:
         """Return a block of a section, checked. Raises: StoreError if it is damaged."""
-        size, checks = self._sections[name].block_bytes, self._sections[name].checks
+        size, checks = self.sections[name].block_bytes, self.sections[name].checks
         data = self.view(name)[block * size : (block + 1) * size]
         if zlib.crc32(data) != checks[block]:
             raise self.report_damage(f"block {block} of its {name} is not as it was written")
         return data
 
+    def read(self, name: str, start: int, stop: int) -> memoryview:
+        """Return bytes of a section; a block is checked when it is first asked for. Raises: StoreError if damaged."""
+        data, size = self.view(name), self.block_bytes(name)
+        if not 0 <= start <= stop <= len(data):
+            raise self.report_damage(f"its {name} end before byte {stop:,}")
+        self.check_blocks(name, np.arange(start // size, -(-stop // size)))
+        return data[start:stop]
+
+    def check_blocks(self, name: str, blocks: np.ndarray) -> None:
+        """Check blocks of a section that were not checked yet. Shapes: int (M,). Raises: StoreError if damaged."""
+        seen = np.frombuffer(self._seen[name], np.bool_)
+        for block in np.unique(blocks[~seen[blocks]]).tolist():
+            self.read_block(name, block)
+            self._seen[name][block] = 1
+
     def release(self, name: str, blocks: Iterable[int]) -> None:
         """Free the memory of a section's blocks; the system reads them again when they are needed."""
         if not hasattr(self._map, "madvise"):
             return  # Windows
-        size, offset = self._sections[name].block_bytes, self._sections[name].offset
+        size, offset = self.sections[name].block_bytes, self.sections[name].offset
         for block in blocks:
             start = (offset + block * size) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, min(offset + (block + 1) * size, len(self._map)) - start)

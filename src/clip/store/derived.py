@@ -13,7 +13,8 @@ from .lock import GUARD, LOCK, PART_LOCK_NAME, PLAN_LOCK
 from .manifest import CALIBRATION, INDEX, MANIFEST
 from .parts import EMBEDDINGS, FAILURES, PART_NAME
 from .plan import LISTED, PLAN, PLAN_FOLDERS, SHARD_NAME, SUMMARY
-from .reader import STAMP, VECTORS, Store
+from .reader import Store
+from .rows_file import OF_BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,18 +29,12 @@ OURS: dict[str, re.Pattern[str]] = {
     EMBEDDINGS: PART_NAME,
     FAILURES: PART_NAME,
     PLAN: re.compile(f"{SHARD_NAME.pattern}|{re.escape(SUMMARY)}|{re.escape(LISTED)}"),
-    INDEX: re.compile(rf"{re.escape(VECTORS)}|{re.escape(STAMP)}|.*\.index|\..*\.guard"),
+    INDEX: re.compile("|".join([*map(re.escape, OF_BEFORE), r".*\.index|\..*\.guard|\.ivf\.build"])),
 }
 
 
 def check_derived(store: Store) -> Iterator[tuple[Path, StoreError]]:
     """Compare the files in _index with their checksums; yield those that are damaged."""
-    try:
-        store.check_vectors()
-    except (StoreError, OSError) as exc:
-        path = store.index_folder / VECTORS
-        if isinstance(exc, StoreError) and exc.item == str(path):  # else a part's, and reported with it
-            yield path, exc
     for path in sorted(store.index_folder.glob(INDEX_NAMES)):
         try:
             with open_regular(path) as file:

@@ -37,8 +37,8 @@ from ..object_paths import ObjectPath
 from ..parallel import map_ahead
 from .manifest import MANIFEST, read_manifest
 from .merge import merge
-from .parts import EMBEDDING, TEXT_EMBEDDING, vector_columns
-from .reader import Store, stack_vectors
+from .parts import EMBEDDING, TEXT_EMBEDDING, stack_vectors, vector_columns
+from .reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

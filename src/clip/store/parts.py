@@ -13,13 +13,15 @@ is made by the statistics in a footer.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,7 +30,7 @@ from ..errors import ClipError, StoreError, quote
 from .checksums import check_footer, check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from .manifest import Manifest
@@ -145,6 +147,26 @@ class Parts:
         except OSError as exc:
             raise StoreError(self.output / folder, f"cannot be listed ({exc.strerror})", "a folder", REMEDY) from exc
 
+    def list_files(self) -> list[tuple[str, int, int]]:
+        """Return the name, size and time of change [Unit: ns] of each embeddings file.
+
+        Raises:  StoreError for a broken link; OSError for a file that is removed meanwhile.
+        """
+        files: list[tuple[str, int, int]] = []
+        for path in self.find():
+            if path.is_symlink() and not path.exists():
+                raise StoreError(path, "is a broken link", "a part as clip embed wrote it", "Remove it.")
+            status = path.stat()
+            files.append((path.name, status.st_size, status.st_mtime_ns))
+        return files
+
+    def list_versions(self) -> list[tuple[str, int, int, int]]:
+        """Return what `list_files` does, and the rows of each file.
+
+        Raises:  as `list_files`; StoreError for a file that cannot be read.
+        """
+        return [(*file, self.summarise(self.output / EMBEDDINGS / file[0]).rows) for file in self.list_files()]
+
     def read(self, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all rows of a file, or some of its columns. Raises: StoreError where it is not as it was written."""
         names = columns if path.parent.name == EMBEDDINGS or columns else FAILURE_SCHEMA.names
@@ -242,6 +264,17 @@ class Parts:
                 raise StoreError(path, f"has {nulls:,} nulls as its {name}", "none", REMEDY)
 
 
+def hash_files(files: Iterable[tuple[Any, ...]]) -> str:
+    """Return a hash of the names, sizes and times of files, as `list_files` and `list_versions` return them."""
+    identities = "".join(f"{name} {size} {modified_ns}\n" for name, size, modified_ns, *_ in files)
+    return hashlib.sha256(identities.encode()).hexdigest()
+
+
+def make_stamp(versions: Sequence[tuple[str, int, int, int]]) -> dict[str, Any]:
+    """Return what says of which parts a derived file was made: a hash of their names, sizes and times, and the rows."""
+    return {"parts": hash_files(versions), "rows": sum(rows for *_, rows in versions)}
+
+
 @contextmanager
 def open_parquet(
     path: Path,
@@ -284,3 +317,14 @@ def translate_damage(
     except DAMAGE as exc:
         found = f"cannot be read ({next(iter(str(exc).splitlines()), type(exc).__name__)})"
         raise StoreError(path, found, expected, remedy) from exc
+
+
+def stack_vectors(rows: pa.Table, schema: pa.Schema, column: str = EMBEDDING) -> np.ndarray:
+    """Return the vectors in a column as one array; `Parts.read` has checked that none is null.
+
+    Shapes:  float32 or float16 (N, D).
+    """
+    kind = schema.field(column).type
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows.column(column).chunks]
+    flat = np.concatenate([np.empty(0, kind.value_type.to_pandas_dtype()), *chunks])
+    return flat.reshape(rows.num_rows, kind.list_size)

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import logging
 import os
 import shlex
-import zlib
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from ..atomic_files import atomic_write, make_folder, open_regular
 from ..errors import InputError, StoreError
-from ..object_paths import ObjectPath, open_place
-from ..parallel import available_cores, map_ahead
+from ..object_paths import open_place
+from ..parallel import map_ahead
 from ..records import as_utf8, join_root
-from .checksums import CHANGED, dump_json, load_json
-from .manifest import INDEX, MANIFEST, read_manifest
-from .parts import EMBEDDING, EMBEDDINGS, FAILURE_SCHEMA, FAILURES, Parts, embedding_schema
+from .manifest import MANIFEST, read_manifest
+from .parts import EMBEDDINGS, FAILURE_SCHEMA, FAILURES, Parts, embedding_schema
+from .rows_file import RowsFile, find_rows, locate_index_folder, make_index_folder, make_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-VECTORS, STAMP = "vectors.npy", "vectors.json"
-HASH_DIGITS = 16  # of an address
-BLOCK_BYTES = 2**24  # of vectors.npy, with a checksum each, which threads compare
-
-_log = logging.getLogger("clip")
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class Store:
@@ -55,24 +44,16 @@ class Store:
         self.schema = embedding_schema(manifest)
         self.files = Parts(self.path, self.schema, manifest.run)
         self.files.warn_of_copies()
-        self._checked: object = None  # the file of vectors whose bytes were compared
+        self._checked: object = None  # the file of rows whose vectors were compared
 
     @cached_property
     def index_folder(self) -> Path:
         """Where files are that are derived from the parts: in the output; of one on an object store in a cache here."""
-        if not isinstance(self.path, ObjectPath):
-            return self.path / INDEX
-        home = os.environ.get("XDG_CACHE_HOME", "")
-        home = home if os.path.isabs(home) else os.path.join("~", ".cache")  # noqa: PTH117, PTH118
-        name = hashlib.sha256(str(self.path).encode()).hexdigest()[:HASH_DIGITS]
-        return Path(home).expanduser() / "clip-turbo" / "outputs" / f"{self.path.name}-{name}"
+        return locate_index_folder(self.path)
 
     def make_index_folder(self) -> Path:
         """Make the folder of derived files unless it is there. Raises: OSError, for a link too."""
-        if isinstance(self.path, ObjectPath):
-            self.index_folder.parent.mkdir(parents=True, exist_ok=True)
-        make_folder(self.index_folder)
-        return self.index_folder
+        return make_index_folder(self.path)
 
     def locate(self, path: str) -> str:
         """Return where the path of a row leads."""
@@ -136,153 +117,35 @@ class Store:
             self.check_rows(sum(self.files.summarise(path).rows for path in self.parts(folder)), folder)
 
     def vectors(self) -> np.ndarray:
-        """Return the vectors in the order of `table`, mapped from the file _index/vectors.npy.
+        """Return the vectors in the order of `table`, mapped from the file _index/rows.index.
 
-        The first call writes that file, and so does a call after the parts have changed. Where it cannot be written,
-        the vectors are read into memory. The first call of a Store compares the file with its checksums.
+        The first call writes that file, which search uses too, and so does a call after the parts have changed. Where
+        it cannot be written, it is a temporary file. The first call of a Store compares all vectors with their
+        checksums.
 
         Shapes:  float32 or float16 (N, D), read-only.
-        Raises:  StoreError for a part, or a file of vectors, that is not as it was written.
+        Raises:  StoreError for a part, or a file of rows, that is not as it was written; StoreBusyError if a job keeps
+                 changing the parts.
         """
-        path, stamp = self.index_folder / VECTORS, self.stamp()
-        self.check_rows(stamp["rows"])
-        checks = _read_checks(path.with_name(STAMP), stamp, self._count_bytes(stamp["rows"]))
-        if checks is None or not path.is_file():
-            try:
-                checks = self._write_vectors(path, stamp)
-                self._checked = _identify(path, checks)
-            except OSError as exc:
-                _log.warning("%s: cannot be written (%s); the vectors are read into memory", path, exc)
-                return np.concatenate([np.empty((0, self.dim), self._dtype), *self._read_blocks()])
-        return self._map_vectors(path, stamp["rows"], checks)
+        rows = self.find_rows()
+        if rows is None:
+            rows = self.make_rows()
+        elif self._checked != rows.identity:
+            rows.check_vectors()
+        self._checked = rows.identity
+        self.check_rows(len(rows))
+        return rows.vectors
 
-    def check_vectors(self) -> None:
-        """Compare the file of vectors with its checksums, if there is one of the present parts. Raises: StoreError."""
-        path = self.index_folder / VECTORS
-        try:
-            content, carried = load_json(path.with_name(STAMP))
-            if "checks" in content and not carried:
-                raise ValueError("it carries no checksum")
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError) as exc:
-            remedy = f"Remove {path.with_name(STAMP)}: it is made again when it is needed."
-            raise StoreError(path, f"has no valid {STAMP} ({exc})", "it as it was written", remedy) from exc
-        stamp = self.stamp()
-        checks = _read_checks(path.with_name(STAMP), stamp, self._count_bytes(stamp["rows"]))
-        if checks is not None and path.exists():
-            self._map_vectors(path, stamp["rows"], checks)
+    def find_rows(self) -> RowsFile | None:
+        """Return the file of rows; None where there is none of the present parts. Raises: StoreError if damaged."""
+        return find_rows(self.files)
 
-    def _map_vectors(self, path: Path, rows: int, checks: list[int]) -> np.ndarray:
-        header = _make_header(self._dtype, rows, self.dim)
-        size_bytes = self._count_bytes(rows)
-        remedy = f"Remove {path}: it is made again when it is needed."
-        try:
-            with open_regular(path) as file:
-                begin = file.read(len(header))
-                if begin != header or file.seek(0, 2) != len(header) + size_bytes:
-                    raise StoreError(path, CHANGED, f"{rows:,} vectors of {self.dim}", remedy)
-                if not rows:
-                    return np.empty((0, self.dim), self._dtype)  # no file of 0 bytes can be mapped
-                vectors = np.memmap(file, self._dtype, "r", len(header), (rows, self.dim))
-                identity = _identify(path, checks)
-        except OSError as exc:
-            raise StoreError(path, f"cannot be read ({exc})", "the vectors of the run", remedy) from exc
-        if self._checked != identity:
-            for number, check in enumerate(_sum_blocks(vectors)):
-                if check != checks[number]:
-                    raise StoreError(path, CHANGED, "the vectors of the parts", remedy)
-            self._checked = identity
-        return vectors
+    def make_rows(self, progress: Callable[[int, int], None] = lambda _done, _total: None) -> RowsFile:
+        """Return the file of rows of the parts as they are now; write it first where there is none.
 
-    def _write_vectors(self, path: Path, stamp: dict[str, Any]) -> list[int]:
-        self.make_index_folder()
-        path.with_name(STAMP).unlink(missing_ok=True)  # first, so that the stamp never belongs to another file
-        checks, check, room = [], 0, BLOCK_BYTES
-        with atomic_write(path) as file:
-            file.write(_make_header(self._dtype, stamp["rows"], self.dim))
-            for block in self._read_blocks():
-                data = memoryview(block.tobytes())
-                file.write(data)
-                while len(data):
-                    check, data, room = zlib.crc32(data[:room], check), data[room:], room - len(data[:room])
-                    if not room:
-                        checks, check, room = [*checks, check], 0, BLOCK_BYTES
-        checks += [check] if room < BLOCK_BYTES else []
-        with atomic_write(path.with_name(STAMP)) as file:
-            file.write(dump_json(stamp | {"checks": checks}))
-        return checks
-
-    def _read_blocks(self) -> Iterator[np.ndarray]:
-        """Yield the vectors part by part. Shapes: (N, D) each."""
-        for _, rows in self.read_parts([EMBEDDING]):
-            yield stack_vectors(rows, self.schema)
-
-    def _count_bytes(self, rows: int) -> int:
-        return rows * self.dim * self._dtype.itemsize
-
-    @property
-    def _dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.manifest.dtype)
-
-    def stamp(self) -> dict[str, Any]:
-        """Return a hash of the parts' names, sizes and times, and the number of rows: what a derived file was made of.
-
-        Raises:  StoreError for a part that cannot be read; OSError for one that is removed meanwhile.
+        Raises:  as `vectors`.
         """
-        identities = hashlib.sha256()
-        rows = 0
-        # A footer on an object store is a request, and a finished run has counted its rows.
-        counts = self.manifest.counts if isinstance(self.path, ObjectPath) else None
-        for path in self.parts():
-            if path.is_symlink() and not path.exists():
-                raise StoreError(path, "is a broken link", "a part as clip embed wrote it", "Remove it.")
-            status = path.stat()
-            identities.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-            rows += self.files.summarise(path).rows if counts is None else 0
-        rows = rows if counts is None else counts["written"]
-        return {"parts": identities.hexdigest(), "rows": rows}
-
-
-def stack_vectors(rows: pa.Table, schema: pa.Schema, column: str = EMBEDDING) -> np.ndarray:
-    """Return the vectors in a column as one array; `Parts.read` has checked that none is null.
-
-    Shapes:  float32 or float16 (N, D).
-    """
-    kind = schema.field(column).type
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows.column(column).chunks]
-    flat = np.concatenate([np.empty(0, kind.value_type.to_pandas_dtype()), *chunks])
-    return flat.reshape(rows.num_rows, kind.list_size)
-
-
-def _make_header(dtype: np.dtype[Any], rows: int, dim: int) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (rows, dim)})
-    return file.getvalue()
-
-
-def _identify(path: Path, checks: list[int]) -> object:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns, *checks
-
-
-def _sum_blocks(vectors: np.ndarray) -> Iterator[int]:
-    """Yield the crc32 of each block of mapped vectors; threads compute them."""
-    data = memoryview(vectors.reshape(-1).view(np.uint8).data)
-    workers = available_cores()
-    starts = range(0, len(data), BLOCK_BYTES)
-    return map_ahead(lambda at: zlib.crc32(data[at : at + BLOCK_BYTES]), starts, workers=workers, ahead=2 * workers)
-
-
-def _read_checks(path: Path, stamp: dict[str, Any], size_bytes: int) -> list[int] | None:
-    """Return the checksums of the blocks of vectors that were made of these parts; None where there are none."""
-    try:
-        content, _ = load_json(path)
-    except (OSError, ValueError):
-        return None  # missing or incomplete: the file is written again
-    checks = content.pop("checks", None)
-    usable = isinstance(checks, list) and len(checks) == -(-size_bytes // BLOCK_BYTES)
-    return checks if content == stamp and usable else None
+        return make_rows(self.files, progress)
 
 
 def _make_missing_error(path: Path) -> StoreError:

@@ -152,7 +152,7 @@ def test_parts_in_other_places_and_files_of_others_change_no_result(
 
 @given(seed=SEEDS, sealed=st.booleans())
 @settings(SETTINGS, max_examples=25)
-@pytest.mark.parametrize("name", ["manifest.json", "_plan/plan.json", "_index/vectors.json"])
+@pytest.mark.parametrize("name", ["manifest.json", "_plan/plan.json"])
 def test_counts_and_types_that_cannot_be_are_errors(
     sound: Path, tmp_path: Path, name: str, *, seed: int, sealed: bool
 ) -> None:

@@ -19,7 +19,7 @@ from clip.store.lock import hold_lock
 from clip.store.manifest import Manifest
 from clip.store.writer import StoreWriter
 
-PRECIOUS = ("part-00000.parquet", "exact.index", "vectors.npy", ".part-00001.parquet.1.tmp", "img_emb_0.npy")
+PRECIOUS = ("part-00000.parquet", "exact.index", "rows.index", ".part-00001.parquet.1.tmp", "img_emb_0.npy")
 
 
 @pytest.fixture
@@ -67,20 +67,22 @@ def test_derived_files_are_not_written_through_a_link(tmp_path: Path, elsewhere:
     out = write_output(tmp_path / "out")
     hits, vectors = clip.Index(out).search(vector=QUERY), clip.Store(out).vectors().copy()
     link_folder(out / "_index", elsewhere)
-    (elsewhere / "exact.index").unlink()
+    for name in ("exact.index", "rows.index"):
+        (elsewhere / name).unlink()
     assert clip.Index(out).search(vector=QUERY) == hits
-    (elsewhere / "exact.index").write_text("precious")
+    assert np.array_equal(clip.Store(out).vectors(), vectors)
+    for name in ("exact.index", "rows.index"):
+        (elsewhere / name).write_text("precious")
     with pytest.raises(StoreError, match="_index"):
         clip.Index(out)
     with pytest.raises(StoreError, match="a link, through which nothing is written"):
         check_index(clip.Store(out))
-    assert np.array_equal(clip.Store(out).vectors(), vectors)
     assert is_untouched(elsewhere)
 
 
 def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Path, elsewhere: Path) -> None:
     out = write_output(tmp_path / "out")
-    for name in ("manifest.json", "_index/vectors.npy", "_index/vectors.json"):
+    for name in ("manifest.json", "_index/rows.index"):
         target = elsewhere / name.rpartition("/")[2]
         target.write_bytes((out / name).read_bytes())
         (out / name).unlink()
@@ -91,7 +93,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Pa
     writer.finish(None)
     (out / "embeddings/part-00001.parquet").unlink()
     clip.Store(out).vectors()
-    assert not any((out / name).is_symlink() for name in ("manifest.json", "_index/vectors.npy"))
+    assert not any((out / name).is_symlink() for name in ("manifest.json", "_index/rows.index"))
     assert {path: path.read_bytes() for path in elsewhere.iterdir()} == before
 
 

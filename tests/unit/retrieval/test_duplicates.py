@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 
 import clip
 from clip.errors import InputError
+from clip.jobs.duplicates import MIN_COSINE
 
 Find = Callable[..., list[set[str]]]
 
@@ -69,6 +70,21 @@ def test_same_is_by_bytes_and_pixels(out: Path) -> None:
 
 def test_edited_is_by_pixels(out: Path) -> None:
     assert find(out, min_cosine=0.5) == EDITED
+
+
+def test_a_search_shows_of_each_group_the_best_hit_alone(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MIN_COSINE, "edited", 0.5)
+    query = ("search", out, "--like", "5.png", "--plain", "-n", 20)
+    every = [Path(path).name for path in run(*query)[1].splitlines()]
+    grouped = [Path(path).name for path in run(*query, "--group-duplicates")[1].splitlines()]
+    assert len(every) == 11
+    assert grouped == [name for name in every if name in grouped]  # in the same order
+    for group in EDITED:
+        shown = [name for name in grouped if name in group]
+        if "4.png" in group and every.index("4-crop.png") < every.index("4.png"):
+            assert shown == ["4-crop.png", "4.png"]  # the whole image shows more than a crop of it
+        else:
+            assert len(shown) == 1, group
 
 
 def test_similar_is_by_vectors_alone(out: Path) -> None:
@@ -136,6 +152,24 @@ def test_not_kept_lists_files_alone_and_never_one_that_is_kept(
     assert kept.exists()
     assert "are not listed" in errors
     assert {path for path in before if path.exists()} == set(before) - set(listed)
+
+
+def test_a_crop_joins_one_image_and_two_of_a_burst_stay_apart(tmp_path: Path, weights: Path) -> None:
+    """What two photos of a burst share is a crop of both; by it they would be one group."""
+    wide = list(make_wide_photos(2))[1].resize((480, 400))  # a mosaic
+    (tmp_path / "photos").mkdir()
+    for name, place in {
+        "first": (0, 0, 400, 400),
+        "second": (48, 0, 448, 400),
+        "shared": (60, 20, 380, 380),
+        "shared-small": (60, 20, 380, 380),
+    }.items():
+        cut = wide.crop(place)
+        (cut.resize((160, 180)) if name == "shared-small" else cut).save(tmp_path / f"photos/{name}.png")
+    embed(tmp_path / "photos", tmp_path / "out", weights)
+    (group,) = find(tmp_path / "out", min_cosine=0.5)
+    assert group >= {"shared.png", "shared-small.png"}
+    assert len(group & {"first.png", "second.png"}) == 1
 
 
 def test_files_that_are_gone_are_in_no_group(tmp_path: Path, weights: Path, photos: list[Image.Image]) -> None:

@@ -22,6 +22,7 @@ from clip.records import Row, Shard
 from clip.retrieval import index_file as module
 from clip.retrieval.index_file import FILE, check_index, open_index
 from clip.retrieval.scan import ScanEngine
+from clip.store import rows_file
 from clip.store.manifest import Manifest
 from clip.store.reader import Store
 from clip.store.writer import StoreWriter
@@ -140,9 +141,9 @@ def test_the_index_is_made_once_and_again_when_parts_change(tmp_path: Path) -> N
 
 def test_an_index_of_another_version_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three(tmp_path)
-    monkeypatch.setattr(module, "VERSION", 2)
-    inode = check_index(Store(tmp_path))[0] and (tmp_path / "_index" / FILE).stat().st_ino
     monkeypatch.setattr(module, "VERSION", 1)
+    inode = check_index(Store(tmp_path))[0] and (tmp_path / "_index" / FILE).stat().st_ino
+    monkeypatch.undo()
     clip.Index(tmp_path)
     assert (tmp_path / "_index" / FILE).stat().st_ino != inode
 
@@ -150,14 +151,15 @@ def test_an_index_of_another_version_is_made_again(tmp_path: Path, monkeypatch: 
 def test_the_remains_of_a_killed_build_are_removed(tmp_path: Path) -> None:
     three(tmp_path)
     (tmp_path / "_index").mkdir()
-    (tmp_path / "_index" / f".{FILE}.0123.tmp").write_bytes(b"half")
+    for name in (FILE, "rows.index"):
+        (tmp_path / "_index" / f".{name}.0123.tmp").write_bytes(b"half")
     clip.Index(tmp_path)
-    assert sorted(os.listdir(tmp_path / "_index")) == [".exact.guard", FILE]
+    assert sorted(os.listdir(tmp_path / "_index")) == [".exact.guard", ".rows.guard", FILE, "rows.index"]
 
 
 def test_parts_that_change_while_they_are_read_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = three(tmp_path)
-    written, changes = module._write_sections, [2]
+    written, changes = rows_file._write_sections, [2]
 
     def disturbed(*arguments: Any) -> bool:
         done = written(*arguments)
@@ -167,7 +169,7 @@ def test_parts_that_change_while_they_are_read_are_read_again(tmp_path: Path, mo
             writer.commit(Shard(0, [], "fingerprint"), [row], np.ones((1, DIM), np.float32), [])
         return done
 
-    monkeypatch.setattr(module, "_write_sections", disturbed)
+    monkeypatch.setattr(rows_file, "_write_sections", disturbed)
     assert clip.Index(tmp_path).search(vector=np.ones(DIM), k=1)[0].id == "new0"
     changes[0] = 99
     writer.commit(Shard(0, [], "fingerprint"), [Row("x", "x", 1, 1, "JPEG", 1)], np.ones((1, DIM), np.float32), [])
@@ -229,7 +231,8 @@ def test_where_nothing_can_be_written_the_index_is_a_temporary_file(
     three(tmp_path)
     query = np.arange(1, DIM + 1)
     expected = clip.Index(tmp_path).search(vector=query)
-    os.unlink(tmp_path / "_index" / FILE)
+    for name in (FILE, "rows.index"):
+        os.unlink(tmp_path / "_index" / name)
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -237,7 +240,7 @@ def test_where_nothing_can_be_written_the_index_is_a_temporary_file(
     monkeypatch.setattr(os, "fsync", refuse)
     assert clip.Index(tmp_path).search(vector=query) == expected
     assert "the index is made in a temporary file" in caplog.text
-    assert os.listdir(tmp_path / "_index") == [".exact.guard"]
+    assert sorted(os.listdir(tmp_path / "_index")) == [".exact.guard", ".rows.guard"]
     with pytest.raises(StoreError, match="cannot be written"):
         check_index(Store(tmp_path))
 
@@ -294,17 +297,20 @@ def test_memory_is_let_go_of_and_read_again(tmp_path: Path) -> None:
     index.check()
 
 
-def test_the_header_leaves_room_for_other_kinds(tmp_path: Path) -> None:
+def test_the_vectors_are_kept_once_beside_the_codes(tmp_path: Path) -> None:
     three(tmp_path)
     clip.Index(tmp_path)
-    content = (tmp_path / "_index" / FILE).read_bytes()
-    header = json.loads(content[content.rindex(b'{"kind"') : content.rindex(b"}") + 1])
-    assert (header["kind"], header["version"], header["rows"], header["dim"], header["dtype"]) == (
-        "exact",
-        1,
-        145,
-        DIM,
-        "float32",
-    )
-    assert list(header["sections"]) == ["codes", "vectors", "rows"]
-    assert header["stamp"]["rows"] == 145
+    clip.Store(tmp_path).vectors()
+    folder = tmp_path / "_index"
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [FILE, "rows.index"]
+    headers = [
+        json.loads(data[data.rindex(b'{"kind"') : data.rindex(b"}") + 1])
+        for data in ((folder / name).read_bytes() for name in (FILE, "rows.index"))
+    ]
+    assert [list(header["sections"]) for header in headers] == [["codes"], ["vectors", "rows"]]
+    assert [(header["kind"], header["rows"], header["dim"]) for header in headers] == [
+        ("exact", 145, DIM),
+        ("rows", 145, DIM),
+    ]
+    assert headers[0]["stamp"] == headers[1]["stamp"]
+    assert headers[0]["stamp"]["rows"] == 145

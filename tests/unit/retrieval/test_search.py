@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import checkpoints, formula
+from kit import checkpoints, formula, loopback
 from kit.in_process import Run
 from kit.jobs import change_job, embed_job
 from kit.programs import command
@@ -123,6 +123,47 @@ def test_hits_can_be_limited_by_score_and_by_columns(index: clip.Index) -> None:
     wide = index.search(text="a cat", k=7, where="width > 60 AND format = 'PNG'")
     assert wide == [hit for hit in hits if hit.id in ("3.png", "4.png", "5.png")]
     assert index.search(text="a cat", k=2, where="width > 60", min_score=wide[1].score) == wide[:2]
+
+
+def test_weights_multiply_vectors_and_those_below_0_are_avoided(
+    folder: Path, index: clip.Index, encoder: clip.Encoder, run: Run
+) -> None:
+    cat, dog, snow = texts(encoder, "a cat", "3:10 to Yuma", "snow")
+    photo = unit(encoder.embed([folder / "photos/2.png"])[0])
+    query = (2 * cat + dog + 0.5 * photo) / 3 - 1.5 * snow
+    found = index.search(
+        text=[clip.Weighted("a cat", 2), "3:10 to Yuma", clip.Weighted("snow", -1.5)],
+        image=clip.Weighted(folder / "photos/2.png", 0.5),
+        k=7,
+    )
+    assert of(found) == pytest.approx(expected(folder, query), abs=1e-6)
+    flags = ("-t", "2:a cat", "-t", "3:10 to Yuma", "-t", "-1.5:snow", "-i", f".5:{folder}/photos/2.png")
+    said = run("search", folder / "out", *flags, "-n", 7, "--json")[1]
+    assert [json.loads(line) for line in said.splitlines()] == [dataclasses.asdict(hit) for hit in found]
+
+
+@pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf"), -2000])
+def test_a_weight_that_is_none_is_refused(weight: float) -> None:
+    with pytest.raises(InputError, match=r"weight: found .*, expected a number of up to 1000, above or below 0"):
+        clip.Weighted("a cat", weight)
+
+
+def test_rows_like_a_row_are_the_others(folder: Path, index: clip.Index, run: Run) -> None:
+    vector = index.read_vector(index.find_row("3.png"))
+    expected = [hit for hit in index.search(vector=vector, k=7) if hit.id != "3.png"]
+    assert index.search(like="3.png", k=7) == expected
+    said = run("search", folder / "out", "--like", "3.png", "-n", 2, "--plain")[1]
+    assert said.splitlines() == [hit.path for hit in expected[:2]]
+    with pytest.raises(InputError, match=r"like: found 'no.png', expected an id of .*out\. Pass a hit's id"):
+        index.search(like="no.png")
+
+
+def test_an_image_may_be_on_a_server(folder: Path, index: clip.Index) -> None:
+    expected = index.search(image=folder / "photos/3.png", k=2)
+    with loopback.serving((folder / "photos/3.png").read_bytes()) as server:
+        assert index.search(image=f"{server.url}/3.png", k=2) == expected
+    with loopback.serving(b"", "404") as server, pytest.raises(InputError, match=r"/no\.png: cannot be read"):
+        index.search(image=f"{server.url}/no.png")
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -342,11 +383,12 @@ def test_the_command_makes_the_index_and_says_whether_it_had_to(run: Run, folder
     assert error == f"{tmp_path}/out/_index/exact.index: 7 rows, 0.0 MB, whole and up to date\n"
     report = json.loads(said)
     assert (report["rows"], report["made"]) == (7, False)
-    assert report["size_bytes"] == (tmp_path / "out/_index/exact.index").stat().st_size
+    sizes = [(tmp_path / "out/_index" / name).stat().st_size for name in ("exact.index", "rows.index")]
+    assert report["size_bytes"] == sum(sizes)
 
 
 def test_each_field_of_a_job_has_a_flag_and_each_flag_a_field() -> None:
-    forms = {"as_json", "as_csv", "plain", "print0", "words", "previews", "opens"}
+    forms = {"as_json", "as_csv", "plain", "print0", "words", "previews", "opens", "explains"}
     jobs: dict[str, tuple[type, set[str]]] = {
         "search": (SearchJob, forms),
         "index": (IndexJob, {"as_json"}),
@@ -358,7 +400,8 @@ def test_each_field_of_a_job_has_a_flag_and_each_flag_a_field() -> None:
         assert parameters.keys() == found.keys() | more
         for field in found.keys() - {"output", "source", "labels"}:
             given = parameters[field]
-            assert (found[field] or None) == (given if isinstance(given, (str, int)) else None), field
+            given = given if isinstance(given, (str, int, float)) else None
+            assert (found[field] or None) == (given or None), field
 
 
 def test_a_search_by_vector_needs_no_torch(folder: Path, tmp_path: Path) -> None:
