@@ -22,12 +22,13 @@ SHEET_ENDINGS = {"contact_sheet": (".png",), "html": (".html", ".htm")}
 MAX_WEIGHT = 1_000.0
 
 
+@documented
 @dataclass(frozen=True)
 class Weighted:
     """A text or an image of a query with a weight: above 1 it counts more, below 0 it is to be avoided."""
 
     value: Any
-    """The text; or the image, in any form that a search takes."""
+    """The text, or the image in any form that a search takes."""
     weight: float
     """What its vector is multiplied by."""
 
