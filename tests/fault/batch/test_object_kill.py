@@ -38,7 +38,9 @@ def test_every_id_is_there_once_whenever_a_run_was_killed(objects: ObjectServer,
             out = f"out-{number}"
             for _ in range(2):
                 moment = chance.random() * whole_s
-                killed += server.embed(photos, "-o", f"s3://{BUCKET}/{out}", *flags, kill_after_s=moment).code != DONE
+                code = server.embed(photos, "-o", f"s3://{BUCKET}/{out}", *flags, kill_after_s=moment).code
+                killed += code != DONE
+                whole_s *= 0.5 if code == DONE else 1  # the first run took longer than others do, or the machine did
             ended = server.embed(photos, "-o", f"s3://{BUCKET}/{out}", *flags)
             assert ended.code == DONE, ended.said
             assert read_ids(objects, out) == ids
