@@ -19,7 +19,6 @@ from .configurations import (
     OPEN_CLIP_TEXT,
     OPEN_CLIP_TEXT_READ,
     OPEN_CLIP_VISION,
-    check_settings,
     read_count,
     read_mlp_width,
     read_open_clip_preprocess,
@@ -29,6 +28,7 @@ from .configurations import (
 from .origin import Stated, refuse_network, refuse_origin
 from .pe_layouts import META_ONLY, OWN_ONLY, TIMM_ONLY, PeNaming, to_pe
 from .published import META_NAMES
+from .siglip import check_open_clip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -185,10 +185,7 @@ def from_open_clip_pe(config: dict[str, Any], file: str) -> PeConfiguration:
         (vision, OPEN_CLIP_VISION, VISION_ONLY, VISION_READ),
         (text, OPEN_CLIP_TEXT, {}, OPEN_CLIP_TEXT_READ),
     ):
-        check_settings(file, settings, {k: v for k, v in (others | only).items() if k not in read}, read)
-        for key, value in only.items():  # open_clip's defaults are others
-            if settings.get(key) != value:
-                raise refuse(file, key, settings.get(key), value)
+        check_open_clip(file, settings, others, only, read)
     if vision.get("timm_proj") is not None:
         raise refuse(file, "timm_proj", vision["timm_proj"], None)
     side = read_side(file, vision, "image_size", a.image_resolution)

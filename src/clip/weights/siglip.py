@@ -288,6 +288,19 @@ def read_siglip_preprocess(file: str, config: dict[str, Any], resolution_px: int
     return PreprocessSettings(resolution_px, mean, std, INTERPOLATIONS[resample], "squash")
 
 
+def check_open_clip(
+    file: str, settings: dict[str, Any], others: Mapping[str, Any], only: Mapping[str, Any], read: set[str]
+) -> None:
+    """Raise CheckpointError as `check_settings`, and for a setting in `only` that is left out: its default is another.
+
+    Settings that the caller has `read` may have any value.
+    """
+    check_settings(file, settings, {k: v for k, v in {**others, **only}.items() if k not in read}, read)
+    for key, value in only.items():
+        if settings.get(key) != value:
+            raise refuse(file, key, settings.get(key), value)
+
+
 def from_open_clip_siglip(config: dict[str, Any], file: str) -> SiglipConfiguration:
     """Read open_clip's configuration of a SigLIP, whose image tower is named after timm's.
 
@@ -306,10 +319,7 @@ def from_open_clip_siglip(config: dict[str, Any], file: str) -> SiglipConfigurat
         (vision, OPEN_CLIP_VISION, VISION_ONLY, VISION_READ),
         (text, OPEN_CLIP_TEXT, TEXT_ONLY, TEXT_READ),
     ):
-        check_settings(file, settings, {k: v for k, v in (others | only).items() if k not in read}, read)
-        for key, value in only.items():  # open_clip's defaults are others
-            if settings.get(key) != value:
-                raise refuse(file, key, settings.get(key), value)
+        check_open_clip(file, settings, others, only, read)
     act = text.get("act_kwargs") or {}
     if act not in ({}, {"approximate": "tanh"}, {"approximate": "none"}):
         raise refuse(file, "act_kwargs", act, "approximate: tanh or none")
